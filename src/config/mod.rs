@@ -1,0 +1,1 @@
+//! TOML to checked values. Named by `control` and the binaries only.

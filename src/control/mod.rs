@@ -1,0 +1,1 @@
+//! The one ordinary thread: sources, compile, publish, admin, export. May block, lock and allocate; never on the path.

@@ -1,0 +1,3 @@
+//! One message model and its wire format; knows nothing of routes or services.
+
+pub mod h1;

@@ -1,0 +1,1 @@
+//! THE PATH: one connection, one exchange, every branch.

@@ -1,0 +1,42 @@
+//! Which service was meant: host and path of a request to a route.
+//!
+//! Pure: knows no socket and no clock. Paths are matched octet for octet as they were sent (no decoding, no removal of
+//! dot segments), because what is matched must be what is forwarded.
+
+mod table;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+pub use table::{Table, TableBuilder, TableError};
+
+/// One rule: requests for this host and path go to that service.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Route {
+    /// Its name in log and metrics.
+    pub name: Arc<str>,
+    /// Index into `Snapshot::services`.
+    pub service: u32,
+    /// From the request's head to the last byte of the response; `None` for no limit.
+    pub timeout: Option<Duration>,
+}
+
+/// Which hosts a route serves.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum HostMatch {
+    /// Every host, also a request without one (HTTP/1.0).
+    Any,
+    /// Exactly this host, compared without regard to case, without port.
+    Exact(Box<str>),
+    /// `*.suffix`: one or more labels before `.suffix` (stored without the `*`, with the dot).
+    Suffix(Box<str>),
+}
+
+/// Which paths a route serves.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum PathMatch {
+    /// Exactly this path (the query does not count).
+    Exact(Box<str>),
+    /// This path and everything below it, by whole segments: `/a` matches `/a` and `/a/b`, not `/ab`. `/` matches all.
+    Prefix(Box<str>),
+}

@@ -1,0 +1,105 @@
+//! The immutable state that control gives to shards: built by `config::compile` (building may fail), applied by a
+//! shard (applying may not). Ids are indices into the snapshot's own lists and mean nothing in another generation;
+//! what must be carried over from one generation to the next (pools, averages) is found by name and address.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::{route, upstream};
+
+/// Everything that a shard needs to know to serve.
+#[derive(Debug)]
+pub struct Snapshot {
+    /// Counts up by one with every snapshot published.
+    pub generation: u64,
+    /// Where to listen.
+    pub listeners: Vec<Listener>,
+    /// Host and path to route.
+    pub routes: route::Table,
+    /// All services; `route::Route::service` is an index into this list.
+    pub services: Vec<Arc<upstream::spec::Service>>,
+    /// What a caller may take.
+    pub limits: Limits,
+    /// How long a caller may take.
+    pub timeouts: Timeouts,
+    /// What is added to and removed from messages.
+    pub forwarding: Forwarding,
+    /// Whether and how exchanges are logged; the destination is control's business.
+    pub access_log: Option<AccessLogFormat>,
+}
+
+/// One address to accept on. Each shard has a socket of its own for it (SO_REUSEPORT).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listener {
+    /// Its name in log and metrics.
+    pub name: Arc<str>,
+    /// Where it is bound. Port 0 asks the kernel for one (tests).
+    pub address: SocketAddr,
+}
+
+/// Ceilings on what one peer may take. All are inclusive.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limits {
+    /// Bytes of a head (request or response line and all fields).
+    pub head_bytes_max: u32,
+    /// Bytes of a request target.
+    pub target_bytes_max: u32,
+    /// Fields in a head, and fields in a trailer section. At most [`Limits::FIELDS_CEILING`].
+    pub fields_max: u16,
+    /// Bytes of a request body; 0 for no limit.
+    pub body_bytes_max: u64,
+    /// Open downstream connections of the whole proxy; each shard gets an equal share.
+    pub connections_max: u32,
+    /// Interim (1xx) responses before the final one.
+    pub interim_responses_max: u16,
+}
+
+impl Limits {
+    /// The most fields that any configuration may allow: the size of the table that a head is split into.
+    pub const FIELDS_CEILING: u16 = 256;
+}
+
+/// How long each wait on a caller may last. A service has its own for its side.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Timeouts {
+    /// From the first byte of a request head to its last.
+    pub head: Duration,
+    /// Between two requests on a connection, and before the first.
+    pub idle: Duration,
+    /// Between two reads of a request body, or two writes of a response body: a peer that makes no progress at all.
+    pub body_stall: Duration,
+    /// From SIGTERM to the end of what is in flight.
+    pub drain: Duration,
+}
+
+/// What the proxy adds to and removes from the messages that it passes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Forwarding {
+    /// The pseudonym in `Via` and in loop detection; `None` adds no `Via` (and detects no loops).
+    pub via: Option<Arc<str>>,
+    /// What becomes of `X-Forwarded-For`, `X-Forwarded-Proto` and `X-Forwarded-Host` from the caller.
+    pub forwarded: ForwardedFields,
+    /// Whether answers made by the proxy say in `x-ringmesh-failure` which hop failed and why.
+    pub failure_header: bool,
+}
+
+/// What becomes of the caller's `X-Forwarded-*` fields.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ForwardedFields {
+    /// Passed on as they are; nothing is added.
+    Keep,
+    /// The caller's address is appended to `X-Forwarded-For`; the others are set if missing.
+    Append,
+    /// What the caller sent is removed (also `Forwarded`), then set from the connection: for edges.
+    Replace,
+}
+
+/// How a line of the access log looks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AccessLogFormat {
+    /// One JSON object per line.
+    Json,
+    /// One line of words, for eyes.
+    Text,
+}

@@ -1,0 +1,4 @@
+//! Where it goes: the services that control declared, and what one shard knows of each (endpoints, averages, pools).
+
+pub mod balance;
+pub mod spec;
