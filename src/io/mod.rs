@@ -1,1 +1,308 @@
 //! Bytes: the only code that knows the runtime's I/O traits, times out or cancels an operation.
+//!
+//! A [`Connection`] is a socket in two halves that can be used at the same time, each operation with a deadline. Reads
+//! append to a buffer's spare capacity, writes take a buffer from a given offset; both give the buffer back, because
+//! the kernel owns it while the operation is in flight. Knows nothing of HTTP.
+
+pub(crate) mod sys;
+pub mod timed;
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::AsRawFd;
+use std::rc::Rc;
+use std::time::Duration;
+
+use monoio::buf::{IoBuf, IoBufMut};
+use monoio::io::{
+    AsyncReadRent, AsyncWriteRent, CancelableAsyncReadRent, OwnedReadHalf, OwnedWriteHalf, Splitable,
+};
+use monoio::net::{TcpStream, UnixStream};
+
+use crate::shard::clock::Clock;
+use crate::upstream::spec::Address;
+use timed::{Deadlines, OnDeadline, Ticket};
+
+/// A stream socket with deadlines.
+pub struct Connection {
+    ticket: Rc<Ticket>,
+    /// What is read from the peer.
+    pub reader: Reader,
+    /// What is written to the peer.
+    pub writer: Writer,
+}
+
+/// The receiving half of a [`Connection`].
+pub struct Reader {
+    ticket: Rc<Ticket>,
+    half: ReadHalf,
+}
+
+/// The sending half of a [`Connection`].
+pub struct Writer {
+    // The last owner of the ticket and of the socket; fields are dropped in this order.
+    ticket: Rc<Ticket>,
+    half: WriteHalf,
+}
+
+/// Why an operation did not succeed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    /// Its deadline came.
+    Timeout,
+    /// The peer has closed the connection where more was to come.
+    Closed,
+    /// The peer reset the connection.
+    Reset,
+    /// Nothing listens there.
+    Refused,
+    /// There is no way there.
+    Unreachable,
+    /// This side is out of something (descriptors, ports, memory).
+    Exhausted,
+}
+
+/// How the wait for a request ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Waited {
+    /// That many bytes came.
+    Bytes(usize),
+    /// The peer closed.
+    Closed,
+    /// Nothing came in the time that a buffer is held for.
+    Quiet,
+}
+
+enum ReadHalf {
+    Tcp(OwnedReadHalf<TcpStream>),
+    Unix(OwnedReadHalf<UnixStream>),
+}
+
+enum WriteHalf {
+    Tcp(OwnedWriteHalf<TcpStream>),
+    Unix(OwnedWriteHalf<UnixStream>),
+}
+
+macro_rules! each {
+    ($half:ident, $kind:expr, $inner:ident => $do:expr) => {
+        match $kind {
+            $half::Tcp($inner) => $do,
+            $half::Unix($inner) => $do,
+        }
+    };
+}
+
+impl Connection {
+    /// Takes an accepted TCP connection.
+    pub fn accepted(stream: TcpStream, deadlines: &Rc<Deadlines>) -> Self {
+        // Heads and short bodies leave in one write, so waiting for more (Nagle) only delays; an error means that the
+        // peer is gone already, which the first read will tell.
+        let _ = stream.set_nodelay(true);
+        Self::tcp(stream, deadlines)
+    }
+
+    /// Connects to an endpoint.
+    ///
+    /// # Errors
+    /// `Timeout` after `timeout`, else what the kernel says.
+    pub async fn connect(
+        address: &Address,
+        timeout: Duration,
+        deadlines: &Rc<Deadlines>,
+    ) -> Result<Self, Fault> {
+        // Dropping a connect in flight is sound: no bytes can be lost and the runtime cancels it.
+        #[expect(clippy::disallowed_methods, reason = "this is io, and a connect may be dropped")]
+        let connected = match address {
+            Address::Ip(address) => monoio::time::timeout(timeout, TcpStream::connect_addr(*address))
+                .await
+                .map(|r| r.map(|s| Self::accepted(s, deadlines))),
+            Address::Unix(path) => monoio::time::timeout(timeout, UnixStream::connect(path))
+                .await
+                .map(|r| r.map(|s| Self::unix(s, deadlines))),
+        };
+        match connected {
+            Ok(Ok(connection)) => Ok(connection),
+            Ok(Err(error)) => Err(Fault::of_connect(&error)),
+            Err(_) => Err(Fault::Timeout),
+        }
+    }
+
+    /// Looks whether a connection at rest is still open and silent. One system call, no wait.
+    pub fn is_usable(&self) -> bool {
+        sys::peek(self.ticket.socket()) == sys::Peek::Silent
+    }
+
+    /// Whether the peer has reset the connection (a half-close does not count).
+    pub fn is_reset(&self) -> bool {
+        sys::is_reset(self.ticket.socket())
+    }
+
+    /// Makes the coming close a reset: the only way to tell the peer that a body that ends with the connection is cut.
+    pub fn reset_on_close(&self) {
+        sys::reset_on_close(self.ticket.socket());
+    }
+
+    /// Ends a read in flight on this connection; what was received before is still delivered.
+    pub fn end_read(&self) {
+        self.ticket.end_read();
+    }
+
+    fn tcp(stream: TcpStream, deadlines: &Rc<Deadlines>) -> Self {
+        let ticket = Rc::new(deadlines.register(stream.as_raw_fd()));
+        let (read, write) = stream.into_split();
+        Self::new(ticket, ReadHalf::Tcp(read), WriteHalf::Tcp(write))
+    }
+
+    fn unix(stream: UnixStream, deadlines: &Rc<Deadlines>) -> Self {
+        let ticket = Rc::new(deadlines.register(stream.as_raw_fd()));
+        let (read, write) = stream.into_split();
+        Self::new(ticket, ReadHalf::Unix(read), WriteHalf::Unix(write))
+    }
+
+    fn new(ticket: Rc<Ticket>, read: ReadHalf, write: WriteHalf) -> Self {
+        Self {
+            reader: Reader { half: read, ticket: Rc::clone(&ticket) },
+            writer: Writer { half: write, ticket: Rc::clone(&ticket) },
+            ticket,
+        }
+    }
+}
+
+impl Reader {
+    /// Reads into the spare capacity of `buffer`; 0 is end of file (also when there is no spare capacity).
+    ///
+    /// # Errors
+    /// `Timeout` at `deadline`, `Reset`.
+    pub async fn read(
+        &mut self,
+        buffer: Vec<u8>,
+        deadline: u64,
+        on: OnDeadline,
+    ) -> (Result<usize, Fault>, Vec<u8>) {
+        let (from, to) = (buffer.len(), buffer.capacity());
+        let slice = buffer.slice_mut(from..to);
+        self.ticket.arm_read(deadline, on);
+        let (result, slice) = each!(ReadHalf, &mut self.half, half => half.read(slice).await);
+        let fired = self.ticket.disarm_read();
+        (outcome(result, fired), slice.into_inner())
+    }
+
+    /// Waits for the first bytes of a request with a buffer at hand, until `hold_until`.
+    ///
+    /// # Errors
+    /// `Reset`.
+    pub async fn read_or_quiet(
+        &mut self,
+        buffer: Vec<u8>,
+        hold_until: u64,
+    ) -> (Result<Waited, Fault>, Vec<u8>) {
+        let (from, to) = (buffer.len(), buffer.capacity());
+        let slice = buffer.slice_mut(from..to);
+        let cancel = self.ticket.arm_idle(hold_until);
+        let (result, slice) =
+            each!(ReadHalf, &mut self.half, half => half.cancelable_read(slice, cancel).await);
+        let fired = self.ticket.disarm_read();
+        let waited = match result {
+            Ok(0) => Ok(Waited::Closed),
+            Ok(n) => Ok(Waited::Bytes(n)),
+            Err(_) if fired => Ok(Waited::Quiet),
+            Err(error) => Err(Fault::of(&error)),
+        };
+        (waited, slice.into_inner())
+    }
+
+    /// Waits, holding nothing, until something can be read.
+    ///
+    /// # Errors
+    /// `Timeout` at `deadline` (the connection is then shut down).
+    pub async fn readable(&mut self, clock: &Clock, deadline: u64) -> Result<(), Fault> {
+        self.ticket.arm_parked(clock, deadline);
+        let result = each!(ReadHalf, &self.half, half => sys::stream(half).readable(false).await);
+        let fired = self.ticket.disarm_read();
+        outcome(result, fired)
+    }
+}
+
+impl Writer {
+    /// Writes all of `buffer` from `from` on.
+    ///
+    /// # Errors
+    /// `Timeout` at `deadline`, `Reset` when the peer no longer takes anything.
+    pub async fn write_all(
+        &mut self,
+        buffer: Vec<u8>,
+        from: usize,
+        deadline: u64,
+    ) -> (Result<(), Fault>, Vec<u8>) {
+        let (mut from, to) = (from, buffer.len());
+        let mut buffer = buffer;
+        self.ticket.arm_write(deadline);
+        while from < to {
+            let slice = buffer.slice(from..to);
+            let (result, slice) = each!(WriteHalf, &mut self.half, half => half.write(slice).await);
+            buffer = slice.into_inner();
+            match result {
+                Ok(0) => break,
+                Ok(n) => from += n,
+                Err(error) => {
+                    let fired = self.ticket.disarm_write();
+                    let fault = if fired { Fault::Timeout } else { Fault::of(&error) };
+                    return (Err(fault), buffer);
+                }
+            }
+        }
+        let fired = self.ticket.disarm_write();
+        let result = match (from < to, fired) {
+            (false, _) => Ok(()),
+            (true, true) => Err(Fault::Timeout),
+            (true, false) => Err(Fault::Reset),
+        };
+        (result, buffer)
+    }
+
+    /// Says that nothing more will be sent.
+    pub fn finish(&self) {
+        sys::shutdown_write(self.ticket.socket());
+    }
+}
+
+impl Fault {
+    fn of(error: &io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::TimedOut => Self::Timeout,
+            io::ErrorKind::OutOfMemory => Self::Exhausted,
+            _ => Self::Reset,
+        }
+    }
+
+    fn of_connect(error: &io::Error) -> Self {
+        use rustix::io::Errno;
+        match error.raw_os_error().map(Errno::from_raw_os_error) {
+            // No such socket file, or nobody accepts on it: what ECONNREFUSED is for TCP.
+            Some(Errno::CONNREFUSED | Errno::NOENT | Errno::ACCESS) => Self::Refused,
+            Some(Errno::TIMEDOUT) => Self::Timeout,
+            Some(Errno::CONNRESET) => Self::Reset,
+            Some(
+                Errno::MFILE
+                | Errno::NFILE
+                | Errno::NOBUFS
+                | Errno::NOMEM
+                | Errno::ADDRNOTAVAIL
+                | Errno::AGAIN,
+            ) => Self::Exhausted,
+            _ => Self::Unreachable,
+        }
+    }
+}
+
+fn outcome<T>(result: io::Result<T>, fired: bool) -> Result<T, Fault> {
+    match result {
+        // The deadline shuts the socket down, which a read sees as end of file.
+        _ if fired => Err(Fault::Timeout),
+        Ok(value) => Ok(value),
+        Err(error) => Err(Fault::of(&error)),
+    }
+}
+
+/// The peer's address, for log and `X-Forwarded-For`.
+pub type Peer = SocketAddr;

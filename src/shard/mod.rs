@@ -1,5 +1,7 @@
 //! One pinned thread and everything it owns.
 
+pub mod buffers;
+pub mod clock;
 pub mod link;
 
 use std::io;

@@ -1,0 +1,110 @@
+//! Responses made by the proxy itself.
+//!
+//! They say in plain words what happened and, where allowed, in `x-ringmesh-failure` which hop failed and why, so that
+//! whoever calls need not guess whether a 503 came from the service or from the mesh.
+
+use super::fields::write_u64;
+use crate::failure::{Failure, Side};
+use crate::shard::clock::Clock;
+
+/// The name of the field that tells which hop failed and why.
+pub const FAILURE_FIELD: &str = "x-ringmesh-failure";
+
+/// What a response made here depends on.
+#[derive(Debug, Clone, Copy)]
+pub struct Told<'s> {
+    /// The service meant, where one was found.
+    pub service: Option<&'s str>,
+    /// Whether the caller may know what failed.
+    pub failure_field: bool,
+    /// Whether the request was HEAD, so that no body may follow.
+    pub head: bool,
+    /// Whether the connection ends after it.
+    pub close: bool,
+    /// Whether the caller spoke HTTP/1.0, where a connection lives on only if told so.
+    pub http10: bool,
+}
+
+/// Writes the response for a failure.
+pub fn write_failure(failure: Failure, told: Told<'_>, clock: &Clock, out: &mut Vec<u8>) {
+    let mut body = Vec::with_capacity(128);
+    body.extend_from_slice(b"ringmesh: ");
+    if told.failure_field {
+        failure.write_label(&mut body);
+        if let (Side::Upstream, Some(service)) = (failure.side, told.service) {
+            body.extend_from_slice(b" (service ");
+            body.extend_from_slice(service.as_bytes());
+            body.push(b')');
+        }
+    } else {
+        body.extend_from_slice(reason(failure.status()).as_bytes());
+    }
+    body.push(b'\n');
+    start(failure.status(), clock, out);
+    if failure.status() == 405 {
+        // RFC 9110 §15.5.6 wants to be told what is allowed.
+        out.extend_from_slice(b"allow: GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS\r\n");
+    }
+    if told.failure_field {
+        out.extend_from_slice(FAILURE_FIELD.as_bytes());
+        out.extend_from_slice(b": ");
+        failure.write_label(out);
+        out.extend_from_slice(b"\r\n");
+    }
+    out.extend_from_slice(b"content-type: text/plain; charset=utf-8\r\ncontent-length: ");
+    write_u64(body.len() as u64, out);
+    out.extend_from_slice(b"\r\n");
+    end(told, out);
+    if !told.head {
+        out.extend_from_slice(&body);
+    }
+}
+
+/// Writes the answer to an OPTIONS request that may not go further (Max-Forwards: 0, RFC 9110 §7.6.2).
+pub fn write_options(told: Told<'_>, clock: &Clock, out: &mut Vec<u8>) {
+    start(200, clock, out);
+    out.extend_from_slice(b"content-length: 0\r\n");
+    end(told, out);
+}
+
+fn start(status: u16, clock: &Clock, out: &mut Vec<u8>) {
+    out.extend_from_slice(b"HTTP/1.1 ");
+    write_u64(status.into(), out);
+    out.push(b' ');
+    out.extend_from_slice(reason(status).as_bytes());
+    out.extend_from_slice(b"\r\ndate: ");
+    clock.write_date(out);
+    out.extend_from_slice(b"\r\n");
+}
+
+fn end(told: Told<'_>, out: &mut Vec<u8>) {
+    if told.close {
+        out.extend_from_slice(b"connection: close\r\n");
+    } else if told.http10 {
+        out.extend_from_slice(b"connection: keep-alive\r\n");
+    }
+    out.extend_from_slice(b"\r\n");
+}
+
+/// The reason phrase of a status that the proxy makes (RFC 9110 §15).
+fn reason(status: u16) -> &'static str {
+    match status {
+        200 => "OK",
+        400 => "Bad Request",
+        404 => "Not Found",
+        405 => "Method Not Allowed",
+        408 => "Request Timeout",
+        413 => "Content Too Large",
+        414 => "URI Too Long",
+        417 => "Expectation Failed",
+        431 => "Request Header Fields Too Large",
+        500 => "Internal Server Error",
+        501 => "Not Implemented",
+        502 => "Bad Gateway",
+        503 => "Service Unavailable",
+        504 => "Gateway Timeout",
+        505 => "HTTP Version Not Supported",
+        508 => "Loop Detected",
+        _ => "Error",
+    }
+}

@@ -1,0 +1,79 @@
+//! System calls that no safe wrapper offers for a raw descriptor. One of the two files with `unsafe`.
+//!
+//! Every function here takes a descriptor that its caller keeps open for the length of the call: `io::Connection` owns
+//! the socket, and its slot in `io::timed::Deadlines` is given back before the socket is closed.
+#![allow(
+    unsafe_code,
+    reason = "borrowing a raw descriptor is unsafe; the invariant is stated above and kept by io"
+)]
+
+use std::os::fd::{BorrowedFd, RawFd};
+use std::time::Duration;
+
+use rustix::net::{RecvFlags, Shutdown};
+
+/// What waits in a socket that nothing should wait in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Peek {
+    /// Nothing: the connection is open and silent.
+    Silent,
+    /// Bytes that nobody asked for.
+    Bytes,
+    /// The peer has closed or reset it.
+    Closed,
+}
+
+/// Looks into a socket without waiting and without taking anything.
+pub(crate) fn peek(socket: RawFd) -> Peek {
+    let mut byte = [0_u8; 1];
+    match rustix::net::recv(borrow(socket), &mut byte[..], RecvFlags::PEEK | RecvFlags::DONTWAIT) {
+        Ok((0, _)) => Peek::Closed,
+        Ok(_) => Peek::Bytes,
+        Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => Peek::Silent,
+        Err(_) => Peek::Closed,
+    }
+}
+
+/// Whether the connection is gone in both directions (a reset, not a half-close).
+pub(crate) fn is_reset(socket: RawFd) -> bool {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    let mut fds = [PollFd::from_borrowed_fd(borrow(socket), PollFlags::empty())];
+    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+    match poll(&mut fds, Some(&now)) {
+        Ok(n) if n > 0 => fds[0].revents().intersects(PollFlags::ERR | PollFlags::HUP),
+        _ => false,
+    }
+}
+
+/// Ends the waits on one or both directions: a pending receive returns what is there, then end of file.
+pub(crate) fn shutdown_read(socket: RawFd) {
+    let _ = rustix::net::shutdown(borrow(socket), Shutdown::Read);
+}
+
+/// As [`shutdown_read`], and a pending send fails.
+pub(crate) fn shutdown_both(socket: RawFd) {
+    let _ = rustix::net::shutdown(borrow(socket), Shutdown::Both);
+}
+
+/// Sends FIN; reading goes on.
+pub(crate) fn shutdown_write(socket: RawFd) {
+    let _ = rustix::net::shutdown(borrow(socket), Shutdown::Write);
+}
+
+/// Makes the coming close a reset, so that the peer cannot take a cut message for a whole one.
+pub(crate) fn reset_on_close(socket: RawFd) {
+    let _ = rustix::net::sockopt::set_socket_linger(borrow(socket), Some(Duration::ZERO));
+}
+
+/// The stream behind a half, to wait on its readiness.
+pub(super) fn stream<T>(half: &monoio::io::OwnedReadHalf<T>) -> &T {
+    // SAFETY: the halves form `&mut T` only to start an operation, within one call on this thread, and none of their
+    // operations touches the stream's own fields afterwards (they hold a counted descriptor). The caller has the read
+    // half borrowed, so it starts no operation meanwhile.
+    unsafe { &*half.0.get() }
+}
+
+fn borrow<'fd>(socket: RawFd) -> BorrowedFd<'fd> {
+    // SAFETY: the caller owns the open socket (see the head of this file) and the borrow does not outlive its call.
+    unsafe { BorrowedFd::borrow_raw(socket) }
+}

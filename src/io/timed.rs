@@ -1,0 +1,253 @@
+//! Deadlines of I/O: the only place that times out or cancels an operation.
+//!
+//! Dropping a read in flight loses bytes, so nothing here drops one. A wait is ended from the kernel's side: the socket
+//! is shut down, the operation completes, and whoever waited learns from its slot that it was the deadline. That costs
+//! the path two stores per wait and needs no timer per operation: one task per shard ([`Deadlines::run`]) looks over
+//! all slots when the earliest deadline comes. The one wait that must not end the connection, for the first byte of the
+//! next request, is cancelled instead ([`OnDeadline::Cancel`]), so that an idle connection can give its buffer back.
+
+use std::cell::{Cell, RefCell};
+use std::future::poll_fn;
+use std::os::fd::RawFd;
+use std::rc::Rc;
+use std::task::{Poll, Waker};
+use std::time::Duration;
+
+use monoio::io::{CancelHandle, Canceller};
+
+use super::sys;
+use crate::shard::clock::{Clock, NEVER};
+
+/// The deadlines of all connections of a shard.
+#[derive(Default)]
+pub struct Deadlines {
+    slots: RefCell<Vec<Slot>>,
+    free: RefCell<Vec<u32>>,
+    /// When `run` looks next. Arming an earlier deadline wakes it.
+    next_look: Cell<u64>,
+    waker: RefCell<Option<Waker>>,
+    draining: Cell<bool>,
+}
+
+/// What happens to a read whose deadline has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OnDeadline {
+    /// The receiving side is shut down: no more can be read, an answer can still be written.
+    ShutdownRead,
+    /// The connection is shut down.
+    Shutdown,
+    /// The read is cancelled; the connection stays as it was.
+    Cancel,
+}
+
+struct Slot {
+    socket: RawFd,
+    read_at: u64,
+    write_at: u64,
+    on_read: OnDeadline,
+    read_fired: bool,
+    write_fired: bool,
+    /// Waiting for the next request and holding nothing: closed first when the proxy drains.
+    idle: bool,
+    canceller: Option<Canceller>,
+}
+
+/// A connection's place in the table; gives it back when dropped, which must be before the socket is closed.
+pub struct Ticket {
+    deadlines: Rc<Deadlines>,
+    slot: u32,
+}
+
+impl Deadlines {
+    /// Looks are at least this far apart, so that a thousand different deadlines do not mean a thousand looks.
+    const LOOK_SPACING: Duration = Duration::from_millis(5);
+    /// While draining, a connection that has been silent for this long is closed.
+    pub const DRAIN_IDLE: Duration = Duration::from_secs(1);
+
+    /// A place for a connection.
+    pub fn register(self: &Rc<Self>, socket: RawFd) -> Ticket {
+        let slot = Slot {
+            socket,
+            read_at: NEVER,
+            write_at: NEVER,
+            on_read: OnDeadline::Shutdown,
+            read_fired: false,
+            write_fired: false,
+            idle: false,
+            canceller: None,
+        };
+        let mut slots = self.slots.borrow_mut();
+        let index = if let Some(index) = self.free.borrow_mut().pop() {
+            slots[index as usize] = slot;
+            index
+        } else {
+            slots.push(slot);
+            u32::try_from(slots.len() - 1).unwrap_or(u32::MAX)
+        };
+        Ticket { deadlines: Rc::clone(self), slot: index }
+    }
+
+    /// The shard's drain has begun: connections that are or become idle do not stay long.
+    pub fn drain(&self, clock: &Clock) {
+        self.draining.set(true);
+        let soon = clock.after(Self::DRAIN_IDLE);
+        for slot in self.slots.borrow_mut().iter_mut().filter(|s| s.idle) {
+            slot.read_at = slot.read_at.min(soon);
+        }
+        self.wake_for(soon);
+    }
+
+    /// Whether `drain` was called.
+    pub fn draining(&self) -> bool {
+        self.draining.get()
+    }
+
+    /// The task that makes deadlines come true; runs as long as the shard.
+    pub async fn run(self: Rc<Self>, clock: Rc<Clock>) {
+        loop {
+            let now = clock.refresh();
+            let earliest = self.fire(now);
+            let spacing = crate::shard::clock::ns(Self::LOOK_SPACING);
+            let next = earliest.max(now + spacing);
+            self.next_look.set(next);
+            let mut timer = std::pin::pin!(async {
+                match next {
+                    NEVER => std::future::pending().await,
+                    at => monoio::time::sleep(Duration::from_nanos(at - now)).await,
+                }
+            });
+            // Woken by the timer, or by `wake_for` when something earlier was armed. Dropping a timer loses nothing.
+            poll_fn(|cx| {
+                if self.next_look.get() < next {
+                    return Poll::Ready(());
+                }
+                *self.waker.borrow_mut() = Some(cx.waker().clone());
+                timer.as_mut().poll(cx)
+            })
+            .await;
+        }
+    }
+
+    /// Ends all waits whose deadline is not after `now`; the earliest deadline left.
+    fn fire(&self, now: u64) -> u64 {
+        let mut earliest = NEVER;
+        for slot in self.slots.borrow_mut().iter_mut() {
+            if slot.read_at <= now {
+                slot.read_at = NEVER;
+                slot.read_fired = true;
+                match slot.on_read {
+                    OnDeadline::ShutdownRead => sys::shutdown_read(slot.socket),
+                    OnDeadline::Shutdown => sys::shutdown_both(slot.socket),
+                    OnDeadline::Cancel => slot.canceller = slot.canceller.take().map(Canceller::cancel),
+                }
+            }
+            if slot.write_at <= now {
+                slot.write_at = NEVER;
+                slot.write_fired = true;
+                sys::shutdown_both(slot.socket);
+            }
+            earliest = earliest.min(slot.read_at).min(slot.write_at);
+        }
+        earliest
+    }
+
+    fn wake_for(&self, deadline: u64) {
+        if deadline < self.next_look.get() {
+            self.next_look.set(deadline);
+            if let Some(waker) = self.waker.borrow_mut().take() {
+                waker.wake();
+            }
+        }
+    }
+}
+
+impl Ticket {
+    /// A read begins that shall end by `deadline`.
+    pub(super) fn arm_read(&self, deadline: u64, on_deadline: OnDeadline) {
+        {
+            let mut slots = self.deadlines.slots.borrow_mut();
+            let slot = &mut slots[self.slot as usize];
+            slot.read_at = deadline;
+            slot.on_read = on_deadline;
+            slot.read_fired = false;
+        }
+        self.deadlines.wake_for(deadline);
+    }
+
+    /// The wait for the next request begins: to be cancelled at `deadline`.
+    pub(super) fn arm_idle(&self, deadline: u64) -> CancelHandle {
+        let handle = {
+            let mut slots = self.deadlines.slots.borrow_mut();
+            let slot = &mut slots[self.slot as usize];
+            slot.read_at = deadline;
+            slot.on_read = OnDeadline::Cancel;
+            slot.read_fired = false;
+            slot.idle = true;
+            slot.canceller.get_or_insert_with(Canceller::new).handle()
+        };
+        self.deadlines.wake_for(deadline);
+        handle
+    }
+
+    /// The wait for the next request goes on without a buffer: the connection ends at `deadline`.
+    pub(super) fn arm_parked(&self, clock: &Clock, deadline: u64) {
+        let deadline = if self.deadlines.draining.get() {
+            deadline.min(clock.after(Deadlines::DRAIN_IDLE))
+        } else {
+            deadline
+        };
+        self.arm_read(deadline, OnDeadline::Shutdown);
+        self.deadlines.slots.borrow_mut()[self.slot as usize].idle = true;
+    }
+
+    /// The read has ended: whether its deadline ended it.
+    pub(super) fn disarm_read(&self) -> bool {
+        let mut slots = self.deadlines.slots.borrow_mut();
+        let slot = &mut slots[self.slot as usize];
+        slot.read_at = NEVER;
+        slot.idle = false;
+        std::mem::take(&mut slot.read_fired)
+    }
+
+    /// A write begins that shall end by `deadline`.
+    pub(super) fn arm_write(&self, deadline: u64) {
+        {
+            let mut slots = self.deadlines.slots.borrow_mut();
+            let slot = &mut slots[self.slot as usize];
+            slot.write_at = deadline;
+            slot.write_fired = false;
+        }
+        self.deadlines.wake_for(deadline);
+    }
+
+    /// The write has ended: whether its deadline ended it.
+    pub(super) fn disarm_write(&self) -> bool {
+        let mut slots = self.deadlines.slots.borrow_mut();
+        let slot = &mut slots[self.slot as usize];
+        slot.write_at = NEVER;
+        std::mem::take(&mut slot.write_fired)
+    }
+
+    /// The socket that this is the place of.
+    pub(super) fn socket(&self) -> RawFd {
+        self.deadlines.slots.borrow()[self.slot as usize].socket
+    }
+
+    /// Ends a read in flight, now, without ending the writes: for a message whose rest nobody wants.
+    pub(super) fn end_read(&self) {
+        sys::shutdown_read(self.deadlines.slots.borrow()[self.slot as usize].socket);
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        let mut slots = self.deadlines.slots.borrow_mut();
+        let slot = &mut slots[self.slot as usize];
+        slot.read_at = NEVER;
+        slot.write_at = NEVER;
+        slot.idle = false;
+        slot.canceller = None;
+        drop(slots);
+        self.deadlines.free.borrow_mut().push(self.slot);
+    }
+}

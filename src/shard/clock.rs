@@ -1,0 +1,79 @@
+//! Time on a shard: nanoseconds since the process started its clock, read once per poll of a task.
+//!
+//! All decisions of one poll see the same `now`; a poll takes a few microseconds, which is less than anything that is
+//! decided by time here. Tests own the value: nothing on the data side reads the system's clock but [`Clock::refresh`].
+
+use std::cell::{Cell, RefCell};
+use std::time::{Duration, Instant, SystemTime};
+
+/// A shard's clock.
+#[derive(Debug)]
+pub struct Clock {
+    origin: Instant,
+    now_ns: Cell<u64>,
+    date: RefCell<(u64, [u8; 29])>,
+}
+
+/// A deadline that never comes.
+pub const NEVER: u64 = u64::MAX;
+
+impl Clock {
+    /// A clock that starts at one millisecond: 0 is kept for "never happened".
+    #[expect(clippy::disallowed_methods, reason = "this is the clock")]
+    pub fn new() -> Self {
+        let clock = Self {
+            origin: Instant::now(),
+            now_ns: Cell::new(1_000_000),
+            date: RefCell::new((0, [b' '; 29])),
+        };
+        clock.refresh_date();
+        clock
+    }
+
+    /// The time at the start of the present poll, ns.
+    pub fn now(&self) -> u64 {
+        self.now_ns.get()
+    }
+
+    /// Reads the system's clock: at the start of every poll, and where a poll has done much.
+    #[expect(clippy::disallowed_methods, reason = "this is the clock")]
+    pub fn refresh(&self) -> u64 {
+        let elapsed = Instant::now().duration_since(self.origin);
+        let now = elapsed.as_nanos().try_into().unwrap_or(NEVER - 1).saturating_add(1_000_000);
+        self.now_ns.set(now);
+        now
+    }
+
+    /// `now` plus a timeout.
+    pub fn after(&self, timeout: Duration) -> u64 {
+        self.now().saturating_add(ns(timeout))
+    }
+
+    /// The value for a `Date` field (RFC 9110 §5.6.7), at most a second old.
+    pub fn write_date(&self, out: &mut Vec<u8>) {
+        if self.now() / 1_000_000_000 != self.date.borrow().0 {
+            self.refresh_date();
+        }
+        out.extend_from_slice(&self.date.borrow().1);
+    }
+
+    fn refresh_date(&self) {
+        let text = httpdate::fmt_http_date(SystemTime::now());
+        let mut date = self.date.borrow_mut();
+        date.0 = self.now() / 1_000_000_000;
+        if text.len() == date.1.len() {
+            date.1.copy_from_slice(text.as_bytes());
+        }
+    }
+}
+
+impl Default for Clock {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// A duration as nanoseconds, saturating.
+pub fn ns(duration: Duration) -> u64 {
+    duration.as_nanos().try_into().unwrap_or(NEVER - 1)
+}
