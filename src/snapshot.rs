@@ -19,6 +19,8 @@ pub struct Snapshot {
     pub routes: route::Table,
     /// All services; `route::Route::service` is an index into this list.
     pub services: Vec<Arc<upstream::spec::Service>>,
+    /// Indices of `services` in the order of their names: how a service is found again in the next snapshot.
+    pub by_name: Vec<u32>,
     /// What a caller may take.
     pub limits: Limits,
     /// How long a caller may take.
@@ -27,6 +29,21 @@ pub struct Snapshot {
     pub forwarding: Forwarding,
     /// Whether and how exchanges are logged; the destination is control's business.
     pub access_log: Option<AccessLogFormat>,
+}
+
+impl Snapshot {
+    /// What `by_name` must be for these services.
+    pub fn order_by_name(services: &[Arc<upstream::spec::Service>]) -> Vec<u32> {
+        let mut order: Vec<u32> = (0..u32::try_from(services.len()).unwrap_or(u32::MAX)).collect();
+        order.sort_unstable_by(|a, b| services[*a as usize].name.cmp(&services[*b as usize].name));
+        order
+    }
+
+    /// The index of the service of that name.
+    pub fn service_named(&self, name: &str) -> Option<u32> {
+        let at = self.by_name.binary_search_by(|id| (*self.services[*id as usize].name).cmp(name)).ok()?;
+        Some(self.by_name[at])
+    }
 }
 
 /// One address to accept on. Each shard has a socket of its own for it (SO_REUSEPORT).
@@ -89,9 +106,10 @@ pub struct Forwarding {
 pub enum ForwardedFields {
     /// Passed on as they are; nothing is added.
     Keep,
-    /// The caller's address is appended to `X-Forwarded-For`; the others are set if missing.
+    /// The caller's address is appended to `X-Forwarded-For`; `X-Forwarded-Proto` is set if missing.
     Append,
-    /// What the caller sent is removed (also `Forwarded`), then set from the connection: for edges.
+    /// What the caller sent is removed (also `X-Forwarded-Host` and `Forwarded`), then the first two are set from the
+    /// connection: for edges.
     Replace,
 }
 

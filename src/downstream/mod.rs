@@ -1,1 +1,276 @@
-//! Who is calling.
+//! Who is calling: accepted connections, and the requests that come on them.
+
+pub mod listener;
+
+use std::net::SocketAddr;
+use std::ops::Range;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use monoio::net::TcpStream;
+
+use crate::failure::{Cause, Failure, Stage};
+use crate::http::h1::{self, Parsed};
+use crate::http::{Framing, Method, Version};
+use crate::io::timed::OnDeadline;
+use crate::io::{Connection, Fault, Waited};
+use crate::shard::buffers::Buffers;
+use crate::shard::clock::ns;
+use crate::shard::{Shard, View};
+
+/// A caller's connection. Between two requests it holds no buffer once it has been quiet for a moment.
+pub struct Downstream {
+    /// The socket.
+    pub connection: Connection,
+    /// What was read and not yet used up: from the front the head of the present request, which stays until the
+    /// exchange has ended (the log shows parts of it).
+    pub input: Vec<u8>,
+    /// The caller's address.
+    pub peer: SocketAddr,
+    /// The listener that accepted it.
+    pub listener: Arc<str>,
+}
+
+/// What came next on a connection.
+pub enum Next {
+    /// A request, and the head to be sent upstream.
+    Request(Asked),
+    /// Bytes that cannot be served, since when.
+    Refused(Failure, u64),
+    /// Nothing: the caller has closed, or was idle for too long.
+    Nothing,
+}
+
+/// A request whose head was understood. The head itself stays at the front of [`Downstream::input`].
+pub struct Asked {
+    /// The state of the configuration that the request is served by.
+    pub view: Rc<View>,
+    /// When its first byte was here.
+    pub started: u64,
+    /// Bytes of the head in the input.
+    pub head_len: usize,
+    /// The head for the next hop, with room for a short body; empty when there is no route.
+    pub head: Vec<u8>,
+    /// Index of its route.
+    pub route: Option<u32>,
+    /// What matters of the method.
+    pub method: Method,
+    /// The version that it came with.
+    pub version: Version,
+    /// How its body ends.
+    pub framing: Framing,
+    /// Whether the caller lets the connection live.
+    pub keep_alive: bool,
+    /// Whether it may not go further (OPTIONS with Max-Forwards: 0).
+    pub answer_here: bool,
+    /// Where the log finds what it shows.
+    pub places: Places,
+}
+
+impl Asked {
+    /// Whether the body is known to be larger than the limit.
+    pub fn is_too_large(&self) -> bool {
+        let limit = self.view.snapshot.limits.body_bytes_max;
+        matches!(self.framing, Framing::Length(n) if limit > 0 && n > limit)
+    }
+}
+
+/// Where parts of a head lie in the input.
+pub struct Places {
+    /// The method.
+    pub method: Range<u32>,
+    /// The target.
+    pub target: Range<u32>,
+    /// Host and port.
+    pub host: Range<u32>,
+}
+
+impl Downstream {
+    /// How long a quiet connection holds its buffer: busy connections never give theirs back.
+    const HOLD_NS: u64 = 1_000_000_000;
+
+    /// Takes an accepted connection.
+    pub fn new(shard: &Shard, stream: TcpStream, peer: SocketAddr, listener: Arc<str>) -> Self {
+        let connection = Connection::accepted(stream, &shard.deadlines);
+        Self { connection, input: Vec::new(), peer, listener }
+    }
+
+    /// Waits for the next request head.
+    pub async fn next(&mut self, shard: &Rc<Shard>) -> Next {
+        if self.input.is_empty() && !self.first_bytes(shard).await {
+            return Next::Nothing;
+        }
+        let started = shard.clock.now();
+        let mut parsed_len = 0;
+        loop {
+            // A head that comes in pieces is parsed again when its end is there or it has doubled, not at each piece.
+            if parsed_len == 0
+                || self.input.len() >= 2 * parsed_len
+                || h1::head_end(&self.input, parsed_len).is_some()
+            {
+                match self.read_head(shard, started) {
+                    Parsed::Whole(Ok(asked)) => return Next::Request(asked),
+                    Parsed::Whole(Err(failure)) => return Next::Refused(failure, started),
+                    Parsed::Refused(cause) => {
+                        return Next::Refused(Failure::downstream(Stage::Head, cause), started);
+                    }
+                    Parsed::Partial => parsed_len = self.input.len(),
+                }
+            }
+            if let Err(failure) = self.more_head(shard, started).await {
+                return match failure.cause {
+                    // Only the empty line that may precede a request: the caller has closed between two requests.
+                    Cause::Closed if self.input.iter().all(u8::is_ascii_whitespace) => Next::Nothing,
+                    _ => Next::Refused(failure, started),
+                };
+            }
+        }
+    }
+
+    /// What is left behind the present request becomes the front.
+    pub fn used_up(&mut self, shard: &Shard, len: usize) {
+        if len >= self.input.len() {
+            self.input.clear();
+        } else {
+            self.input.drain(..len);
+        }
+        if self.input.is_empty() && self.input.capacity() > Buffers::SMALL {
+            shard.buffers.give(std::mem::take(&mut self.input));
+        }
+    }
+
+    /// Ends the connection in such a way that the caller gets the response although it may still be sending: says that
+    /// nothing more comes, and takes in what does for a while (RFC 9112 §9.6).
+    pub async fn linger(&mut self, shard: &Shard) {
+        const LINGER_NS: u64 = 2_000_000_000;
+        const LINGER_BYTES: usize = 64 * 1024 * 1024;
+        self.connection.writer.finish();
+        let deadline = shard.clock.now() + LINGER_NS;
+        let mut bytes = 0;
+        let mut buffer = std::mem::take(&mut self.input);
+        if buffer.capacity() == 0 {
+            let Some(taken) = shard.buffers.take_small() else { return };
+            buffer = taken;
+        }
+        loop {
+            buffer.clear();
+            let (result, back) = self.connection.reader.read(buffer, 0, deadline, OnDeadline::Shutdown).await;
+            buffer = back;
+            match result {
+                Ok(n) if n > 0 && bytes < LINGER_BYTES => bytes += n,
+                Ok(_) | Err(_) => break,
+            }
+        }
+        shard.buffers.give(buffer);
+    }
+
+    /// Waits, at the end without a buffer, for anything to come; `false` when the connection is over.
+    async fn first_bytes(&mut self, shard: &Shard) -> bool {
+        let idle = ns(shard.view().snapshot.timeouts.idle);
+        let deadline = shard.clock.now().saturating_add(idle);
+        let mut buffer = std::mem::take(&mut self.input);
+        loop {
+            if buffer.capacity() == 0 {
+                // Without memory for a head this connection cannot be served.
+                let Some(taken) = shard.buffers.take_small() else { return false };
+                buffer = taken;
+            }
+            let hold_until = deadline.min(shard.clock.now() + Self::HOLD_NS);
+            let (waited, back) = self.connection.reader.read_or_quiet(buffer, hold_until).await;
+            match waited {
+                Ok(Waited::Bytes(_)) => {
+                    self.input = back;
+                    return true;
+                }
+                Ok(Waited::Closed) | Err(_) => {
+                    shard.buffers.give(back);
+                    return false;
+                }
+                Ok(Waited::Quiet) => {
+                    shard.buffers.give(back);
+                    buffer = Vec::new();
+                    if shard.clock.now() >= deadline
+                        || self.connection.reader.readable(&shard.clock, deadline).await.is_err()
+                    {
+                        return false;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Reads more of a head.
+    async fn more_head(&mut self, shard: &Shard, started: u64) -> Result<(), Failure> {
+        if self.input.len() == self.input.capacity() {
+            let small = std::mem::take(&mut self.input);
+            if let Some(mut large) = shard.buffers.take_large()
+                && large.capacity() > small.len()
+            {
+                large.extend_from_slice(&small);
+                self.input = large;
+                shard.buffers.give(small);
+            } else {
+                self.input = small;
+                return Err(Failure::local(Stage::Head, Cause::Overloaded));
+            }
+        }
+        let deadline = started.saturating_add(ns(shard.view().snapshot.timeouts.head));
+        let buffer = std::mem::take(&mut self.input);
+        let (result, buffer) =
+            self.connection.reader.read(buffer, 0, deadline, OnDeadline::ShutdownRead).await;
+        self.input = buffer;
+        let cause = match result {
+            Ok(0) => Cause::Closed,
+            Ok(_) => return Ok(()),
+            Err(Fault::Timeout) => Cause::Timeout,
+            Err(_) => Cause::Reset,
+        };
+        Err(Failure::downstream(Stage::Head, cause))
+    }
+
+    /// Reads the head, finds its route and writes the head to be sent upstream: all that needs the head's parts, in one
+    /// step without a wait.
+    fn read_head(&self, shard: &Rc<Shard>, started: u64) -> Parsed<Result<Asked, Failure>> {
+        let view: Rc<View> = shard.view();
+        let snapshot = &view.snapshot;
+        let via = snapshot.forwarding.via.as_deref();
+        h1::read_request(&self.input, &snapshot.limits, via, |request| {
+            let route = snapshot.routes.find_id(request.host(), request.path().unwrap_or("/").as_bytes());
+            let mut head = Vec::new();
+            if let Some(route) = route.and_then(|r| snapshot.routes.routes().get(r as usize)) {
+                // Room for what is added to the head, and for a short body behind it.
+                let needed = request.head_len + 1024;
+                head = if needed <= Buffers::SMALL {
+                    shard.buffers.take_small()
+                } else {
+                    shard.buffers.take_large()
+                }
+                .ok_or(Failure::local(Stage::Head, Cause::Overloaded))?;
+                let forwarding = h1::Forwarding {
+                    via,
+                    forwarded: snapshot.forwarding.forwarded,
+                    peer: self.peer,
+                    default_host: &snapshot.services[route.service as usize].name,
+                };
+                request.write_head(&forwarding, &mut head);
+            }
+            Ok(Asked {
+                view: Rc::clone(&view),
+                started,
+                head_len: request.head_len,
+                head,
+                route,
+                method: request.method,
+                version: request.version,
+                framing: request.framing,
+                keep_alive: request.keep_alive,
+                answer_here: request.method_name == "OPTIONS" && request.max_forwards == Some(0),
+                places: Places {
+                    method: request.place(request.method_name.as_bytes()),
+                    target: request.place(request.target.as_bytes()),
+                    host: request.authority.map_or(0..0, |a| request.place(a)),
+                },
+            })
+        })
+    }
+}

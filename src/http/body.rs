@@ -59,6 +59,11 @@ impl Reframer {
         }
     }
 
+    /// Whether the end of the connection is the end of the body.
+    pub fn ends_with_connection(&self) -> bool {
+        self.from == Framing::UntilClose
+    }
+
     /// Bytes that may still come, for the size of the next read; `u64::MAX` when unknown.
     pub fn left(&self) -> u64 {
         self.left
@@ -120,12 +125,12 @@ impl Reframer {
         }
     }
 
-    /// When the body has ended with trailers: writes the last chunk with those that may be passed on.
+    /// When the body has ended, and with trailers: writes the last chunk with those that may be passed on.
     ///
     /// # Errors
     /// The cause when they break the grammar.
     pub fn take_trailers(&mut self, limits: &Limits, out: &mut Vec<u8>) -> Result<(), Cause> {
-        if self.decoder.trailers.is_empty() {
+        if self.decoder.state != State::End || self.decoder.trailers.is_empty() {
             return Ok(());
         }
         let section = std::mem::take(&mut self.decoder.trailers);

@@ -45,6 +45,11 @@ pub struct Writer {
     half: WriteHalf,
 }
 
+/// Ends waits on a connection from outside of the operation.
+pub struct Control {
+    ticket: Rc<Ticket>,
+}
+
 /// Why an operation did not succeed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
@@ -60,6 +65,8 @@ pub enum Fault {
     Unreachable,
     /// This side is out of something (descriptors, ports, memory).
     Exhausted,
+    /// [`Control::cancel_read`] ended it.
+    Cancelled,
 }
 
 /// How the wait for a request ended.
@@ -142,9 +149,9 @@ impl Connection {
         sys::reset_on_close(self.ticket.socket());
     }
 
-    /// Ends a read in flight on this connection; what was received before is still delivered.
-    pub fn end_read(&self) {
-        self.ticket.end_read();
+    /// The handle to end waits on this connection while its halves are in use.
+    pub fn control(&self) -> Control {
+        Control { ticket: Rc::clone(&self.ticket) }
     }
 
     fn tcp(stream: TcpStream, deadlines: &Rc<Deadlines>) -> Self {
@@ -169,22 +176,54 @@ impl Connection {
 }
 
 impl Reader {
-    /// Reads into the spare capacity of `buffer`; 0 is end of file (also when there is no spare capacity).
+    /// Reads into the spare capacity of `buffer` less `keep_free` bytes at its end; 0 is end of file (also when there is
+    /// no spare capacity).
     ///
     /// # Errors
     /// `Timeout` at `deadline`, `Reset`.
     pub async fn read(
         &mut self,
         buffer: Vec<u8>,
+        keep_free: usize,
         deadline: u64,
         on: OnDeadline,
     ) -> (Result<usize, Fault>, Vec<u8>) {
-        let (from, to) = (buffer.len(), buffer.capacity());
+        let from = buffer.len();
+        let to = buffer.capacity().saturating_sub(keep_free).max(from);
         let slice = buffer.slice_mut(from..to);
         self.ticket.arm_read(deadline, on);
         let (result, slice) = each!(ReadHalf, &mut self.half, half => half.read(slice).await);
         let fired = self.ticket.disarm_read();
         (outcome(result, fired), slice.into_inner())
+    }
+
+    /// As [`Reader::read`], but [`Control::cancel_read`] can end it without hurting the connection.
+    ///
+    /// # Errors
+    /// `Timeout` at `deadline`, `Cancelled`, `Reset`.
+    pub async fn read_cancelable(
+        &mut self,
+        buffer: Vec<u8>,
+        keep_free: usize,
+        deadline: u64,
+    ) -> (Result<usize, Fault>, Vec<u8>) {
+        let from = buffer.len();
+        let to = buffer.capacity().saturating_sub(keep_free).max(from);
+        let slice = buffer.slice_mut(from..to);
+        let cancel = self.ticket.arm_cancelable(deadline);
+        let (result, slice) =
+            each!(ReadHalf, &mut self.half, half => half.cancelable_read(slice, cancel).await);
+        let fired = self.ticket.disarm_read();
+        let result = match result {
+            // Bytes that came in the same moment are not lost.
+            Ok(n) => Ok(n),
+            Err(_) if fired => Err(Fault::Timeout),
+            Err(error) if error.raw_os_error() == Some(rustix::io::Errno::CANCELED.raw_os_error()) => {
+                Err(Fault::Cancelled)
+            }
+            Err(error) => Err(Fault::of(&error)),
+        };
+        (result, slice.into_inner())
     }
 
     /// Waits for the first bytes of a request with a buffer at hand, until `hold_until`.
@@ -220,6 +259,23 @@ impl Reader {
         let result = each!(ReadHalf, &self.half, half => sys::stream(half).readable(false).await);
         let fired = self.ticket.disarm_read();
         outcome(result, fired)
+    }
+}
+
+impl Control {
+    /// Ends a [`Reader::read_cancelable`] in flight.
+    pub fn cancel_read(&self) {
+        self.ticket.cancel_read();
+    }
+
+    /// Ends all waits on the connection, and the connection.
+    pub fn shutdown(&self) {
+        sys::shutdown_both(self.ticket.socket());
+    }
+
+    /// Brings the deadline of a read in flight forward to `deadline`.
+    pub fn read_by(&self, deadline: u64) {
+        self.ticket.read_by(deadline);
     }
 }
 

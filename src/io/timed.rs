@@ -189,6 +189,30 @@ impl Ticket {
         handle
     }
 
+    /// A read begins that shall end by `deadline` and can be cancelled before.
+    pub(super) fn arm_cancelable(&self, deadline: u64) -> CancelHandle {
+        let handle = self.arm_idle(deadline);
+        self.deadlines.slots.borrow_mut()[self.slot as usize].idle = false;
+        handle
+    }
+
+    /// Cancels what was armed as cancelable.
+    pub(super) fn cancel_read(&self) {
+        let mut slots = self.deadlines.slots.borrow_mut();
+        let slot = &mut slots[self.slot as usize];
+        slot.canceller = slot.canceller.take().map(Canceller::cancel);
+    }
+
+    /// Brings the deadline of a read in flight forward.
+    pub(super) fn read_by(&self, deadline: u64) {
+        {
+            let mut slots = self.deadlines.slots.borrow_mut();
+            let slot = &mut slots[self.slot as usize];
+            slot.read_at = slot.read_at.min(deadline);
+        }
+        self.deadlines.wake_for(deadline);
+    }
+
     /// The wait for the next request goes on without a buffer: the connection ends at `deadline`.
     pub(super) fn arm_parked(&self, clock: &Clock, deadline: u64) {
         let deadline = if self.deadlines.draining.get() {
@@ -231,11 +255,6 @@ impl Ticket {
     /// The socket that this is the place of.
     pub(super) fn socket(&self) -> RawFd {
         self.deadlines.slots.borrow()[self.slot as usize].socket
-    }
-
-    /// Ends a read in flight, now, without ending the writes: for a message whose rest nobody wants.
-    pub(super) fn end_read(&self) {
-        sys::shutdown_read(self.deadlines.slots.borrow()[self.slot as usize].socket);
     }
 }
 

@@ -72,6 +72,11 @@ impl Table {
     /// The route for a host (without port, any case, a final dot does not count; `None` for a request without one) and
     /// a path (without query).
     pub fn find(&self, host: Option<&[u8]>, path: &[u8]) -> Option<&Route> {
+        self.routes.get(self.find_id(host, path)? as usize)
+    }
+
+    /// As [`Table::find`]: the route's index in [`Table::routes`].
+    pub fn find_id(&self, host: Option<&[u8]>, path: &[u8]) -> Option<u32> {
         let named = match host {
             Some(host) => {
                 let host = host.strip_suffix(b".").unwrap_or(host);
@@ -82,8 +87,7 @@ impl Table {
             }
             None => None,
         };
-        let route = named.or_else(|| self.find_path(ANY_HOST, &self.any, path))?;
-        self.routes.get(route as usize)
+        named.or_else(|| self.find_path(ANY_HOST, &self.any, path))
     }
 
     /// How many pairs of host and path have a route.

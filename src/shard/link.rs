@@ -94,7 +94,7 @@ impl Link {
     /// Notices waiting.
     const NOTICES_MAX: usize = 64;
     /// Access log chunks in flight: with 64 KiB each, 1 MiB of log lines per shard.
-    const CHUNKS_MAX: usize = 16;
+    pub const CHUNKS_MAX: usize = 16;
 
     /// A link, and the shard's end of the doorbell.
     ///

@@ -5,6 +5,7 @@
 //! back after a while without any; at most `SERVICES_MAX` services are told apart per shard, the rest share one entry.
 
 pub mod access;
+pub mod recorder;
 
 use std::sync::Arc;
 

@@ -1,4 +1,6 @@
 //! Where it goes: the services that control declared, and what one shard knows of each (endpoints, averages, pools).
 
 pub mod balance;
+pub mod pool;
+pub mod service;
 pub mod spec;

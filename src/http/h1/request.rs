@@ -52,6 +52,16 @@ pub enum Target<'b> {
     Asterisk,
 }
 
+impl<'b> Target<'b> {
+    /// As the log shows it.
+    pub fn as_bytes(&self) -> &'b [u8] {
+        match self {
+            Self::Path(path) => path.as_bytes(),
+            Self::Asterisk => b"*",
+        }
+    }
+}
+
 /// What protocol a request would like to change to (RFC 9110 §7.8).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Upgrade {

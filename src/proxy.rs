@@ -1,1 +1,0 @@
-//! THE PATH: one connection, one exchange, every branch.

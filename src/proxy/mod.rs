@@ -1,0 +1,476 @@
+//! THE PATH: one connection, one exchange, every branch. Reads from top to bottom as the request goes.
+//!
+//! Decisions are made by the stages called from here and are pure; what waits is in `io`. A request whose body is whole
+//! when its head is understood (nearly all) is sent in one write and can be sent again ([`whole`]); any other is
+//! streamed, both directions at once ([`streamed`]). Every way out of an exchange goes through [`exchange`], which
+//! answers what failed, and records it.
+
+mod account;
+mod request;
+mod response;
+
+use std::cell::Cell;
+use std::future::{Future, poll_fn};
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::Poll;
+
+use monoio::net::TcpStream;
+use smallvec::SmallVec;
+
+use crate::downstream::{Asked, Downstream, Next};
+use crate::failure::{Cause, Failure, Side, Stage};
+use crate::http::respond::{self, Told};
+use crate::http::{Framing, Method, Version};
+use crate::io::{Connection, Fault};
+use crate::shard::Shard;
+use crate::shard::clock::{NEVER, ns};
+use crate::upstream::pool::Pooled;
+use crate::upstream::service::{Attempt, Service};
+use account::Account;
+use response::Answered;
+
+/// Serves one downstream connection to its end.
+pub async fn serve(shard: Rc<Shard>, stream: TcpStream, peer: SocketAddr, listener: Arc<str>) {
+    let _open = Open::count(&shard);
+    let mut downstream = Downstream::new(&shard, stream, peer, listener);
+    loop {
+        let fate = match downstream.next(&shard).await {
+            Next::Nothing => Fate::Close,
+            Next::Refused(failure, started) => refuse(&shard, &mut downstream, failure, started).await,
+            Next::Request(asked) => exchange(&shard, &mut downstream, asked).await,
+        };
+        match fate {
+            Fate::Again => {}
+            Fate::Close => break,
+            Fate::Linger => {
+                downstream.linger(&shard).await;
+                break;
+            }
+            Fate::Reset => {
+                downstream.connection.reset_on_close();
+                break;
+            }
+        }
+    }
+    shard.buffers.give(std::mem::take(&mut downstream.input));
+}
+
+/// What becomes of the downstream connection after an exchange.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fate {
+    /// It serves the next request.
+    Again,
+    /// It is closed.
+    Close,
+    /// It is closed when the caller has had time to read the response.
+    Linger,
+    /// It is reset, because only that tells the caller that the response is cut.
+    Reset,
+}
+
+/// One request and its response.
+async fn exchange(shard: &Rc<Shard>, downstream: &mut Downstream, mut asked: Asked) -> Fate {
+    let _exchange = InProgress::count(shard);
+    let account = Account::new(asked.started);
+    let route = asked.route.and_then(|id| asked.view.snapshot.routes.routes().get(id as usize));
+    let service = route.map(|route| shard.service(&asked.view, route.service));
+    let deadline = route.and_then(|r| r.timeout).map_or(NEVER, |t| asked.started.saturating_add(ns(t)));
+    let mut head = std::mem::take(&mut asked.head);
+    // Bytes of the body that are in the input, when all are; what is streamed takes its bytes from there itself.
+    let mut body = whole_body(&asked, &downstream.input);
+    let result = match &service {
+        _ if asked.answer_here => Err(None),
+        None => Err(Some(Failure::local(Stage::Route, Cause::NoRoute))),
+        Some(_) if asked.is_too_large() => Err(Some(Failure::downstream(Stage::Head, Cause::BodyTooLarge))),
+        Some(service) => {
+            let path = Path { shard, account: &account, service, deadline };
+            match body.filter(|n| *n <= head.capacity() - head.len()) {
+                Some(body) => whole(&path, downstream, &asked, &mut head, body).await.map_err(Some),
+                None => {
+                    body = None;
+                    streamed(&path, downstream, &asked, &mut head).await.map_err(Some)
+                }
+            }
+        }
+    };
+    shard.buffers.give(head);
+    let fate = match &result {
+        Ok(fate) => *fate,
+        Err(failure) => {
+            answer(shard, downstream, &asked, &account, service.as_ref(), *failure, body.is_some()).await
+        }
+    };
+    account.close(shard, &asked.view, downstream, Some(&asked), service.as_ref(), result.err().flatten());
+    downstream.used_up(shard, asked.head_len + body.unwrap_or(0));
+    fate
+}
+
+/// What the stages of one exchange share.
+struct Path<'x> {
+    shard: &'x Rc<Shard>,
+    account: &'x Account,
+    service: &'x Rc<Service>,
+    deadline: u64,
+}
+
+/// The length of the body, when all of it is in the input behind the head.
+fn whole_body(asked: &Asked, input: &[u8]) -> Option<usize> {
+    match asked.framing {
+        Framing::None => Some(0),
+        Framing::Length(n) => usize::try_from(n).ok().filter(|n| *n <= input.len() - asked.head_len),
+        Framing::Chunked | Framing::UntilClose => None,
+    }
+}
+
+/// A request that is whole: one write, and again on another connection where that is safe.
+async fn whole(
+    path: &Path<'_>,
+    downstream: &mut Downstream,
+    asked: &Asked,
+    request: &mut Vec<u8>,
+    body: usize,
+) -> Result<Fate, Failure> {
+    let Path { shard, account, service, .. } = path;
+    request.extend_from_slice(&downstream.input[asked.head_len..asked.head_len + body]);
+    account.request_body_bytes.set(body as u64);
+    let mut tried = Tried::new();
+    let mut replayed = false;
+    loop {
+        let (attempt, mut pooled) = path.connect(&mut tried, replayed).await?;
+        let began = shard.clock.now();
+        let patience = began.saturating_add(ns(service.spec.timeouts.body_stall)).min(path.deadline);
+        let (sent, back) = pooled.connection.writer.write_all(std::mem::take(request), 0, patience).await;
+        *request = back;
+        let answered = Cell::new(false);
+        let result = match sent {
+            Err(fault) => Err(Failure::upstream(Stage::Request, cause(fault))),
+            Ok(()) => {
+                let way = response::Way {
+                    shard,
+                    asked,
+                    account,
+                    service: &service.spec,
+                    deadline: path.deadline,
+                    request_sent: &Cell::new(true),
+                    answered: &answered,
+                };
+                response::carry(&way, &mut pooled.connection.reader, &mut downstream.connection.writer).await
+            }
+        };
+        path.judge(&attempt, began, answered.get(), result.as_ref().err());
+        let failure = match result {
+            Ok(done) => return Ok(path.done(pooled, &attempt, &done)),
+            Err(failure) => failure,
+        };
+        // The service closed the connection just when it was used again: nothing says that it saw the request.
+        let went_stale = pooled.reused
+            && !answered.get()
+            && failure.side == Side::Upstream
+            && matches!(failure.cause, Cause::Closed | Cause::Reset);
+        if went_stale {
+            attempt.pool().learn_death(pooled.idle_ns);
+        }
+        if !went_stale || replayed || asked.method == Method::Other {
+            return Err(failure);
+        }
+        replayed = true;
+        shard.totals.replays.set(shard.totals.replays.get() + 1);
+    }
+}
+
+/// A request whose body is still coming: both directions at once, each with its own end.
+async fn streamed(
+    path: &Path<'_>,
+    downstream: &mut Downstream,
+    asked: &Asked,
+    head: &mut Vec<u8>,
+) -> Result<Fate, Failure> {
+    let Path { shard, account, service, .. } = path;
+    let (attempt, mut pooled) = path.connect(&mut Tried::new(), false).await?;
+    let began = shard.clock.now();
+    let (request_sent, answered) = (Cell::new(false), Cell::new(false));
+    // The head of the request stays where it is, for the log; what is behind it is the body's.
+    let mut input = downstream.input.split_off(asked.head_len);
+    let (caller, origin) = (downstream.connection.control(), pooled.connection.control());
+    let (there_result, back_result, back_was_first) = {
+        let there = request::Way {
+            shard,
+            asked,
+            account,
+            service: &service.spec,
+            deadline: path.deadline,
+            sent: &request_sent,
+        };
+        let back = response::Way {
+            shard,
+            asked,
+            account,
+            service: &service.spec,
+            deadline: path.deadline,
+            request_sent: &request_sent,
+            answered: &answered,
+        };
+        let Connection { reader, writer, .. } = &mut downstream.connection;
+        let Connection { reader: upstream_reader, writer: upstream_writer, .. } = &mut pooled.connection;
+        let there = pin!(request::carry(&there, reader, upstream_writer, head, &mut input));
+        let back = pin!(response::carry(&back, upstream_reader, writer));
+        both(there, back, |first| match first {
+            // Sent: now the service has its time to answer.
+            First::There(Ok(())) if !answered.get() => {
+                origin.read_by(shard.clock.now().saturating_add(ns(service.spec.timeouts.response)));
+            }
+            First::There(Ok(())) => {}
+            // A service that takes no more may have answered already; it will not take forever.
+            First::There(Err(failure)) if failure.side == Side::Upstream => {
+                origin.read_by(shard.clock.now().saturating_add(ns(service.spec.timeouts.response)));
+            }
+            // The caller is gone or talks nonsense: nothing of this may look whole to the service.
+            First::There(Err(_)) => origin.shutdown(),
+            // The response is whole (or has failed) and the rest of the request is of no use to anybody.
+            First::Back => {
+                caller.cancel_read();
+                origin.shutdown();
+            }
+        })
+        .await
+    };
+    downstream.input.append(&mut input);
+    let failure = match (&there_result, &back_result) {
+        (_, Ok(_)) => None,
+        // What the caller did is why the way back failed, too.
+        (Err(there), Err(_)) if there.side != Side::Upstream && !back_was_first => Some(*there),
+        (_, Err(back)) => Some(*back),
+    };
+    path.judge(&attempt, began, answered.get(), failure.as_ref());
+    match (back_result, failure) {
+        (Ok(done), None) if there_result.is_ok() => Ok(path.done(pooled, &attempt, &done)),
+        // Answered before the request was whole: neither connection can be used again.
+        (Ok(_), None) => Ok(Fate::Linger),
+        (_, Some(failure)) | (Err(failure), None) => Err(failure),
+    }
+}
+
+/// Endpoints tried without success in this exchange.
+type Tried = SmallVec<[usize; 4]>;
+
+impl Path<'_> {
+    /// A connection to an endpoint: from its pool, or a new one. Endpoints that cannot be reached are passed over, which
+    /// is safe for every method: nothing was sent. `fresh` wants a new connection.
+    async fn connect(&self, tried: &mut Tried, fresh: bool) -> Result<(Attempt, Pooled), Failure> {
+        let Self { shard, account, service, .. } = self;
+        let mut failure = Failure::upstream(Stage::Balance, Cause::NoEndpoint);
+        loop {
+            let now = shard.clock.now();
+            let Some(attempt) = shard.rng(|rng| service.pick(now, rng, tried)) else { return Err(failure) };
+            account.attempts.set(account.attempts.get() + 1);
+            account.endpoint.set(Some(attempt.endpoint));
+            let limits = &service.spec.pool;
+            if !fresh && let Some(pooled) = attempt.pool().checkout(limits, now) {
+                return Ok((attempt, pooled));
+            }
+            if attempt.pool().has_room(limits) {
+                let left = std::time::Duration::from_nanos(self.deadline.saturating_sub(now));
+                let timeout = service.spec.timeouts.connect.min(left);
+                account.wait(now);
+                let connected = Connection::connect(attempt.address(), timeout, &shard.deadlines).await;
+                account.waited(shard.clock.now());
+                match connected {
+                    Ok(connection) => {
+                        let pooled = attempt.pool().opened(connection, &shard.tally);
+                        return Ok((attempt, pooled));
+                    }
+                    Err(fault) => failure = Failure::upstream(Stage::Connect, cause(fault)),
+                }
+                attempt.failed(shard.clock.now());
+            } else {
+                failure = Failure::upstream(Stage::Connect, Cause::Overloaded);
+            }
+            tried.push(attempt.endpoint);
+            if tried.len() >= usize::from(service.spec.connect_attempts_max)
+                || shard.clock.now() >= self.deadline
+            {
+                return Err(failure);
+            }
+        }
+    }
+
+    /// Tells the balancer how the attempt went.
+    fn judge(&self, attempt: &Attempt, began: u64, answered: bool, failure: Option<&Failure>) {
+        match failure {
+            Some(failure) if failure.side == Side::Upstream => attempt.failed(self.shard.clock.now()),
+            _ if answered => {
+                let first_byte_at = self.account.first_byte_at.get();
+                attempt.answered(first_byte_at.saturating_sub(began), first_byte_at);
+            }
+            _ => {}
+        }
+    }
+
+    /// The exchange is over and all is well: what becomes of the two connections.
+    fn done(&self, pooled: Pooled, attempt: &Attempt, done: &Answered) -> Fate {
+        if done.reusable {
+            let limits = &self.service.spec.pool;
+            attempt.pool().checkin(pooled, limits, done.answer.idle_seconds, self.shard.clock.now());
+        }
+        if done.answer.close { Fate::Close } else { Fate::Again }
+    }
+}
+
+/// Answers a request that the service did not answer, if nothing of a response was sent; else the caller must see that
+/// the response is cut.
+async fn answer(
+    shard: &Rc<Shard>,
+    downstream: &mut Downstream,
+    asked: &Asked,
+    account: &Account,
+    service: Option<&Rc<Service>>,
+    failure: Option<Failure>,
+    body_read: bool,
+) -> Fate {
+    if account.status.get() != 0 {
+        return if response::needs_reset(asked) { Fate::Reset } else { Fate::Close };
+    }
+    // A caller that is gone needs no answer.
+    let gone = failure
+        .is_some_and(|f| f.side == Side::Downstream && matches!(f.cause, Cause::Closed | Cause::Reset));
+    if gone {
+        return Fate::Close;
+    }
+    // What is not known to be read whole cannot be followed by another request.
+    let close = !asked.keep_alive || !body_read || shard.is_draining();
+    let told = Told {
+        service: service.map(|s| &*s.spec.name),
+        failure_field: asked.view.snapshot.forwarding.failure_header,
+        head: asked.method == Method::Head,
+        close,
+        http10: asked.version == Version::Http10,
+    };
+    account.status.set(failure.map_or(200, Failure::status));
+    if !tell(shard, downstream, failure, told).await {
+        return Fate::Close;
+    }
+    match (close, body_read) {
+        (false, _) => Fate::Again,
+        (true, true) => Fate::Close,
+        (true, false) => Fate::Linger,
+    }
+}
+
+/// Answers bytes that are no request that can be served, and ends the connection.
+async fn refuse(shard: &Rc<Shard>, downstream: &mut Downstream, failure: Failure, started: u64) -> Fate {
+    let account = Account::new(started);
+    let view = shard.view();
+    let gone = matches!(failure.cause, Cause::Closed | Cause::Reset);
+    if !gone {
+        account.status.set(failure.status());
+        let told = Told {
+            service: None,
+            failure_field: view.snapshot.forwarding.failure_header,
+            head: false,
+            close: true,
+            http10: false,
+        };
+        tell(shard, downstream, Some(failure), told).await;
+    }
+    account.close(shard, &view, downstream, None, None, Some(failure));
+    if gone { Fate::Close } else { Fate::Linger }
+}
+
+/// Sends a response made here; whether it could be sent.
+async fn tell(shard: &Shard, downstream: &mut Downstream, failure: Option<Failure>, told: Told<'_>) -> bool {
+    let Some(mut out) = shard.buffers.take_small() else { return false };
+    match failure {
+        Some(failure) => respond::write_failure(failure, told, &shard.clock, &mut out),
+        None => respond::write_options(told, &shard.clock, &mut out),
+    }
+    let stall = shard.clock.after(shard.view().snapshot.timeouts.body_stall);
+    let (result, out) = downstream.connection.writer.write_all(out, 0, stall).await;
+    shard.buffers.give(out);
+    result.is_ok()
+}
+
+/// Which direction of a streamed exchange ended first, and how where that matters.
+enum First {
+    There(Result<(), Failure>),
+    Back,
+}
+
+/// Runs both directions to their end: no operation is dropped in flight. `first` is told of the one that ends before
+/// the other, and may hurry the other. Whether the way back was the first stands last.
+async fn both<T>(
+    mut there: std::pin::Pin<&mut impl Future<Output = Result<(), Failure>>>,
+    mut back: std::pin::Pin<&mut impl Future<Output = T>>,
+    first: impl FnOnce(First),
+) -> (Result<(), Failure>, T, bool) {
+    let mut there_result = None;
+    let mut back_result = None;
+    poll_fn(|cx| {
+        if let Poll::Ready(result) = there.as_mut().poll(cx) {
+            there_result = Some(result);
+        }
+        if let Poll::Ready(result) = back.as_mut().poll(cx) {
+            back_result = Some(result);
+        }
+        if there_result.is_some() || back_result.is_some() { Poll::Ready(()) } else { Poll::Pending }
+    })
+    .await;
+    match (there_result, back_result) {
+        (Some(there_result), Some(back_result)) => (there_result, back_result, false),
+        (Some(there_result), None) => {
+            first(First::There(there_result));
+            (there_result, back.await, false)
+        }
+        (None, Some(back_result)) => {
+            first(First::Back);
+            (there.await, back_result, true)
+        }
+        (None, None) => unreachable!("poll_fn ends when one of them has"),
+    }
+}
+
+/// What a fault of I/O is called in a failure.
+fn cause(fault: Fault) -> Cause {
+    match fault {
+        Fault::Timeout => Cause::Timeout,
+        Fault::Closed | Fault::Cancelled => Cause::Closed,
+        Fault::Reset => Cause::Reset,
+        Fault::Refused => Cause::Refused,
+        Fault::Unreachable => Cause::Unreachable,
+        Fault::Exhausted => Cause::Overloaded,
+    }
+}
+
+/// Counts an open downstream connection until it is dropped.
+struct Open(Rc<Shard>);
+
+impl Open {
+    fn count(shard: &Rc<Shard>) -> Self {
+        shard.totals.downstream_open.set(shard.totals.downstream_open.get() + 1);
+        Self(Rc::clone(shard))
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.totals.downstream_open.set(self.0.totals.downstream_open.get() - 1);
+    }
+}
+
+/// Counts an exchange in progress until it is dropped.
+struct InProgress(Rc<Shard>);
+
+impl InProgress {
+    fn count(shard: &Rc<Shard>) -> Self {
+        shard.totals.exchanges_open.set(shard.totals.exchanges_open.get() + 1);
+        Self(Rc::clone(shard))
+    }
+}
+
+impl Drop for InProgress {
+    fn drop(&mut self) {
+        self.0.totals.exchanges_open.set(self.0.totals.exchanges_open.get() - 1);
+    }
+}

@@ -1,0 +1,135 @@
+//! The way there of a request whose body is not whole yet: head and body are passed on as they come.
+
+use std::cell::Cell;
+
+use super::account::Account;
+use crate::downstream::Asked;
+use crate::failure::{Cause, Failure, Stage};
+use crate::http::body::{HEADROOM, Reframer, TAILROOM};
+use crate::io::{Reader, Writer};
+use crate::shard::Shard;
+use crate::shard::clock::ns;
+use crate::upstream::spec;
+
+/// What the way there needs.
+pub(super) struct Way<'x> {
+    pub(super) shard: &'x Shard,
+    pub(super) asked: &'x Asked,
+    pub(super) account: &'x Account,
+    pub(super) service: &'x spec::Service,
+    /// When the exchange must have ended.
+    pub(super) deadline: u64,
+    /// Set when all has been sent.
+    pub(super) sent: &'x Cell<bool>,
+}
+
+/// Carries the request from the caller to the service. `input` holds the caller's bytes behind the head; what is left in
+/// it afterwards belongs to the next request.
+///
+/// # Errors
+/// The failure, and with it which side it is on: a service that takes no more may still have answered.
+pub(super) async fn carry(
+    way: &Way<'_>,
+    from: &mut Reader,
+    to: &mut Writer,
+    head: &mut Vec<u8>,
+    input: &mut Vec<u8>,
+) -> Result<(), Failure> {
+    let Some(mut held) = way.shard.buffers.take_large() else {
+        return Err(Failure::local(Stage::Request, Cause::Overloaded));
+    };
+    let result = way.carry(from, to, head, input, &mut held).await;
+    way.shard.buffers.give(held);
+    result
+}
+
+impl Way<'_> {
+    async fn carry(
+        &self,
+        from: &mut Reader,
+        to: &mut Writer,
+        head: &mut Vec<u8>,
+        input: &mut Vec<u8>,
+        held: &mut Vec<u8>,
+    ) -> Result<(), Failure> {
+        let mut reframer = Reframer::new(self.asked.framing, self.asked.framing);
+        if input.is_empty() {
+            // The caller may be waiting for a 100 before it sends more.
+            self.send(to, head, 0).await?;
+            head.clear();
+        }
+        while !reframer.is_ended() {
+            held.clear();
+            held.resize(HEADROOM, 0);
+            if input.is_empty() {
+                self.more_body(from, held).await?;
+            } else {
+                let there = input.len().min(held.capacity() - HEADROOM - TAILROOM);
+                held.extend_from_slice(&input[..there]);
+                input.drain(..there);
+            }
+            let start = self.reframe(&mut reframer, held, input)?;
+            if !head.is_empty() {
+                let together = head.len() + (held.len() - start) <= head.capacity();
+                if together {
+                    head.extend_from_slice(&held[start..]);
+                    held.clear();
+                }
+                self.send(to, head, 0).await?;
+                head.clear();
+                if together {
+                    continue;
+                }
+            }
+            self.send(to, held, start).await?;
+        }
+        self.sent.set(true);
+        Ok(())
+    }
+
+    /// Reframes what is in `held` behind the headroom and leaves it to be sent from the offset returned; what belongs
+    /// to the next request goes to the front of `input`.
+    fn reframe(
+        &self,
+        reframer: &mut Reframer,
+        held: &mut Vec<u8>,
+        input: &mut Vec<u8>,
+    ) -> Result<usize, Failure> {
+        let limits = &self.asked.view.snapshot.limits;
+        let broken = |cause| Failure::downstream(Stage::Request, cause);
+        let next = reframer.reframe(held, HEADROOM, limits).map_err(broken)?;
+        input.splice(0..0, held[next.rest.clone()].iter().copied());
+        held.truncate(next.send.end);
+        reframer.take_trailers(limits, held).map_err(broken)?;
+        let bytes = self.account.request_body_bytes.get() + next.content as u64;
+        self.account.request_body_bytes.set(bytes);
+        if limits.body_bytes_max > 0 && bytes > limits.body_bytes_max {
+            return Err(broken(Cause::BodyTooLarge));
+        }
+        Ok(next.send.start)
+    }
+
+    async fn more_body(&self, from: &mut Reader, held: &mut Vec<u8>) -> Result<(), Failure> {
+        let stall = self.shard.clock.now().saturating_add(ns(self.asked.view.snapshot.timeouts.body_stall));
+        self.account.wait(self.shard.clock.now());
+        let buffer = std::mem::take(held);
+        let (result, buffer) = from.read_cancelable(buffer, TAILROOM, stall.min(self.deadline)).await;
+        self.account.waited(self.shard.clock.now());
+        *held = buffer;
+        let cause = match result {
+            Ok(0) => Cause::Closed,
+            Ok(_) => return Ok(()),
+            Err(fault) => super::cause(fault),
+        };
+        Err(Failure::downstream(Stage::Request, cause))
+    }
+
+    async fn send(&self, to: &mut Writer, out: &mut Vec<u8>, start: usize) -> Result<(), Failure> {
+        let stall = self.shard.clock.now().saturating_add(ns(self.service.timeouts.body_stall));
+        self.account.wait(self.shard.clock.now());
+        let (result, back) = to.write_all(std::mem::take(out), start, stall.min(self.deadline)).await;
+        self.account.waited(self.shard.clock.now());
+        *out = back;
+        result.map_err(|fault| Failure::upstream(Stage::Request, super::cause(fault)))
+    }
+}

@@ -1,0 +1,297 @@
+//! The way back: the response head, interim ones before it, and the body.
+
+use std::cell::Cell;
+
+use super::account::Account;
+use crate::downstream::Asked;
+use crate::failure::{Cause, Failure, Stage};
+use crate::http::body::{HEADROOM, Reframer, TAILROOM};
+use crate::http::h1::{self, Parsed, ResponseOptions};
+use crate::http::{Framing, Method, Version};
+use crate::io::timed::OnDeadline;
+use crate::io::{Fault, Reader, Writer};
+use crate::shard::Shard;
+use crate::shard::buffers::Buffers;
+use crate::shard::clock::{NEVER, ns};
+use crate::upstream::spec;
+
+/// What both ends of the way back share.
+pub(super) struct Way<'x> {
+    pub(super) shard: &'x Shard,
+    pub(super) asked: &'x Asked,
+    pub(super) account: &'x Account,
+    pub(super) service: &'x spec::Service,
+    /// When the exchange must have ended.
+    pub(super) deadline: u64,
+    /// Whether all of the request has been sent: a response before that ends the caller's connection.
+    pub(super) request_sent: &'x Cell<bool>,
+    /// Whether the service has sent anything: then the request may not be replayed.
+    pub(super) answered: &'x Cell<bool>,
+}
+
+/// What is known of a response when its head is there.
+pub(super) struct Answer {
+    framing: Framing,
+    framing_out: Framing,
+    keep_alive: bool,
+    /// Seconds that the origin says it keeps an idle connection for.
+    pub(super) idle_seconds: Option<u64>,
+    /// Whether the caller's connection ends after this response.
+    pub(super) close: bool,
+    status: u16,
+    head_len: usize,
+}
+
+/// How the way back ended well.
+pub(super) struct Answered {
+    /// What is known of the response.
+    pub(super) answer: Answer,
+    /// Whether the upstream connection can serve another exchange.
+    pub(super) reusable: bool,
+}
+
+/// Carries the response from the service to the caller, head and body.
+///
+/// # Errors
+/// The failure; whether something was sent to the caller stands in the account.
+pub(super) async fn carry(way: &Way<'_>, from: &mut Reader, to: &mut Writer) -> Result<Answered, Failure> {
+    let shed = Failure::local(Stage::Response, Cause::Overloaded);
+    let input = way.shard.buffers.take_small().ok_or(shed)?;
+    let Some(out) = way.shard.buffers.take_small() else {
+        way.shard.buffers.give(input);
+        return Err(shed);
+    };
+    let mut held = Held { input, out };
+    let result = async {
+        let answer = way.head(from, to, &mut held).await?;
+        let reusable = way.body(from, to, &mut held, &answer).await?;
+        Ok(Answered { answer, reusable })
+    }
+    .await;
+    way.shard.buffers.give(held.input);
+    way.shard.buffers.give(held.out);
+    result
+}
+
+/// The buffers of the way back, given back however it ends.
+struct Held {
+    /// What came from the service.
+    input: Vec<u8>,
+    /// What goes to the caller.
+    out: Vec<u8>,
+}
+
+impl Way<'_> {
+    /// Reads the response head and writes the one for the caller into `held.out`, where it waits for the body.
+    async fn head(&self, from: &mut Reader, to: &mut Writer, held: &mut Held) -> Result<Answer, Failure> {
+        let limits = &self.asked.view.snapshot.limits;
+        let mut interim = 0;
+        loop {
+            let parsed = if held.input.is_empty() { Parsed::Partial } else { self.read_head(held) };
+            match parsed {
+                Parsed::Whole(answer) if answer.status < 200 => {
+                    interim += 1;
+                    if interim > limits.interim_responses_max {
+                        return Err(Failure::upstream(Stage::Response, Cause::TooManyInterim));
+                    }
+                    held.input.drain(..answer.head_len);
+                    // HTTP/1.0 knows no interim responses (RFC 9110 §15.2).
+                    if self.asked.version == Version::Http11 {
+                        self.send(to, &mut held.out).await?;
+                    }
+                    held.out.clear();
+                }
+                Parsed::Whole(answer) => return Ok(answer),
+                Parsed::Refused(cause) => return Err(Failure::upstream(Stage::Response, cause)),
+                Parsed::Partial => self.more_head(from, held).await?,
+            }
+        }
+    }
+
+    fn read_head(&self, held: &mut Held) -> Parsed<Answer> {
+        let limits = &self.asked.view.snapshot.limits;
+        let Held { input, out } = held;
+        h1::read_response(input, limits, self.asked.method, |response| {
+            let framing_out = match (response.framing, self.asked.version) {
+                (Framing::Chunked | Framing::UntilClose, Version::Http11) => Framing::Chunked,
+                (Framing::Chunked | Framing::UntilClose, Version::Http10) => Framing::UntilClose,
+                (framing, _) => framing,
+            };
+            let close = !self.asked.keep_alive
+                || !self.request_sent.get()
+                || self.shard.is_draining()
+                || framing_out == Framing::UntilClose;
+            let options = ResponseOptions { version: self.asked.version, framing: framing_out, close };
+            h1::write_response_head(response, options, &self.shard.clock, out);
+            Answer {
+                framing: response.framing,
+                framing_out,
+                keep_alive: response.keep_alive,
+                idle_seconds: response.idle_seconds,
+                close,
+                status: response.status,
+                head_len: response.head_len,
+            }
+        })
+    }
+
+    async fn more_head(&self, from: &mut Reader, held: &mut Held) -> Result<(), Failure> {
+        if held.input.len() + TAILROOM >= held.input.capacity() {
+            // A head larger than a small buffer: rare enough to be moved.
+            let mut large =
+                self.shard.buffers.take_large().ok_or(Failure::local(Stage::Response, Cause::Overloaded))?;
+            if large.capacity() <= held.input.len() + TAILROOM {
+                self.shard.buffers.give(large);
+                return Err(Failure::upstream(Stage::Response, Cause::HeadTooLarge));
+            }
+            large.extend_from_slice(&held.input);
+            self.shard.buffers.give(std::mem::replace(&mut held.input, large));
+        }
+        let patience = if self.request_sent.get() {
+            self.shard.clock.now().saturating_add(ns(self.service.timeouts.response))
+        } else {
+            // Begins when the request has been sent: see `Control::read_by`.
+            NEVER
+        };
+        let buffer = std::mem::take(&mut held.input);
+        let (result, buffer) = self.read(from, buffer, patience).await;
+        held.input = buffer;
+        match result {
+            Ok(0) => Err(Failure::upstream(Stage::Response, Cause::Closed)),
+            Ok(_) => {
+                if !self.answered.replace(true) {
+                    self.account.first_byte_at.set(self.shard.clock.now());
+                }
+                Ok(())
+            }
+            Err(fault) => Err(Failure::upstream(Stage::Response, super::cause(fault))),
+        }
+    }
+
+    /// Sends the head that waits in `held.out` with as much of the body as is there, then the rest. Whether the
+    /// upstream connection can serve another exchange.
+    async fn body(
+        &self,
+        from: &mut Reader,
+        to: &mut Writer,
+        held: &mut Held,
+        answer: &Answer,
+    ) -> Result<bool, Failure> {
+        let limits = &self.asked.view.snapshot.limits;
+        let broken = |cause| Failure::upstream(Stage::Body, cause);
+        let mut reframer = Reframer::new(answer.framing, answer.framing_out);
+        let first = reframer.reframe(&mut held.input, answer.head_len, limits).map_err(broken)?;
+        let together = held.out.len() + first.send.len() <= held.out.capacity();
+        if together {
+            // Head and short body leave in one write.
+            held.out.extend_from_slice(&held.input[first.send.clone()]);
+        }
+        self.account.status.set(answer.status);
+        if !together {
+            held.input.truncate(first.send.end);
+        }
+        reframer
+            .take_trailers(limits, if together { &mut held.out } else { &mut held.input })
+            .map_err(broken)?;
+        self.send(to, &mut held.out).await?;
+        if !together {
+            self.send_waiting(to, &mut held.input, first.send.start).await?;
+        }
+        self.count(first.content);
+        let mut clean = first.rest.is_empty();
+        if !reframer.is_ended() {
+            self.shard.buffers.give(std::mem::take(&mut held.out));
+            held.input.clear();
+            if reframer.left() > Buffers::SMALL as u64 / 2 {
+                // Large and few operations for a long body; without memory for that, small and many.
+                if let Some(large) = self.shard.buffers.take_large() {
+                    self.shard.buffers.give(std::mem::replace(&mut held.input, large));
+                }
+            }
+            clean &= self.rest_of_body(from, to, &mut held.input, &mut reframer).await?;
+        }
+        Ok(clean && answer.keep_alive && answer.framing != Framing::UntilClose)
+    }
+
+    /// Carries what is left of a body; whether nothing came behind it.
+    async fn rest_of_body(
+        &self,
+        from: &mut Reader,
+        to: &mut Writer,
+        held: &mut Vec<u8>,
+        reframer: &mut Reframer,
+    ) -> Result<bool, Failure> {
+        let limits = &self.asked.view.snapshot.limits;
+        let broken = |cause| Failure::upstream(Stage::Body, cause);
+        loop {
+            let mut buffer = std::mem::take(held);
+            buffer.clear();
+            buffer.resize(HEADROOM, 0);
+            let stall = self.shard.clock.now().saturating_add(ns(self.service.timeouts.body_stall));
+            let (result, buffer) = self.read(from, buffer, stall).await;
+            *held = buffer;
+            match result {
+                Ok(0) if reframer.ends_with_connection() => {
+                    held.clear();
+                    reframer.finish(held);
+                    self.send_waiting(to, held, 0).await?;
+                    return Ok(false);
+                }
+                Ok(0) => return Err(broken(Cause::Closed)),
+                Ok(_) => {}
+                Err(fault) => return Err(broken(super::cause(fault))),
+            }
+            let next = reframer.reframe(held, HEADROOM, limits).map_err(broken)?;
+            let clean = next.rest.is_empty();
+            held.truncate(next.send.end);
+            reframer.take_trailers(limits, held).map_err(broken)?;
+            self.send_waiting(to, held, next.send.start).await?;
+            self.count(next.content);
+            if next.ended {
+                return Ok(clean);
+            }
+        }
+    }
+
+    /// Reads from the service: a wait for a peer. Leaves room for what a chunk's end needs.
+    async fn read(
+        &self,
+        from: &mut Reader,
+        buffer: Vec<u8>,
+        patience: u64,
+    ) -> (Result<usize, Fault>, Vec<u8>) {
+        self.account.wait(self.shard.clock.now());
+        let deadline = patience.min(self.deadline);
+        let read = from.read(buffer, TAILROOM, deadline, OnDeadline::Shutdown).await;
+        self.account.waited(self.shard.clock.now());
+        read
+    }
+
+    /// Sends a head (with what is there of the body): the proxy's own time.
+    async fn send(&self, to: &mut Writer, out: &mut Vec<u8>) -> Result<(), Failure> {
+        let stall = self.shard.clock.now().saturating_add(ns(self.asked.view.snapshot.timeouts.body_stall));
+        let (result, back) = to.write_all(std::mem::take(out), 0, stall.min(self.deadline)).await;
+        *out = back;
+        result.map_err(|fault| Failure::downstream(Stage::Body, super::cause(fault)))
+    }
+
+    /// Sends a part of a long body: how long that takes is the caller's doing.
+    async fn send_waiting(&self, to: &mut Writer, out: &mut Vec<u8>, start: usize) -> Result<(), Failure> {
+        self.account.wait(self.shard.clock.now());
+        let stall = self.shard.clock.now().saturating_add(ns(self.asked.view.snapshot.timeouts.body_stall));
+        let (result, back) = to.write_all(std::mem::take(out), start, stall.min(self.deadline)).await;
+        self.account.waited(self.shard.clock.now());
+        *out = back;
+        result.map_err(|fault| Failure::downstream(Stage::Body, super::cause(fault)))
+    }
+
+    fn count(&self, content: usize) {
+        let bytes = &self.account.response_body_bytes;
+        bytes.set(bytes.get() + content as u64);
+    }
+}
+
+/// Whether a cut body is recognised as cut when the connection just closes: not when it ends with the connection.
+pub(super) fn needs_reset(asked: &Asked) -> bool {
+    asked.version == Version::Http10 && asked.method != Method::Head
+}

@@ -1,0 +1,246 @@
+//! What a shard owns, and how a snapshot is applied to it.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use super::buffers::Buffers;
+use super::clock::{Clock, ns};
+use super::link::{Link, Notice};
+use crate::io::timed::Deadlines;
+use crate::snapshot::Snapshot;
+use crate::telemetry::ShardTotals;
+use crate::telemetry::access::AccessLog;
+use crate::telemetry::recorder::{NO_SERVICE_SLOT, Recorder};
+use crate::upstream::pool::Tally;
+use crate::upstream::service::Service;
+
+/// Everything that a shard's tasks share. `Cell`s and `RefCell`s, borrowed for single statements, never over an await.
+pub struct Shard {
+    /// The connection to control.
+    pub link: Arc<Link>,
+    /// Time.
+    pub clock: Rc<Clock>,
+    /// Deadlines of all connections.
+    pub deadlines: Rc<Deadlines>,
+    /// I/O buffers.
+    pub buffers: Buffers,
+    /// Counts and latencies.
+    pub recorder: RefCell<Recorder>,
+    /// Access log lines.
+    pub access_log: RefCell<AccessLog>,
+    /// Upstream connections.
+    pub tally: Rc<Tally>,
+    /// What the shard counts of itself.
+    pub totals: Totals,
+    pub(super) stall_threshold_ns: u64,
+    /// How many shards share the limits that are per proxy.
+    shards: u32,
+    rng: RefCell<fastrand::Rng>,
+    view: RefCell<Rc<View>>,
+    /// Services that are gone from the configuration but may have exchanges in flight.
+    vanished: RefCell<Vec<Rc<Service>>>,
+    draining: Cell<bool>,
+}
+
+/// A snapshot, and what this shard knows of its services. An exchange keeps the view that it began with.
+pub struct View {
+    /// What control gave.
+    pub snapshot: Arc<Snapshot>,
+    /// By the index in `snapshot.services`; made at the first exchange of each.
+    services: RefCell<HashMap<u32, Rc<Service>, foldhash::fast::FixedState>>,
+    link: Arc<Link>,
+}
+
+/// What a shard counts of itself.
+#[derive(Debug, Default)]
+pub struct Totals {
+    /// Open downstream connections.
+    pub downstream_open: Cell<u64>,
+    /// Accepted ones.
+    pub downstream_accepted: Cell<u64>,
+    /// Those over the limit.
+    pub downstream_refused: Cell<u64>,
+    /// Exchanges in progress.
+    pub exchanges_open: Cell<u64>,
+    /// Exchanges replayed on another connection.
+    pub replays: Cell<u64>,
+    /// Tasks that kept the shard too long.
+    pub stalls: Cell<u64>,
+    /// The longest of them.
+    pub stall_max_ns: Cell<u64>,
+    /// Panics caught.
+    pub panics: Cell<u64>,
+    notices_dropped: Cell<u64>,
+}
+
+impl Shard {
+    /// A shard that has seen nothing, with its first snapshot.
+    pub(super) fn new(
+        link: Arc<Link>,
+        shards: u16,
+        stall_threshold: Duration,
+        snapshot: Arc<Snapshot>,
+    ) -> Self {
+        Self {
+            clock: Rc::new(Clock::new()),
+            deadlines: Rc::default(),
+            buffers: Buffers::default(),
+            recorder: RefCell::default(),
+            access_log: RefCell::default(),
+            tally: Rc::default(),
+            totals: Totals::default(),
+            stall_threshold_ns: ns(stall_threshold),
+            shards: shards.max(1).into(),
+            rng: RefCell::new(fastrand::Rng::new()),
+            view: RefCell::new(Rc::new(View::new(snapshot, Arc::clone(&link)))),
+            vanished: RefCell::default(),
+            draining: Cell::new(false),
+            link,
+        }
+    }
+
+    /// The view for a new exchange.
+    pub fn view(&self) -> Rc<View> {
+        Rc::clone(&self.view.borrow())
+    }
+
+    /// Puts a new snapshot in place: the next exchange sees it. Cannot fail. Services that stay keep pools and
+    /// averages; the cost is that of the services in use, not of those configured.
+    pub(super) fn apply(&self, snapshot: Arc<Snapshot>) {
+        let generation = snapshot.generation;
+        let new = View::new(snapshot, Arc::clone(&self.link));
+        {
+            let old = self.view.borrow();
+            let mut kept = new.services.borrow_mut();
+            for service in old.services.borrow().values() {
+                match new.snapshot.service_named(&service.spec.name) {
+                    Some(id) => {
+                        let spec = &new.snapshot.services[id as usize];
+                        let same = Arc::ptr_eq(spec, &service.spec) || **spec == *service.spec;
+                        let carried = if same {
+                            Rc::clone(service)
+                        } else {
+                            Rc::new(Service::carried_over(service, Arc::clone(spec)))
+                        };
+                        kept.insert(id, carried);
+                    }
+                    None => {
+                        service.close_idle();
+                        self.vanished.borrow_mut().push(Rc::clone(service));
+                    }
+                }
+            }
+        }
+        drop(self.view.replace(Rc::new(new)));
+        self.link.vitals.generation.store(generation, Ordering::Release);
+    }
+
+    /// This shard's state of a service of a view.
+    pub fn service(&self, view: &View, id: u32) -> Rc<Service> {
+        if let Some(service) = view.services.borrow().get(&id) {
+            return Rc::clone(service);
+        }
+        let spec = &view.snapshot.services[id as usize];
+        let slot = self.recorder.borrow_mut().slot(&spec.name);
+        let service = Rc::new(Service::new(Arc::clone(spec), slot));
+        view.services.borrow_mut().insert(id, Rc::clone(&service));
+        service
+    }
+
+    /// The shard's random numbers: for choices, not for secrets.
+    pub fn rng<R>(&self, with: impl FnOnce(&mut fastrand::Rng) -> R) -> R {
+        with(&mut self.rng.borrow_mut())
+    }
+
+    /// Whether one more downstream connection may be served: this shard's share of `connections_max`.
+    pub fn has_room(&self) -> bool {
+        let share = self.view.borrow().snapshot.limits.connections_max.div_ceil(self.shards);
+        self.totals.downstream_open.get() < share.into()
+    }
+
+    /// Whether the proxy is draining: every response is the last on its connection.
+    pub fn is_draining(&self) -> bool {
+        self.draining.get()
+    }
+
+    pub(super) fn drain(&self) {
+        self.draining.set(true);
+        self.deadlines.drain(&self.clock);
+    }
+
+    /// Once a second: sweeps pools, trims buffers, hands telemetry over.
+    pub(super) fn tick(&self) {
+        let now = self.clock.refresh();
+        let view = self.view();
+        for service in view.services.borrow().values() {
+            service.sweep(now);
+        }
+        self.vanished.borrow_mut().retain(|service| {
+            let in_use = Rc::strong_count(service) > 1;
+            if !in_use {
+                self.recorder.borrow_mut().retire(service.recorder_slot);
+            }
+            in_use
+        });
+        self.buffers.trim();
+        self.recorder.borrow_mut().hand_over(&self.link, self.shard_totals());
+        self.access_log.borrow_mut().flush(&self.link);
+        self.link.vitals.downstream_open.store(self.totals.downstream_open.get(), Ordering::Relaxed);
+    }
+
+    /// Tells control of something, or counts that it could not.
+    pub(crate) fn notice(&self, notice: Notice) {
+        if self.link.notices.push(notice).is_err() {
+            self.totals.notices_dropped.set(self.totals.notices_dropped.get() + 1);
+        }
+    }
+
+    pub(super) fn stalled(&self, held_ns: u64) {
+        self.totals.stalls.set(self.totals.stalls.get() + 1);
+        self.totals.stall_max_ns.set(self.totals.stall_max_ns.get().max(held_ns));
+        self.notice(Notice::Stall { held_ns });
+    }
+
+    fn shard_totals(&self) -> ShardTotals {
+        let totals = &self.totals;
+        ShardTotals {
+            downstream_open: totals.downstream_open.get(),
+            downstream_accepted: totals.downstream_accepted.get(),
+            downstream_refused: totals.downstream_refused.get(),
+            exchanges_open: totals.exchanges_open.get(),
+            upstream_open: self.tally.open.get(),
+            upstream_idle: self.tally.idle.get(),
+            upstream_connected: self.tally.connected.get(),
+            upstream_found_dead: self.tally.found_dead.get(),
+            replays: totals.replays.get(),
+            stalls: totals.stalls.get(),
+            stall_max_ns: totals.stall_max_ns.get(),
+            panics: totals.panics.get(),
+            log_lines_dropped: self.access_log.borrow().dropped(),
+            notices_dropped: totals.notices_dropped.get(),
+            intervals_merged: 0,
+            buffer_bytes: self.buffers.bytes() as u64,
+        }
+    }
+}
+
+impl View {
+    fn new(snapshot: Arc<Snapshot>, link: Arc<Link>) -> Self {
+        Self { snapshot, services: RefCell::default(), link }
+    }
+
+    /// Where exchanges are counted that met no service.
+    pub const NO_SERVICE: u32 = NO_SERVICE_SLOT;
+}
+
+impl Drop for View {
+    fn drop(&mut self) {
+        // The last owner of a big snapshot takes milliseconds to free it: that is control's time, not the shard's.
+        // Full: control is behind by four reloads, and this shard pays for one.
+        let _ = self.link.retired.push(Arc::clone(&self.snapshot));
+    }
+}

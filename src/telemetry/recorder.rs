@@ -1,0 +1,162 @@
+//! The shard's pen: counts exchanges per service, hands the interval over once a second.
+//!
+//! A service gets a slot at its first exchange. Its counts are allocated when they are needed and leave with the
+//! interval; control sends them back cleared, so that two sets per active service circulate and an idle service holds
+//! none. Never waits: when control is late the present interval goes on.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use super::{
+    Interval, NO_SERVICE, OVERFLOW_SERVICE, SERVICES_MAX, ServiceCounts, ServiceInterval, ShardTotals,
+};
+use crate::failure::Failure;
+use crate::shard::link::Link;
+
+/// A shard's recorder.
+pub struct Recorder {
+    slots: Vec<Slot>,
+    free: Vec<u32>,
+    by_name: HashMap<Arc<str>, u32>,
+    /// Cleared counts, ready for use.
+    #[expect(clippy::vec_box, reason = "they travel boxed: 30 KiB each")]
+    spare: Vec<Box<ServiceCounts>>,
+    /// Emptied intervals, ready for use.
+    #[expect(clippy::vec_box, reason = "they travel boxed")]
+    envelopes: Vec<Box<Interval>>,
+    intervals_merged: u64,
+}
+
+/// One ended exchange.
+#[derive(Debug, Clone, Copy)]
+pub struct Ended {
+    /// The status sent to the caller; 0 when none was.
+    pub status: u16,
+    /// How it ended badly.
+    pub failure: Option<Failure>,
+    /// Attempts made.
+    pub attempts: u32,
+    /// Bytes of the request's body.
+    pub request_body_bytes: u64,
+    /// Bytes of the response's body.
+    pub response_body_bytes: u64,
+    /// To the response's first byte, ns; `None` when there was no response from the service.
+    pub first_byte_ns: Option<u64>,
+    /// To the response's last byte, ns.
+    pub whole_ns: u64,
+    /// The proxy's own share, ns.
+    pub own_ns: u64,
+}
+
+struct Slot {
+    service: Arc<str>,
+    counts: Option<Box<ServiceCounts>>,
+    retired: bool,
+}
+
+/// The slot of requests that met no service.
+pub const NO_SERVICE_SLOT: u32 = 0;
+const OVERFLOW_SLOT: u32 = 1;
+
+impl Recorder {
+    /// A recorder with nothing in it.
+    pub fn new() -> Self {
+        let slot = |name: &str| Slot { service: name.into(), counts: None, retired: false };
+        Self {
+            slots: vec![slot(NO_SERVICE), slot(OVERFLOW_SERVICE)],
+            free: Vec::new(),
+            by_name: HashMap::new(),
+            spare: Vec::new(),
+            envelopes: Vec::new(),
+            intervals_merged: 0,
+        }
+    }
+
+    /// The slot of a service; past [`SERVICES_MAX`] all share one.
+    pub fn slot(&mut self, service: &Arc<str>) -> u32 {
+        if let Some(slot) = self.by_name.get(service) {
+            self.slots[*slot as usize].retired = false;
+            return *slot;
+        }
+        let new = Slot { service: Arc::clone(service), counts: None, retired: false };
+        let slot = if let Some(slot) = self.free.pop() {
+            self.slots[slot as usize] = new;
+            slot
+        } else if self.slots.len() < SERVICES_MAX {
+            self.slots.push(new);
+            u32::try_from(self.slots.len() - 1).unwrap_or(OVERFLOW_SLOT)
+        } else {
+            return OVERFLOW_SLOT;
+        };
+        self.by_name.insert(Arc::clone(service), slot);
+        slot
+    }
+
+    /// The service of a slot is gone and its last exchange has ended: the slot is free once its counts are handed over.
+    pub fn retire(&mut self, slot: u32) {
+        if slot != NO_SERVICE_SLOT && slot != OVERFLOW_SLOT {
+            self.slots[slot as usize].retired = true;
+        }
+    }
+
+    /// Counts an exchange.
+    pub fn record(&mut self, slot: u32, ended: &Ended) {
+        let slot = &mut self.slots[slot as usize];
+        let counts = slot.counts.get_or_insert_with(|| self.spare.pop().unwrap_or_default());
+        let class = usize::from(ended.status / 100);
+        counts.by_class[if class < 6 { class } else { 0 }] += 1;
+        if let Some(failure) = ended.failure {
+            counts.count_failure(failure);
+        }
+        counts.further_attempts += u64::from(ended.attempts.saturating_sub(1));
+        counts.request_body_bytes += ended.request_body_bytes;
+        counts.response_body_bytes += ended.response_body_bytes;
+        if let Some(first_byte_ns) = ended.first_byte_ns {
+            counts.first_byte.saturating_record(first_byte_ns);
+        }
+        counts.whole.saturating_record(ended.whole_ns);
+        counts.own.saturating_record(ended.own_ns);
+    }
+
+    /// Hands the interval over, if control has taken the ones before.
+    pub fn hand_over(&mut self, link: &Link, mut totals: ShardTotals) {
+        while let Some(mut envelope) = link.spent.pop() {
+            self.spare.extend(envelope.services.drain(..).map(|s| s.counts));
+            self.envelopes.push(envelope);
+        }
+        if link.intervals.is_full() {
+            self.intervals_merged += 1;
+            return;
+        }
+        totals.intervals_merged = self.intervals_merged;
+        let mut interval = self.envelopes.pop().unwrap_or_else(|| {
+            Box::new(Interval {
+                shard: link.shard,
+                services: Vec::new(),
+                shard_totals: ShardTotals::default(),
+            })
+        });
+        interval.shard_totals = totals;
+        for (n, slot) in self.slots.iter_mut().enumerate() {
+            if let Some(counts) = slot.counts.take() {
+                interval.services.push(ServiceInterval { service: Arc::clone(&slot.service), counts });
+            }
+            if slot.retired {
+                slot.retired = false;
+                self.by_name.remove(&slot.service);
+                slot.service = NO_SERVICE.into();
+                self.free.push(u32::try_from(n).unwrap_or(OVERFLOW_SLOT));
+            }
+        }
+        // As many as were used in the last second are enough for the next; the rest is given back.
+        self.spare.truncate(interval.services.len());
+        // Full is impossible: only this shard pushes, and there was room.
+        let _ = link.intervals.push(interval);
+    }
+}
+
+impl Default for Recorder {
+    fn default() -> Self {
+        Self::new()
+    }
+}

@@ -1,0 +1,214 @@
+//! Idle upstream connections of one endpoint on one shard.
+//!
+//! Newest first, because the newest is the least likely to be closed meanwhile and its buffers are warm. Bounded in
+//! number and age. The age learns: when connections are found closed, the upstream evidently keeps them for less long
+//! than configured, so the limit comes down below what was seen, and creeps up again while nothing is found dead. What
+//! an origin says in `Keep-Alive: timeout=` is believed.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+
+use super::spec;
+use crate::io::Connection;
+use crate::shard::clock::ns;
+
+/// The idle connections of an endpoint, and how many are open.
+#[derive(Default)]
+pub struct Pool {
+    idle: RefCell<Vec<Idle>>,
+    open: Cell<u32>,
+    /// How old an idle connection may be, as learned; 0 before anything was.
+    age_max_ns: Cell<u64>,
+}
+
+/// Open and idle connections, and what became of them: one for all pools of a shard.
+#[derive(Default)]
+pub struct Tally {
+    /// Open upstream connections, idle ones included.
+    pub open: Cell<u64>,
+    /// Idle upstream connections.
+    pub idle: Cell<u64>,
+    /// Connections established.
+    pub connected: Cell<u64>,
+    /// Pooled connections found dead when they were to be used, or while they lay idle.
+    pub found_dead: Cell<u64>,
+}
+
+/// A connection to an endpoint that counts as open until it is dropped.
+pub struct Pooled {
+    /// The socket.
+    pub connection: Connection,
+    /// Whether it has served an exchange before.
+    pub reused: bool,
+    /// How long it lay idle before this use, ns.
+    pub idle_ns: u64,
+    pool: Rc<Pool>,
+    tally: Rc<Tally>,
+}
+
+struct Idle {
+    pooled: Pooled,
+    since: u64,
+}
+
+impl Pool {
+    /// A connection found closed at some age was closed before: the limit goes to this part of that age.
+    const LEARN_NUMERATOR: u64 = 3;
+    const LEARN_DENOMINATOR: u64 = 4;
+    /// The limit never goes below this: an upstream that closes faster does not keep connections at all.
+    const AGE_MIN_NS: u64 = 1_000_000;
+    /// Once a second without a death the limit grows by a sixteenth: doubled after eleven seconds.
+    const GROW_DENOMINATOR: u64 = 16;
+
+    /// The newest idle connection that is still open, or `None`. Closes those that are too old or dead.
+    pub fn checkout(&self, limits: &spec::Pool, now: u64) -> Option<Pooled> {
+        loop {
+            let Idle { mut pooled, since } = self.idle.borrow_mut().pop()?;
+            let tally = &pooled.tally;
+            tally.idle.set(tally.idle.get() - 1);
+            let age = now.saturating_sub(since);
+            if age > self.age_max(limits) {
+                // The older ones below it are too old as well; they are closed by the sweep.
+                continue;
+            }
+            if !pooled.connection.is_usable() {
+                tally.found_dead.set(tally.found_dead.get() + 1);
+                self.learn_death(age);
+                continue;
+            }
+            pooled.reused = true;
+            pooled.idle_ns = age;
+            return Some(pooled);
+        }
+    }
+
+    /// Keeps a connection for the next exchange, unless the pool is full: then it is closed. `hint_seconds` is what the
+    /// origin said of how long it keeps it.
+    pub fn checkin(&self, pooled: Pooled, limits: &spec::Pool, hint_seconds: Option<u64>, now: u64) {
+        if let Some(seconds) = hint_seconds {
+            // Half a second, or half of one second, for what is on the way.
+            let hinted = seconds.saturating_mul(1_000_000_000).saturating_sub(500_000_000);
+            if hinted < self.age_max(limits) {
+                self.age_max_ns.set(hinted.max(Self::AGE_MIN_NS));
+            }
+        }
+        let mut idle = self.idle.borrow_mut();
+        if idle.len() < limits.idle_max as usize {
+            pooled.tally.idle.set(pooled.tally.idle.get() + 1);
+            idle.push(Idle { pooled, since: now });
+        }
+    }
+
+    /// Counts a connection that was just established, unless `connections_max` are open already: see
+    /// [`Pool::has_room`], which is asked before connecting.
+    pub fn opened(self: &Rc<Self>, connection: Connection, tally: &Rc<Tally>) -> Pooled {
+        self.open.set(self.open.get() + 1);
+        tally.open.set(tally.open.get() + 1);
+        tally.connected.set(tally.connected.get() + 1);
+        Pooled { connection, reused: false, idle_ns: 0, pool: Rc::clone(self), tally: Rc::clone(tally) }
+    }
+
+    /// Whether one more connection may be opened.
+    pub fn has_room(&self, limits: &spec::Pool) -> bool {
+        self.open.get() < limits.connections_max
+    }
+
+    /// Open connections, idle ones included.
+    pub fn open(&self) -> u32 {
+        self.open.get()
+    }
+
+    /// A connection died in use before it answered, after it had lain idle for `idle_ns`: the upstream closed it.
+    pub fn learn_death(&self, idle_ns: u64) {
+        let learned = idle_ns / Self::LEARN_DENOMINATOR * Self::LEARN_NUMERATOR;
+        let present = self.age_max_ns.get();
+        if present == 0 || learned < present {
+            self.age_max_ns.set(learned.max(Self::AGE_MIN_NS));
+        }
+    }
+
+    /// Once a second: closes what is too old or dead. Looks into at most as many sockets as are idle for a second.
+    pub fn sweep(&self, limits: &spec::Pool, now: u64) {
+        const LOOK_AFTER_NS: u64 = 1_000_000_000;
+        let age_max = self.age_max(limits);
+        let mut oldest_death = None;
+        self.idle.borrow_mut().retain(|idle| {
+            let age = now.saturating_sub(idle.since);
+            let dead = age >= LOOK_AFTER_NS && !idle.pooled.connection.is_usable();
+            let tally = &idle.pooled.tally;
+            if dead {
+                tally.found_dead.set(tally.found_dead.get() + 1);
+                oldest_death = oldest_death.max(Some(age));
+            }
+            let keep = !dead && age <= age_max;
+            if !keep {
+                tally.idle.set(tally.idle.get() - 1);
+            }
+            keep
+        });
+        let present = self.age_max_ns.get();
+        match oldest_death {
+            Some(age) => self.learn_death(age),
+            None if present > 0 => {
+                let grown = present + present / Self::GROW_DENOMINATOR;
+                self.age_max_ns.set(if grown >= ns(limits.idle_timeout) { 0 } else { grown });
+            }
+            None => {}
+        }
+    }
+
+    /// Closes all idle connections.
+    pub fn close_idle(&self) {
+        for idle in self.idle.borrow_mut().drain(..) {
+            let tally = &idle.pooled.tally;
+            tally.idle.set(tally.idle.get() - 1);
+        }
+    }
+
+    fn age_max(&self, limits: &spec::Pool) -> u64 {
+        match self.age_max_ns.get() {
+            0 => ns(limits.idle_timeout),
+            learned => learned.min(ns(limits.idle_timeout)),
+        }
+    }
+}
+
+impl Drop for Pooled {
+    fn drop(&mut self) {
+        self.pool.open.set(self.pool.open.get() - 1);
+        self.tally.open.set(self.tally.open.get() - 1);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    fn limits() -> spec::Pool {
+        spec::Pool { idle_max: 2, idle_timeout: Duration::from_secs(60), connections_max: 3 }
+    }
+
+    #[test]
+    fn the_age_comes_down_below_what_was_seen_and_creeps_up_again() {
+        let pool = Pool::default();
+        assert_eq!(pool.age_max(&limits()), 60_000_000_000);
+        pool.learn_death(4_000_000_000);
+        assert_eq!(pool.age_max(&limits()), 3_000_000_000);
+        pool.learn_death(8_000_000_000);
+        assert_eq!(pool.age_max(&limits()), 3_000_000_000, "a longer life says nothing new");
+        let mut sweeps = 0;
+        while pool.age_max(&limits()) < 60_000_000_000 {
+            pool.sweep(&limits(), 0);
+            sweeps += 1;
+        }
+        assert!((11..=60).contains(&sweeps), "{sweeps}");
+    }
+
+    #[test]
+    fn a_death_at_once_does_not_end_pooling() {
+        let pool = Pool::default();
+        pool.learn_death(0);
+        assert_eq!(pool.age_max(&limits()), Pool::AGE_MIN_NS);
+    }
+}
