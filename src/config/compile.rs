@@ -1,0 +1,438 @@
+//! [`Raw`] to [`Compiled`]: fills in the defaults and checks how values fit together. All errors at once; `warn` adds what
+//! is legal but surely unintended once there are none.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use super::compiled::{
+    AccessLog, Compiled, CompiledListener, CompiledRoute, CompiledService, Declared, Mark, Origins, Settings,
+};
+use super::defaults::{self, Key};
+use super::nearest::did_you_mean;
+use super::raw::{
+    At, Destination, Raw, RawEndpoint, RawForwarding, RawLimits, RawRoute, RawService, Shards, Via,
+};
+use super::report::{Place, Problem, Problems, Source};
+use super::values::{self, Target};
+use super::warn;
+use crate::route::{HostMatch, PathMatch, Route};
+use crate::snapshot::{Forwarding, Limits, Listener, Timeouts};
+use crate::upstream::spec::{self, Address, Endpoint, Service};
+
+/// Everything checked; `None` when `problems` has errors.
+pub(super) fn compile(raw: Raw, sources: &[Source], problems: &mut Problems) -> Option<Compiled> {
+    check_names(&raw, problems);
+    check_addresses(&raw, problems);
+    let services_by_name: HashMap<&str, u32> = (0..)
+        .zip(&raw.services)
+        .filter_map(|(index, service)| Some((&*service.name.as_ref()?.value, index)))
+        .collect();
+    let found = find_services(&raw.routes, &services_by_name, problems);
+    check_overlaps(&raw.routes, problems);
+    check_limits(&raw, problems);
+    if problems.errors() > 0 {
+        return None;
+    }
+    warn::warn(&raw, &found, problems);
+    drop(services_by_name);
+    Some(assemble(raw, &found, sources))
+}
+
+// --- checks ---
+
+fn check_names(raw: &Raw, problems: &mut Problems) {
+    let listeners = raw.listeners.iter().map(|listener| listener.name.as_ref());
+    unique("listener", listeners, true, problems);
+    unique("service", raw.services.iter().map(|service| service.name.as_ref()), false, problems);
+    unique("route", raw.routes.iter().map(|route| route.name.as_ref()), true, problems);
+}
+
+/// No two of a kind have the same name. What has none is called by its number, and may clash with a given name.
+fn unique<'r>(
+    kind: &str,
+    names: impl Iterator<Item = Option<&'r At<Arc<str>>>> + Clone,
+    numbered: bool,
+    problems: &mut Problems,
+) {
+    let mut first: HashMap<&str, Place> = HashMap::new();
+    for name in names.clone().flatten() {
+        match first.get(&*name.value) {
+            Some(&place) => problems.error(|| {
+                Problem::at(name.place, format!("two of {kind} are called `{}`", name.value))
+                    .label("again here")
+                    .other(place, "first here")
+                    .help("give each a name of its own: log and metrics tell them apart by it")
+            }),
+            None => drop(first.insert(&name.value, name.place)),
+        }
+    }
+    if numbered {
+        for (index, _) in names.enumerate().filter(|(_, name)| name.is_none()) {
+            let name = numbered_name(kind, index);
+            if let Some(&place) = first.get(&*name) {
+                problems.error(|| {
+                    Problem::at(
+                        place,
+                        format!("`{name}` is what {kind} number {} is called, which has no name", index + 1),
+                    )
+                    .help("choose another name, or give the other one a name as well")
+                });
+            }
+        }
+    }
+}
+
+fn numbered_name(kind: &str, index: usize) -> Arc<str> {
+    format!("{kind}-{}", index + 1).into()
+}
+
+fn check_addresses(raw: &Raw, problems: &mut Problems) {
+    let mut first: HashMap<SocketAddr, Place> = HashMap::new();
+    for address in
+        raw.listeners.iter().filter_map(|listener| listener.address).filter(|at| at.value.port() != 0)
+    {
+        match first.get(&address.value) {
+            Some(&place) => problems.error(|| {
+                Problem::at(address.place, format!("two listeners on {}", address.value))
+                    .label("again here")
+                    .other(place, "first here")
+                    .help("take one of them out: routes belong to no listener in particular")
+            }),
+            None => drop(first.insert(address.value, address.place)),
+        }
+    }
+    let (admin, admin_place) = match raw.admin_address {
+        Some(At { value: None, .. }) => return,
+        Some(At { value: Some(address), place, .. }) => (address, Some(place)),
+        None => match default_admin() {
+            Some(address) => (address, None),
+            None => return,
+        },
+    };
+    for (&listener, &place) in first.iter().filter(|&(&listener, _)| collide(listener, admin)) {
+        problems.error(|| {
+            let problem =
+                Problem::at(place, format!("{listener} cannot be bound beside the admin server on {admin}"))
+                    .help("choose another port, or another `address` in [admin]");
+            match admin_place {
+                Some(admin_place) => problem.label("the listener").other(admin_place, "the admin server"),
+                None => problem.label("the admin server's default"),
+            }
+        });
+    }
+}
+
+/// Whether the kernel refuses the second of two addresses, the admin server's being without SO_REUSEPORT.
+fn collide(a: SocketAddr, b: SocketAddr) -> bool {
+    let overlap = a.ip() == b.ip() || a.ip().is_unspecified() || b.ip().is_unspecified();
+    a.port() != 0 && a.port() == b.port() && a.is_ipv4() == b.is_ipv4() && overlap
+}
+
+/// For each route the index of its service; 0 for one that is in error.
+fn find_services(routes: &[RawRoute], services: &HashMap<&str, u32>, problems: &mut Problems) -> Vec<u32> {
+    let find = |route: &RawRoute| {
+        let name = route.service.as_ref()?;
+        if let Some(&index) = services.get(&*name.value) {
+            return Some(index);
+        }
+        problems.error(|| {
+            let help =
+                did_you_mean(&name.value, services.keys().copied()).unwrap_or_else(|| match services.len() {
+                    0 => "add one: [[service]]".into(),
+                    1..=10 => {
+                        let mut names: Vec<&str> = services.keys().copied().collect();
+                        names.sort_unstable();
+                        format!("there are: {}", names.join(", "))
+                    }
+                    count => format!("there are {count} others; add it, or name one of them"),
+                });
+            Problem::at(
+                name.place,
+                format!("there is no service `{}`", super::reader::shortened(&name.value)),
+            )
+            .label("not declared")
+            .help(help)
+        });
+        None
+    };
+    let mut find = find;
+    routes.iter().map(|route| find(route).unwrap_or(0)).collect()
+}
+
+/// Host, whether the path is exact, path.
+type Served<'r> = (&'r HostMatch, bool, &'r str);
+
+/// No two routes serve the same host and path.
+fn check_overlaps(routes: &[RawRoute], problems: &mut Problems) {
+    // Index and place of the first route that serves them.
+    let mut first: HashMap<Served<'_>, (usize, Place)> = HashMap::with_capacity(routes.len());
+    for (index, route) in routes.iter().enumerate().filter(|(_, route)| route.match_is_right) {
+        let (exact, path, path_place) = match (&route.path, &route.path_prefix) {
+            (Some(path), _) => (true, &*path.value, path.place),
+            (None, Some(prefix)) => (false, values::prefix(&prefix.value), prefix.place),
+            (None, None) => (false, "/", route.place),
+        };
+        let hosts = hosts_of(route);
+        let any = hosts.is_none().then_some((&HostMatch::Any, path_place));
+        for (host, place) in hosts.unwrap_or_default().iter().map(|(host, place)| (host, *place)).chain(any) {
+            match first.get(&(host, exact, path)) {
+                // The same host twice in one route: harmless, so a warning.
+                Some(&(other, _)) if other == index => {}
+                Some(&(_, other)) => problems.error(|| {
+                    let kind = if exact { "path" } else { "path prefix" };
+                    let host = match host {
+                        HostMatch::Any => "any host".into(),
+                        _ => format!("host {}", values::host_text(host)),
+                    };
+                    Problem::at(
+                        place,
+                        format!("two routes serve {host} and {kind} {}", super::reader::shortened(path)),
+                    )
+                    .label("again here")
+                    .other(other, "first here")
+                    .help("take one of them out, or tell them apart by host or path")
+                }),
+                None => drop(first.insert((host, exact, path), (index, place))),
+            }
+        }
+    }
+}
+
+/// The hosts of a route, each with its place; `None` for any host.
+pub(super) fn hosts_of(route: &RawRoute) -> Option<&[(HostMatch, Place)]> {
+    route.hosts.as_ref().map(|hosts| &*hosts.value).filter(|hosts| !hosts.is_empty())
+}
+
+fn check_limits(raw: &Raw, problems: &mut Problems) {
+    let head = raw.limits.head_bytes_max.map_or(defaults::HEAD_BYTES_MAX.default, |at| at.value);
+    let target = raw.limits.target_bytes_max.map_or(defaults::TARGET_BYTES_MAX.default, |at| at.value);
+    if target > head
+        && let Some(place) = raw.limits.target_bytes_max.or(raw.limits.head_bytes_max).map(|at| at.place)
+    {
+        problems.error(|| {
+            let (target, head) = (values::size_text(target), values::size_text(head));
+            Problem::at(place, format!("a target of {target} does not fit in a head of {head}"))
+                .help("let limits.target_bytes_max be no more than limits.head_bytes_max")
+        });
+    }
+    let shards = match &raw.shards {
+        Some(At { value: Shards::Count(count), .. }) => u32::from(*count),
+        Some(At { value: Shards::Cpus(cpus), .. }) => u32::try_from(cpus.len()).unwrap_or(u32::MAX),
+        Some(At { value: Shards::Auto, .. }) | None => 1,
+    };
+    if let Some(connections) = raw.limits.connections_max.filter(|at| at.value < shards) {
+        problems.error(|| {
+            Problem::at(connections.place, format!("fewer connections than the {shards} shards"))
+                .help(format!("write at least {shards}: each shard gets an equal share"))
+        });
+    }
+}
+
+// --- assembly ---
+
+fn assemble(raw: Raw, found: &[u32], sources: &[Source]) -> Compiled {
+    let mut origins = Origins {
+        files: sources.iter().map(|source| Arc::clone(&source.name)).collect(),
+        variables: raw.variables,
+        marks: HashMap::new(),
+    };
+    let mut from = From { sources, origins: &mut origins };
+    let timeouts = Timeouts {
+        head: from.key(&defaults::HEAD, raw.timeouts.head),
+        idle: from.key(&defaults::IDLE, raw.timeouts.idle),
+        body_stall: from.key(&defaults::BODY_STALL, raw.timeouts.body_stall),
+        drain: from.key(&defaults::DRAIN, raw.timeouts.drain),
+    };
+    let access_log = raw.access_log.then(|| AccessLog {
+        path: from.value("access_log.path", raw.access_log_path, || Destination::Stdout),
+        format: from.value("access_log.format", raw.access_log_format, || defaults::ACCESS_LOG_FORMAT),
+    });
+    let settings = Settings {
+        shards: from.value("shards", raw.shards, || Shards::Auto),
+        stall_threshold: from.key(&defaults::STALL_THRESHOLD, raw.stall_threshold),
+        admin: from.value("admin.address", raw.admin_address, default_admin),
+        access_log,
+        drain: timeouts.drain,
+    };
+    let limits = limits(&raw.limits, &mut from);
+    let forwarding = forwarding(raw.forwarding, &mut from);
+    let listeners = raw
+        .listeners
+        .into_iter()
+        .enumerate()
+        .filter_map(|(index, raw)| {
+            let address = raw.address?;
+            let name = raw.name.map_or_else(|| numbered_name("listener", index), |at| at.value);
+            let marks = [from.mark(address.place, address.variable)];
+            Some(CompiledListener { listener: Listener { name, address: address.value }, marks })
+        })
+        .collect();
+    let services = raw.services.into_iter().map(|raw| service(raw, &from)).collect();
+    let routes = raw
+        .routes
+        .into_iter()
+        .enumerate()
+        .zip(found)
+        .map(|((index, raw), &service)| route(raw, index, service, &from))
+        .collect();
+    Compiled { settings, listeners, services, routes, limits, timeouts, forwarding, origins }
+}
+
+/// Takes values or their defaults and notes where they came from.
+struct From<'a> {
+    sources: &'a [Source],
+    origins: &'a mut Origins,
+}
+
+impl From<'_> {
+    fn key<T: Copy>(&mut self, key: &Key<T>, at: Option<At<T>>) -> T {
+        self.value(key.name, at, || key.default)
+    }
+
+    fn value<T>(&mut self, name: &'static str, at: Option<At<T>>, default: impl FnOnce() -> T) -> T {
+        match at {
+            Some(at) => {
+                let mark = self.mark(at.place, at.variable);
+                self.origins.marks.insert(name, mark);
+                at.value
+            }
+            None => default(),
+        }
+    }
+
+    fn mark(&self, place: Place, variable: u16) -> Mark {
+        let line = self.sources.get(usize::from(place.file)).map_or(1, |source| source.line(place.start));
+        Mark { line, file: place.file, variable }
+    }
+
+    fn mark_of<T>(&self, at: Option<&At<T>>) -> Mark {
+        at.map_or(Mark::DEFAULT, |at| self.mark(at.place, at.variable))
+    }
+}
+
+fn limits(raw: &RawLimits, from: &mut From<'_>) -> Limits {
+    // The bounds of the keys are within the types; what could not be would be the largest.
+    let narrow = |bytes: u64| u32::try_from(bytes).unwrap_or(u32::MAX);
+    Limits {
+        head_bytes_max: narrow(from.key(&defaults::HEAD_BYTES_MAX, raw.head_bytes_max)),
+        target_bytes_max: narrow(from.key(&defaults::TARGET_BYTES_MAX, raw.target_bytes_max)),
+        fields_max: from.key(&defaults::FIELDS_MAX, raw.fields_max),
+        body_bytes_max: from.key(&defaults::BODY_BYTES_MAX, raw.body_bytes_max),
+        connections_max: from.key(&defaults::CONNECTIONS_MAX, raw.connections_max),
+        interim_responses_max: from.key(&defaults::INTERIM_RESPONSES_MAX, raw.interim_responses_max),
+    }
+}
+
+fn forwarding(raw: RawForwarding, from: &mut From<'_>) -> Forwarding {
+    Forwarding {
+        via: match from.value("forwarding.via", raw.via, || Via::Auto) {
+            Via::Auto => Some(pseudonym()),
+            Via::Off => None,
+            Via::Pseudonym(name) => Some(name),
+        },
+        forwarded: from.value("forwarding.forwarded", raw.forwarded, || defaults::FORWARDED),
+        failure_header: from
+            .value("forwarding.failure_header", raw.failure_header, || defaults::FAILURE_HEADER),
+    }
+}
+
+/// `ringmesh-` and six hexadecimal digits, made once per process: a loop is found by meeting one's own pseudonym, so
+/// it must survive reloads and differ from the neighbours'.
+fn pseudonym() -> Arc<str> {
+    static PSEUDONYM: OnceLock<Arc<str>> = OnceLock::new();
+    Arc::clone(PSEUDONYM.get_or_init(|| format!("ringmesh-{:06x}", fastrand::u32(..0x0100_0000)).into()))
+}
+
+fn default_admin() -> Option<SocketAddr> {
+    defaults::ADMIN_ADDRESS.parse().ok()
+}
+
+fn service(raw: RawService, from: &From<'_>) -> CompiledService {
+    let marks = [
+        from.mark_of(raw.balance.as_ref()),
+        from.mark_of(raw.endpoints.as_ref()),
+        from.mark_of(raw.connect_attempts_max.as_ref()),
+        from.mark_of(raw.idle_max.as_ref()),
+        from.mark_of(raw.idle_timeout.as_ref()),
+        from.mark_of(raw.connections_max.as_ref()),
+        from.mark_of(raw.connect.as_ref()),
+        from.mark_of(raw.response.as_ref()),
+        from.mark_of(raw.body_stall.as_ref()),
+    ];
+    let declared = raw.endpoints.map(|at| at.value).unwrap_or_default();
+    let named = declared.iter().any(|endpoint| matches!(endpoint.target, Target::Name(..)));
+    let mut service = Service {
+        name: raw.name.map_or_else(|| "".into(), |at| at.value),
+        balance: value_or(raw.balance, defaults::BALANCE),
+        endpoints: Vec::new(),
+        pool: spec::Pool {
+            idle_max: value_or(raw.idle_max, defaults::POOL_IDLE_MAX.default),
+            idle_timeout: value_or(raw.idle_timeout, defaults::POOL_IDLE_TIMEOUT.default),
+            connections_max: value_or(raw.connections_max, defaults::POOL_CONNECTIONS_MAX.default),
+        },
+        timeouts: spec::Timeouts {
+            connect: value_or(raw.connect, defaults::CONNECT.default),
+            response: value_or(raw.response, defaults::RESPONSE.default),
+            body_stall: value_or(raw.body_stall, defaults::SERVICE_BODY_STALL.default),
+        },
+        connect_attempts_max: value_or(raw.connect_attempts_max, defaults::CONNECT_ATTEMPTS_MAX.default),
+    };
+    let declared = if named {
+        Some(
+            declared
+                .into_iter()
+                .map(|RawEndpoint { target, weight, zone, .. }| Declared { target, weight, zone })
+                .collect(),
+        )
+    } else {
+        service.endpoints = addresses(declared);
+        None
+    };
+    CompiledService { service: Arc::new(service), declared, marks }
+}
+
+/// Endpoints that need no resolving, each address once.
+fn addresses(declared: Vec<RawEndpoint>) -> Vec<Endpoint> {
+    let mut seen = std::collections::HashSet::with_capacity(declared.len());
+    let mut endpoints = Vec::with_capacity(declared.len());
+    for RawEndpoint { target, weight, zone, .. } in declared {
+        let address = match target {
+            Target::Ip(address) => Address::Ip(address),
+            Target::Unix(path) => Address::Unix(path),
+            Target::Name(..) => continue,
+        };
+        if seen.insert(address.clone()) {
+            endpoints.push(Endpoint { address, weight, zone });
+        }
+    }
+    endpoints
+}
+
+fn value_or<T>(at: Option<At<T>>, default: T) -> T {
+    at.map_or(default, |at| at.value)
+}
+
+fn route(raw: RawRoute, index: usize, service: u32, from: &From<'_>) -> CompiledRoute {
+    let marks = [
+        from.mark_of(raw.hosts.as_ref()),
+        from.mark_of(raw.path.as_ref().or(raw.path_prefix.as_ref())),
+        from.mark_of(raw.service.as_ref()),
+        from.mark_of(raw.timeout.as_ref()),
+    ];
+    let path = match (raw.path, raw.path_prefix) {
+        (Some(path), _) => PathMatch::Exact(path.value),
+        (None, Some(prefix)) => PathMatch::Prefix(values::prefix(&prefix.value).into()),
+        (None, None) => PathMatch::Prefix("/".into()),
+    };
+    let mut hosts: Vec<HostMatch> = Vec::new();
+    for (host, _) in raw.hosts.map(|at| at.value).unwrap_or_default() {
+        if !hosts.contains(&host) {
+            hosts.push(host);
+        }
+    }
+    let timeout: Option<Duration> = raw.timeout.and_then(|at| at.value);
+    let name = raw.name.map_or_else(|| numbered_name("route", index), |at| at.value);
+    CompiledRoute { route: Route { name, service, timeout }, hosts: hosts.into(), path, marks }
+}

@@ -1,0 +1,216 @@
+//! A configuration that is right: what `compile` makes, what control runs from. Makes snapshots; knows which names are
+//! to be resolved; tells `effective` what stands where it does. Immutable, free of the files' text.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::defaults;
+use super::raw::{Destination, Shards};
+use super::values::Target;
+use crate::route::{HostMatch, PathMatch, Route, TableBuilder};
+use crate::snapshot::{AccessLogFormat, Forwarding, Limits, Listener, Snapshot, Timeouts};
+use crate::upstream::spec::{Address, Endpoint, Service};
+
+/// How names are resolved: a name and a port to addresses, none if it does not resolve.
+pub type Names<'a> = &'a dyn Fn(&str, u16) -> Vec<SocketAddr>;
+
+/// A checked configuration.
+#[derive(Debug)]
+pub struct Compiled {
+    /// What concerns the process and the control thread, not the shards.
+    pub settings: Settings,
+    pub(super) listeners: Vec<CompiledListener>,
+    pub(super) services: Vec<CompiledService>,
+    pub(super) routes: Vec<CompiledRoute>,
+    pub(super) limits: Limits,
+    pub(super) timeouts: Timeouts,
+    pub(super) forwarding: Forwarding,
+    pub(super) origins: Origins,
+}
+
+/// What concerns the process and the control thread. `shards`, `stall_threshold` and `admin` are read once, at the start.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Settings {
+    /// How many shards, and where.
+    pub shards: Shards,
+    /// A task that keeps a shard longer than this is counted and reported.
+    pub stall_threshold: Duration,
+    /// Where the admin server listens; `None` for nowhere.
+    pub admin: Option<SocketAddr>,
+    /// Where exchanges are logged; `None` for nowhere.
+    pub access_log: Option<AccessLog>,
+    /// From SIGTERM to the end of what is in flight.
+    pub drain: Duration,
+}
+
+/// Where and how exchanges are logged.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AccessLog {
+    /// Where the lines go.
+    pub path: Destination,
+    /// How a line looks.
+    pub format: AccessLogFormat,
+}
+
+impl Settings {
+    /// The keys that differ from the `running` ones although they take effect at a start only.
+    pub fn need_restart(&self, running: &Self) -> Vec<&'static str> {
+        let mut keys = Vec::new();
+        if self.shards != running.shards {
+            keys.push("shards");
+        }
+        if self.stall_threshold != running.stall_threshold {
+            keys.push("stall_threshold");
+        }
+        if self.admin != running.admin {
+            keys.push("admin.address");
+        }
+        keys
+    }
+}
+
+impl Compiled {
+    /// The immutable state for the shards. `names` gives the addresses of a name and port that [`Self::names`] told of;
+    /// none is fine: the service then lacks these endpoints. Services without names are shared between snapshots.
+    pub fn snapshot(&self, generation: u64, names: Names<'_>) -> Snapshot {
+        let mut table = TableBuilder::default();
+        for compiled in &self.routes {
+            let any = [HostMatch::Any];
+            let hosts = if compiled.hosts.is_empty() { &any[..] } else { &compiled.hosts };
+            for host in hosts {
+                // Overlaps are errors of the configuration: found by `compile`, so that there are none here.
+                let added = table.add(host.clone(), compiled.path.clone(), compiled.route.clone());
+                debug_assert!(added.is_ok(), "{host:?} {:?}: {added:?}", compiled.path);
+            }
+        }
+        Snapshot {
+            generation,
+            listeners: self.listeners.iter().map(|compiled| compiled.listener.clone()).collect(),
+            routes: table.build(),
+            services: self.services.iter().map(|compiled| compiled.resolved(names)).collect(),
+            limits: self.limits.clone(),
+            timeouts: self.timeouts.clone(),
+            forwarding: self.forwarding.clone(),
+            access_log: self.settings.access_log.as_ref().map(|log| log.format),
+        }
+    }
+
+    /// Every name and port that has to be resolved, in the order of the files; a name in two services comes twice.
+    pub fn names(&self) -> impl Iterator<Item = (&str, u16)> {
+        self.services.iter().filter_map(|compiled| compiled.declared.as_ref()).flatten().filter_map(
+            |declared| match &declared.target {
+                Target::Name(host, port) => Some((&**host, *port)),
+                Target::Ip(_) | Target::Unix(_) => None,
+            },
+        )
+    }
+
+    /// Takes from the `running` configuration every service that is the same here, so that it is in memory once.
+    pub fn share(&mut self, running: &Self) {
+        let known: std::collections::HashMap<&str, &Arc<Service>> =
+            running.services.iter().map(|compiled| (&*compiled.service.name, &compiled.service)).collect();
+        for compiled in &mut self.services {
+            if let Some(same) = known.get(&*compiled.service.name).filter(|same| ***same == compiled.service)
+            {
+                compiled.service = Arc::clone(same);
+            }
+        }
+    }
+
+    /// Where to listen.
+    pub fn listeners(&self) -> impl ExactSizeIterator<Item = &Listener> {
+        self.listeners.iter().map(|compiled| &compiled.listener)
+    }
+
+    /// How many services there are.
+    pub fn service_count(&self) -> usize {
+        self.services.len()
+    }
+
+    /// How many routes there are.
+    pub fn route_count(&self) -> usize {
+        self.routes.len()
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct CompiledListener {
+    pub(super) listener: Listener,
+    pub(super) marks: [Mark; 1],
+}
+
+#[derive(Debug)]
+pub(super) struct CompiledService {
+    /// The service with those endpoints that need no resolving.
+    pub(super) service: Arc<Service>,
+    /// All endpoints as declared, if there is a name among them.
+    pub(super) declared: Option<Box<[Declared]>>,
+    /// Where its values came from, in the order of `effective::SERVICE_KEYS`.
+    pub(super) marks: [Mark; 9],
+}
+
+/// An endpoint as declared.
+#[derive(Debug, Clone)]
+pub(super) struct Declared {
+    pub(super) target: Target,
+    pub(super) weight: u16,
+    pub(super) zone: Option<Arc<str>>,
+}
+
+impl CompiledService {
+    fn resolved(&self, names: Names<'_>) -> Arc<Service> {
+        let Some(declared) = &self.declared else { return Arc::clone(&self.service) };
+        let mut seen = std::collections::HashSet::new();
+        let mut endpoints = Vec::with_capacity(declared.len());
+        for one in declared {
+            let addresses: Vec<Address> = match &one.target {
+                Target::Ip(address) => vec![Address::Ip(*address)],
+                Target::Unix(path) => vec![Address::Unix(Arc::clone(path))],
+                Target::Name(host, port) => names(host, *port).into_iter().map(Address::Ip).collect(),
+            };
+            for address in addresses {
+                // An address is an endpoint's identity: the same one by two names counts once, the first.
+                if endpoints.len() < defaults::ENDPOINTS_MAX && seen.insert(address.clone()) {
+                    endpoints.push(Endpoint { address, weight: one.weight, zone: one.zone.clone() });
+                }
+            }
+        }
+        Arc::new(Service { endpoints, ..Service::clone(&self.service) })
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct CompiledRoute {
+    pub(super) route: Route,
+    /// Empty for any host.
+    pub(super) hosts: Box<[HostMatch]>,
+    pub(super) path: PathMatch,
+    /// Where its values came from, in the order of `effective::ROUTE_KEYS`.
+    pub(super) marks: [Mark; 4],
+}
+
+/// Where a value came from, in eight bytes: ten thousand services have ninety thousand of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Mark {
+    /// From 1; 0 means that no file says it: a default.
+    pub(super) line: u32,
+    /// Index into `Origins::files`.
+    pub(super) file: u16,
+    /// Index into `Origins::variables`, plus one; 0 for none.
+    pub(super) variable: u16,
+}
+
+impl Mark {
+    /// No file says it.
+    pub(super) const DEFAULT: Self = Self { line: 0, file: 0, variable: 0 };
+}
+
+/// Where values came from.
+#[derive(Debug, Default)]
+pub(super) struct Origins {
+    pub(super) files: Vec<Arc<str>>,
+    pub(super) variables: Vec<Arc<str>>,
+    /// Of the keys that exist once, those that a file sets.
+    pub(super) marks: std::collections::HashMap<&'static str, Mark>,
+}

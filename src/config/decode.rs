@@ -1,0 +1,457 @@
+//! The parsed TOML to [`Raw`]: which keys there are and of what kind. Every mistake is reported and the walk goes on, so
+//! that one run shows them all. Several files decode into the same `Raw`; what may stand only once and stands twice is
+//! an error that shows both places. Refuses what `schema` does not know.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use toml::de::{DeTable, DeValue};
+
+use super::raw::{
+    At, Destination, Hosts, Raw, RawEndpoint, RawForwarding, RawLimits, RawListener, RawRoute, RawService,
+    RawTimeouts, Shards, Via,
+};
+use super::reader::{Item, Opened, Reader};
+use super::report::{Place, Problem};
+use super::values::{self, Complaint};
+use super::{defaults, schema};
+use crate::snapshot::{AccessLogFormat, ForwardedFields};
+use crate::upstream::spec::Balance;
+
+/// Adds one file to `raw`.
+pub(super) fn file<'t>(reader: &mut Reader<'_>, table: &'t DeTable<'t>, raw: &mut Raw) {
+    let top = reader.open(&schema::TOP, table);
+    if let Some(item) = top.value("shards") {
+        let value = shards(reader, item);
+        once(reader, "shards", &mut raw.shards, value);
+    }
+    if let Some(item) = top.value("stall_threshold") {
+        let value = reader.duration(&defaults::STALL_THRESHOLD, item);
+        once(reader, "stall_threshold", &mut raw.stall_threshold, value);
+    }
+    if let Some(admin) = top.value("admin").and_then(|item| reader.table(&schema::ADMIN, item))
+        && let Some(item) = admin.value("address")
+    {
+        let value = reader.parsed("admin.address", item, defaults::ADMIN_ADDRESS, |text| match text {
+            "off" => Ok(None),
+            _ => values::listen_address(text, defaults::ADMIN_ADDRESS).map(Some),
+        });
+        once(reader, "admin.address", &mut raw.admin_address, value);
+    }
+    if let Some(item) = top.value("access_log") {
+        raw.access_log = true;
+        if let Some(table) = reader.table(&schema::ACCESS_LOG, item) {
+            access_log(reader, &table, raw);
+        }
+    }
+    if let Some(table) = top.value("limits").and_then(|item| reader.table(&schema::LIMITS, item)) {
+        limits(reader, &table, &mut raw.limits);
+    }
+    if let Some(table) = top.value("timeouts").and_then(|item| reader.table(&schema::TIMEOUTS, item)) {
+        timeouts(reader, &table, &mut raw.timeouts);
+    }
+    if let Some(table) = top.value("forwarding").and_then(|item| reader.table(&schema::FORWARDING, item)) {
+        forwarding(reader, &table, &mut raw.forwarding);
+    }
+    if let Some(item) = top.value("listener") {
+        for (table, place) in reader.tables(&schema::LISTENER, item, defaults::LISTENERS_MAX) {
+            raw.listeners.push(listener(reader, &table, place));
+        }
+    }
+    if let Some(item) = top.value("service") {
+        for (table, place) in reader.tables(&schema::SERVICE, item, defaults::SERVICES_MAX) {
+            raw.services.push(service(reader, &table, place));
+        }
+    }
+    if let Some(item) = top.value("route") {
+        for (table, place) in reader.tables(&schema::ROUTE, item, defaults::ROUTES_MAX) {
+            raw.routes.push(route(reader, &table, place));
+        }
+    }
+}
+
+/// Keeps the first value; a second one, from another file, is an error.
+fn once<T>(reader: &mut Reader<'_>, key: &str, slot: &mut Option<At<T>>, value: Option<At<T>>) {
+    match (&slot, value) {
+        (_, None) => {}
+        (None, Some(value)) => *slot = Some(value),
+        (Some(first), Some(second)) => {
+            let (first, second) = (first.place, second.place);
+            reader.problems.error(|| {
+                Problem::at(second, format!("{key} is set twice"))
+                    .label("set again here")
+                    .other(first, "first set here")
+                    .help("take one of the two out")
+            });
+        }
+    }
+}
+
+fn shards(reader: &mut Reader<'_>, item: &Item<'_>) -> Option<At<Shards>> {
+    const HELP: &str = "write \"auto\", a number of shards such as 2, or a list of CPUs such as [0, 2]";
+    let key = defaults::Key { name: "shards", default: 1, min: 1, max: defaults::SHARDS_MAX };
+    match item.get_ref() {
+        DeValue::String(text) if text == "auto" => {
+            Some(At { value: Shards::Auto, place: reader.place(item.span()), variable: 0 })
+        }
+        DeValue::String(_) => {
+            let value = reader.parsed("shards", item, "auto", |text| match (text, text.parse::<u16>()) {
+                ("auto", _) => Ok(Shards::Auto),
+                (_, Ok(count)) if (key.min..=key.max).contains(&count) => Ok(Shards::Count(count)),
+                _ => Err(Complaint {
+                    message: format!("`{text}` is not a number of shards"),
+                    help: HELP.into(),
+                }),
+            })?;
+            if value.variable == 0
+                && let Shards::Count(count) = value.value
+            {
+                return reader.wrong_type(
+                    "shards",
+                    item,
+                    "a number",
+                    format!("write {count} without quotes"),
+                );
+            }
+            Some(value)
+        }
+        DeValue::Array(_) => cpus(reader, item),
+        DeValue::Integer(_) => {
+            let count = reader.count(&key, item)?;
+            Some(count.with(Shards::Count(count.value)))
+        }
+        _ => reader.wrong_type("shards", item, "\"auto\", a number or a list", HELP.into()),
+    }
+}
+
+fn cpus(reader: &mut Reader<'_>, item: &Item<'_>) -> Option<At<Shards>> {
+    let entries = reader.list("shards", item, usize::from(defaults::SHARDS_MAX))?;
+    let place = reader.place(item.span());
+    if entries.is_empty() {
+        reader.problems.error(|| {
+            Problem::at(place, "shards: an empty list of CPUs")
+                .help("write \"auto\" or at least one CPU: [0]")
+        });
+        return None;
+    }
+    let mut cpus = Vec::with_capacity(entries.len());
+    for entry in entries {
+        let entry_place = reader.place(entry.span());
+        match Reader::number(entry).and_then(|n| usize::try_from(n).ok()).filter(|&cpu| cpu <= CPU_MAX) {
+            Some(cpu) if cpus.contains(&cpu) => reader.problems.error(|| {
+                Problem::at(entry_place, format!("shards: CPU {cpu} is listed twice"))
+                    .help("give each shard a CPU of its own")
+            }),
+            Some(cpu) => cpus.push(cpu),
+            None => reader.problems.error(|| {
+                Problem::at(entry_place, "shards: not the number of a CPU")
+                    .help(format!("write whole numbers from 0 to {CPU_MAX}, as in /proc/cpuinfo"))
+            }),
+        }
+    }
+    (cpus.len() == entries.len()).then_some(At { value: Shards::Cpus(cpus), place, variable: 0 })
+}
+
+/// The highest CPU number that Linux can be built for (`CONFIG_NR_CPUS`), less one.
+const CPU_MAX: usize = 8191;
+
+fn access_log(reader: &mut Reader<'_>, table: &Opened<'_>, raw: &mut Raw) {
+    if let Some(item) = table.value("path") {
+        let value = reader.parsed("access_log.path", item, defaults::ACCESS_LOG_PATH, destination);
+        once(reader, "access_log.path", &mut raw.access_log_path, value);
+    }
+    if let Some(item) = table.value("format") {
+        let words = [("json", AccessLogFormat::Json), ("text", AccessLogFormat::Text)];
+        let value = reader.choice("access_log.format", item, &words);
+        once(reader, "access_log.format", &mut raw.access_log_format, value);
+    }
+}
+
+/// A word without a slash is a misspelt stream more often than a file.
+pub(super) fn destination(text: &str) -> Result<Destination, Complaint> {
+    match text {
+        "stdout" => Ok(Destination::Stdout),
+        "stderr" => Ok(Destination::Stderr),
+        _ if text.contains('\0') => Err(Complaint {
+            message: "a path cannot contain a NUL character".into(),
+            help: "take it out".into(),
+        }),
+        _ if text.contains('/') && !text.ends_with('/') => Ok(Destination::File(PathBuf::from(text))),
+        _ => Err(Complaint {
+            message: format!("`{text}` is neither a stream nor the path of a file"),
+            help: "write \"stdout\", \"stderr\", or a path with a `/`, such as \"./access.log\"".into(),
+        }),
+    }
+}
+
+fn limits(reader: &mut Reader<'_>, table: &Opened<'_>, raw: &mut RawLimits) {
+    if let Some(item) = table.value("head_bytes_max") {
+        let value = reader.size(&defaults::HEAD_BYTES_MAX, item);
+        once(reader, defaults::HEAD_BYTES_MAX.name, &mut raw.head_bytes_max, value);
+    }
+    if let Some(item) = table.value("target_bytes_max") {
+        let value = reader.size(&defaults::TARGET_BYTES_MAX, item);
+        once(reader, defaults::TARGET_BYTES_MAX.name, &mut raw.target_bytes_max, value);
+    }
+    if let Some(item) = table.value("fields_max") {
+        let value = reader.count(&defaults::FIELDS_MAX, item);
+        once(reader, defaults::FIELDS_MAX.name, &mut raw.fields_max, value);
+    }
+    if let Some(item) = table.value("body_bytes_max") {
+        let key = &defaults::BODY_BYTES_MAX;
+        let value = match word(reader, key.name, item, "unlimited") {
+            Some(unlimited) => Some(unlimited.with(0)),
+            None => reader.size(key, item),
+        };
+        once(reader, key.name, &mut raw.body_bytes_max, value);
+    }
+    if let Some(item) = table.value("connections_max") {
+        let value = reader.count(&defaults::CONNECTIONS_MAX, item);
+        once(reader, defaults::CONNECTIONS_MAX.name, &mut raw.connections_max, value);
+    }
+    if let Some(item) = table.value("interim_responses_max") {
+        let value = reader.count(&defaults::INTERIM_RESPONSES_MAX, item);
+        once(reader, defaults::INTERIM_RESPONSES_MAX.name, &mut raw.interim_responses_max, value);
+    }
+}
+
+/// A word that stands in place of a quantity, if the value is this word.
+fn word(reader: &mut Reader<'_>, key: &str, item: &Item<'_>, word: &str) -> Option<At<()>> {
+    match item.get_ref() {
+        DeValue::String(text) if text.contains("${") => {
+            // A reference that cannot be replaced is reported by whoever reads the quantity.
+            let expanded = super::environment::expand(text, reader.environment).ok()?;
+            if expanded.text != word {
+                return None;
+            }
+            Some(reader.string(key, item, word)?.with(()))
+        }
+        DeValue::String(text) if text == word => {
+            Some(At { value: (), place: reader.place(item.span()), variable: 0 })
+        }
+        _ => None,
+    }
+}
+
+fn timeouts(reader: &mut Reader<'_>, table: &Opened<'_>, raw: &mut RawTimeouts) {
+    for (name, key, slot) in [
+        ("head", &defaults::HEAD, &mut raw.head),
+        ("idle", &defaults::IDLE, &mut raw.idle),
+        ("body_stall", &defaults::BODY_STALL, &mut raw.body_stall),
+        ("drain", &defaults::DRAIN, &mut raw.drain),
+    ] {
+        if let Some(item) = table.value(name) {
+            let value = reader.duration(key, item);
+            once(reader, key.name, slot, value);
+        }
+    }
+}
+
+fn forwarding(reader: &mut Reader<'_>, table: &Opened<'_>, raw: &mut RawForwarding) {
+    if let Some(item) = table.value("via") {
+        let value = reader.parsed("forwarding.via", item, defaults::VIA, |text| match text {
+            "auto" => Ok(Via::Auto),
+            "off" => Ok(Via::Off),
+            _ => values::token(text).map(|()| Via::Pseudonym(text.into())),
+        });
+        once(reader, "forwarding.via", &mut raw.via, value);
+    }
+    if let Some(item) = table.value("forwarded") {
+        let value = reader.choice("forwarding.forwarded", item, &FORWARDED_WORDS);
+        once(reader, "forwarding.forwarded", &mut raw.forwarded, value);
+    }
+    if let Some(item) = table.value("failure_header") {
+        let value = reader.flag("forwarding.failure_header", item);
+        once(reader, "forwarding.failure_header", &mut raw.failure_header, value);
+    }
+}
+
+/// How `forwarding.forwarded` is written.
+pub(super) const FORWARDED_WORDS: [(&str, ForwardedFields); 3] = [
+    ("keep", ForwardedFields::Keep),
+    ("append", ForwardedFields::Append),
+    ("replace", ForwardedFields::Replace),
+];
+
+/// How `service.balance` is written.
+pub(super) const BALANCE_WORDS: [(&str, Balance); 4] = [
+    ("peak-ewma", Balance::PeakEwma),
+    ("least-request", Balance::LeastRequest),
+    ("round-robin", Balance::RoundRobin),
+    ("random", Balance::Random),
+];
+
+fn listener(reader: &mut Reader<'_>, table: &Opened<'_>, place: Place) -> RawListener {
+    let name = table.value("name").and_then(|item| name(reader, "listener.name", item, "inbound"));
+    let address = table.value("address").and_then(|item| {
+        reader.parsed("listener.address", item, "127.0.0.1:15001", |text| {
+            values::listen_address(text, "127.0.0.1:15001")
+        })
+    });
+    if table.value("address").is_none() {
+        missing(reader, place, "address", "a listener", "address = \"127.0.0.1:15001\"");
+    }
+    RawListener { name, address }
+}
+
+/// A name. One with wrong characters is kept, so that what refers to it is not reported as well.
+fn name(reader: &mut Reader<'_>, key: &str, item: &Item<'_>, example: &str) -> Option<At<Arc<str>>> {
+    let text = reader.string(key, item, example)?;
+    if let Err(complaint) = values::name(&text.value) {
+        reader.complain(key, &text, complaint);
+    }
+    let name = text.value.as_ref().into();
+    Some(text.with(name))
+}
+
+fn missing(reader: &mut Reader<'_>, place: Place, key: &str, of: &str, example: &str) {
+    reader
+        .problems
+        .error(|| Problem::at(place, format!("{of} needs `{key}`")).help(format!("add `{example}`")));
+}
+
+fn service(reader: &mut Reader<'_>, table: &Opened<'_>, place: Place) -> RawService {
+    if table.value("name").is_none() {
+        missing(reader, place, "name", "a service", "name = \"app\"");
+    }
+    let mut raw = RawService {
+        place,
+        name: table.value("name").and_then(|item| name(reader, "service.name", item, "app")),
+        balance: table
+            .value("balance")
+            .and_then(|item| reader.choice("service.balance", item, &BALANCE_WORDS)),
+        endpoints: table.value("endpoints").and_then(|item| endpoints(reader, item)),
+        connect_attempts_max: table
+            .value("connect_attempts_max")
+            .and_then(|item| reader.count(&defaults::CONNECT_ATTEMPTS_MAX, item)),
+        idle_max: None,
+        idle_timeout: None,
+        connections_max: None,
+        connect: None,
+        response: None,
+        body_stall: None,
+    };
+    if let Some(pool) = table.value("pool").and_then(|item| reader.table(&schema::POOL, item)) {
+        raw.idle_max = pool.value("idle_max").and_then(|item| reader.count(&defaults::POOL_IDLE_MAX, item));
+        raw.idle_timeout =
+            pool.value("idle_timeout").and_then(|item| reader.duration(&defaults::POOL_IDLE_TIMEOUT, item));
+        raw.connections_max = pool
+            .value("connections_max")
+            .and_then(|item| reader.count(&defaults::POOL_CONNECTIONS_MAX, item));
+    }
+    if let Some(times) =
+        table.value("timeouts").and_then(|item| reader.table(&schema::SERVICE_TIMEOUTS, item))
+    {
+        raw.connect = times.value("connect").and_then(|item| reader.duration(&defaults::CONNECT, item));
+        raw.response = times.value("response").and_then(|item| reader.duration(&defaults::RESPONSE, item));
+        raw.body_stall =
+            times.value("body_stall").and_then(|item| reader.duration(&defaults::SERVICE_BODY_STALL, item));
+    }
+    raw
+}
+
+fn endpoints(reader: &mut Reader<'_>, item: &Item<'_>) -> Option<At<Vec<RawEndpoint>>> {
+    let entries = reader.list("service.endpoints", item, defaults::ENDPOINTS_MAX)?;
+    let mut variable = 0;
+    let mut endpoints = Vec::with_capacity(entries.len());
+    for entry in entries {
+        let place = reader.place(entry.span());
+        let (address, weight, zone) = match entry.get_ref() {
+            DeValue::Table(table) => {
+                let table = reader.open(&schema::ENDPOINT, table);
+                if table.value("address").is_none() {
+                    missing(reader, place, "address", "an endpoint", "address = \"127.0.0.1:9000\"");
+                }
+                (table.value("address"), table.value("weight"), table.value("zone"))
+            }
+            DeValue::String(_) => (Some(entry), None, None),
+            _ => {
+                let help = "write \"127.0.0.1:9000\" or { address = \"127.0.0.1:9000\", weight = 1 }";
+                reader.wrong_type::<()>("an endpoint", entry, "an address or a table", help.into());
+                (None, None, None)
+            }
+        };
+        let weight = weight.map(|item| reader.count(&defaults::WEIGHT, item));
+        let zone = zone.map(|item| name(reader, "service.endpoints.zone", item, "a"));
+        let target = address
+            .and_then(|item| reader.parsed("service.endpoints", item, "127.0.0.1:9000", values::target));
+        let variables = [
+            target.as_ref().map(|at| at.variable),
+            weight.flatten().map(|at| at.variable),
+            zone.as_ref().and_then(|zone| zone.as_ref().map(|at| at.variable)),
+        ];
+        variable = variables
+            .into_iter()
+            .flatten()
+            .fold(variable, |first, next| if first > 0 { first } else { next });
+        if let Some(target) = target {
+            endpoints.push(RawEndpoint {
+                place: target.place,
+                target: target.value,
+                weight: weight.flatten().map_or(defaults::WEIGHT.default, |at| at.value),
+                zone: zone.flatten().map(|zone| reader.word(&zone.value)),
+            });
+        }
+    }
+    Some(At { value: endpoints, place: reader.place(item.span()), variable })
+}
+
+fn route(reader: &mut Reader<'_>, table: &Opened<'_>, place: Place) -> RawRoute {
+    if table.value("service").is_none() {
+        missing(reader, place, "service", "a route", "service = \"app\"");
+    }
+    let errors_before = reader.problems.errors();
+    let path_of = |reader: &mut Reader<'_>, key: &str, item| {
+        reader.parsed(key, item, "/api", |text| values::path(text).map(Box::<str>::from))
+    };
+    if let (Some(path), Some(prefix)) = (table.value("path"), table.value("path_prefix")) {
+        let (path, prefix) = (reader.place(path.span()), reader.place(prefix.span()));
+        reader.problems.error(|| {
+            Problem::at(prefix, "a route has either `path` or `path_prefix`")
+                .label("the second")
+                .other(path, "the first")
+                .help("keep `path` for this path alone, `path_prefix` for it and all below; write two routes for both")
+        });
+    }
+    let hosts = table.value("hosts").and_then(|item| hosts(reader, item));
+    let path = table.value("path").and_then(|item| path_of(reader, "route.path", item));
+    let path_prefix = table.value("path_prefix").and_then(|item| path_of(reader, "route.path_prefix", item));
+    let match_is_right = reader.problems.errors() == errors_before;
+    RawRoute {
+        place,
+        name: table.value("name").and_then(|item| name(reader, "route.name", item, "app")),
+        hosts,
+        path,
+        path_prefix,
+        service: table.value("service").and_then(|item| reader.string("route.service", item, "app")).map(
+            |text| {
+                let name = text.value.as_ref().into();
+                text.with(name)
+            },
+        ),
+        timeout: table.value("timeout").and_then(|item| timeout(reader, item)),
+        match_is_right,
+    }
+}
+
+fn hosts(reader: &mut Reader<'_>, item: &Item<'_>) -> Option<At<Hosts>> {
+    let entries = reader.list("route.hosts", item, defaults::HOSTS_MAX)?;
+    let mut variable = 0;
+    let mut hosts = Vec::with_capacity(entries.len());
+    for entry in entries {
+        if let Some(host) = reader.parsed("route.hosts", entry, "shop.example", values::host) {
+            variable = if variable > 0 { variable } else { host.variable };
+            hosts.push((host.value, host.place));
+        }
+    }
+    Some(At { value: hosts, place: reader.place(item.span()), variable })
+}
+
+fn timeout(reader: &mut Reader<'_>, item: &Item<'_>) -> Option<At<Option<Duration>>> {
+    let key = &defaults::ROUTE_TIMEOUT;
+    match word(reader, key.name, item, "off") {
+        Some(off) => Some(off.with(None)),
+        None => reader.duration(key, item).map(|at| at.with(Some(at.value))),
+    }
+}

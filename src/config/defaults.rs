@@ -1,0 +1,155 @@
+//! Every default and every bound, with unit, reason, and what the neighbours use (Envoy, HAProxy, nginx, Linkerd), so
+//! that whoever moves from one of them knows what changes. `decode` checks the bounds, `compile` fills in the defaults,
+//! `config/reference.toml` shows both and is compared with the code by a test.
+
+use std::time::Duration;
+
+use crate::snapshot::{AccessLogFormat, ForwardedFields, Limits};
+use crate::upstream::spec::Balance;
+
+/// A key with a default and, both inclusive, the least and the largest value taken.
+#[derive(Debug)]
+pub(super) struct Key<T> {
+    /// The full name.
+    pub(super) name: &'static str,
+    /// The value if the file says nothing.
+    pub(super) default: T,
+    pub(super) min: T,
+    pub(super) max: T,
+}
+
+const MILLISECOND: Duration = Duration::from_millis(1);
+const DAY: Duration = Duration::from_secs(24 * 3600);
+
+const fn key<T>(name: &'static str, default: T, min: T, max: T) -> Key<T> {
+    Key { name, default, min, max }
+}
+
+const fn seconds(n: u64) -> Duration {
+    Duration::from_secs(n)
+}
+
+// --- the process ---
+
+/// Most shards: one per CPU of the largest machines sold.
+pub(super) const SHARDS_MAX: u16 = 1024;
+
+/// 20 ms: a shard that is kept that long delays every other connection on it by as much; the slowest task that serves
+/// traffic takes well under 1 ms. HAProxy's watchdog warns after 100 ms, Envoy's counts a miss after 200 ms.
+pub(super) const STALL_THRESHOLD: Key<Duration> =
+    key("stall_threshold", Duration::from_millis(20), Duration::from_micros(100), seconds(60));
+
+/// Loopback only, because the admin server asks nobody who he is. Envoy's sidecars and ztunnel use 15000 as well.
+pub(super) const ADMIN_ADDRESS: &str = "127.0.0.1:15000";
+
+/// Where `[access_log]` writes if it does not say: what a container's log collector reads. As Envoy in Istio.
+pub(super) const ACCESS_LOG_PATH: &str = "stdout";
+
+/// JSON, because log lines are read by programs first. Istio: text; Linkerd: apache or json.
+pub(super) const ACCESS_LOG_FORMAT: AccessLogFormat = AccessLogFormat::Json;
+
+// --- what a caller may take ---
+
+/// 64 KiB: room for the largest cookies and tokens met in practice. Envoy 60 KiB, nginx 32 KiB in 8 KiB lines,
+/// HAProxy 16 KiB. At least 1 KiB, or ordinary requests fail; at most 1 MiB, because each connection may hold as much.
+pub(super) const HEAD_BYTES_MAX: Key<u64> = key("limits.head_bytes_max", 64 << 10, 1 << 10, 1 << 20);
+
+/// 16 KiB: RFC 9112 section 3 wants 8000 octets supported; browsers and caches stop at 8 to 64 KiB. nginx 8 KiB.
+pub(super) const TARGET_BYTES_MAX: Key<u64> = key("limits.target_bytes_max", 16 << 10, 64, 1 << 20);
+
+/// 128 fields. Envoy 100, HAProxy 101, Apache 100. The ceiling is the size of the table that a head is split into.
+pub(super) const FIELDS_MAX: Key<u16> = key("limits.fields_max", 128, 1, Limits::FIELDS_CEILING);
+
+/// No limit (0): bodies are streamed, so their size costs no memory. Envoy and HAProxy none, nginx 1 MiB.
+pub(super) const BODY_BYTES_MAX: Key<u64> = key("limits.body_bytes_max", 0, 1, u64::MAX >> 1);
+
+/// 20 000 for the whole proxy: with 4 KiB for an idle connection that is 80 MiB, and a caller cannot take more.
+/// Envoy none by default, HAProxy derives it from the file limit, nginx 512 per process.
+pub(super) const CONNECTIONS_MAX: Key<u32> = key("limits.connections_max", 20_000, 1, 10_000_000);
+
+/// 16 interim responses: far more than any server sends, few enough to end a stream of them. Envoy and HAProxy: none.
+pub(super) const INTERIM_RESPONSES_MAX: Key<u16> = key("limits.interim_responses_max", 16, 0, 1000);
+
+// --- how long a caller may take ---
+
+/// 10 s for a whole head once it has begun: any client that sends slower holds a connection for nothing. nginx 60 s,
+/// HAProxy none unless `timeout http-request` is set, Envoy none unless `request_headers_timeout` is set.
+pub(super) const HEAD: Key<Duration> = key("timeouts.head", seconds(10), MILLISECOND, DAY);
+
+/// 5 min between requests: longer than the pools of the usual clients keep a connection, so that they close first and
+/// no request meets a closing connection. Envoy 1 h, nginx 75 s, HAProxy as `timeout client`.
+pub(super) const IDLE: Key<Duration> = key("timeouts.idle", seconds(300), MILLISECOND, DAY);
+
+/// 30 s without a byte of progress. nginx 60 s, Envoy 5 min (stream idle), HAProxy `timeout client`.
+pub(super) const BODY_STALL: Key<Duration> = key("timeouts.body_stall", seconds(30), MILLISECOND, DAY);
+
+/// 25 s: ends within the 30 s that Kubernetes gives before SIGKILL. Envoy 600 s, Istio 5 s, Linkerd 120 s.
+pub(super) const DRAIN: Key<Duration> = key("timeouts.drain", seconds(25), Duration::ZERO, DAY);
+
+// --- what is added to messages ---
+
+/// `Via` is what RFC 9110 section 7.6.3 asks of an intermediary, and it stops loops. Envoy and HAProxy: off.
+pub(super) const VIA: &str = "auto";
+
+/// Append, as HAProxy's `option forwardfor` and Envoy's `use_remote_address` do: a sidecar has proxies before it.
+pub(super) const FORWARDED: ForwardedFields = ForwardedFields::Append;
+
+/// On: who calls should learn which hop failed. Linkerd on (`l5d-proxy-error`), Envoy off (response flags in its log).
+pub(super) const FAILURE_HEADER: bool = true;
+
+// --- services ---
+
+/// Latency and load together, which avoids both slow and busy endpoints. Linkerd the same, Envoy and HAProxy in turn,
+/// Istio least request.
+pub(super) const BALANCE: Balance = Balance::PeakEwma;
+
+/// 3 endpoints at most are tried for one request: two dead ones in a row are a rollout, three an outage. HAProxy
+/// 3 retries, nginx every server once, Envoy none unless asked.
+pub(super) const CONNECT_ATTEMPTS_MAX: Key<u8> = key("service.connect_attempts_max", 3, 1, 32);
+
+/// Every endpoint gets the same share. As all neighbours.
+pub(super) const WEIGHT: Key<u16> = key("service.endpoints.weight", 1, 1, 1000);
+
+/// 256 idle connections per endpoint and shard. nginx must be told, HAProxy none of its own, Envoy no bound.
+pub(super) const POOL_IDLE_MAX: Key<u32> = key("service.pool.idle_max", 256, 0, 1_000_000);
+
+/// 60 s: shorter than most servers keep them (nginx 75 s, Apache 5 s is learnt), so that we close first. nginx 60 s,
+/// HAProxy 5 s, Envoy 1 h, Linkerd 3 s.
+pub(super) const POOL_IDLE_TIMEOUT: Key<Duration> =
+    key("service.pool.idle_timeout", seconds(60), Duration::ZERO, DAY);
+
+/// 1024 open connections per endpoint and shard. Envoy 1024 per service and worker, HAProxy and nginx none.
+pub(super) const POOL_CONNECTIONS_MAX: Key<u32> = key("service.pool.connections_max", 1024, 1, 1_000_000);
+
+/// 1 s for one connection: as long as Linux waits before it repeats a lost SYN; another endpoint is tried instead.
+/// Envoy 5 s, Linkerd 1 s, nginx 60 s, HAProxy must be told.
+pub(super) const CONNECT: Key<Duration> = key("service.timeouts.connect", seconds(1), MILLISECOND, DAY);
+
+/// 15 s from the request sent to the response head. Envoy 15 s (whole response), nginx 60 s, HAProxy must be told,
+/// Linkerd none.
+pub(super) const RESPONSE: Key<Duration> = key("service.timeouts.response", seconds(15), MILLISECOND, DAY);
+
+/// 30 s without a byte of progress, as on the caller's side.
+pub(super) const SERVICE_BODY_STALL: Key<Duration> =
+    key("service.timeouts.body_stall", seconds(30), MILLISECOND, DAY);
+
+/// A whole exchange has no limit unless its route sets one: only its author knows what is long (the 30 s here are what
+/// hints show). Envoy 15 s, Istio and Linkerd none, HAProxy and nginx none.
+pub(super) const ROUTE_TIMEOUT: Key<Duration> = key("route.timeout", seconds(30), MILLISECOND, DAY);
+
+// --- how much there may be ---
+
+/// Files that make up one configuration.
+pub(super) const FILES_MAX: usize = 1000;
+/// Bytes of one file: ten times the largest configuration that is tested (10 000 services with 10 endpoints).
+pub(super) const FILE_BYTES_MAX: u64 = 64 << 20;
+/// Each costs a socket per shard.
+pub(super) const LISTENERS_MAX: usize = 64;
+/// Ten times what is tested.
+pub(super) const SERVICES_MAX: usize = 100_000;
+/// As services.
+pub(super) const ROUTES_MAX: usize = 100_000;
+/// Hosts of one route.
+pub(super) const HOSTS_MAX: usize = 1000;
+/// Endpoints of one service, also after its names are resolved.
+pub(super) const ENDPOINTS_MAX: usize = 10_000;

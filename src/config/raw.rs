@@ -1,0 +1,155 @@
+//! Exactly the files: every key optional, every value with the place where it stands. Filled by `decode` (types, units
+//! and bounds are right by then), consumed by `compile` (which sees how values fit together). No logic.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::report::Place;
+use super::values::Target;
+use crate::route::HostMatch;
+use crate::snapshot::{AccessLogFormat, ForwardedFields};
+use crate::upstream::spec::Balance;
+
+/// A value and where it came from.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct At<T> {
+    pub(super) value: T,
+    pub(super) place: Place,
+    /// Index into [`Raw::variables`], plus one, of the environment variable that had a part in it; 0 for none.
+    pub(super) variable: u16,
+}
+
+impl<T> At<T> {
+    /// The same place with another value.
+    pub(super) fn with<U>(self, value: U) -> At<U> {
+        At { value, place: self.place, variable: self.variable }
+    }
+}
+
+/// All files together.
+#[derive(Debug, Default)]
+pub(super) struct Raw {
+    pub(super) shards: Option<At<Shards>>,
+    pub(super) stall_threshold: Option<At<Duration>>,
+    /// `None` inside: `"off"`.
+    pub(super) admin_address: Option<At<Option<SocketAddr>>>,
+    /// Whether there is a table `[access_log]`.
+    pub(super) access_log: bool,
+    pub(super) access_log_path: Option<At<Destination>>,
+    pub(super) access_log_format: Option<At<AccessLogFormat>>,
+    pub(super) limits: RawLimits,
+    pub(super) timeouts: RawTimeouts,
+    pub(super) forwarding: RawForwarding,
+    pub(super) listeners: Vec<RawListener>,
+    pub(super) services: Vec<RawService>,
+    pub(super) routes: Vec<RawRoute>,
+    /// Names of the environment variables used.
+    pub(super) variables: Vec<Arc<str>>,
+}
+
+/// `shards`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Shards {
+    /// One per CPU that this process may use and has quota for.
+    Auto,
+    /// That many, 1 to 1024; where they run is as with `Auto`.
+    Count(u16),
+    /// One pinned to each of these CPUs; not empty, no CPU twice.
+    Cpus(Vec<usize>),
+}
+
+/// `access_log.path`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Destination {
+    /// Standard output.
+    Stdout,
+    /// Standard error.
+    Stderr,
+    /// A file to append to.
+    File(PathBuf),
+}
+
+/// `forwarding.via`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Via {
+    Auto,
+    Off,
+    Pseudonym(Arc<str>),
+}
+
+#[derive(Debug, Default)]
+pub(super) struct RawLimits {
+    pub(super) head_bytes_max: Option<At<u64>>,
+    pub(super) target_bytes_max: Option<At<u64>>,
+    pub(super) fields_max: Option<At<u16>>,
+    /// 0: `"unlimited"`.
+    pub(super) body_bytes_max: Option<At<u64>>,
+    pub(super) connections_max: Option<At<u32>>,
+    pub(super) interim_responses_max: Option<At<u16>>,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct RawTimeouts {
+    pub(super) head: Option<At<Duration>>,
+    pub(super) idle: Option<At<Duration>>,
+    pub(super) body_stall: Option<At<Duration>>,
+    pub(super) drain: Option<At<Duration>>,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct RawForwarding {
+    pub(super) via: Option<At<Via>>,
+    pub(super) forwarded: Option<At<ForwardedFields>>,
+    pub(super) failure_header: Option<At<bool>>,
+}
+
+#[derive(Debug)]
+pub(super) struct RawListener {
+    pub(super) name: Option<At<Arc<str>>>,
+    pub(super) address: Option<At<SocketAddr>>,
+}
+
+#[derive(Debug)]
+pub(super) struct RawService {
+    /// Where the table begins.
+    pub(super) place: Place,
+    pub(super) name: Option<At<Arc<str>>>,
+    pub(super) balance: Option<At<Balance>>,
+    /// Without those that are in error.
+    pub(super) endpoints: Option<At<Vec<RawEndpoint>>>,
+    pub(super) connect_attempts_max: Option<At<u8>>,
+    pub(super) idle_max: Option<At<u32>>,
+    pub(super) idle_timeout: Option<At<Duration>>,
+    pub(super) connections_max: Option<At<u32>>,
+    pub(super) connect: Option<At<Duration>>,
+    pub(super) response: Option<At<Duration>>,
+    pub(super) body_stall: Option<At<Duration>>,
+}
+
+#[derive(Debug)]
+pub(super) struct RawEndpoint {
+    pub(super) place: Place,
+    pub(super) target: Target,
+    pub(super) weight: u16,
+    pub(super) zone: Option<Arc<str>>,
+}
+
+/// Hosts of a route, each with its place.
+pub(super) type Hosts = Vec<(HostMatch, Place)>;
+
+#[derive(Debug)]
+pub(super) struct RawRoute {
+    pub(super) place: Place,
+    pub(super) name: Option<At<Arc<str>>>,
+    /// Without those that are in error, each with its place.
+    pub(super) hosts: Option<At<Hosts>>,
+    pub(super) path: Option<At<Box<str>>>,
+    pub(super) path_prefix: Option<At<Box<str>>>,
+    pub(super) service: Option<At<Box<str>>>,
+    /// `None` inside: `"off"`.
+    pub(super) timeout: Option<At<Option<Duration>>>,
+    /// Whether hosts and path are free of errors, so that it can be compared with other routes.
+    pub(super) match_is_right: bool,
+}

@@ -1,0 +1,96 @@
+//! `config/reference.toml` and the code say the same: every key that the decoder knows is shown, every key shown is
+//! known, its value is the default, and it is explained.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+
+use toml::de::{DeTable, DeValue};
+
+use super::schema::SECTIONS;
+use super::{Loaded, Origin, Setting};
+
+fn reference() -> String {
+    std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("config/reference.toml")).unwrap()
+}
+
+fn parse(text: &str) -> Loaded {
+    super::parse("test.toml", text, &|_| None).unwrap()
+}
+
+#[test]
+fn every_key_is_shown_and_every_key_shown_is_known() {
+    let known: BTreeSet<String> = SECTIONS
+        .iter()
+        .flat_map(|section| section.keys.iter().map(|key| format!("{}.{key}", section.path)))
+        .map(|key| key.trim_start_matches('.').to_owned())
+        .collect();
+    let text = reference();
+    let document = DeTable::parse(&text).unwrap();
+    let mut shown = BTreeSet::new();
+    collect(document.get_ref(), "", &mut shown);
+    assert_eq!(shown, known);
+}
+
+fn collect(table: &DeTable<'_>, path: &str, shown: &mut BTreeSet<String>) {
+    for (key, value) in table {
+        let path = format!("{path}.{}", key.get_ref()).trim_start_matches('.').to_owned();
+        match value.get_ref() {
+            DeValue::Table(inner) => collect(inner, &path, shown),
+            DeValue::Array(entries) => {
+                for entry in entries {
+                    if let DeValue::Table(inner) = entry.get_ref() {
+                        collect(inner, &path, shown);
+                    }
+                }
+            }
+            _ => {}
+        }
+        shown.insert(path);
+    }
+}
+
+#[test]
+fn every_value_shown_is_the_default() {
+    let bare = "[access_log]\n[[listener]]\nname = \"inbound\"\naddress = \"127.0.0.1:15001\"\n[[service]]\nname = \"app\"\n\
+                endpoints = [\"127.0.0.1:9000\", \"unix:/run/app.sock\"]\n[[route]]\nname = \"app\"\nservice = \"app\"\n";
+    let shown: BTreeMap<String, Setting> = settings(&parse(&reference()));
+    let mut defaults = settings(&parse(bare));
+    // Weight and zone of an endpoint have no keys of their own among the settings; the zone is an example.
+    defaults.get_mut("service.app.endpoints").unwrap().value =
+        "[\"127.0.0.1:9000\", { address = \"unix:/run/app.sock\", weight = 1, zone = \"a\" }]".into();
+    for (key, default) in &defaults {
+        assert_eq!(shown[key].value, default.value, "{key}");
+        assert!(matches!(shown[key].origin, Origin::File { .. }), "{key} is not set in the reference");
+    }
+    let only_shown: Vec<&String> = shown.keys().filter(|key| !defaults.contains_key(*key)).collect();
+    assert!(only_shown.iter().all(|key| key.starts_with("route.app-health.")), "{only_shown:?}");
+}
+
+fn settings(loaded: &Loaded) -> BTreeMap<String, Setting> {
+    loaded.compiled.effective().into_iter().map(|setting| (setting.key.clone(), setting)).collect()
+}
+
+#[test]
+fn every_key_shown_is_explained() {
+    let text = reference();
+    let mut explained = false;
+    let mut keys = BTreeSet::new();
+    for line in text.lines() {
+        let comment = line.starts_with('#');
+        if let Some((key, _)) = line.split_once(" = ")
+            && !comment
+            && !line.starts_with(' ')
+        {
+            // A key is explained where it is shown first; the second route shows only what differs.
+            assert!(explained || keys.contains(key), "{key} is not explained");
+            keys.insert(key.to_owned());
+        }
+        explained = comment;
+    }
+}
+
+#[test]
+fn the_reference_has_nothing_doubtful() {
+    let warnings = parse(&reference()).warnings;
+    assert!(warnings.is_empty(), "{warnings}");
+}

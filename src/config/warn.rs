@@ -1,0 +1,195 @@
+//! What is legal but surely unintended. Called by `compile` once there are no errors, so that no warning is the shadow of
+//! an error. Each says what will happen and how to say that it is meant, or how to change it.
+
+use std::collections::{HashMap, HashSet};
+use std::time::Duration;
+
+use super::compile::hosts_of;
+use super::defaults;
+use super::raw::{Raw, RawRoute, RawService};
+use super::report::{Problem, Problems};
+use super::values::{self, Target};
+
+/// Adds the warnings. `found` has the index of each route's service.
+pub(super) fn warn(raw: &Raw, found: &[u32], problems: &mut Problems) {
+    if raw.listeners.is_empty() {
+        problems.warn(|| {
+            Problem::nowhere("there is no listener: nobody can call this proxy")
+                .help("add one: [[listener]] with address = \"127.0.0.1:15001\"")
+        });
+    }
+    if raw.routes.is_empty() {
+        problems.warn(|| {
+            Problem::nowhere("there is no route: every request is answered with 404")
+                .help("add one: [[route]] with service = \"app\"")
+        });
+    }
+    if let Some(drain) = raw.timeouts.drain.filter(|drain| drain.value.is_zero()) {
+        problems.warn(|| {
+            Problem::at(drain.place, "timeouts.drain is 0: SIGTERM cuts what is in flight")
+                .help("write how long it may take to finish, such as \"25s\"")
+        });
+    }
+    let listening: HashSet<_> =
+        raw.listeners.iter().filter_map(|listener| listener.address).map(|at| at.value).collect();
+    let used: HashSet<u32> = found.iter().copied().collect();
+    for (index, service) in (0_u32..).zip(&raw.services) {
+        if !used.contains(&index)
+            && let Some(name) = &service.name
+        {
+            problems.warn(|| {
+                Problem::at(name.place, format!("no route leads to service `{}`", name.value))
+                    .label("never used")
+                    .help(format!(
+                        "add a [[route]] with service = {}, or take it out",
+                        values::quoted(&name.value)
+                    ))
+            });
+        }
+        of_endpoints(service, &listening, problems);
+        of_pool(service, problems);
+    }
+    let target_bytes_max =
+        raw.limits.target_bytes_max.map_or(defaults::TARGET_BYTES_MAX.default, |at| at.value);
+    for (route, &service) in raw.routes.iter().zip(found) {
+        of_path(route, target_bytes_max, problems);
+        of_hosts(route, problems);
+        if let Some(service) = raw.services.get(service as usize) {
+            of_timeouts(route, service, problems);
+        }
+    }
+}
+
+fn of_endpoints(service: &RawService, listening: &HashSet<std::net::SocketAddr>, problems: &mut Problems) {
+    let endpoints = service.endpoints.as_ref().map_or(&[][..], |at| &at.value);
+    if endpoints.is_empty() {
+        let place = service.endpoints.as_ref().map_or(service.place, |at| at.place);
+        let name = service.name.as_ref().map_or("", |at| &at.value);
+        problems.warn(|| {
+            Problem::at(
+                place,
+                format!("service `{name}` has no endpoints: its requests are answered with 503"),
+            )
+            .help("add some: endpoints = [\"127.0.0.1:9000\"]")
+        });
+    }
+    let mut first = HashMap::with_capacity(endpoints.len());
+    for endpoint in endpoints {
+        if let Some(&place) = first.get(&endpoint.target) {
+            problems.warn(|| {
+                Problem::at(endpoint.place, format!("endpoint {} is listed twice", endpoint.target))
+                    .label("ignored")
+                    .other(place, "first here")
+                    .help("give the first a `weight` if it is to get more")
+            });
+        } else {
+            first.insert(&endpoint.target, endpoint.place);
+        }
+        if let Target::Ip(address) = endpoint.target {
+            if listening.contains(&address) {
+                problems.warn(|| {
+                    Problem::at(endpoint.place, format!("endpoint {address} is a listener of this proxy"))
+                        .label("it would call itself")
+                        .help("write the address of the service itself")
+                });
+            } else if address.ip().is_unspecified() {
+                let loopback = if address.is_ipv4() { "127.0.0.1" } else { "[::1]" };
+                problems.warn(|| {
+                    Problem::at(
+                        endpoint.place,
+                        format!("{} is an address to listen on, not to call", address.ip()),
+                    )
+                    .help(format!("write \"{loopback}:{}\" if it runs on this machine", address.port()))
+                });
+            }
+        }
+    }
+}
+
+fn of_pool(service: &RawService, problems: &mut Problems) {
+    let keeps = service.idle_max.is_none_or(|at| at.value > 0);
+    if let Some(timeout) = service.idle_timeout.filter(|at| at.value.is_zero() && keeps) {
+        problems.warn(|| {
+            Problem::at(timeout.place, "an idle_timeout of 0: no connection is used twice")
+                .help("write idle_max = 0 if that is meant, or a time such as \"60s\"")
+        });
+    }
+    let connections_max =
+        service.connections_max.map_or(defaults::POOL_CONNECTIONS_MAX.default, |at| at.value);
+    if let Some(idle) = service.idle_max.filter(|at| at.value > connections_max) {
+        problems.warn(|| {
+            Problem::at(idle.place, format!("more idle connections than the {connections_max} there may be"))
+                .help(format!("write at most {connections_max}, or raise connections_max"))
+        });
+    }
+}
+
+/// Two routes never have the same host and path, and the longest match wins, so a route is reachable unless no request
+/// can carry its path.
+fn of_path(route: &RawRoute, target_bytes_max: u64, problems: &mut Problems) {
+    let Some(path) = route.path.as_ref().or(route.path_prefix.as_ref()) else { return };
+    if path.value.len() as u64 > target_bytes_max {
+        problems.warn(|| {
+            let longest = values::size_text(target_bytes_max);
+            Problem::at(
+                path.place,
+                "no request can reach this route: its path is longer than a target may be",
+            )
+            .help(format!("raise limits.target_bytes_max, which is \"{longest}\", or shorten the path"))
+        });
+    }
+    if path.value.split('/').any(|segment| segment == "." || segment == "..") {
+        problems.warn(|| {
+            Problem::at(
+                path.place,
+                "clients resolve `.` and `..` before they send a path: hardly a request reaches this",
+            )
+            .help("write the path without them")
+        });
+    }
+    if path.value.contains('*') {
+        let before = path.value.split('*').next().unwrap_or("/");
+        problems.warn(|| {
+            Problem::at(path.place, "`*` in a path is matched as the character itself")
+                .help(format!("write path_prefix = \"{}\" for all below it", values::prefix(before)))
+        });
+    }
+}
+
+fn of_hosts(route: &RawRoute, problems: &mut Problems) {
+    let mut first = HashMap::new();
+    for (host, place) in hosts_of(route).unwrap_or_default() {
+        if let Some(&other) = first.get(host) {
+            problems.warn(|| {
+                Problem::at(*place, format!("host {} is listed twice", values::host_text(host)))
+                    .label("ignored")
+                    .other(other, "first here")
+                    .help("take one of the two out")
+            });
+        } else {
+            first.insert(host, *place);
+        }
+    }
+}
+
+/// A wait that a file sets and that its route never grants in full. Defaults are not held against anybody.
+fn of_timeouts(route: &RawRoute, service: &RawService, problems: &mut Problems) {
+    let Some((timeout, whole)) = route.timeout.as_ref().and_then(|at| Some((at, at.value?))) else { return };
+    for (name, wait) in [("connect", service.connect), ("response", service.response)] {
+        if let Some(wait) = wait.filter(|wait| wait.value > whole) {
+            problems.warn(|| {
+                let text = |duration: Duration| values::duration_text(duration);
+                Problem::at(
+                    timeout.place,
+                    format!("the route gives up after {}, before its service does", text(whole)),
+                )
+                .label("the whole exchange")
+                .other(wait.place, "the wait on the service")
+                .help(format!(
+                    "let the route's timeout be at least {}, or lower timeouts.{name}",
+                    text(wait.value)
+                ))
+            });
+        }
+    }
+}
