@@ -54,7 +54,7 @@ pub struct TableBuilder {
     /// By id.
     hosts: Vec<Paths>,
     /// Host id and normalised path to routes; without the prefix `/`.
-    paths: HashMap<(u32, Box<[u8]>), Cell>,
+    paths: HashMap<Key, Cell>,
 }
 
 /// Why a route cannot be added.
@@ -201,7 +201,7 @@ impl TableBuilder {
         let slot = if text.is_empty() && !exact {
             &mut paths.all
         } else {
-            let cell = self.paths.entry((host, text)).or_insert(Cell::EMPTY);
+            let cell = self.paths.entry(Key { host, text }).or_insert(Cell::EMPTY);
             if exact { &mut cell.exact } else { &mut cell.prefix }
         };
         if *slot != NO_ROUTE {
@@ -224,7 +224,7 @@ impl TableBuilder {
             paths: HashTable::with_capacity(self.paths.len()),
             ..Table::default()
         };
-        for ((host, text), cell) in self.paths {
+        for (Key { host, text }, cell) in self.paths {
             let paths = &mut self.hosts[host as usize];
             paths.lengths.add(text.len());
             if cell.prefix != NO_ROUTE {
@@ -330,6 +330,13 @@ struct Path {
     exact: u32,
     /// The route for this path and all below, or `NO_ROUTE`. At least one of the two is a route.
     prefix: u32,
+}
+
+/// A path of a host while they are collected.
+#[derive(Debug, PartialEq, Eq, Hash)]
+struct Key {
+    host: u32,
+    text: Box<[u8]>,
 }
 
 /// The routes of a path while they are collected.

@@ -146,7 +146,7 @@ fn it_agrees_with_a_linear_search() {
         Ok(seed) => seed.parse().unwrap(),
         Err(_) => fastrand::u64(..),
     };
-    println!("RINGMESH_SEED={seed}");
+    eprintln!("RINGMESH_SEED={seed}");
     let config = Config { cases: 1000, failure_persistence: None, ..Config::default() };
     let mut bytes = [0; 32];
     bytes[..8].copy_from_slice(&seed.to_le_bytes());

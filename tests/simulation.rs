@@ -1,0 +1,358 @@
+//! The pure stages against a simulated world: arrivals, servers with queues, time that is counted and never waited for.
+//!
+//! Every run has a seed, printed and settable: `RINGMESH_SEED=42 cargo test --test simulation`. Bounds are such that a
+//! correct balancer misses them in less than one of a million runs; where they follow from theory, the comment says how.
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use fastrand::Rng;
+use ringmesh::upstream::balance::{Balancer, Outcome};
+use ringmesh::upstream::spec::{Address, Balance, Endpoint, Pool, Service, Timeouts};
+
+#[test]
+fn random_follows_the_weights() {
+    let mut rng = seeded();
+    for weights in [&[1; 10][..], &[1, 2, 3, 4], &[1, 1000], &[5; 3], &[1, 10, 100, 1000, 1000, 7]] {
+        let picks = count_picks(Balance::Random, weights, 200_000, &mut rng);
+        assert_follows(&picks, weights);
+    }
+}
+
+#[test]
+fn what_is_skipped_leaves_the_proportions_of_the_others() {
+    let mut rng = seeded();
+    for weights in [&[1; 5][..], &[1, 2, 3, 4, 90]] {
+        let mut balancer = Balancer::new(&service(Balance::Random, weights));
+        let mut picks = vec![0; weights.len()];
+        for _ in 0..200_000 {
+            // The heaviest and one more: most draws are refused, so that both ways of drawing are used.
+            picks[balancer.pick(0, &mut rng, |e| e == 4 || e == 1).unwrap()] += 1;
+        }
+        assert_eq!((picks[1], picks[4]), (0, 0));
+        assert_follows(&[picks[0], picks[2], picks[3]], &[weights[0], weights[2], weights[3]]);
+    }
+}
+
+#[test]
+fn two_choices_without_load_follow_the_weights() {
+    // Nothing in flight and nothing measured: all costs are equal and the first draw decides.
+    let mut rng = seeded();
+    for balance in [Balance::LeastRequest, Balance::PeakEwma] {
+        for weights in [&[1; 10][..], &[1, 2, 3, 4], &[1, 1000]] {
+            let picks = count_picks(balance, weights, 200_000, &mut rng);
+            assert_follows(&picks, weights);
+        }
+    }
+}
+
+#[test]
+fn round_robin_is_exact_and_smooth() {
+    let mut rng = seeded();
+    for weights in [&[1; 7][..], &[5, 1, 1], &[1, 2, 3, 4], &[1000, 1], &[100, 99, 98, 3, 2, 1], &[17; 4]] {
+        let total: u64 = weights.iter().map(|&w| u64::from(w)).sum();
+        let mut balancer = Balancer::new(&service(Balance::RoundRobin, weights));
+        let mut picks = vec![0u64; weights.len()];
+        let mut last = vec![None; weights.len()];
+        for n in 0..total * 20 {
+            let e = balancer.pick(0, &mut rng, |_| false).unwrap();
+            picks[e] += 1;
+            // Turns of e come every total/weight picks. Each other endpoint can put in one turn more or less than its
+            // share between two turns of e, hence the slack.
+            let interval = total as f64 / f64::from(weights[e]);
+            let slack = weights.len() as f64;
+            if let Some(last) = last[e].replace(n) {
+                let gap = (n - last) as f64;
+                assert!((gap - interval).abs() <= slack, "{weights:?}: {e} came after {gap}, not {interval}");
+            }
+            // At any moment nobody is ahead or behind by more than one turn of its own and the rounding of the others.
+            for (count, weight) in picks.iter().zip(weights) {
+                let expected = (n + 1) as f64 * f64::from(*weight) / total as f64;
+                let slack = 1.0 + weights.len() as f64 * f64::from(*weight) / total as f64;
+                assert!((*count as f64 - expected).abs() <= slack, "{weights:?}: {picks:?} after {}", n + 1);
+            }
+        }
+    }
+}
+
+#[test]
+fn round_robin_of_many_shards_does_not_begin_at_the_same_endpoint() {
+    let mut rng = seeded();
+    for weights in [[1, 1, 1, 1], [2, 1, 1, 1]] {
+        let mut firsts = [0; 4];
+        for _ in 0..4000 {
+            let mut balancer = Balancer::new(&service(Balance::RoundRobin, &weights));
+            firsts[balancer.pick(0, &mut rng, |_| false).unwrap()] += 1;
+        }
+        assert!(firsts.iter().all(|&n| n > 500), "{firsts:?}");
+    }
+}
+
+#[test]
+fn least_request_keeps_queues_short() {
+    // Ten servers, each busy four fifths of the time. Alone with its part of the traffic (random) each is an M/M/1
+    // queue: P(more than k) = 0.8^(k+1), so that among ten queues and 320 000 arrivals the longest is about 40.
+    // To choose keeps the queues level, so that the service is nearly one queue with ten servers: P(all of it > 10 + k)
+    // is below 0.8^k, which 320 000 arrivals of a million runs (ln(3.2e11) / ln 1.25) see at k = 119 at most: 13 for
+    // each, and the unevenness of two choices (ln ln n, two or three) above that.
+    let mut rng = seeded();
+    let run = |balance, rng: &mut Rng| {
+        let mut world = World::new(balance, &[1; 10], MS);
+        world.run(rng, 8_000.0, 40 * SECOND);
+        world.in_flight_max
+    };
+    let (random, two) = (run(Balance::Random, &mut rng), run(Balance::LeastRequest, &mut rng));
+    eprintln!("longest queue: {random} at random, {two} by least request");
+    assert!(two <= 16 && random >= 24, "{two} and {random}");
+}
+
+#[test]
+fn least_request_gives_a_bigger_server_its_part() {
+    // One server is four times as fast and has four times the weight: under load both ways of saying it agree.
+    let mut rng = seeded();
+    let weights = [4, 1, 1, 1, 1];
+    let mut world = World::new(Balance::LeastRequest, &weights, 4 * MS);
+    world.servers[0].mean_ns = MS as f64;
+    world.run(&mut rng, 1_400.0, 60 * SECOND);
+    let share = world.picks[0] as f64 / world.picks.iter().sum::<u64>() as f64;
+    assert!((0.4..0.65).contains(&share), "{share} for a weight of one half: {:?}", world.picks);
+    // Four times the weight, four times the queue: 4 × 16 by the reasoning above; a quarter of its draws has no
+    // choice, since both are of it, which adds an eighth.
+    eprintln!("longest queue: {}", world.in_flight_max);
+    assert!(world.in_flight_max <= 72, "{}", world.in_flight_max);
+}
+
+#[test]
+fn a_weight_is_respected_between_its_square_and_twice_its_share() {
+    // However slow or fast the other: share² ≤ part ≤ 2 share − share² (the bounds that balance.rs promises).
+    let mut rng = seeded();
+    for balance in [Balance::LeastRequest, Balance::PeakEwma] {
+        for slow in [0, 1] {
+            let mut world = World::new(balance, &[9, 1], MS);
+            world.servers[slow].mean_ns = 20.0 * MS as f64;
+            world.delay_only = true;
+            world.run(&mut rng, 1_000.0, 60 * SECOND);
+            let part = world.picks[1] as f64 / world.picks.iter().sum::<u64>() as f64;
+            // 60 000 picks: five standard deviations of a part of 0.19 are 0.008, of 0.01 0.002.
+            assert!((0.008..=0.198).contains(&part), "{balance:?}, {slow} slow: {part}");
+        }
+    }
+}
+
+#[test]
+fn peak_ewma_leaves_a_slow_endpoint_and_comes_back_when_it_has_recovered() {
+    let mut rng = seeded();
+    let mut world = World::new(Balance::PeakEwma, &[1; 10], MS);
+    world.servers[3].mean_ns = 50.0 * MS as f64;
+    let rate = 3_000.0;
+    world.run(&mut rng, rate, 60 * SECOND);
+
+    // A fair part would be a tenth, 18 000 (of which this endpoint could serve 1 200). It gets what arrives before its
+    // first answer (some 50 ms, in which its growing queue already counts against it), and one look each time that its
+    // estimate has faded, every 10 s × ln 50 ≈ 40 s.
+    let (slow, all) = (world.picks[3], world.picks.iter().sum::<u64>());
+    eprintln!("the slow one got {slow} of {all}; p99 {:.1} ms", world.latency_quantile(0.99) / 1e6);
+    assert!((slow as f64) < 0.001 * all as f64, "{slow} of {all}");
+    assert!(slow > 0);
+    // Spread over the nine others at random, each would be an M/M/1 queue with 333 arrivals a second and 1 000 services:
+    // times in it are exponential with mean 1/(1000 − 333) s, 99 % below ln 100 × 1.5 ms = 6.9 ms. To choose must not be
+    // worse than that, whatever the slow one does (its own p99 is beyond 230 ms).
+    let p99_max = 100f64.ln() / (1000.0 - rate / 9.0) * 1e9;
+    let p99 = world.latency_quantile(0.99);
+    assert!(p99 <= p99_max, "{p99} ns for {p99_max}");
+    // Nobody else pays or starves: eight of nine within a quarter of the even part.
+    for (e, &picks) in world.picks.iter().enumerate().filter(|(e, _)| *e != 3) {
+        let part = picks as f64 / (all as f64 / 9.0);
+        assert!((0.75..1.25).contains(&part), "{e} has {part} of its part: {:?}", world.picks);
+    }
+
+    // It recovers. The peak it left (at most some hundred milliseconds) has faded to a usual millisecond after
+    // 10 s × ln 500 ≈ 62 s at the latest; then the first look finds it fast.
+    world.servers[3].mean_ns = MS as f64;
+    world.run(&mut rng, rate, 70 * SECOND);
+    world.picks.fill(0);
+    world.run(&mut rng, rate, 30 * SECOND);
+    let part = world.picks[3] as f64 / (world.picks.iter().sum::<u64>() as f64 / 10.0);
+    eprintln!("after its recovery it has {part:.2} of its part");
+    assert!(part > 0.5, "{:?}", world.picks);
+}
+
+#[test]
+fn peak_ewma_leaves_an_endpoint_that_fails_at_once() {
+    let mut rng = seeded();
+    let mut world = World::new(Balance::PeakEwma, &[1; 10], MS);
+    world.servers[7].fails = true;
+    world.run(&mut rng, 3_000.0, 60 * SECOND);
+    let (failing, all) = (world.picks[7], world.picks.iter().sum::<u64>());
+    eprintln!("the failing one got {failing} of {all}");
+    // Least request by itself would send it everything, since nothing is ever in flight there.
+    assert!((1..=20).contains(&failing), "{failing} of {all}");
+}
+
+#[test]
+fn nobody_starves() {
+    // One request every two seconds, latencies from 1 to 10 ms: estimates fade between them, so that all are asked.
+    let mut rng = seeded();
+    for balance in [Balance::PeakEwma, Balance::LeastRequest, Balance::RoundRobin, Balance::Random] {
+        let mut world = World::new(balance, &[1; 10], MS);
+        for (n, server) in world.servers.iter_mut().enumerate() {
+            server.mean_ns = (n + 1) as f64 * MS as f64;
+        }
+        world.run(&mut rng, 0.5, 4 * 3600 * SECOND);
+        let least =
+            *world.picks.iter().min().unwrap() as f64 / (world.picks.iter().sum::<u64>() as f64 / 10.0);
+        eprintln!("{balance:?}: the least asked has {least:.2} of an even part");
+        assert!(least > 0.1, "{balance:?}: {:?}", world.picks);
+    }
+}
+
+/// A service, its balancer, and callers that arrive at random (Poisson) and do not wait for each other.
+struct World {
+    balancer: Balancer,
+    servers: Vec<Server>,
+    now_ns: u64,
+    /// Exchanges that end: when, at which endpoint, begun when.
+    ends: BinaryHeap<Reverse<(u64, usize, u64)>>,
+    /// Servers answer all at once instead of one after the other.
+    delay_only: bool,
+    picks: Vec<u64>,
+    latencies_ns: Vec<u64>,
+    in_flight_max: u32,
+}
+
+struct Server {
+    /// Of exponentially distributed times.
+    mean_ns: f64,
+    /// When it has done all that waits.
+    free_at_ns: u64,
+    /// Refuses after a hundred microseconds.
+    fails: bool,
+}
+
+impl World {
+    fn new(balance: Balance, weights: &[u16], mean_ns: u64) -> Self {
+        let server = |_: &u16| Server { mean_ns: mean_ns as f64, free_at_ns: 0, fails: false };
+        Self {
+            balancer: Balancer::new(&service(balance, weights)),
+            servers: weights.iter().map(server).collect(),
+            now_ns: SECOND,
+            ends: BinaryHeap::new(),
+            delay_only: false,
+            picks: vec![0; weights.len()],
+            latencies_ns: Vec::new(),
+            in_flight_max: 0,
+        }
+    }
+
+    fn run(&mut self, rng: &mut Rng, arrivals_per_second: f64, for_ns: u64) {
+        let until_ns = self.now_ns + for_ns;
+        loop {
+            let arrival_ns = self.now_ns + exponential(rng, 1e9 / arrivals_per_second);
+            while let Some(&Reverse((end_ns, endpoint, begun_ns))) = self.ends.peek()
+                && end_ns <= arrival_ns
+            {
+                self.ends.pop();
+                self.end(end_ns, endpoint, begun_ns);
+            }
+            self.now_ns = arrival_ns;
+            if arrival_ns > until_ns {
+                return;
+            }
+            self.begin(rng);
+        }
+    }
+
+    fn begin(&mut self, rng: &mut Rng) {
+        let endpoint = self.balancer.pick(self.now_ns, rng, |_| false).unwrap();
+        self.balancer.started(endpoint, self.now_ns);
+        self.picks[endpoint] += 1;
+        self.in_flight_max = self.in_flight_max.max(self.balancer.in_flight(endpoint));
+        let server = &mut self.servers[endpoint];
+        let end_ns = if server.fails {
+            self.now_ns + 100_000
+        } else {
+            let begins_ns = if self.delay_only { self.now_ns } else { self.now_ns.max(server.free_at_ns) };
+            server.free_at_ns = begins_ns + exponential(rng, server.mean_ns);
+            server.free_at_ns
+        };
+        self.ends.push(Reverse((end_ns, endpoint, self.now_ns)));
+    }
+
+    fn end(&mut self, now_ns: u64, endpoint: usize, begun_ns: u64) {
+        let latency_ns = now_ns - begun_ns;
+        if self.servers[endpoint].fails {
+            self.balancer.ended(endpoint, now_ns, Outcome::Failed);
+        } else {
+            self.latencies_ns.push(latency_ns);
+            self.balancer.ended(endpoint, now_ns, Outcome::Answered { latency_ns });
+        }
+    }
+
+    fn latency_quantile(&self, quantile: f64) -> f64 {
+        let mut sorted = self.latencies_ns.clone();
+        sorted.sort_unstable();
+        sorted[(sorted.len() as f64 * quantile) as usize] as f64
+    }
+}
+
+fn count_picks(balance: Balance, weights: &[u16], count: u64, rng: &mut Rng) -> Vec<u64> {
+    let mut balancer = Balancer::new(&service(balance, weights));
+    let mut picks = vec![0; weights.len()];
+    for _ in 0..count {
+        picks[balancer.pick(0, rng, |_| false).unwrap()] += 1;
+    }
+    picks
+}
+
+/// Pearson's chi-square test at one in ten million (Wilson and Hilferty's form of the quantile).
+fn assert_follows(picks: &[u64], weights: &[u16]) {
+    let total: f64 = weights.iter().map(|&w| f64::from(w)).sum();
+    let count: f64 = picks.iter().map(|&n| n as f64).sum();
+    let chi_square: f64 = picks
+        .iter()
+        .zip(weights)
+        .map(|(&n, &w)| {
+            let expected = count * f64::from(w) / total;
+            (n as f64 - expected).powi(2) / expected
+        })
+        .sum();
+    let freedom = (weights.len() - 1) as f64;
+    let z = 5.2;
+    let limit = freedom * (1.0 - 2.0 / (9.0 * freedom) + z * (2.0 / (9.0 * freedom)).sqrt()).powi(3);
+    assert!(chi_square < limit, "chi-square {chi_square} > {limit}: {picks:?} for {weights:?}");
+}
+
+fn exponential(rng: &mut Rng, mean_ns: f64) -> u64 {
+    (-(1.0 - rng.f64()).ln() * mean_ns) as u64
+}
+
+fn seeded() -> Rng {
+    let seed = match std::env::var("RINGMESH_SEED") {
+        Ok(seed) => seed.parse().expect("RINGMESH_SEED is a number"),
+        Err(_) => fastrand::u64(..),
+    };
+    eprintln!("RINGMESH_SEED={seed}");
+    Rng::with_seed(seed)
+}
+
+fn service(balance: Balance, weights: &[u16]) -> Service {
+    let second = Duration::from_secs(1);
+    let endpoint = |(n, &weight): (usize, &u16)| Endpoint {
+        address: Address::Ip(SocketAddr::from(([127, 0, 0, 1], n as u16 + 1))),
+        weight,
+        zone: None,
+    };
+    Service {
+        name: "simulated".into(),
+        balance,
+        endpoints: weights.iter().enumerate().map(endpoint).collect(),
+        pool: Pool { idle_max: 1, idle_timeout: second, connections_max: 1 },
+        timeouts: Timeouts { connect: second, response: second, body_stall: second },
+        connect_attempts_max: 1,
+    }
+}
+
+const MS: u64 = 1_000_000;
+const SECOND: u64 = 1_000_000_000;
