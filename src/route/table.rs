@@ -356,7 +356,7 @@ impl Lengths {
     }
 
     fn has(self, length: usize) -> bool {
-        self.0 >> length.min(63) & 1 == 1
+        (self.0 >> length.min(63)) & 1 == 1
     }
 }
 

@@ -322,7 +322,7 @@ impl Shares {
             Self::Unequal(shares) => {
                 let bits = rng.u64(..);
                 // The upper half chooses the column, the lower half within it.
-                let column = ((bits >> 32) * count as u64 >> 32) as usize;
+                let column = (((bits >> 32) * count as u64) >> 32) as usize;
                 let share = &shares[column];
                 if (bits as u32) < share.threshold { column } else { share.alias as usize }
             }
@@ -467,7 +467,7 @@ fn decay(elapsed_ns: u64) -> f32 {
 
 /// An even number below `count`, which is at most 2³² (one multiplication; the bias of at most count / 2³² is nothing).
 fn below(rng: &mut Rng, count: usize) -> usize {
-    (u64::from(rng.u32(..)) * count as u64 >> 32) as usize
+    ((u64::from(rng.u32(..)) * count as u64) >> 32) as usize
 }
 
 fn by_address(endpoints: &[Endpoint]) -> std::collections::HashMap<&super::spec::Address, usize> {

@@ -198,12 +198,12 @@ fn turns_stay_in_order_when_their_time_wraps_around() {
     for turn in &mut **heap {
         turn.due = turn.due.wrapping_add(u64::MAX - 10 * Turn::STRIDE);
     }
-    let mut picks = [0; 3];
+    let mut picks = [0i32; 3];
     for _ in 0..600 {
         picks[balancer.pick(0, &mut rng, |_| false).unwrap()] += 1;
     }
     for (n, expected) in [100, 200, 300].into_iter().enumerate() {
-        assert!((picks[n] - expected as i32).abs() <= 1, "{picks:?}");
+        assert!((picks[n] - expected).abs() <= 1, "{picks:?}");
     }
 }
 

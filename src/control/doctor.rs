@@ -1,0 +1,360 @@
+//! `ringmesh doctor`: what this machine offers, what that costs, and the one line that fixes it.
+//!
+//! Called by `main`. Looks and reports; refuses to change anything, to need a configuration, and to call a machine
+//! unusable on which the proxy would run more slowly: only what makes running impossible is a failure.
+
+use std::io::{self, Write};
+
+use serde::Serialize;
+
+use super::machine::{Limit, Machine, Ring, ShardChoice, ranges};
+
+/// Writes a table, or a JSON object, to `out`. Gives the exit code: 1 when running is impossible, else 0.
+///
+/// # Errors
+/// When `out` cannot be written to.
+pub fn run(json: bool, out: &mut dyn Write) -> io::Result<u8> {
+    let checks = checks(&Machine::look());
+    let possible = checks.iter().all(|check| check.status != Status::Fail);
+    if json {
+        serde_json::to_writer_pretty(&mut *out, &Report { possible, checks: &checks })?;
+        writeln!(out)?;
+    } else {
+        write_table(&checks, possible, out)?;
+    }
+    Ok(u8::from(!possible))
+}
+
+/// What `--json` prints.
+#[derive(Serialize)]
+struct Report<'c> {
+    /// Whether the proxy can run here.
+    possible: bool,
+    checks: &'c [Check],
+}
+
+/// One line of the table.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+struct Check {
+    check: &'static str,
+    found: String,
+    status: Status,
+    /// What to do about it, and what it costs otherwise.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    remedy: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Status {
+    /// As good as it gets.
+    Ok,
+    /// It runs, with less speed or without something.
+    Warn,
+    /// It cannot run.
+    Fail,
+}
+
+fn checks(machine: &Machine) -> Vec<Check> {
+    vec![
+        kernel(machine),
+        io_uring(machine),
+        ring_flags(machine),
+        locked_memory(machine),
+        open_files(machine),
+        cpus(machine),
+        quota(machine),
+        shards(machine),
+        nft(machine),
+        net_admin(machine),
+    ]
+}
+
+fn kernel(machine: &Machine) -> Check {
+    let found = machine.kernel.clone();
+    match machine.kernel_version() {
+        version if version >= (6, 1) => ok("kernel", found),
+        _ => warn(
+            "kernel",
+            found,
+            "Linux 6.1 or later has DEFER_TASKRUN: about 15 % less CPU per request than 5.19",
+        ),
+    }
+}
+
+fn io_uring(machine: &Machine) -> Check {
+    let name = "io_uring";
+    // The plainest set-up is refused only when all is.
+    let Some(Ring { refused: Some(errno), .. }) = machine.rings.last() else {
+        return ok(name, "works".to_owned());
+    };
+    let without = "until then the shards use epoll: up to a tenth more CPU per request";
+    let error = io::Error::from_raw_os_error(*errno);
+    let remedy = match machine.io_uring_disabled {
+        Some(value @ 1..) => {
+            return warn(
+                name,
+                format!("refused: kernel.io_uring_disabled = {value}"),
+                format!("sysctl -w kernel.io_uring_disabled=0 ({without})"),
+            );
+        }
+        _ if *errno == rustix::io::Errno::NOMEM.raw_os_error() => "ulimit -l unlimited (LimitMEMLOCK=infinity in systemd)".to_owned(),
+        _ if machine.seccomp => "allow io_uring_setup, io_uring_enter and io_uring_register in the seccomp profile; \
+             Docker 25 and containerd 2 forbid them by default: --security-opt seccomp=<profile>, in Kubernetes \
+             securityContext.seccompProfile"
+            .to_owned(),
+        _ => "use a kernel that is built with CONFIG_IO_URING (5.11 or later)".to_owned(),
+    };
+    warn(name, format!("refused: {error}"), format!("{remedy} ({without})"))
+}
+
+fn ring_flags(machine: &Machine) -> Check {
+    let name = "ring flags";
+    match machine.best_ring() {
+        Some(best) if machine.rings.first() == Some(best) => ok(name, best.flags.to_owned()),
+        Some(best) => warn(
+            name,
+            best.flags.to_owned(),
+            "DEFER_TASKRUN needs Linux 6.1 (a few per cent less CPU per request), COOP_TASKRUN 5.19 (a quarter less \
+             than none)",
+        ),
+        None => warn(name, "no ring".to_owned(), "see io_uring"),
+    }
+}
+
+fn locked_memory(machine: &Machine) -> Check {
+    let name = "locked memory";
+    let found = with_unit(machine.memlock, " bytes");
+    // Since 5.12 rings are charged to the memory cgroup and not to this limit.
+    let counts = machine.kernel_version() < (5, 12);
+    match machine.memlock.soft {
+        Some(soft) if counts && soft < LOCKED_MEMORY_MIN => warn(
+            name,
+            found,
+            "ulimit -l unlimited (LimitMEMLOCK=infinity in systemd): before Linux 5.12 rings need it",
+        ),
+        _ => ok(name, found),
+    }
+}
+
+fn open_files(machine: &Machine) -> Check {
+    let name = "open files";
+    let found = with_unit(machine.files, "");
+    match machine.files.soft {
+        Some(soft) if soft < FILES_MIN => Check {
+            check: name,
+            found,
+            status: Status::Fail,
+            remedy: Some(format!("ulimit -n 65536: {FILES_MIN} are needed for rings, listeners and links")),
+        },
+        Some(soft) if soft < FILES_WANTED => warn(
+            name,
+            found,
+            "ulimit -n 65536 (LimitNOFILE=65536 in systemd): 20 000 connections and as many to the services need two \
+             files each",
+        ),
+        _ => ok(name, found),
+    }
+}
+
+fn cpus(machine: &Machine) -> Check {
+    let allowed = &machine.cpus.allowed;
+    ok("CPUs", format!("{} ({})", allowed.len(), ranges(allowed)))
+}
+
+fn quota(machine: &Machine) -> Check {
+    let name = "CPU quota";
+    match &machine.cpus.quota {
+        None => ok(name, "none".to_owned()),
+        Some(quota) => {
+            let found = format!("{} CPUs ({})", quota.cpus, quota.source.display());
+            if quota.cpus < 1.0 {
+                warn(
+                    name,
+                    found,
+                    "give it at least one CPU, or no limit: a spent quota stops the proxy for up to 100 ms",
+                )
+            } else {
+                ok(name, found)
+            }
+        }
+    }
+}
+
+fn shards(machine: &Machine) -> Check {
+    let name = "shards = \"auto\"";
+    match machine.cpus.shards_for(&ShardChoice::Auto) {
+        Ok(shards) => {
+            let pinned: Vec<usize> = shards.cpus.iter().copied().flatten().collect();
+            let place = if pinned.is_empty() {
+                "not pinned".to_owned()
+            } else {
+                format!("on CPU {}", ranges(&pinned))
+            };
+            ok(name, format!("{}, {place}", shards.cpus.len()))
+        }
+        Err(error) => Check { check: name, found: error.to_string(), status: Status::Fail, remedy: None },
+    }
+}
+
+fn nft(machine: &Machine) -> Check {
+    match &machine.nft {
+        Some(path) => ok("nft", path.display().to_string()),
+        None => warn(
+            "nft",
+            "not found".to_owned(),
+            "install nftables, if traffic is to be redirected on this machine",
+        ),
+    }
+}
+
+fn net_admin(machine: &Machine) -> Check {
+    if machine.net_admin {
+        ok("CAP_NET_ADMIN", "yes".to_owned())
+    } else {
+        warn(
+            "CAP_NET_ADMIN",
+            "no".to_owned(),
+            "--cap-add NET_ADMIN, or run as root, if traffic is to be redirected on this machine",
+        )
+    }
+}
+
+fn write_table(checks: &[Check], possible: bool, out: &mut dyn Write) -> io::Result<()> {
+    let width = checks.iter().map(|check| check.check.len()).max().unwrap_or(0);
+    for Check { check, found, status, remedy } in checks {
+        let status = match status {
+            Status::Ok => "ok  ",
+            Status::Warn => "warn",
+            Status::Fail => "FAIL",
+        };
+        writeln!(out, "{status}  {check:width$}  {found}")?;
+        if let Some(remedy) = remedy {
+            writeln!(out, "      {:width$}  → {remedy}", "")?;
+        }
+    }
+    let warnings = checks.iter().filter(|check| check.status == Status::Warn).count();
+    match (possible, warnings) {
+        (false, _) => writeln!(out, "\nringmesh cannot run here: see FAIL above"),
+        (true, 0) => writeln!(out, "\nringmesh runs here at its best"),
+        (true, n) => writeln!(out, "\nringmesh runs here; {n} of {} could be better", checks.len()),
+    }
+}
+
+fn with_unit(limit: Limit, unit: &str) -> String {
+    if limit.soft.is_some() { format!("{limit}{unit}") } else { limit.to_string() }
+}
+
+fn ok(check: &'static str, found: String) -> Check {
+    Check { check, found, status: Status::Ok, remedy: None }
+}
+
+fn warn(check: &'static str, found: String, remedy: impl Into<String>) -> Check {
+    Check { check, found, status: Status::Warn, remedy: Some(remedy.into()) }
+}
+
+/// Listeners, rings, doorbells, the admin socket, a log: a proxy with fewer cannot even say what is wrong.
+const FILES_MIN: u64 = 64;
+/// `limits.connections_max` defaults to 20 000; each may hold one connection upstream; the rest is for the proxy itself.
+const FILES_WANTED: u64 = 2 * 20_000 + 1_000;
+/// A ring of 1024 entries with its completions takes some 100 KiB; this is room for a few dozen shards.
+const LOCKED_MEMORY_MIN: u64 = 8 << 20;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::machine::{Cpus, Quota};
+
+    #[test]
+    fn a_good_machine_has_nothing_to_fix() {
+        let checks = checks(&good());
+        assert!(
+            checks.iter().all(|check| check.status == Status::Ok && check.remedy.is_none()),
+            "{checks:#?}"
+        );
+    }
+
+    #[test]
+    fn each_lack_is_found_and_has_a_remedy() {
+        let eperm = rustix::io::Errno::PERM.raw_os_error();
+        let refused =
+            || good().rings.into_iter().map(|ring| Ring { refused: Some(eperm), ..ring }).collect::<Vec<_>>();
+        let einval = Some(rustix::io::Errno::INVAL.raw_os_error());
+        let mut second_best = good().rings;
+        second_best[0].refused = einval;
+        for (check, machine, remedy) in [
+            ("kernel", Machine { kernel: "5.15.0-1-generic".into(), ..good() }, "Linux 6.1"),
+            (
+                "io_uring",
+                Machine { rings: refused(), io_uring_disabled: Some(2), ..good() },
+                "sysctl -w kernel.io_uring_disabled=0",
+            ),
+            ("io_uring", Machine { rings: refused(), seccomp: true, ..good() }, "seccomp"),
+            ("io_uring", Machine { rings: refused(), ..good() }, "CONFIG_IO_URING"),
+            ("ring flags", Machine { rings: second_best, ..good() }, "DEFER_TASKRUN"),
+            ("ring flags", Machine { rings: refused(), ..good() }, "see io_uring"),
+            (
+                "locked memory",
+                Machine { memlock: limit(65_536), kernel: "5.4.0".into(), ..good() },
+                "ulimit -l unlimited",
+            ),
+            ("open files", Machine { files: limit(1024), ..good() }, "ulimit -n 65536"),
+            ("CPU quota", Machine { cpus: half_a_cpu(), ..good() }, "at least one CPU"),
+            ("nft", Machine { nft: None, ..good() }, "nftables"),
+            ("CAP_NET_ADMIN", Machine { net_admin: false, ..good() }, "NET_ADMIN"),
+        ] {
+            let found = checks(&machine).into_iter().find(|found| found.check == check).unwrap();
+            assert_eq!(found.status, Status::Warn, "{found:?}");
+            assert!(found.remedy.as_ref().unwrap().contains(remedy), "{found:?}");
+        }
+    }
+
+    #[test]
+    fn only_what_makes_running_impossible_fails() {
+        let checks = checks(&Machine { files: limit(32), ..good() });
+        assert_eq!(checks.iter().filter(|check| check.status == Status::Fail).count(), 1);
+        let mut table = Vec::new();
+        write_table(&checks, false, &mut table).unwrap();
+        assert!(String::from_utf8(table).unwrap().contains("cannot run here"));
+    }
+
+    #[test]
+    fn this_machine_gets_a_table_and_json() {
+        let (mut table, mut json) = (Vec::new(), Vec::new());
+        assert_eq!(run(false, &mut table).unwrap(), run(true, &mut json).unwrap());
+        let table = String::from_utf8(table).unwrap();
+        let json: serde_json::Value = serde_json::from_slice(&json).unwrap();
+        for check in json["checks"].as_array().unwrap() {
+            let name = check["check"].as_str().unwrap();
+            assert!(table.contains(name), "{name} is missing in\n{table}");
+            assert!(["ok", "warn", "fail"].contains(&check["status"].as_str().unwrap()));
+            assert_eq!(check["remedy"].is_string(), check["status"] != "ok", "{check}");
+        }
+    }
+
+    fn good() -> Machine {
+        let ring = |flags| Ring { flags, refused: None };
+        Machine {
+            kernel: "6.8.0-45-generic".into(),
+            cpus: Cpus { allowed: vec![0, 1], quota: None },
+            memlock: limit(8 << 20),
+            files: Limit { soft: Some(65_536), hard: None },
+            io_uring_disabled: Some(0),
+            rings: vec![ring("SINGLE_ISSUER + DEFER_TASKRUN"), ring("COOP_TASKRUN"), ring("none")],
+            seccomp: false,
+            nft: Some("/usr/sbin/nft".into()),
+            net_admin: true,
+        }
+    }
+
+    fn limit(soft: u64) -> Limit {
+        Limit { soft: Some(soft), hard: Some(soft) }
+    }
+
+    fn half_a_cpu() -> Cpus {
+        Cpus {
+            allowed: vec![0, 1],
+            quota: Some(Quota { cpus: 0.5, source: "/sys/fs/cgroup/cpu.max".into() }),
+        }
+    }
+}
