@@ -84,11 +84,13 @@ impl Compiled {
                 debug_assert!(added.is_ok(), "{host:?} {:?}: {added:?}", compiled.path);
             }
         }
+        let services: Vec<_> = self.services.iter().map(|compiled| compiled.resolved(names)).collect();
         Snapshot {
             generation,
             listeners: self.listeners.iter().map(|compiled| compiled.listener.clone()).collect(),
             routes: table.build(),
-            services: self.services.iter().map(|compiled| compiled.resolved(names)).collect(),
+            by_name: Snapshot::order_by_name(&services),
+            services,
             limits: self.limits.clone(),
             timeouts: self.timeouts.clone(),
             forwarding: self.forwarding.clone(),
