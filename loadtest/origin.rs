@@ -1,0 +1,596 @@
+//! `loadtest server`: the origin behind the proxy under test. It answers what the URL asks for (see `target`), reads and
+//! drops request bodies, and echoes the client's `x-echo` mark, so that a swapped response is seen.
+//!
+//! Called by `main` and, as a child, by `compare`. One event loop per thread; nothing is allocated per request once a
+//! target has been seen. It refuses what is not plain HTTP/1 with 400 and a close.
+
+use std::cell::RefCell;
+use std::cmp::Reverse;
+use std::collections::{BinaryHeap, HashMap};
+use std::io;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use mio::{Events, Poll, Token, Waker};
+
+use crate::clock::{MILLISECOND, SECOND, Timer, nanos, now_ns};
+use crate::socket::{Listener, Stream, not_now, pin};
+use crate::target::Answer;
+use crate::wire::{self, Chunked, ECHO_BLANK, Echo, Framing, Head, Malformed, Message};
+
+const TIMER: Token = Token(usize::MAX);
+const WAKER: Token = Token(usize::MAX - 1);
+const LISTENER_FIRST: usize = usize::MAX - 8;
+
+/// Open connections of one thread, at most; further ones are closed as soon as they are accepted.
+const CONNECTIONS_MAX: usize = 20_000;
+/// Distinct targets whose answers one thread keeps; when a new one would exceed it, all are forgotten.
+const ANSWERS_MAX: usize = 1024;
+/// Unread bytes kept for a connection that is busy answering: reading stops beyond that.
+const INPUT_BYTES_MAX: usize = 2 * wire::HEAD_BYTES_MAX;
+const READ_BYTES: usize = 64 * 1024;
+/// Slow mode writes one piece each such interval.
+const SLOW_INTERVAL: u64 = 10 * MILLISECOND;
+
+#[derive(Clone, Debug)]
+pub(crate) struct Options {
+    pub(crate) listen: Option<SocketAddr>,
+    pub(crate) unix: Option<PathBuf>,
+    pub(crate) threads: usize,
+    pub(crate) cpus: Vec<usize>,
+    /// Responses on one connection before the last of them says `connection: close`.
+    pub(crate) close_after: Option<u32>,
+    /// A connection that has been idle for this long is closed without a word.
+    pub(crate) idle_close: Option<Duration>,
+    /// Bytes a second that each response is written with.
+    pub(crate) slow: Option<u64>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            listen: None,
+            unix: None,
+            threads: 1,
+            cpus: Vec::new(),
+            close_after: None,
+            idle_close: None,
+            slow: None,
+        }
+    }
+}
+
+/// Running origin; dropping it stops its threads.
+pub(crate) struct Origin {
+    /// Where it listens, when it listens on TCP: the real port if port 0 was asked for.
+    pub(crate) address: Option<SocketAddr>,
+    stop: Arc<AtomicBool>,
+    wakers: Vec<Waker>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+/// Binds every socket, then starts the threads.
+pub(crate) fn start(options: &Options) -> Result<Origin, String> {
+    let threads = options.threads.max(1);
+    let mut listeners: Vec<Vec<Listener>> = (0..threads).map(|_| Vec::new()).collect();
+    let mut address = options.listen;
+    if let Some(wanted) = options.listen {
+        for own in &mut listeners {
+            // With port 0 the first one decides and the others join it.
+            let listener = Listener::tcp(address.unwrap_or(wanted))
+                .map_err(|e| format!("cannot listen on {wanted}: {e}"))?;
+            address = listener.address();
+            own.push(listener);
+        }
+    }
+    if let Some(path) = &options.unix {
+        let shared =
+            Listener::unix(path, threads).map_err(|e| format!("cannot listen on {}: {e}", path.display()))?;
+        for (own, listener) in listeners.iter_mut().zip(shared) {
+            own.push(listener);
+        }
+    }
+    let mut origin = Origin { address, stop: Arc::default(), wakers: Vec::new(), threads: Vec::new() };
+    for (i, own) in listeners.into_iter().enumerate() {
+        let poll = Poll::new().map_err(|e| format!("epoll: {e}"))?;
+        origin.wakers.push(Waker::new(poll.registry(), WAKER).map_err(|e| format!("eventfd: {e}"))?);
+        let (options, stop) = (options.clone(), Arc::clone(&origin.stop));
+        let cpu = (!options.cpus.is_empty()).then(|| options.cpus[i % options.cpus.len()]);
+        let thread = std::thread::Builder::new().name(format!("origin-{i}")).spawn(move || {
+            let pinned = cpu.map_or(Ok(()), pin);
+            let ran = pinned
+                .and_then(|()| EventLoop::new(poll, own, options)?.run(&stop).map_err(|e| e.to_string()));
+            if let Err(error) = ran {
+                eprintln!("loadtest server: {error}");
+                std::process::exit(1);
+            }
+        });
+        origin.threads.push(thread.map_err(|e| format!("cannot start a thread: {e}"))?);
+    }
+    Ok(origin)
+}
+
+impl Drop for Origin {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        for waker in &self.wakers {
+            let _ = waker.wake(); // fails only when the loop is gone already
+        }
+        for thread in self.threads.drain(..) {
+            let _ = thread.join();
+        }
+    }
+}
+
+struct EventLoop {
+    poll: Poll,
+    timer: Timer,
+    listeners: Vec<Listener>,
+    options: Options,
+    connections: Vec<Option<Connection>>,
+    free: Vec<usize>,
+    answers: Answers,
+    /// When which connection goes on: time, index, and the connection's number, because an index is used again.
+    due: BinaryHeap<Reverse<(u64, usize, u64)>>,
+    accepted: u64,
+    idle_scan_at: u64,
+    buffer: Vec<u8>,
+}
+
+struct Connection {
+    stream: Stream,
+    number: u64,
+    /// Bytes read and not looked at, of pipelined requests or half a head; empty nearly always.
+    input: Vec<u8>,
+    /// The kernel may hold bytes that were not read yet.
+    readable: bool,
+    peer_closed: bool,
+    phase: Phase,
+    request: Request,
+    sent: u64,
+    served: u32,
+    idle_since: u64,
+}
+
+enum Phase {
+    Head,
+    Body(Body),
+    /// Waits for a moment in `due`, then writes.
+    Wait,
+    Write,
+}
+
+enum Body {
+    Length(u64),
+    Chunked(Chunked),
+}
+
+/// What is to be answered.
+struct Request {
+    reply: Rc<RefCell<Message>>,
+    delay: u64,
+    echo: Echo,
+    close: bool,
+}
+
+/// What a turn on a connection came to.
+enum Turn {
+    Blocked,
+    Close,
+}
+
+impl EventLoop {
+    fn new(poll: Poll, mut listeners: Vec<Listener>, options: Options) -> Result<Self, String> {
+        let timer = Timer::register(poll.registry(), TIMER).map_err(|e| format!("timerfd: {e}"))?;
+        for (i, listener) in listeners.iter_mut().enumerate() {
+            listener
+                .register(poll.registry(), Token(LISTENER_FIRST + i))
+                .map_err(|e| format!("epoll: {e}"))?;
+        }
+        Ok(Self {
+            poll,
+            timer,
+            listeners,
+            options,
+            connections: Vec::new(),
+            free: Vec::new(),
+            answers: Answers::default(),
+            due: BinaryHeap::new(),
+            accepted: 0,
+            idle_scan_at: 0,
+            buffer: vec![0; READ_BYTES],
+        })
+    }
+
+    fn run(&mut self, stop: &AtomicBool) -> io::Result<()> {
+        let mut events = Events::with_capacity(256);
+        self.arm_timer()?;
+        loop {
+            match self.poll.poll(&mut events, None) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                other => other?,
+            }
+            for event in &events {
+                match event.token() {
+                    TIMER => self.timer_fired(),
+                    WAKER => {}
+                    Token(token) if token >= LISTENER_FIRST => self.accept_all(token - LISTENER_FIRST),
+                    Token(index) => {
+                        if let Some(connection) = self.connections.get_mut(index).and_then(Option::as_mut) {
+                            connection.readable |= event.is_readable();
+                            connection.peer_closed |= event.is_read_closed() || event.is_error();
+                            self.turn(index);
+                        }
+                    }
+                }
+            }
+            if stop.load(Ordering::Relaxed) {
+                return Ok(());
+            }
+            self.arm_timer()?;
+        }
+    }
+
+    fn accept_all(&mut self, listener: usize) {
+        loop {
+            let mut stream = match self.listeners[listener].accept() {
+                Ok(stream) => stream,
+                Err(error) if not_now(&error) => return,
+                // Aborted before it was taken, or out of descriptors: nothing to answer with.
+                Err(error) => return eprintln!("loadtest server: accept: {error}"),
+            };
+            if self.connections.len() - self.free.len() >= CONNECTIONS_MAX {
+                continue;
+            }
+            let index = self.free.pop().unwrap_or_else(|| {
+                self.connections.push(None);
+                self.connections.len() - 1
+            });
+            if let Err(error) = stream.register(self.poll.registry(), Token(index)) {
+                self.free.push(index);
+                return eprintln!("loadtest server: epoll: {error}");
+            }
+            self.accepted += 1;
+            self.connections[index] = Some(Connection {
+                stream,
+                number: self.accepted,
+                input: Vec::new(),
+                readable: false,
+                peer_closed: false,
+                phase: Phase::Head,
+                request: self.answers.nothing(),
+                sent: 0,
+                served: 0,
+                idle_since: now_ns(),
+            });
+        }
+    }
+
+    /// Takes one connection as far as it goes.
+    fn turn(&mut self, index: usize) {
+        let Some(mut connection) = self.connections[index].take() else { return };
+        match self.advance(index, &mut connection) {
+            Turn::Blocked => self.connections[index] = Some(connection),
+            Turn::Close => self.free.push(index), // dropping the stream closes it
+        }
+    }
+
+    fn advance(&mut self, index: usize, connection: &mut Connection) -> Turn {
+        loop {
+            match connection.phase {
+                Phase::Wait => return Turn::Blocked,
+                Phase::Write => match self.write(index, connection) {
+                    Ok(true) => {}
+                    Ok(false) => return Turn::Blocked,
+                    Err(_) => return Turn::Close, // the client went away; nobody to tell
+                },
+                Phase::Head | Phase::Body(_) => {
+                    if !connection.input.is_empty() {
+                        let mut input = std::mem::take(&mut connection.input);
+                        let used = self.take(connection, &input);
+                        input.drain(..used);
+                        let waits_for_more = used == 0;
+                        connection.input = input;
+                        if !waits_for_more || !matches!(connection.phase, Phase::Head | Phase::Body(_)) {
+                            self.begin_wait(index, connection);
+                            continue;
+                        }
+                    }
+                    if !connection.readable || connection.input.len() > INPUT_BYTES_MAX {
+                        return Turn::Blocked;
+                    }
+                    let mut buffer = std::mem::take(&mut self.buffer);
+                    let read = connection.stream.read(&mut buffer);
+                    let turn = self.took(index, connection, &buffer, read);
+                    self.buffer = buffer;
+                    if let Some(turn) = turn {
+                        return turn;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Deals with the outcome of one read into `buffer`.
+    fn took(
+        &mut self,
+        index: usize,
+        connection: &mut Connection,
+        buffer: &[u8],
+        read: io::Result<usize>,
+    ) -> Option<Turn> {
+        match read {
+            Ok(0) => Some(Turn::Close),
+            Ok(n) => {
+                // A short read has emptied the socket; only a close may be behind it.
+                connection.readable = n == buffer.len() || connection.peer_closed;
+                if connection.input.is_empty() {
+                    let used = self.take(connection, &buffer[..n]);
+                    connection.input.extend_from_slice(&buffer[used..n]);
+                } else {
+                    connection.input.extend_from_slice(&buffer[..n]);
+                }
+                self.begin_wait(index, connection);
+                None
+            }
+            Err(error) if not_now(&error) => {
+                connection.readable = false;
+                Some(Turn::Blocked)
+            }
+            Err(_) => Some(Turn::Close),
+        }
+    }
+
+    /// Uses bytes up to the end of at most one request; returns how many.
+    fn take(&mut self, connection: &mut Connection, bytes: &[u8]) -> usize {
+        let mut at = 0;
+        if matches!(connection.phase, Phase::Head) {
+            let parsed = match wire::parse_head(bytes) {
+                Ok(None) => return 0,
+                Ok(Some(head)) => self.request(connection, &head).map(|()| head),
+                Err(malformed) => Err(malformed),
+            };
+            match parsed {
+                Ok(head) => at = head.len,
+                Err(_) => {
+                    connection.request = self.answers.refusal();
+                    connection.phase = Phase::Write;
+                    return bytes.len();
+                }
+            }
+        }
+        let rest = &bytes[at..];
+        match &mut connection.phase {
+            Phase::Body(Body::Length(left)) => {
+                let here = usize::try_from(*left).unwrap_or(usize::MAX).min(rest.len());
+                *left -= here as u64;
+                at += here;
+                if *left == 0 {
+                    connection.phase = Phase::Write;
+                }
+            }
+            Phase::Body(Body::Chunked(chunked)) => match chunked.advance(rest) {
+                Ok((used, _)) => {
+                    at += used;
+                    if chunked.done() {
+                        connection.phase = Phase::Write;
+                    }
+                }
+                Err(_) => {
+                    connection.request = self.answers.refusal();
+                    connection.phase = Phase::Write;
+                    at = bytes.len();
+                }
+            },
+            Phase::Head | Phase::Wait | Phase::Write => {}
+        }
+        at
+    }
+
+    /// Decides the answer to a head and what follows it.
+    fn request(&mut self, connection: &mut Connection, head: &Head<'_>) -> Result<(), Malformed> {
+        let mut words = head.first_line.split(|&b| b == b' ');
+        let (Some(method), Some(target), Some(version), None) =
+            (words.next(), words.next(), words.next(), words.next())
+        else {
+            return Err(Malformed("request line is not three words"));
+        };
+        if version != b"HTTP/1.1" && version != b"HTTP/1.0" {
+            return Err(Malformed("not HTTP/1"));
+        }
+        let last = self.options.close_after.is_some_and(|n| connection.served + 1 >= n);
+        let close = last || head.close || version == b"HTTP/1.0";
+        let (reply, delay) = self.answers.find(target, method == b"HEAD", close);
+        connection.request = Request { reply, delay, echo: head.echo.unwrap_or(*ECHO_BLANK), close };
+        connection.phase = match head.framing {
+            Framing::None | Framing::Length(0) => Phase::Write,
+            Framing::Length(n) => Phase::Body(Body::Length(n)),
+            Framing::Chunked => Phase::Body(Body::Chunked(Chunked::default())),
+        };
+        if head.expect && matches!(connection.phase, Phase::Body(_)) {
+            // Twenty-five bytes into an empty socket buffer; a client that is gone is noticed by the next read.
+            let _ = connection.stream.write(b"HTTP/1.1 100 Continue\r\n\r\n");
+        }
+        Ok(())
+    }
+
+    /// Turns "about to write" into "wait first" when the answer is delayed.
+    fn begin_wait(&mut self, index: usize, connection: &mut Connection) {
+        if matches!(connection.phase, Phase::Write) && connection.request.delay > 0 && connection.sent == 0 {
+            let delay = std::mem::take(&mut connection.request.delay);
+            self.wait(index, connection, delay);
+        }
+    }
+
+    fn wait(&mut self, index: usize, connection: &mut Connection, delay: u64) {
+        connection.phase = Phase::Wait;
+        self.due.push(Reverse((now_ns() + delay, index, connection.number)));
+    }
+
+    /// Writes what is left of the answer; true when the connection may go on to its next request.
+    fn write(&mut self, index: usize, connection: &mut Connection) -> io::Result<bool> {
+        let mut reply = connection.request.reply.borrow_mut();
+        let total = reply.total();
+        while connection.sent < total {
+            let mut rest = reply.rest(connection.sent, &connection.request.echo);
+            if let Some(rate) = self.options.slow {
+                let piece = usize::try_from(rate * SLOW_INTERVAL / SECOND).unwrap_or(usize::MAX).max(1);
+                rest = &rest[..piece.min(rest.len())];
+            }
+            match connection.stream.write(rest) {
+                Ok(n) => connection.sent += n as u64,
+                Err(error) if not_now(&error) => return Ok(false),
+                Err(error) => return Err(error),
+            }
+            if let Some(rate) = self.options.slow
+                && connection.sent < total
+            {
+                drop(reply);
+                self.wait(index, connection, SLOW_INTERVAL.max(SECOND / rate.max(1)));
+                return Ok(true);
+            }
+        }
+        if connection.request.close {
+            return Err(io::ErrorKind::ConnectionAborted.into()); // told so in the head; the caller drops the stream
+        }
+        connection.sent = 0;
+        connection.served += 1;
+        connection.phase = Phase::Head;
+        if self.options.idle_close.is_some() {
+            connection.idle_since = now_ns();
+        }
+        Ok(true)
+    }
+
+    fn timer_fired(&mut self) {
+        let now = now_ns();
+        while let Some(&Reverse((at, index, number))) = self.due.peek() {
+            if at > now {
+                break;
+            }
+            self.due.pop();
+            if let Some(connection) = self.connections[index].as_mut()
+                && connection.number == number
+                && matches!(connection.phase, Phase::Wait)
+            {
+                connection.phase = Phase::Write;
+                self.turn(index);
+            }
+        }
+        let Some(idle) = self.options.idle_close.map(nanos) else { return };
+        if now < self.idle_scan_at {
+            return;
+        }
+        self.idle_scan_at = now + (idle / 8).clamp(MILLISECOND, 100 * MILLISECOND);
+        for (index, slot) in self.connections.iter_mut().enumerate() {
+            let is_idle = |c: &Connection| {
+                matches!(c.phase, Phase::Head)
+                    && c.input.is_empty()
+                    && !c.readable
+                    && now > c.idle_since + idle
+            };
+            if slot.as_ref().is_some_and(is_idle) {
+                *slot = None;
+                self.free.push(index);
+            }
+        }
+    }
+
+    fn arm_timer(&mut self) -> io::Result<()> {
+        let due = self.due.peek().map(|Reverse((at, ..))| *at);
+        let scan = self.options.idle_close.is_some().then_some(self.idle_scan_at);
+        match [due, scan].into_iter().flatten().min() {
+            Some(at) => self.timer.arm(at, now_ns()),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Replies built so far, by request target.
+#[derive(Default)]
+struct Answers {
+    known: HashMap<Vec<u8>, Replies>,
+    nothing: Option<Rc<RefCell<Message>>>,
+}
+
+#[derive(Clone, Default)]
+struct Replies {
+    delay: u64,
+    /// Index: 1 = to HEAD, 2 = closing.
+    messages: [Option<Rc<RefCell<Message>>>; 4],
+}
+
+impl Answers {
+    fn find(&mut self, target: &[u8], is_head: bool, close: bool) -> (Rc<RefCell<Message>>, u64) {
+        let variant = usize::from(is_head) + 2 * usize::from(close);
+        if let Some(replies) = self.known.get(target)
+            && let Some(message) = &replies.messages[variant]
+        {
+            return (Rc::clone(message), replies.delay);
+        }
+        if self.known.len() >= ANSWERS_MAX {
+            self.known.clear();
+        }
+        let (answer, refused) = match Answer::parse(&String::from_utf8_lossy(target)) {
+            Ok(answer) => (answer, false),
+            Err(_) => (Answer { status: 400, size: 0, ..Answer::default() }, true),
+        };
+        let message = Rc::new(RefCell::new(reply(&answer, is_head, close, refused)));
+        let replies = self.known.entry(target.to_vec()).or_default();
+        replies.delay = nanos(answer.delay);
+        replies.messages[variant] = Some(Rc::clone(&message));
+        (message, replies.delay)
+    }
+
+    /// To what is no HTTP/1 request.
+    fn refusal(&mut self) -> Request {
+        let answer = Answer { status: 400, size: 0, ..Answer::default() };
+        let reply = Rc::new(RefCell::new(reply(&answer, false, true, true)));
+        Request { reply, delay: 0, echo: *ECHO_BLANK, close: true }
+    }
+
+    /// Holds the place before the first request.
+    fn nothing(&mut self) -> Request {
+        let reply = self.nothing.get_or_insert_with(|| Rc::new(RefCell::new(Message::new(b"", 0))));
+        Request { reply: Rc::clone(reply), delay: 0, echo: *ECHO_BLANK, close: false }
+    }
+}
+
+fn reply(answer: &Answer, is_head: bool, close: bool, refused: bool) -> Message {
+    let reason = match answer.status {
+        200 => "OK",
+        204 => "No Content",
+        304 => "Not Modified",
+        400 => "Bad Request",
+        404 => "Not Found",
+        500 => "Internal Server Error",
+        503 => "Service Unavailable",
+        _ => "As Asked",
+    };
+    let bodiless = matches!(answer.status, 204 | 304);
+    let framing = match answer {
+        _ if bodiless => String::new(),
+        Answer { chunked: true, .. } => "transfer-encoding: chunked\r\n".to_owned(),
+        Answer { size, .. } => format!("content-length: {size}\r\n"),
+    };
+    let head = format!(
+        "HTTP/1.1 {} {reason}\r\ndate: {}\r\nserver: loadtest\r\ncontent-type: text/plain\r\n{framing}x-echo: {}\r\n{}{}\r\n",
+        answer.status,
+        crate::date::http(std::time::SystemTime::now()),
+        String::from_utf8_lossy(ECHO_BLANK),
+        if close { "connection: close\r\n" } else { "" },
+        if refused { "x-refused: see loadtest server --help for what a URL may say\r\n" } else { "" },
+    );
+    match answer {
+        _ if is_head || bodiless => Message::new(head.as_bytes(), 0),
+        Answer { chunked: true, size, .. } => {
+            Message::chunked(head.as_bytes(), usize::try_from(*size).unwrap_or(0))
+        }
+        Answer { size, .. } => Message::new(head.as_bytes(), *size),
+    }
+}
