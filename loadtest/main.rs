@@ -12,7 +12,9 @@
 
 mod client;
 mod clock;
+mod compare;
 mod date;
+mod guard;
 mod idle;
 mod origin;
 mod plot;
@@ -47,6 +49,9 @@ enum What {
     Server(ServerArgs),
     Client(ClientArgs),
     Idle(IdleArgs),
+    Compare(compare::CompareArgs),
+    #[command(hide = true)]
+    Guard(guard::GuardArgs),
 }
 
 /// Runs an origin: answers what the URL asks for, until interrupted.
@@ -192,6 +197,8 @@ fn main() -> ExitCode {
         What::Server(args) => server(args, &stop),
         What::Client(args) => client(args, &stop),
         What::Idle(args) => hold_idle(&args, &stop),
+        What::Compare(args) => compare::run(&args, &stop),
+        What::Guard(args) => guard::run(&args),
     };
     match done {
         Ok(code) => code,
