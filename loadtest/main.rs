@@ -277,7 +277,7 @@ fn client(args: ClientArgs, stop: &Arc<AtomicBool>) -> Result<ExitCode, String> 
     }
     if let Some(path) = &args.svg {
         let title = format!("Latency by percentile, {}", options.url.target);
-        write(path, plot::svg(&title, &[(options.url.authority.clone(), &tally.latency)]))?;
+        write(path, plot::svg(&title, &[(options.url.authority, &tally.latency)]))?;
     }
     Ok(if tally.failed() > 0 { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }

@@ -159,7 +159,8 @@ impl Tally {
 
     pub(crate) fn text(&self, options: &Options, seconds: f64) -> String {
         let mut out = String::new();
-        let kind = options.rate.map_or("closed loop".to_owned(), |r| format!("open loop at {r} requests/s"));
+        let kind =
+            options.rate.map_or_else(|| "closed loop".to_owned(), |r| format!("open loop at {r} requests/s"));
         // Writing to a String cannot fail.
         let _ = writeln!(
             out,

@@ -28,7 +28,7 @@ use crate::clock::{SECOND, now_ns};
 use crate::target::{Place, Url};
 use crate::{idle, plot, socket};
 use peer::{Kind, Peer};
-use process::Cpu;
+use process::{Cpu, Ticks};
 
 /// Compares ringmesh with HAProxy, nginx and Envoy.
 ///
@@ -175,6 +175,14 @@ fn find_peers(args: &CompareArgs, place: &peer::Place<'_>) -> Vec<Peer> {
     found
 }
 
+/// Read at each end of a measurement.
+struct Sample {
+    at: u64,
+    proxy: Cpu,
+    load_cpu: Ticks,
+    proxy_cpu: Ticks,
+}
+
 struct Bench<'a> {
     args: &'a CompareArgs,
     stop: &'a Arc<AtomicBool>,
@@ -196,11 +204,16 @@ impl Bench<'_> {
                 let row = self.load_turn(case, index)?;
                 let number = |name: &str| row.get(name).and_then(Value::as_f64).unwrap_or(0.0);
                 eprintln!(
-                    " {:>8.0} requests/s, {:>6.1} µs of CPU a request, p99 {:>7.0} µs, {} failed",
+                    " {:>8.0} requests/s, {:>6.1} µs of CPU a request, p99 {:>7.0} µs, {} failed{}",
                     number("rate"),
                     number("cpu_us"),
                     number("p99_us"),
-                    number("failed")
+                    number("failed"),
+                    if summary::is_disturbed(&row) {
+                        " (disturbed: others used the proxy's CPU)"
+                    } else {
+                        ""
+                    }
                 );
                 self.keep(case.key, round, who.to_owned(), row)?;
             }
@@ -235,17 +248,22 @@ impl Bench<'_> {
             ..client::Options::new(url)
         };
         let pid = running.as_ref().map(peer::Running::pid);
-        let load_cpu = self.args.load_cpu;
-        let sample =
-            move || (now_ns(), pid.map_or(Cpu::default(), process::cpu), process::cpu_ticks(load_cpu));
+        let (load_cpu, proxy_cpu) = (self.args.load_cpu, self.args.proxy_cpu);
+        let sample = move || Sample {
+            at: now_ns(),
+            proxy: pid.map(process::cpu).unwrap_or_default(),
+            load_cpu: process::cpu_ticks(load_cpu),
+            proxy_cpu: process::cpu_ticks(proxy_cpu),
+        };
         let (mut from, mut to) = (sample(), sample());
         let tally = client::run(&options, self.stop, false, &mut |mark| match mark {
             Mark::From => from = sample(),
             Mark::To => to = sample(),
         })?;
         self.check_stop()?;
-        let used = to.1 - from.1;
-        let (seconds, requests) = ((to.0 - from.0) as f64 / SECOND as f64, (tally.completed as f64).max(1.0));
+        let used = to.proxy - from.proxy;
+        let (seconds, requests) =
+            ((to.at - from.at) as f64 / SECOND as f64, (tally.completed as f64).max(1.0));
         let mut row = Row::new();
         let mut set =
             |name: &str, value: f64| row.insert(name.to_owned(), json!((value * 1e3).round() / 1e3));
@@ -256,12 +274,14 @@ impl Bench<'_> {
             set(name, tally.micros(percentile));
         }
         set("max_us", tally.latency.max() as f64 / 1e3);
-        set("load_cpu_busy", (to.2.0 - from.2.0) / (to.2.1 - from.2.1).max(1.0));
+        set("load_cpu_busy", to.load_cpu.busy_since(from.load_cpu));
         if let Some(running) = &running {
             set("cpu_us", used.total / requests);
             set("cpu_user_us", used.user / requests);
             set("cpu_system_us", used.system / requests);
-            set("proxy_cpu_busy", used.total / 1e6 / seconds);
+            let share = used.total / 1e6 / seconds;
+            set("proxy_cpu_busy", share);
+            set("others_on_proxy_cpu", (to.proxy_cpu.busy_since(from.proxy_cpu) - share).max(0.0));
             set("start_ms", running.start_ms);
         }
         row.insert("failures".to_owned(), json!(tally.failures().collect::<BTreeMap<_, _>>()));

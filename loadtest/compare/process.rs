@@ -91,15 +91,29 @@ fn tree(root: u32) -> Vec<u32> {
     pids
 }
 
-/// Busy and all time of one CPU, in ticks, from /proc/stat.
-pub(crate) fn cpu_ticks(cpu: usize) -> (f64, f64) {
+/// How long a CPU has been busy, and how long it has been there.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ticks {
+    busy: f64,
+    all: f64,
+}
+
+impl Ticks {
+    /// Share of the time between two readings.
+    pub(crate) fn busy_since(self, earlier: Self) -> f64 {
+        (self.busy - earlier.busy) / (self.all - earlier.all).max(1.0)
+    }
+}
+
+/// From /proc/stat.
+pub(crate) fn cpu_ticks(cpu: usize) -> Ticks {
     let stat = fs::read_to_string("/proc/stat").unwrap_or_default();
     let name = format!("cpu{cpu} ");
     let line = stat.lines().find_map(|l| l.strip_prefix(&name)).unwrap_or_default();
     let ticks: Vec<f64> = line.split_ascii_whitespace().filter_map(|t| t.parse().ok()).take(8).collect();
     let all: f64 = ticks.iter().sum();
     let idle: f64 = ticks.iter().skip(3).take(2).sum(); // idle and waiting for disks
-    (all - idle, all)
+    Ticks { busy: all - idle, all }
 }
 
 #[cfg(test)]

@@ -72,6 +72,13 @@ impl Spread {
     }
 }
 
+/// Share of the proxy's CPU that others may use before a measurement counts as disturbed.
+const OTHERS_MAX: f64 = 0.05;
+
+pub(super) fn is_disturbed(row: &Row) -> bool {
+    row.get("others_on_proxy_cpu").and_then(Value::as_f64).is_some_and(|share| share > OTHERS_MAX)
+}
+
 /// One table and one list of ratios per case.
 pub(super) fn tables(rows: &[Row], titles: &[(&'static str, &'static str)]) -> String {
     let memory_title = format!("Memory, resident, and start; {IDLE_CONNECTIONS} idle connections");
@@ -93,25 +100,36 @@ pub(super) fn tables(rows: &[Row], titles: &[(&'static str, &'static str)]) -> S
         for (who, values) in &spreads {
             let cells: Vec<String> = columns
                 .iter()
-                .map(|(name, _, decimals)| values.get(*name).map_or("–".to_owned(), |s| s.text(*decimals)))
+                .map(|(name, _, decimals)| {
+                    values.get(*name).map_or_else(|| "–".to_owned(), |s| s.text(*decimals))
+                })
                 .collect();
             let _ = writeln!(out, "| {who} | {} |", cells.join(" | "));
         }
         ratios(&mut out, &spreads);
+        let others = |row: &&Row| row.get("case").and_then(Value::as_str) == Some(key) && is_disturbed(row);
+        let disturbed = rows.iter().filter(others).count();
+        if disturbed > 0 {
+            let _ = writeln!(
+                out,
+                "\nDisturbed: in {disturbed} measurements something else used the proxy's CPU too."
+            );
+        }
     }
     out
 }
 
+type Values = BTreeMap<String, Vec<f64>>;
 type Spreads = Vec<(String, BTreeMap<String, Spread>)>;
 
 /// By proxy, in the order of first appearance.
 fn spreads_of(rows: &[Row], case: &str) -> Spreads {
     let text = |row: &Row, name: &str| row.get(name).and_then(Value::as_str).unwrap_or_default().to_owned();
-    let mut values: Vec<(String, BTreeMap<String, Vec<f64>>)> = Vec::new();
+    let mut values: Vec<(String, Values)> = Vec::new();
     for row in rows.iter().filter(|row| text(row, "case") == case) {
         let who = text(row, "who");
         let at = values.iter().position(|(name, _)| *name == who).unwrap_or_else(|| {
-            values.push((who, BTreeMap::new()));
+            values.push((who, Values::new()));
             values.len() - 1
         });
         for (name, value) in row {
@@ -189,7 +207,7 @@ fn cpu_model() -> String {
     let text = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let line = text.lines().find(|l| l.starts_with("model name") || l.starts_with("CPU part"));
     line.and_then(|l| l.split_once(':'))
-        .map_or("unknown CPU".to_owned(), |(_, model)| model.trim().to_owned())
+        .map_or_else(|| "unknown CPU".to_owned(), |(_, model)| model.trim().to_owned())
 }
 
 fn commit() -> String {

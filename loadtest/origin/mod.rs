@@ -4,9 +4,11 @@
 //! Called by `main` and, as a child, by `compare`. One event loop per thread; nothing is allocated per request once a
 //! target has been seen. It refuses what is not plain HTTP/1 with 400 and a close.
 
+mod answers;
+
 use std::cell::RefCell;
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap};
+use std::collections::BinaryHeap;
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -20,8 +22,8 @@ use mio::{Events, Poll, Token, Waker};
 
 use crate::clock::{MILLISECOND, SECOND, Timer, nanos, now_ns};
 use crate::socket::{Listener, Stream, not_now, pin};
-use crate::target::Answer;
 use crate::wire::{self, Chunked, ECHO_BLANK, Echo, Framing, Head, Malformed, Message};
+use answers::Answers;
 
 const TIMER: Token = Token(usize::MAX);
 const WAKER: Token = Token(usize::MAX - 1);
@@ -29,8 +31,6 @@ const LISTENER_FIRST: usize = usize::MAX - 8;
 
 /// Open connections of one thread, at most; further ones are closed as soon as they are accepted.
 const CONNECTIONS_MAX: usize = 20_000;
-/// Distinct targets whose answers one thread keeps; when a new one would exceed it, all are forgotten.
-const ANSWERS_MAX: usize = 1024;
 /// Unread bytes kept for a connection that is busy answering: reading stops beyond that.
 const INPUT_BYTES_MAX: usize = 2 * wire::HEAD_BYTES_MAX;
 const READ_BYTES: usize = 64 * 1024;
@@ -127,6 +127,9 @@ impl Drop for Origin {
     }
 }
 
+/// Time, index, and the number of the connection, because an index is used again.
+type Due = Reverse<(u64, usize, u64)>;
+
 struct EventLoop {
     poll: Poll,
     timer: Timer,
@@ -135,8 +138,8 @@ struct EventLoop {
     connections: Vec<Option<Connection>>,
     free: Vec<usize>,
     answers: Answers,
-    /// When which connection goes on: time, index, and the connection's number, because an index is used again.
-    due: BinaryHeap<Reverse<(u64, usize, u64)>>,
+    /// When which connection goes on.
+    due: BinaryHeap<Due>,
     accepted: u64,
     idle_scan_at: u64,
     buffer: Vec<u8>,
@@ -508,89 +511,5 @@ impl EventLoop {
             Some(at) => self.timer.arm(at, now_ns()),
             None => Ok(()),
         }
-    }
-}
-
-/// Replies built so far, by request target.
-#[derive(Default)]
-struct Answers {
-    known: HashMap<Vec<u8>, Replies>,
-    nothing: Option<Rc<RefCell<Message>>>,
-}
-
-#[derive(Clone, Default)]
-struct Replies {
-    delay: u64,
-    /// Index: 1 = to HEAD, 2 = closing.
-    messages: [Option<Rc<RefCell<Message>>>; 4],
-}
-
-impl Answers {
-    fn find(&mut self, target: &[u8], is_head: bool, close: bool) -> (Rc<RefCell<Message>>, u64) {
-        let variant = usize::from(is_head) + 2 * usize::from(close);
-        if let Some(replies) = self.known.get(target)
-            && let Some(message) = &replies.messages[variant]
-        {
-            return (Rc::clone(message), replies.delay);
-        }
-        if self.known.len() >= ANSWERS_MAX {
-            self.known.clear();
-        }
-        let (answer, refused) = match Answer::parse(&String::from_utf8_lossy(target)) {
-            Ok(answer) => (answer, false),
-            Err(_) => (Answer { status: 400, size: 0, ..Answer::default() }, true),
-        };
-        let message = Rc::new(RefCell::new(reply(&answer, is_head, close, refused)));
-        let replies = self.known.entry(target.to_vec()).or_default();
-        replies.delay = nanos(answer.delay);
-        replies.messages[variant] = Some(Rc::clone(&message));
-        (message, replies.delay)
-    }
-
-    /// To what is no HTTP/1 request.
-    fn refusal(&mut self) -> Request {
-        let answer = Answer { status: 400, size: 0, ..Answer::default() };
-        let reply = Rc::new(RefCell::new(reply(&answer, false, true, true)));
-        Request { reply, delay: 0, echo: *ECHO_BLANK, close: true }
-    }
-
-    /// Holds the place before the first request.
-    fn nothing(&mut self) -> Request {
-        let reply = self.nothing.get_or_insert_with(|| Rc::new(RefCell::new(Message::new(b"", 0))));
-        Request { reply: Rc::clone(reply), delay: 0, echo: *ECHO_BLANK, close: false }
-    }
-}
-
-fn reply(answer: &Answer, is_head: bool, close: bool, refused: bool) -> Message {
-    let reason = match answer.status {
-        200 => "OK",
-        204 => "No Content",
-        304 => "Not Modified",
-        400 => "Bad Request",
-        404 => "Not Found",
-        500 => "Internal Server Error",
-        503 => "Service Unavailable",
-        _ => "As Asked",
-    };
-    let bodiless = matches!(answer.status, 204 | 304);
-    let framing = match answer {
-        _ if bodiless => String::new(),
-        Answer { chunked: true, .. } => "transfer-encoding: chunked\r\n".to_owned(),
-        Answer { size, .. } => format!("content-length: {size}\r\n"),
-    };
-    let head = format!(
-        "HTTP/1.1 {} {reason}\r\ndate: {}\r\nserver: loadtest\r\ncontent-type: text/plain\r\n{framing}x-echo: {}\r\n{}{}\r\n",
-        answer.status,
-        crate::date::http(std::time::SystemTime::now()),
-        String::from_utf8_lossy(ECHO_BLANK),
-        if close { "connection: close\r\n" } else { "" },
-        if refused { "x-refused: see loadtest server --help for what a URL may say\r\n" } else { "" },
-    );
-    match answer {
-        _ if is_head || bodiless => Message::new(head.as_bytes(), 0),
-        Answer { chunked: true, size, .. } => {
-            Message::chunked(head.as_bytes(), usize::try_from(*size).unwrap_or(0))
-        }
-        Answer { size, .. } => Message::new(head.as_bytes(), *size),
     }
 }
