@@ -90,20 +90,15 @@ pub(crate) fn run(args: &GuardArgs) -> Result<ExitCode, String> {
     let (sender, receiver) = std::sync::mpsc::channel();
     let (command, log, cpu) = (args.command.clone(), args.log.clone(), args.cpu);
     // Its own thread, because the process inherits the affinity of the thread that starts it.
-    std::thread::spawn(move || {
-        let started = pin(cpu).and_then(|()| spawn(&command, &log));
-        match started {
-            Ok((mut child, at)) => {
-                let _ = sender.send(Ok((child.id(), at)));
-                let _ = child.wait();
-                std::process::exit(0);
-            }
-            Err(error) => drop(sender.send(Err(error))),
+    std::thread::spawn(move || match pin(cpu).and_then(|()| spawn_and_tell(&command, &log)) {
+        Ok(mut child) => {
+            let _ = sender.send(Ok(child.id()));
+            let _ = child.wait();
+            std::process::exit(0);
         }
+        Err(error) => drop(sender.send(Err(error))),
     });
-    let (pid, at) = receiver.recv().map_err(|_| "the starting thread is gone".to_owned())??;
-    let mut stdout = std::io::stdout();
-    writeln!(stdout, "{pid} {at}").and_then(|()| stdout.flush()).map_err(|e| e.to_string())?;
+    let pid = receiver.recv().map_err(|_| "the starting thread is gone".to_owned())??;
     let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink()); // an error is an end too
     if let Some(pid) = Pid::from_raw(pid.cast_signed()) {
         let _ = kill_process(pid, Signal::TERM); // gone already is as good
@@ -113,12 +108,16 @@ pub(crate) fn run(args: &GuardArgs) -> Result<ExitCode, String> {
     Ok(ExitCode::FAILURE)
 }
 
-fn spawn(command: &[String], log: &Path) -> Result<(Child, u64), String> {
+/// Process id and start time are printed before anyone waits for the process, however soon it ends.
+fn spawn_and_tell(command: &[String], log: &Path) -> Result<Child, String> {
     let (program, arguments) = command.split_first().ok_or("no command")?;
     let out = File::create(log).map_err(|e| format!("{}: {e}", log.display()))?;
     let err = out.try_clone().map_err(|e| e.to_string())?;
     let mut child = Command::new(program);
     child.args(arguments).stdin(Stdio::null()).stdout(out).stderr(err);
     let at = now_ns();
-    Ok((child.spawn().map_err(|e| format!("{program}: {e}"))?, at))
+    let child = child.spawn().map_err(|e| format!("{program}: {e}"))?;
+    let mut stdout = std::io::stdout();
+    writeln!(stdout, "{} {at}", child.id()).and_then(|()| stdout.flush()).map_err(|e| e.to_string())?;
+    Ok(child)
 }

@@ -160,6 +160,7 @@ struct IdleArgs {
     /// host:port
     #[arg(value_parser = target::resolve)]
     address: SocketAddr,
+    /// How many.
     #[arg(long, default_value_t = 1000)]
     connections: usize,
     /// How long to hold them.
