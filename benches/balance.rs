@@ -1,2 +1,2 @@
 //! todo
-fn main(){}
+fn main() {}

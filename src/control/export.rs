@@ -1,0 +1,359 @@
+//! `/metrics`: everything that control knows, as OpenMetrics 1.0 or Prometheus text 0.0.4. Called by `admin`.
+//!
+//! Base units (seconds, bytes), names `ringmesh_*`. Histograms have fixed bounds: a dashboard survives a reload and can
+//! add up proxies. Series exist for services that had traffic; `store` bounds their number and lets them expire.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::SystemTime;
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet, prometheus_text, text};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::registry::{Registry, Unit};
+
+use super::latency::Latency;
+use super::state::State;
+use super::store::{Service, Store};
+use crate::telemetry::ShardTotals;
+
+/// Bounds of latency histograms, ns: 1-2.5-5 from 500 µs (a healthy call on the same machine) to 30 s.
+pub(super) const LATENCY_BOUNDS_NS: [u64; 15] = [
+    500_000,
+    1_000_000,
+    2_500_000,
+    5_000_000,
+    10_000_000,
+    25_000_000,
+    50_000_000,
+    100_000_000,
+    250_000_000,
+    500_000_000,
+    1_000_000_000,
+    2_500_000_000,
+    5_000_000_000,
+    10_000_000_000,
+    30_000_000_000,
+];
+
+/// Bounds of the proxy's own share, ns: it is some 10 µs, and 10 ms mean trouble.
+pub(super) const OWN_BOUNDS_NS: [u64; 10] =
+    [5_000, 10_000, 25_000, 50_000, 100_000, 250_000, 500_000, 1_000_000, 10_000_000, 100_000_000];
+
+/// The two text formats.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Format {
+    /// `application/openmetrics-text; version=1.0.0`
+    OpenMetrics,
+    /// `text/plain; version=0.0.4`
+    Prometheus,
+}
+
+impl Format {
+    /// The format that an Accept field prefers; Prometheus text where it says nothing.
+    pub(super) fn accepted(accept: Option<&str>) -> Self {
+        let quality = |kind: &str| {
+            accept
+                .unwrap_or_default()
+                .split(',')
+                .map(str::trim)
+                .filter(|range| range.split(';').next().is_some_and(|t| t.trim().eq_ignore_ascii_case(kind)))
+                .map(|range| {
+                    let q = range.split(';').skip(1).find_map(|p| p.trim().strip_prefix("q="));
+                    q.map_or(1.0, |q| q.parse().unwrap_or(0.0))
+                })
+                .fold(0.0_f64, f64::max)
+        };
+        let open = quality("application/openmetrics-text");
+        if open > 0.0 && open >= quality("text/plain") { Self::OpenMetrics } else { Self::Prometheus }
+    }
+
+    /// Its Content-Type.
+    pub(super) const fn content_type(self) -> &'static str {
+        match self {
+            Self::OpenMetrics => "application/openmetrics-text; version=1.0.0; charset=utf-8",
+            Self::Prometheus => prometheus_text::CONTENT_TYPE,
+        }
+    }
+}
+
+/// The whole page.
+pub(super) fn metrics(state: &Arc<State>, format: Format) -> String {
+    let mut registry = Registry::with_prefix("ringmesh");
+    registry.register_collector(Box::new(Scrape(Arc::clone(state))));
+    let mut page = String::new();
+    // Writing into a String cannot fail.
+    let _ = match format {
+        Format::OpenMetrics => text::encode(&mut page, &registry),
+        Format::Prometheus => prometheus_text::encode(&mut page, &registry),
+    };
+    page
+}
+
+struct Scrape(Arc<State>);
+
+impl fmt::Debug for Scrape {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Scrape")
+    }
+}
+
+impl Collector for Scrape {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let mut page = Page(&mut encoder);
+        let store = self.0.store();
+        services(&mut page, &store)?;
+        shards(&mut page, &self.0, &store)?;
+        drop(store);
+        process(&mut page, &self.0)
+    }
+}
+
+const CLASSES: [&str; 6] = ["none", "1xx", "2xx", "3xx", "4xx", "5xx"];
+
+fn services(page: &mut Page<'_, '_>, store: &Store) -> fmt::Result {
+    let all = || store.services();
+    page.counter(
+        "exchanges",
+        "Exchanges ended, by class of the status sent downstream (none: nothing was sent)",
+        None,
+        all().flat_map(|(name, s)| {
+            let classes = CLASSES.iter().zip(s.by_class).filter(|(_, n)| *n > 0);
+            classes.map(move |(class, n)| ([("service", name), ("class", class)], n))
+        }),
+    )?;
+    page.counter(
+        "failures",
+        "Exchanges that ended badly, by where on the path, on whose side and why",
+        None,
+        all().flat_map(|(name, s)| {
+            let known = s.failures.iter().map(move |(f, n)| {
+                let (stage, side, cause) = (f.stage.label(), f.side.label(), f.cause.label());
+                ([("service", name), ("stage", stage), ("side", side), ("cause", cause)], *n)
+            });
+            let other = [("service", name), ("stage", "other"), ("side", "other"), ("cause", "other")];
+            known.chain((s.failures_other > 0).then_some((other, s.failures_other)))
+        }),
+    )?;
+    let each = |value: fn(&Service) -> u64| all().map(move |(name, s)| ([("service", name)], value(s)));
+    page.counter("further_attempts", "Attempts beyond the first", None, each(|s| s.further_attempts))?;
+    page.counter(
+        "request_body",
+        "Bytes of request bodies taken from callers",
+        Some(Unit::Bytes),
+        each(|s| s.request_body_bytes),
+    )?;
+    page.counter(
+        "response_body",
+        "Bytes of response bodies sent to callers",
+        Some(Unit::Bytes),
+        each(|s| s.response_body_bytes),
+    )?;
+    let spread = |latency: fn(&Service) -> &Latency| all().map(move |(name, s)| (name, latency(s)));
+    page.histogram(
+        "first_byte",
+        "From the first byte of the request to the first byte of the response",
+        &LATENCY_BOUNDS_NS,
+        spread(|s| &s.first_byte),
+    )?;
+    page.histogram(
+        "whole",
+        "From the first byte of the request to the last byte of the response",
+        &LATENCY_BOUNDS_NS,
+        spread(|s| &s.whole),
+    )?;
+    page.histogram(
+        "own",
+        "The part of an exchange that this proxy itself took: the whole less the waits for either peer",
+        &OWN_BOUNDS_NS,
+        spread(|s| &s.own),
+    )
+}
+
+/// A shard's numbers that only rise: name, meaning, value.
+type Row = (&'static str, &'static str, fn(&ShardTotals) -> u64);
+
+const SHARD_COUNTERS: [Row; 10] = [
+    ("downstream_accepted", "Downstream connections accepted", |t| t.downstream_accepted),
+    ("downstream_refused", "Downstream connections refused because of connections_max", |t| {
+        t.downstream_refused
+    }),
+    ("upstream_connected", "Upstream connections established", |t| t.upstream_connected),
+    ("upstream_found_dead", "Pooled connections found dead when they were to be used", |t| {
+        t.upstream_found_dead
+    }),
+    ("replays", "Exchanges replayed because a reused connection died before the first byte", |t| t.replays),
+    ("stalls", "Times that one task kept the shard longer than stall_threshold", |t| t.stalls),
+    ("panics", "Panics caught in the task of a connection", |t| t.panics),
+    ("log_lines_dropped", "Access log lines dropped because they could not be written in time", |t| {
+        t.log_lines_dropped
+    }),
+    ("notices_dropped", "Notices to control dropped because it could not keep up", |t| t.notices_dropped),
+    ("intervals_merged", "Intervals of telemetry that were handed over late", |t| t.intervals_merged),
+];
+
+const SHARD_GAUGES: [Row; 4] = [
+    ("downstream_connections", "Open downstream connections", |t| t.downstream_open),
+    ("exchanges_open", "Exchanges in progress", |t| t.exchanges_open),
+    ("upstream_connections", "Open upstream connections, idle ones included", |t| t.upstream_open),
+    ("upstream_idle", "Idle upstream connections", |t| t.upstream_idle),
+];
+
+fn shards(page: &mut Page<'_, '_>, state: &State, store: &Store) -> fmt::Result {
+    let numbers: Vec<String> = (0..state.links.len()).map(|n| n.to_string()).collect();
+    let labelled = || numbers.iter().map(|n| [("shard", n.as_str())]);
+    let totals = || labelled().zip(store.shards());
+    for (name, help, value) in SHARD_COUNTERS {
+        page.counter(name, help, None, totals().map(|(l, s)| (l, value(&s.totals))))?;
+    }
+    for (name, help, value) in SHARD_GAUGES {
+        page.gauge(name, help, None, totals().map(|(l, s)| (l, value(&s.totals) as f64)))?;
+    }
+    page.gauge(
+        "buffer",
+        "Bytes of I/O buffers held",
+        Some(Unit::Bytes),
+        totals().map(|(l, s)| (l, s.totals.buffer_bytes as f64)),
+    )?;
+    page.gauge(
+        "stall_max",
+        "The longest time that one task kept the shard",
+        Some(Unit::Seconds),
+        totals().map(|(l, s)| (l, s.totals.stall_max_ns as f64 / 1e9)),
+    )?;
+    let vitals = || labelled().zip(state.links.iter().map(|l| &l.vitals));
+    page.gauge(
+        "shard_generation",
+        "Generation of the configuration that the shard runs",
+        None,
+        vitals().map(|(l, v)| (l, v.generation.load(Ordering::Relaxed) as f64)),
+    )?;
+    page.gauge(
+        "shard_accepting",
+        "1 when the shard accepts connections",
+        None,
+        vitals().map(|(l, v)| (l, v.accepting.load(Ordering::Relaxed) as f64)),
+    )
+}
+
+fn process(page: &mut Page<'_, '_>, state: &State) -> fmt::Result {
+    let seconds = |t: SystemTime| t.duration_since(SystemTime::UNIX_EPOCH).map_or(0.0, |d| d.as_secs_f64());
+    let live = state.live();
+    let (good, bad, generation) = (live.reloads_good, live.reloads_bad, live.snapshot.generation);
+    let refused = live.refused.as_ref().map_or(0.0, |(when, _)| seconds(*when));
+    let waiting = live.waiting.len();
+    drop(live);
+    let results = |good, bad| [([("result", "good")], good), ([("result", "refused")], bad)].into_iter();
+    page.counter("config_reloads", "Configurations read since the start", None, results(good, bad))?;
+    page.one("config_generation", "Generation of the configuration published last", None, generation as f64)?;
+    page.one(
+        "config_last_refused_time",
+        "When a configuration was refused last (Unix time; 0: never)",
+        Some(Unit::Seconds),
+        refused,
+    )?;
+    page.one("config_restart_needed", "Settings whose new value waits for a restart", None, waiting as f64)?;
+    let lookups = &state.lookups;
+    let (good, bad) = (lookups.good.load(Ordering::Relaxed), lookups.bad.load(Ordering::Relaxed));
+    page.counter("name_lookups", "Lookups of names in endpoints", None, results(good, bad))?;
+    let errors = state.log().as_ref().map(super::log_writer::LogWriter::write_errors);
+    page.counter(
+        "access_log_write_errors",
+        "Chunks of access log lines that could not be written",
+        None,
+        errors.into_iter().map(|n| ([("destination", "access_log")], n)),
+    )?;
+    let refused = state.admin_refused.load(Ordering::Relaxed);
+    page.counter(
+        "admin_connections_refused",
+        "Connections to the admin address refused because there were too many",
+        None,
+        [([("listener", "admin")], refused)].into_iter(),
+    )?;
+    let draining = state.draining.load(Ordering::Relaxed);
+    page.one("draining", "1 from SIGTERM on", None, f64::from(u8::from(draining)))?;
+    page.one(
+        "start_time",
+        "When the process started (Unix time)",
+        Some(Unit::Seconds),
+        seconds(state.started.1),
+    )?;
+    let build = [("version", env!("CARGO_PKG_VERSION")), ("commit", super::pages::COMMIT)];
+    page.gauge("build_info", "What this binary was built from; always 1", None, [(build, 1.0)].into_iter())
+}
+
+/// Writes families, and leaves out those without a sample.
+struct Page<'a, 'b>(&'a mut DescriptorEncoder<'b>);
+
+type Labels<'a, const N: usize> = [(&'static str, &'a str); N];
+
+impl Page<'_, '_> {
+    fn counter<'l, const N: usize>(
+        &mut self,
+        name: &str,
+        help: &str,
+        unit: Option<Unit>,
+        samples: impl Iterator<Item = (Labels<'l, N>, u64)>,
+    ) -> fmt::Result {
+        let mut samples = samples.peekable();
+        if samples.peek().is_none() {
+            return Ok(());
+        }
+        let help = format!("{help}.");
+        let mut family = self.0.encode_descriptor(name, &help, unit.as_ref(), MetricType::Counter)?;
+        for (labels, value) in samples {
+            family.encode_family(&labels)?.encode_counter::<NoLabelSet, u64, u64>(&value, None)?;
+        }
+        Ok(())
+    }
+
+    fn gauge<'l, const N: usize>(
+        &mut self,
+        name: &str,
+        help: &str,
+        unit: Option<Unit>,
+        samples: impl Iterator<Item = (Labels<'l, N>, f64)>,
+    ) -> fmt::Result {
+        let help = format!("{help}.");
+        let mut family = self.0.encode_descriptor(name, &help, unit.as_ref(), MetricType::Gauge)?;
+        for (labels, value) in samples {
+            family.encode_family(&labels)?.encode_gauge(&value)?;
+        }
+        Ok(())
+    }
+
+    fn one(&mut self, name: &str, help: &str, unit: Option<Unit>, value: f64) -> fmt::Result {
+        let help = format!("{help}.");
+        self.0.encode_descriptor(name, &help, unit.as_ref(), MetricType::Gauge)?.encode_gauge(&value)
+    }
+
+    fn histogram<'l>(
+        &mut self,
+        name: &str,
+        help: &str,
+        bounds_ns: &[u64],
+        samples: impl Iterator<Item = (&'l str, &'l Latency)>,
+    ) -> fmt::Result {
+        let mut samples = samples.peekable();
+        if samples.peek().is_none() {
+            return Ok(());
+        }
+        let help = format!("{help}.");
+        let mut family =
+            self.0.encode_descriptor(name, &help, Some(&Unit::Seconds), MetricType::Histogram)?;
+        for (service, latency) in samples {
+            family.encode_family(&[("service", service)])?.encode_histogram::<NoLabelSet>(
+                latency.sum_seconds(),
+                latency.count(),
+                &latency.between(bounds_ns),
+                None,
+            )?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+#[path = "export_test.rs"]
+mod tests;

@@ -1,0 +1,356 @@
+//! The admin pages for eyes and for programs: `/services`, `/shards`, `/config`, `/build`, each as a text table and as
+//! JSON. Called by `admin`; they read `State` and change nothing.
+
+use std::collections::HashSet;
+use std::fmt::Write;
+use std::sync::atomic::Ordering;
+use std::time::SystemTime;
+
+use serde_json::{Value, json};
+
+use super::latency::Latency;
+use super::state::State;
+use super::store::{Store, Window};
+use crate::config::Origin;
+use crate::upstream::spec;
+
+/// The commit this was built from, if the build said so (RINGMESH_COMMIT in its environment).
+pub(super) const COMMIT: &str = match option_env!("RINGMESH_COMMIT") {
+    Some(commit) => commit,
+    None => "unknown",
+};
+
+/// The compiler, if the build said so (RINGMESH_RUSTC in its environment).
+const RUSTC: &str = match option_env!("RINGMESH_RUSTC") {
+    Some(version) => version,
+    None => concat!("at least ", env!("CARGO_PKG_RUST_VERSION")),
+};
+
+/// Services shown unless all are asked for: those with traffic come first.
+const SERVICES_SHOWN_MAX: usize = 200;
+
+/// The index.
+pub(super) const INDEX: &str = "\
+ringmesh
+
+  /ready      200 when every shard answers and accepts, 503 with the reasons otherwise
+  /live       200 while the process can answer
+  /metrics    Prometheus text, or OpenMetrics if asked for
+  /services   what goes to each service: rate, latency, the proxy's own time, errors, endpoints
+  /shards     what each shard does
+  /config     the configuration in use, with where each value came from
+  /build      what this binary is
+
+  POST /reload   read the configuration again
+  POST /drain    finish what is in flight, then end
+
+/services, /shards, /config and /build answer in JSON to ?format=json or Accept: application/json.
+/services shows 200 services unless ?all is given.
+";
+
+/// A page in both forms; made once, as asked for.
+pub(super) struct Shown {
+    /// The table for eyes.
+    pub text: String,
+    /// The same for programs.
+    pub json: Value,
+}
+
+/// `/services`
+pub(super) fn services(state: &State, all: bool) -> Shown {
+    let live = state.live();
+    let snapshot = std::sync::Arc::clone(&live.snapshot);
+    drop(live);
+    let store = state.store();
+    let mut rows: Vec<(&str, Option<&spec::Service>)> =
+        snapshot.services.iter().map(|s| (&*s.name, Some(&**s))).collect();
+    let configured: HashSet<&str> = rows.iter().map(|(name, _)| *name).collect();
+    let others = store.services().filter(|(name, _)| !configured.contains(name));
+    rows.extend(others.map(|(name, _)| (name, None)));
+    // Busy ones first, then by name.
+    rows.sort_by_cached_key(|(name, _)| {
+        let busy = store.service(name).map_or(0, |s| store.window(s, Store::WINDOW).exchanges);
+        (std::cmp::Reverse(busy), *name)
+    });
+    let hidden = if all { 0 } else { rows.len().saturating_sub(SERVICES_SHOWN_MAX) };
+    rows.truncate(rows.len() - hidden);
+
+    let mut table = Table::new(&[
+        "service",
+        "rate/s",
+        "first p50",
+        "p99",
+        "p99.9",
+        "whole p50",
+        "p99",
+        "p99.9",
+        "own p50",
+        "p99",
+        "errors",
+        "exchanges",
+        "endpoints",
+    ]);
+    let mut list = Vec::with_capacity(rows.len());
+    for (name, configured) in rows {
+        let service = store.service(name);
+        let ten = service.map_or_else(Window::default, |s| store.window(s, Store::WINDOW));
+        let one = service.map_or_else(Window::default, |s| store.window(s, 1));
+        let endpoints = configured.map_or(0, |s| s.endpoints.len());
+        let mut cells = vec![name.to_owned(), format!("{:.1}", ten.rate())];
+        for (latency, quantiles) in [
+            (&ten.first_byte, &[0.5, 0.99, 0.999][..]),
+            (&ten.whole, &[0.5, 0.99, 0.999]),
+            (&ten.own, &[0.5, 0.99]),
+        ] {
+            cells.extend(
+                quantiles.iter().map(|q| latency.quantile(*q).map_or_else(|| "-".to_owned(), duration)),
+            );
+        }
+        cells.push(service.map_or(0, super::store::Service::errors).to_string());
+        cells.push(service.map_or(0, super::store::Service::exchanges).to_string());
+        cells.push(match configured {
+            Some(_) => endpoints.to_string(),
+            None => "-".to_owned(),
+        });
+        table.row(cells);
+        let failures = service.map(|s| s.failures.iter().map(|(f, n)| (f.to_string(), json!(n))).collect());
+        list.push(json!({
+            "name": name,
+            "configured": configured.is_some(),
+            "exchanges": service.map_or(0, super::store::Service::exchanges),
+            "errors": service.map_or(0, super::store::Service::errors),
+            "by_class": service.map_or([0; 6], |s| s.by_class),
+            "failures": Value::Object(failures.unwrap_or_default()),
+            "last_second": window(&one),
+            "last_10_seconds": window(&ten),
+            "endpoints": configured.map(|s| s.endpoints.iter().map(|e| json!({
+                "address": e.address.to_string(), "weight": e.weight, "zone": e.zone.as_deref(),
+            })).collect::<Vec<_>>()),
+        }));
+    }
+    let mut text = table.text();
+    let _ = writeln!(
+        text,
+        "\nlatencies and rate over the last {} s; errors and exchanges since the start",
+        Store::WINDOW
+    );
+    if hidden > 0 {
+        let _ = writeln!(text, "{hidden} more services without traffic: /services?all");
+    }
+    Shown { text, json: json!({ "services": list, "hidden": hidden }) }
+}
+
+/// `/shards`
+pub(super) fn shards(state: &State) -> Shown {
+    let store = state.store();
+    let mut table = Table::new(&[
+        "shard",
+        "cpu",
+        "runtime",
+        "generation",
+        "accepting",
+        "connections",
+        "accepted",
+        "refused",
+        "exchanges",
+        "upstream",
+        "idle",
+        "stalls",
+        "longest",
+        "panics",
+        "buffers",
+        "refused by the kernel",
+    ]);
+    let mut list = Vec::new();
+    for (n, (shard, link)) in store.shards().iter().zip(&state.links).enumerate() {
+        let t = &shard.totals;
+        let generation = link.vitals.generation.load(Ordering::Relaxed);
+        let accepting = link.vitals.accepting.load(Ordering::Relaxed) != 0;
+        let lost = state.lost.get(n).is_some_and(|l| l.load(Ordering::Relaxed));
+        let cpu = state.cpus.get(n).copied().flatten();
+        let (runtime, refused) =
+            shard.runtime.as_ref().map_or(("io_uring", ""), |(used, why)| (*used, why.as_str()));
+        table.row(vec![
+            n.to_string(),
+            cpu.map_or_else(|| "any".to_owned(), |c| c.to_string()),
+            if lost { "ended".to_owned() } else { runtime.to_owned() },
+            generation.to_string(),
+            if accepting { "yes" } else { "no" }.to_owned(),
+            t.downstream_open.to_string(),
+            t.downstream_accepted.to_string(),
+            t.downstream_refused.to_string(),
+            t.exchanges_open.to_string(),
+            t.upstream_open.to_string(),
+            t.upstream_idle.to_string(),
+            t.stalls.to_string(),
+            duration(t.stall_max_ns),
+            t.panics.to_string(),
+            format!("{} KiB", t.buffer_bytes >> 10),
+            refused.to_owned(),
+        ]);
+        list.push(json!({
+            "shard": n, "cpu": cpu, "runtime": runtime, "runtime_refused": refused, "lost": lost,
+            "generation": generation, "accepting": accepting,
+            "downstream_open": t.downstream_open, "downstream_accepted": t.downstream_accepted,
+            "downstream_refused": t.downstream_refused, "exchanges_open": t.exchanges_open,
+            "upstream_open": t.upstream_open, "upstream_idle": t.upstream_idle,
+            "upstream_connected": t.upstream_connected, "upstream_found_dead": t.upstream_found_dead,
+            "replays": t.replays, "stalls": t.stalls, "stall_max_seconds": t.stall_max_ns as f64 / 1e9,
+            "panics": t.panics, "log_lines_dropped": t.log_lines_dropped, "notices_dropped": t.notices_dropped,
+            "intervals_merged": t.intervals_merged, "buffer_bytes": t.buffer_bytes,
+        }));
+    }
+    Shown { text: table.text(), json: json!({ "shards": list }) }
+}
+
+/// `/config`
+pub(super) fn config(state: &State) -> Shown {
+    let live = state.live();
+    let settings = live.compiled.effective();
+    let mut text = String::new();
+    let _ = writeln!(text, "generation {}", live.snapshot.generation);
+    for place in &live.listeners {
+        let _ = writeln!(text, "listener {} accepts on {}", place.name, place.address);
+    }
+    if !live.waiting.is_empty() {
+        let _ = writeln!(text, "waiting for a restart: {}", live.waiting.join(", "));
+    }
+    if let Some((when, why)) = &live.refused {
+        let age = when.elapsed().unwrap_or_default().as_secs();
+        let _ = writeln!(text, "\nlast refused {age} s ago:\n{why}");
+    }
+    text.push('\n');
+    let mut table = Table::new(&["key", "value", "origin"]);
+    for s in &settings {
+        table.row(vec![s.key.clone(), s.value.clone(), origin(&s.origin)]);
+    }
+    text.push_str(&table.text());
+    let json = json!({
+        "generation": live.snapshot.generation,
+        "listeners": live.listeners.iter().map(|p| json!({
+            "name": &*p.name, "configured": p.configured.to_string(), "address": p.address.to_string(),
+        })).collect::<Vec<_>>(),
+        "waiting_for_restart": live.waiting,
+        "last_refused": live.refused.as_ref().map(|(when, why)| json!({ "unix_seconds": unix(*when), "report": why })),
+        "settings": settings.iter().map(|s| json!({
+            "key": s.key, "value": s.value, "origin": origin(&s.origin),
+        })).collect::<Vec<_>>(),
+    });
+    Shown { text, json }
+}
+
+/// `default`, `ringmesh.toml:12`, `ringmesh.toml:12 by ${NAME}`.
+fn origin(origin: &Origin) -> String {
+    match origin {
+        Origin::Default => "default".to_owned(),
+        Origin::File { file, line } => format!("{file}:{line}"),
+        Origin::Environment { name, file, line } => format!("{file}:{line} by ${{{name}}}"),
+    }
+}
+
+/// `/build`
+pub(super) fn build(state: &State) -> Shown {
+    let kernel = rustix::system::uname().release().to_string_lossy().into_owned();
+    let uptime = state.started.0.elapsed().as_secs();
+    let profile = if cfg!(debug_assertions) { "debug" } else { "release" };
+    let json = json!({
+        "version": env!("CARGO_PKG_VERSION"), "commit": COMMIT, "rustc": RUSTC, "profile": profile,
+        "target": format!("{}-{}", std::env::consts::ARCH, std::env::consts::OS),
+        "kernel": kernel, "pid": std::process::id(), "uptime_seconds": uptime,
+        "started_unix_seconds": unix(state.started.1), "shards": state.links.len(),
+    });
+    let mut text = String::new();
+    for (key, value) in json.as_object().into_iter().flatten() {
+        let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+        let _ = writeln!(text, "{key:<21} {value}");
+    }
+    Shown { text, json }
+}
+
+fn window(window: &Window) -> Value {
+    let quantiles = |l: &Latency| {
+        let seconds = |q| l.quantile(q).map(|ns| ns as f64 / 1e9);
+        json!({ "p50": seconds(0.5), "p90": seconds(0.9), "p99": seconds(0.99), "p99.9": seconds(0.999), "max": seconds(1.0) })
+    };
+    json!({
+        "seconds": window.length.as_secs_f64(), "exchanges": window.exchanges, "errors": window.errors,
+        "rate": window.rate(), "first_byte_seconds": quantiles(&window.first_byte),
+        "whole_seconds": quantiles(&window.whole), "own_seconds": quantiles(&window.own),
+    })
+}
+
+/// Three digits and a unit.
+fn duration(ns: u64) -> String {
+    let ns = ns as f64;
+    let (value, unit) = match ns {
+        n if n < 1e6 => (ns / 1e3, "µs"),
+        n if n < 1e9 => (ns / 1e6, "ms"),
+        _ => (ns / 1e9, "s"),
+    };
+    match value {
+        v if v < 10.0 => format!("{v:.2} {unit}"),
+        v if v < 100.0 => format!("{v:.1} {unit}"),
+        v => format!("{v:.0} {unit}"),
+    }
+}
+
+fn unix(time: SystemTime) -> u64 {
+    time.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_secs())
+}
+
+/// Columns as wide as their widest cell; numbers to the right.
+struct Table {
+    rows: Vec<Vec<String>>,
+}
+
+impl Table {
+    fn new(head: &[&str]) -> Self {
+        Self { rows: vec![head.iter().map(|h| (*h).to_owned()).collect()] }
+    }
+
+    fn row(&mut self, cells: Vec<String>) {
+        self.rows.push(cells);
+    }
+
+    fn text(&self) -> String {
+        let columns = self.rows.first().map_or(0, Vec::len);
+        let width = |c: usize| self.rows.iter().filter_map(|r| r.get(c)).map(|s| s.chars().count()).max();
+        let widths: Vec<usize> = (0..columns).map(|c| width(c).unwrap_or(0)).collect();
+        let number = |s: &str| s.starts_with(|c: char| c.is_ascii_digit()) || s == "-";
+        let right: Vec<bool> = (0..columns)
+            .map(|c| {
+                self.rows.len() > 1 && self.rows.iter().skip(1).all(|r| r.get(c).is_some_and(|s| number(s)))
+            })
+            .collect();
+        let mut text = String::new();
+        for row in &self.rows {
+            let mut line = String::new();
+            for (cell, (&width, &right)) in row.iter().zip(widths.iter().zip(&right)) {
+                let _ =
+                    if right { write!(line, "{cell:>width$}  ") } else { write!(line, "{cell:<width$}  ") };
+            }
+            text.push_str(line.trim_end());
+            text.push('\n');
+        }
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_have_three_digits() {
+        let shown = [1_234, 45_678, 999_000, 1_500_000, 25_000_000, 2_000_000_000].map(duration);
+        assert_eq!(shown, ["1.23 µs", "45.7 µs", "999 µs", "1.50 ms", "25.0 ms", "2.00 s"]);
+    }
+
+    #[test]
+    fn a_table_is_aligned() {
+        let mut table = Table::new(&["name", "n"]);
+        table.row(vec!["a".into(), "1".into()]);
+        table.row(vec!["longer".into(), "100".into()]);
+        assert_eq!(table.text(), "name      n\na         1\nlonger  100\n");
+    }
+}

@@ -1,0 +1,274 @@
+//! The control loop: everything that changes while the proxy runs, one thing after the other. Started by `start`; the
+//! admin pages and the owner of the `Proxy` talk to it through `Command`s.
+//!
+//! Life: serving → draining → ended. Once a second it takes in what the shards have measured. A reload or a change of
+//! addresses compiles a snapshot and publishes it (`reload`); what cannot be applied is refused before anything is changed.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use tokio::sync::mpsc;
+use tokio::time::{MissedTickBehavior, sleep};
+
+use super::Source;
+use super::discovery::Discovery;
+use super::listen::Bound;
+use super::log_writer::LogWriter;
+use super::reload::ReloadError;
+use super::signal::{self, Action, Phase, Signals};
+use super::state::State;
+use super::watch::Watch;
+use crate::config::{Destination, Settings};
+use crate::shard::link::{Link, Notice, Order};
+
+/// What the loop is told.
+pub(super) enum Command {
+    /// Take a new configuration: this text, or what the source says now.
+    Reload {
+        /// `None`: read the source again.
+        text: Option<String>,
+        /// Told what became of it.
+        reply: Reply,
+    },
+    /// Drain, then end.
+    Drain,
+    /// End at once.
+    Stop,
+}
+
+/// Told the generation that is in use now, or why it was refused.
+pub(super) type Reply = Box<dyn FnOnce(Result<u64, ReloadError>) + Send>;
+
+/// How a proxy ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// Everything in flight was finished.
+    Drained,
+    /// `timeouts.drain` ran out with so many connections open.
+    DrainTimeout {
+        /// Downstream connections that were cut.
+        connections: u64,
+    },
+    /// Told to end at once: a second SIGTERM, or [`super::Proxy::stop`].
+    Stopped,
+    /// All shards ended without being told to, or control panicked.
+    Failed,
+}
+
+impl Ended {
+    /// 0 after a drain (its timeout is the operator's own choice), 1 otherwise.
+    pub const fn exit_code(self) -> u8 {
+        match self {
+            Self::Drained | Self::DrainTimeout { .. } => 0,
+            Self::Stopped | Self::Failed => 1,
+        }
+    }
+}
+
+/// Commands waiting; further ones are refused as busy.
+pub(super) const COMMANDS_MAX: usize = 16;
+/// How long a shard may take to run a new snapshot before the reload is reported as done anyway.
+pub(super) const APPLY_MAX: Duration = Duration::from_secs(2);
+/// Between two looks at what is soon to happen (a shard accepts, or applies).
+pub(super) const SOON: Duration = Duration::from_millis(1);
+/// Between two looks whether the shards have drained.
+const DRAIN_PACE: Duration = Duration::from_millis(5);
+/// Between two rounds of merging.
+const TICK: Duration = Duration::from_secs(1);
+
+pub(super) struct Control {
+    pub(super) state: Arc<State>,
+    pub(super) source: Source,
+    pub(super) env: fn(&str) -> Option<String>,
+    /// As they were at the start: what a restart would change.
+    pub(super) settings: Settings,
+    /// Where the access log is written now.
+    pub(super) log_to: Option<Destination>,
+    pub(super) discovery: Discovery,
+    pub(super) watch: Watch,
+    pub(super) signals: Signals,
+    pub(super) commands: mpsc::Receiver<Command>,
+    pub(super) shards: Vec<JoinHandle<()>>,
+    /// Draining until then.
+    pub(super) deadline: Option<tokio::time::Instant>,
+}
+
+impl Control {
+    /// Runs until the proxy has ended.
+    pub(super) async fn run(mut self) -> Ended {
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            let serving = self.deadline.is_none();
+            tokio::select! {
+                told = self.signals.next() => {
+                    let phase = if serving { Phase::Serving } else { Phase::Draining };
+                    match signal::act(phase, told) {
+                        Action::Drain => self.drain().await,
+                        Action::EndNow => {
+                            tracing::warn!("told to stop twice; what is in flight is cut");
+                            return Ended::Stopped;
+                        }
+                        Action::Reload => {
+                            let _ = self.reload(None).await;
+                        }
+                        Action::Reopen => self.state.log().iter().for_each(LogWriter::reopen),
+                        Action::Nothing => {}
+                    }
+                }
+                Some(command) = self.commands.recv() => match command {
+                    Command::Reload { text, reply } if serving => reply(self.reload(text).await),
+                    Command::Reload { reply, .. } => reply(Err(ReloadError::Busy)),
+                    Command::Drain if serving => self.drain().await,
+                    Command::Drain => {}
+                    Command::Stop => return Ended::Stopped,
+                },
+                _ = tick.tick() => {
+                    self.merge();
+                    if self.all_lost() {
+                        return Ended::Failed;
+                    }
+                }
+                () = self.watch.changed(), if serving => {
+                    tracing::info!("configuration file has changed");
+                    let _ = self.reload(None).await;
+                }
+                () = self.discovery.changed(), if serving => self.readdress(),
+                () = sleep(DRAIN_PACE), if !serving => {
+                    if let Some(ended) = self.drained() {
+                        self.merge();
+                        return ended;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Takes in what the shards have left for control.
+    fn merge(&self) {
+        let now = Instant::now();
+        let mut store = self.state.store();
+        for link in &self.state.links {
+            // A shard hands over once a second; what it adds meanwhile is for the next round.
+            for _ in 0..link.intervals.len() {
+                let Some(mut interval) = link.intervals.pop() else { break };
+                store.merge(&mut interval, now);
+                // Full: the shard has enough of them.
+                let _ = link.spent.push(interval);
+            }
+            while link.retired.pop().is_some() {}
+        }
+        store.tick(now);
+        drop(store);
+        self.take_notices();
+        for (n, thread) in self.shards.iter().enumerate().filter(|(_, t)| t.is_finished()) {
+            let told = self.deadline.is_some();
+            let known = self.state.lost.get(n).is_none_or(|l| l.swap(true, Ordering::AcqRel));
+            if !told && !known {
+                let name = thread.thread().name().unwrap_or_default().to_owned();
+                tracing::error!(shard = n, name, "shard has ended; not ready any more: restart the process");
+            }
+        }
+    }
+
+    /// Logs what the shards have to say.
+    pub(super) fn take_notices(&self) {
+        for link in &self.state.links {
+            let shard = link.shard;
+            while let Some(notice) = link.notices.pop() {
+                match notice {
+                    Notice::Panic { cause } => {
+                        tracing::error!(
+                            shard,
+                            cause,
+                            "a connection's task panicked and was closed; please report this"
+                        );
+                    }
+                    Notice::Stall { held_ns } => {
+                        let held = Duration::from_nanos(held_ns);
+                        tracing::warn!(
+                            shard,
+                            ?held,
+                            "a task kept the shard; others waited: is the CPU shared or throttled?"
+                        );
+                    }
+                    Notice::Runtime { used, refused } => {
+                        tracing::warn!(
+                            shard,
+                            used,
+                            refused,
+                            "the kernel refused the faster runtime: see `ringmesh doctor`"
+                        );
+                        self.state.store().set_runtime(shard, used, refused);
+                    }
+                    Notice::Accept { listener, error } => {
+                        tracing::error!(shard, %listener, error, "cannot accept: is the limit of open files reached?");
+                    }
+                    Notice::Failed { what } => {
+                        tracing::error!(shard, what, "an order could not be carried out")
+                    }
+                }
+            }
+        }
+    }
+
+    fn all_lost(&self) -> bool {
+        self.deadline.is_none() && self.state.lost.iter().all(|l| l.load(Ordering::Acquire))
+    }
+
+    async fn drain(&mut self) {
+        self.state.draining.store(true, Ordering::Release);
+        let timeout = self.state.live().snapshot.timeouts.drain;
+        self.deadline = Some(tokio::time::Instant::now() + timeout);
+        tracing::info!(?timeout, "draining");
+        for link in &self.state.links {
+            order(link, Order::Drain).await;
+        }
+    }
+
+    /// How it ended, if it has.
+    fn drained(&self) -> Option<Ended> {
+        let ended = |(link, thread): (&Arc<Link>, &JoinHandle<()>)| {
+            link.vitals.ended.load(Ordering::Acquire) != 0 || thread.is_finished()
+        };
+        if self.state.links.iter().zip(&self.shards).all(ended) {
+            tracing::info!("drained");
+            return Some(Ended::Drained);
+        }
+        if self.deadline.is_some_and(|d| tokio::time::Instant::now() >= d) {
+            let open = |link: &Arc<Link>| link.vitals.downstream_open.load(Ordering::Relaxed);
+            let connections = self.state.links.iter().map(open).sum();
+            tracing::warn!(
+                connections,
+                "timeouts.drain ran out; connections are cut: raise it if they were wanted"
+            );
+            return Some(Ended::DrainTimeout { connections });
+        }
+        None
+    }
+}
+
+/// Gives each shard its socket of each listener.
+pub(super) async fn give_out(state: &State, bound: Vec<Bound>) {
+    for Bound { name, sockets, .. } in bound {
+        for (link, socket) in state.links.iter().zip(sockets) {
+            order(link, Order::Listen(Arc::clone(&name), socket)).await;
+        }
+    }
+}
+
+/// Gives an order, waiting for room in the queue. A shard that takes none for two seconds is stuck or gone.
+pub(super) async fn order(link: &Link, order: Order) {
+    let deadline = Instant::now() + APPLY_MAX;
+    let mut waiting = order;
+    while let Err(back) = link.order(waiting) {
+        if Instant::now() >= deadline {
+            tracing::error!(shard = link.shard, order = ?back, "shard takes no orders; something keeps its thread");
+            return;
+        }
+        waiting = back;
+        sleep(SOON).await;
+    }
+}

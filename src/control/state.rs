@@ -1,0 +1,170 @@
+//! What the tasks of the control thread share: the control loop writes it, the admin pages read it, and the owner of a
+//! `Proxy` asks it for addresses. Locks are held for copying or for writing a page, never across an await; no shard
+//! ever touches them.
+
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+use super::discovery;
+use super::log_writer::LogWriter;
+use super::store::Store;
+use crate::config::Compiled;
+use crate::shard::link::{Link, Order};
+use crate::snapshot::Snapshot;
+
+/// Shared state of the control side.
+pub(super) struct State {
+    /// One per shard, by number.
+    pub links: Vec<Arc<Link>>,
+    /// The CPU that each shard is pinned to.
+    pub cpus: Vec<Option<usize>>,
+    /// What the shards have seen.
+    pub store: Mutex<Store>,
+    /// What runs now.
+    pub live: Mutex<Live>,
+    /// The access log's writer, if there is a log.
+    pub log: Mutex<Option<LogWriter>>,
+    /// The admin address.
+    pub admin: Option<SocketAddr>,
+    /// How name lookups went.
+    pub lookups: Arc<discovery::Counts>,
+    /// Admin connections refused because there were too many.
+    pub admin_refused: AtomicU64,
+    /// Set from the first SIGTERM on.
+    pub draining: AtomicBool,
+    /// Set for a shard whose thread ended without being told to.
+    pub lost: Vec<AtomicBool>,
+    /// When the process started, by both clocks.
+    pub started: (Instant, SystemTime),
+    /// The number of the last ping sent to each shard.
+    pings: Vec<AtomicU64>,
+}
+
+/// The configuration in use.
+pub(super) struct Live {
+    /// As compiled.
+    pub compiled: Arc<Compiled>,
+    /// As published last.
+    pub snapshot: Arc<Snapshot>,
+    /// Listeners as they are bound.
+    pub listeners: Vec<Place>,
+    /// Reloads that took effect.
+    pub reloads_good: u64,
+    /// Reloads that were refused.
+    pub reloads_bad: u64,
+    /// When the configuration was last refused, and why.
+    pub refused: Option<(SystemTime, String)>,
+    /// Keys whose new value waits for a restart.
+    pub waiting: Vec<&'static str>,
+}
+
+/// A listener as it is bound.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Place {
+    /// The name that the shards know it by.
+    pub name: Arc<str>,
+    /// The address that was configured.
+    pub configured: SocketAddr,
+    /// The address that it has.
+    pub address: SocketAddr,
+}
+
+impl State {
+    /// How long `/ready` waits for a shard. Kubernetes gives a probe one second by default.
+    const PONG_MAX: Duration = Duration::from_secs(1);
+
+    /// Nothing seen, nothing lost.
+    pub(super) fn new(
+        links: Vec<Arc<Link>>,
+        cpus: Vec<Option<usize>>,
+        live: Live,
+        log: Option<LogWriter>,
+        admin: Option<SocketAddr>,
+        lookups: Arc<discovery::Counts>,
+    ) -> Self {
+        let started = (Instant::now(), SystemTime::now());
+        let shards = links.len();
+        let mut store = Store::new(shards, started.0);
+        store.configure(live.snapshot.services.iter().map(|s| Arc::clone(&s.name)), started.0);
+        Self {
+            links,
+            cpus,
+            store: Mutex::new(store),
+            live: Mutex::new(live),
+            log: Mutex::new(log),
+            admin,
+            lookups,
+            admin_refused: AtomicU64::new(0),
+            draining: AtomicBool::new(false),
+            lost: (0..shards).map(|_| AtomicBool::new(false)).collect(),
+            started,
+            pings: (0..shards).map(|_| AtomicU64::new(0)).collect(),
+        }
+    }
+
+    /// What the shards have seen.
+    pub(super) fn store(&self) -> MutexGuard<'_, Store> {
+        self.store.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What runs now.
+    pub(super) fn live(&self) -> MutexGuard<'_, Live> {
+        self.live.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The access log's writer.
+    pub(super) fn log(&self) -> MutexGuard<'_, Option<LogWriter>> {
+        self.log.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether traffic is welcome: every shard answers a ping through its ring, accepts, and nothing is draining.
+    ///
+    /// # Errors
+    /// One line for each reason why not.
+    pub(super) async fn ready(&self) -> Result<(), Vec<String>> {
+        if self.draining.load(Ordering::Acquire) {
+            return Err(vec!["draining: told to stop".into()]);
+        }
+        let mut awaited = Vec::new();
+        let mut reasons = Vec::new();
+        for (link, (ping, lost)) in self.links.iter().zip(self.pings.iter().zip(&self.lost)) {
+            let shard = link.shard;
+            if lost.load(Ordering::Acquire) {
+                reasons.push(format!("shard {shard}: its thread has ended; restart the process"));
+                continue;
+            }
+            // One ping in flight per shard serves all who ask: the queue of orders cannot be filled from outside.
+            let last = ping.load(Ordering::Acquire);
+            if link.vitals.pong.load(Ordering::Acquire) >= last {
+                if link.order(Order::Ping(last + 1)).is_err() {
+                    reasons.push(format!("shard {shard}: takes no orders"));
+                    continue;
+                }
+                ping.store(last + 1, Ordering::Release);
+            }
+            awaited.push((link, ping.load(Ordering::Acquire)));
+        }
+        let deadline = tokio::time::Instant::now() + Self::PONG_MAX;
+        let silent = |awaited: &[(&Arc<Link>, u64)]| {
+            awaited
+                .iter()
+                .filter(|(link, ping)| link.vitals.pong.load(Ordering::Acquire) < *ping)
+                .map(|(link, _)| link.shard)
+                .collect::<Vec<_>>()
+        };
+        while !silent(&awaited).is_empty() && tokio::time::Instant::now() < deadline {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        for shard in silent(&awaited) {
+            reasons.push(format!("shard {shard}: no answer within 1 s; something keeps its thread"));
+        }
+        for (link, _) in &awaited {
+            if link.vitals.accepting.load(Ordering::Acquire) == 0 {
+                reasons.push(format!("shard {}: does not accept yet", link.shard));
+            }
+        }
+        if reasons.is_empty() { Ok(()) } else { Err(reasons) }
+    }
+}

@@ -1,0 +1,258 @@
+//! What all shards have seen together: per service since the start and over the last ten seconds, per shard the last
+//! totals. Fed by the control loop once a second, read by `export` and `pages`.
+//!
+//! Memory follows what is in use. A service has an entry from its first exchange on; its last ten seconds are dropped
+//! as they age; a service that is no longer configured is forgotten `EXPIRY` after it was configured or had traffic
+//! for the last time (five minutes: longer than any usual scrape interval, so that the last exchanges are scraped).
+//! At most `SERVICES_MAX` services and `FAILURES_MAX` failures a service are told apart; what comes after is counted
+//! under `(other)`. Pure: `now` is an argument.
+
+use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::latency::Latency;
+use crate::failure::Failure;
+use crate::telemetry::{Interval, NO_SERVICE, OVERFLOW_SERVICE, ServiceCounts, ShardTotals};
+
+/// All that control knows from the shards.
+#[derive(Debug)]
+pub(super) struct Store {
+    services: BTreeMap<Arc<str>, Service>,
+    configured: HashSet<Arc<str>>,
+    shards: Vec<Shard>,
+    /// When the last seconds ended, newest last; one more than `WINDOW` to measure from.
+    ends: VecDeque<Instant>,
+    /// Number of the second that is being filled.
+    second: u64,
+}
+
+/// One service since the start of the process, or since it was last forgotten.
+#[derive(Debug, Default)]
+pub(super) struct Service {
+    /// Exchanges by class of status; see [`ServiceCounts::by_class`].
+    pub by_class: [u64; 6],
+    /// Failures by kind.
+    pub failures: BTreeMap<Failure, u64>,
+    /// Failures of kinds past `FAILURES_MAX`.
+    pub failures_other: u64,
+    /// Attempts beyond the first.
+    pub further_attempts: u64,
+    /// Bytes of request bodies.
+    pub request_body_bytes: u64,
+    /// Bytes of response bodies.
+    pub response_body_bytes: u64,
+    /// Time to the first byte.
+    pub first_byte: Latency,
+    /// Time to the last byte.
+    pub whole: Latency,
+    /// The proxy's own share.
+    pub own: Latency,
+    seconds: VecDeque<Second>,
+    /// Since when it is not configured any more, or had its last traffic after that.
+    gone: Option<Instant>,
+}
+
+/// What happened to a service in a stretch of time.
+#[derive(Debug, Default, Clone)]
+pub(super) struct Window {
+    /// How long it was.
+    pub length: Duration,
+    /// Exchanges ended.
+    pub exchanges: u64,
+    /// Of those: answered with 5xx, or with nothing.
+    pub errors: u64,
+    /// Time to the first byte.
+    pub first_byte: Latency,
+    /// Time to the last byte.
+    pub whole: Latency,
+    /// The proxy's own share.
+    pub own: Latency,
+}
+
+/// One shard, as it was at its last interval.
+#[derive(Debug, Default, Clone)]
+pub(super) struct Shard {
+    /// Its gauges and totals.
+    pub totals: ShardTotals,
+    /// The runtime that it got instead of the one asked for, and what was refused.
+    pub runtime: Option<(&'static str, String)>,
+}
+
+#[derive(Debug, Default)]
+struct Second {
+    number: u64,
+    exchanges: u64,
+    errors: u64,
+    first_byte: Latency,
+    whole: Latency,
+    own: Latency,
+}
+
+impl Store {
+    /// Services told apart; the exchanges of further ones are counted under [`OVERFLOW_SERVICE`].
+    pub(super) const SERVICES_MAX: usize = 2 * crate::telemetry::SERVICES_MAX;
+    /// Kinds of failure told apart per service.
+    pub(super) const FAILURES_MAX: usize = 64;
+    /// How long a service that is not configured any more is kept.
+    pub(super) const EXPIRY: Duration = Duration::from_secs(300);
+    /// Seconds kept one by one.
+    pub(super) const WINDOW: u64 = 10;
+
+    /// An empty store for so many shards.
+    pub(super) fn new(shards: usize, now: Instant) -> Self {
+        Self {
+            services: BTreeMap::new(),
+            configured: HashSet::new(),
+            shards: vec![Shard::default(); shards],
+            ends: VecDeque::from([now]),
+            second: 0,
+        }
+    }
+
+    /// Says which services are configured from now on.
+    pub(super) fn configure(&mut self, names: impl Iterator<Item = Arc<str>>, now: Instant) {
+        self.configured = names.chain([NO_SERVICE.into(), OVERFLOW_SERVICE.into()]).collect();
+        for (name, service) in &mut self.services {
+            service.gone = if self.configured.contains(name) { None } else { service.gone.or(Some(now)) };
+        }
+    }
+
+    /// Adds an interval and clears its counts, so that it can go back to its shard. The names stay in it: the shard
+    /// decides which of its services keep their memory.
+    pub(super) fn merge(&mut self, interval: &mut Interval, now: Instant) {
+        if let Some(shard) = self.shards.get_mut(usize::from(interval.shard)) {
+            shard.totals = interval.shard_totals;
+        }
+        for part in &mut interval.services {
+            let c = &part.counts;
+            if c.exchanges() + c.further_attempts + c.request_body_bytes + c.response_body_bytes > 0 {
+                self.merge_service(&part.service, &part.counts, now);
+            }
+            part.counts.clear();
+        }
+    }
+
+    /// Ends the second that is being filled, and forgets what is too old.
+    pub(super) fn tick(&mut self, now: Instant) {
+        self.second += 1;
+        self.ends.push_back(now);
+        while self.ends.len() as u64 > Self::WINDOW + 1 {
+            self.ends.pop_front();
+        }
+        let oldest = self.second.saturating_sub(Self::WINDOW);
+        self.services.retain(|_, service| {
+            while service.seconds.front().is_some_and(|s| s.number < oldest) {
+                service.seconds.pop_front();
+            }
+            service.gone.is_none_or(|gone| now.saturating_duration_since(gone) < Self::EXPIRY)
+        });
+    }
+
+    /// Notes which runtime a shard got.
+    pub(super) fn set_runtime(&mut self, shard: u16, used: &'static str, refused: String) {
+        if let Some(shard) = self.shards.get_mut(usize::from(shard)) {
+            shard.runtime = Some((used, refused));
+        }
+    }
+
+    /// The services that had traffic, by name.
+    pub(super) fn services(&self) -> impl Iterator<Item = (&str, &Service)> + Clone {
+        self.services.iter().map(|(name, service)| (&**name, service))
+    }
+
+    /// A service that had traffic.
+    pub(super) fn service(&self, name: &str) -> Option<&Service> {
+        self.services.get(name)
+    }
+
+    /// The shards, by number.
+    pub(super) fn shards(&self) -> &[Shard] {
+        &self.shards
+    }
+
+    /// What happened to `service` in the last `seconds` (at most [`Self::WINDOW`]) whole seconds.
+    pub(super) fn window(&self, service: &Service, seconds: u64) -> Window {
+        let seconds = seconds.min(Self::WINDOW);
+        let from = self.ends.len().saturating_sub(1 + usize::try_from(seconds).unwrap_or(0));
+        let length = match (self.ends.get(from), self.ends.back()) {
+            (Some(start), Some(end)) => end.saturating_duration_since(*start),
+            _ => Duration::ZERO,
+        };
+        let mut window = Window { length, ..Window::default() };
+        let oldest = self.second.saturating_sub(seconds);
+        for second in service.seconds.iter().filter(|s| (oldest..self.second).contains(&s.number)) {
+            window.exchanges += second.exchanges;
+            window.errors += second.errors;
+            window.first_byte.add(&second.first_byte);
+            window.whole.add(&second.whole);
+            window.own.add(&second.own);
+        }
+        window
+    }
+
+    fn merge_service(&mut self, name: &Arc<str>, counts: &ServiceCounts, now: Instant) {
+        let full = self.services.len() >= Self::SERVICES_MAX && !self.services.contains_key(name);
+        let name = if full { Arc::from(OVERFLOW_SERVICE) } else { Arc::clone(name) };
+        // An exchange may end after its service has left the configuration.
+        let gone = (!self.configured.contains(&name)).then_some(now);
+        let service = self.services.entry(name).or_default();
+        service.gone = gone;
+        service.add(counts);
+        if service.seconds.back().is_none_or(|s| s.number != self.second) {
+            service.seconds.push_back(Second { number: self.second, ..Second::default() });
+        }
+        if let Some(second) = service.seconds.back_mut() {
+            second.exchanges += counts.exchanges();
+            second.errors += counts.by_class[5] + counts.by_class[0];
+            second.first_byte.record(&counts.first_byte);
+            second.whole.record(&counts.whole);
+            second.own.record(&counts.own);
+        }
+    }
+}
+
+impl Service {
+    /// Exchanges ended.
+    pub(super) fn exchanges(&self) -> u64 {
+        self.by_class.iter().sum()
+    }
+
+    /// Of those: answered with 5xx, or with nothing.
+    pub(super) fn errors(&self) -> u64 {
+        self.by_class[5] + self.by_class[0]
+    }
+
+    fn add(&mut self, counts: &ServiceCounts) {
+        for (mine, theirs) in self.by_class.iter_mut().zip(counts.by_class) {
+            *mine += theirs;
+        }
+        for &(failure, n) in &counts.failures {
+            if self.failures.len() < Store::FAILURES_MAX || self.failures.contains_key(&failure) {
+                *self.failures.entry(failure).or_default() += n;
+            } else {
+                self.failures_other += n;
+            }
+        }
+        self.further_attempts += counts.further_attempts;
+        self.request_body_bytes += counts.request_body_bytes;
+        self.response_body_bytes += counts.response_body_bytes;
+        self.first_byte.record(&counts.first_byte);
+        self.whole.record(&counts.whole);
+        self.own.record(&counts.own);
+    }
+}
+
+impl Window {
+    /// Exchanges a second.
+    pub(super) fn rate(&self) -> f64 {
+        match self.length.as_secs_f64() {
+            0.0 => 0.0,
+            length => self.exchanges as f64 / length,
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "store_test.rs"]
+mod tests;

@@ -1,0 +1,130 @@
+//! The store under a clock of the test's own.
+
+use super::*;
+use crate::failure::{Cause, Stage};
+use crate::telemetry::ServiceInterval;
+
+const SECOND: Duration = Duration::from_secs(1);
+
+fn interval(shard: u16, service: &str, ok: u64, bad: u64, latency: Duration) -> Interval {
+    let mut counts = Box::new(ServiceCounts::new());
+    counts.by_class[2] = ok;
+    counts.by_class[5] = bad;
+    for _ in 0..ok + bad {
+        counts.whole.saturating_record(latency.as_nanos() as u64);
+        counts.first_byte.saturating_record(latency.as_nanos() as u64 / 2);
+        counts.own.saturating_record(10_000);
+    }
+    for _ in 0..bad {
+        counts.count_failure(Failure::upstream(Stage::Connect, Cause::Refused));
+    }
+    let totals = ShardTotals { downstream_accepted: 7, ..ShardTotals::default() };
+    Interval {
+        shard,
+        services: vec![ServiceInterval { service: service.into(), counts }],
+        shard_totals: totals,
+    }
+}
+
+#[test]
+fn shards_are_summed_and_intervals_come_back_empty() {
+    let now = Instant::now();
+    let mut store = Store::new(2, now);
+    store.configure(["app".into()].into_iter(), now);
+    let mut a = interval(0, "app", 90, 0, Duration::from_millis(1));
+    let mut b = interval(1, "app", 5, 5, Duration::from_millis(100));
+    store.merge(&mut a, now);
+    store.merge(&mut b, now);
+    store.tick(now + SECOND);
+
+    assert_eq!((a.services[0].counts.exchanges(), a.services[0].counts.whole.len()), (0, 0));
+    assert_eq!(&*a.services[0].service, "app", "the name stays for the shard to use again");
+    let app = store.service("app").unwrap();
+    assert_eq!((app.exchanges(), app.errors(), app.whole.count()), (100, 5, 100));
+    assert_eq!(app.failures[&Failure::upstream(Stage::Connect, Cause::Refused)], 5);
+    let window = store.window(app, 1);
+    assert_eq!((window.exchanges, window.errors, window.length), (100, 5, SECOND));
+    assert_eq!(window.rate(), 100.0);
+    let near = |ns: Option<u64>, ms: f64| (ns.unwrap() as f64 / 1e6 - ms).abs() < ms * 0.02;
+    assert!(near(window.whole.quantile(0.5), 1.0));
+    assert!(near(window.whole.quantile(0.99), 100.0));
+    assert!(near(window.first_byte.quantile(0.99), 50.0));
+    assert_eq!(store.shards()[1].totals.downstream_accepted, 7);
+}
+
+#[test]
+fn the_window_slides_and_idle_seconds_are_given_back() {
+    let start = Instant::now();
+    let mut store = Store::new(1, start);
+    store.configure(["app".into()].into_iter(), start);
+    for n in 1..=15u32 {
+        if n <= 12 {
+            store.merge(&mut interval(0, "app", 10, 0, Duration::from_millis(1)), start + SECOND * n);
+        }
+        store.tick(start + SECOND * n);
+    }
+    let app = store.service("app").unwrap();
+    // Seconds 6 to 15: seven of them with traffic.
+    let window = store.window(app, 10);
+    assert_eq!((window.exchanges, window.length), (70, SECOND * 10));
+    assert_eq!(store.window(app, 1).exchanges, 0);
+    assert_eq!(app.exchanges(), 120);
+    for n in 16..40u32 {
+        store.tick(start + SECOND * n);
+    }
+    assert!(store.service("app").unwrap().seconds.is_empty());
+}
+
+#[test]
+fn a_service_that_left_the_configuration_is_forgotten_after_five_minutes() {
+    let start = Instant::now();
+    let mut store = Store::new(1, start);
+    store.configure(["old".into(), "new".into()].into_iter(), start);
+    store.merge(&mut interval(0, "old", 1, 0, SECOND), start);
+    store.merge(&mut interval(0, "new", 1, 0, SECOND), start);
+
+    store.configure(["new".into()].into_iter(), start + SECOND);
+    // Its last exchange ends after the reload, and another reload does not start the wait anew.
+    store.merge(&mut interval(0, "old", 1, 0, SECOND), start + SECOND * 3);
+    store.configure(["new".into()].into_iter(), start + SECOND * 100);
+    store.tick(start + SECOND * 302);
+    assert_eq!(store.service("old").map(Service::exchanges), Some(2));
+    store.tick(start + SECOND * 303);
+    assert!(store.service("old").is_none());
+    assert!(store.service("new").is_some());
+
+    // One that comes back in time keeps its counts.
+    store.configure([].into_iter(), start + SECOND * 400);
+    store.configure(["new".into()].into_iter(), start + SECOND * 500);
+    store.tick(start + SECOND * 5000);
+    assert!(store.service("new").is_some());
+}
+
+#[test]
+fn services_and_failures_past_the_ceiling_are_counted_as_other() {
+    let now = Instant::now();
+    let mut store = Store::new(1, now);
+    for n in 0..Store::SERVICES_MAX + 10 {
+        let mut counts = Box::new(ServiceCounts::new());
+        counts.by_class[2] = 1;
+        let services = vec![ServiceInterval { service: format!("s{n}").into(), counts }];
+        store.merge(&mut Interval { shard: 0, services, shard_totals: ShardTotals::default() }, now);
+    }
+    assert_eq!(store.services().count(), Store::SERVICES_MAX + 1);
+    assert_eq!(store.service(OVERFLOW_SERVICE).unwrap().exchanges(), 10);
+    assert_eq!(store.services().map(|(_, s)| s.exchanges()).sum::<u64>(), Store::SERVICES_MAX as u64 + 10);
+
+    let mut counts = Box::new(ServiceCounts::new());
+    counts.by_class[0] = 1;
+    for stage in [Stage::Head, Stage::Body, Stage::Route] {
+        for &cause in Cause::ALL {
+            counts.count_failure(Failure::local(stage, cause));
+        }
+    }
+    let all = counts.failures.len() as u64;
+    let services = vec![ServiceInterval { service: "s0".into(), counts }];
+    store.merge(&mut Interval { shard: 0, services, shard_totals: ShardTotals::default() }, now);
+    let service = store.service("s0").unwrap();
+    assert_eq!(service.failures.len(), Store::FAILURES_MAX);
+    assert_eq!(service.failures.values().sum::<u64>() + service.failures_other, all);
+}
