@@ -29,7 +29,7 @@ pub(super) fn compile(raw: Raw, sources: &[Source], problems: &mut Problems) -> 
         .zip(&raw.services)
         .filter_map(|(index, service)| Some((&*service.name.as_ref()?.value, index)))
         .collect();
-    let found = find_services(&raw.routes, &services_by_name, problems);
+    let found = find_services(&raw, &services_by_name, problems);
     check_overlaps(&raw.routes, problems);
     check_limits(&raw, problems);
     if problems.errors() > 0 {
@@ -131,23 +131,20 @@ fn collide(a: SocketAddr, b: SocketAddr) -> bool {
 }
 
 /// For each route the index of its service; 0 for one that is in error.
-fn find_services(routes: &[RawRoute], services: &HashMap<&str, u32>, problems: &mut Problems) -> Vec<u32> {
-    let find = |route: &RawRoute| {
+fn find_services(raw: &Raw, services: &HashMap<&str, u32>, problems: &mut Problems) -> Vec<u32> {
+    // In the order of the files, so that the same file always gets the same advice.
+    let names = || raw.services.iter().filter_map(|service| Some(&*service.name.as_ref()?.value));
+    let mut find = |route: &RawRoute| {
         let name = route.service.as_ref()?;
         if let Some(&index) = services.get(&*name.value) {
             return Some(index);
         }
         problems.error(|| {
-            let help =
-                did_you_mean(&name.value, services.keys().copied()).unwrap_or_else(|| match services.len() {
-                    0 => "add one: [[service]]".into(),
-                    1..=10 => {
-                        let mut names: Vec<&str> = services.keys().copied().collect();
-                        names.sort_unstable();
-                        format!("there are: {}", names.join(", "))
-                    }
-                    count => format!("there are {count} others; add it, or name one of them"),
-                });
+            let help = did_you_mean(&name.value, names()).unwrap_or_else(|| match services.len() {
+                0 => "add one: [[service]]".into(),
+                1..=10 => format!("there are: {}", names().collect::<Vec<_>>().join(", ")),
+                count => format!("there are {count} others; add it, or name one of them"),
+            });
             Problem::at(
                 name.place,
                 format!("there is no service `{}`", super::reader::shortened(&name.value)),
@@ -157,8 +154,7 @@ fn find_services(routes: &[RawRoute], services: &HashMap<&str, u32>, problems: &
         });
         None
     };
-    let mut find = find;
-    routes.iter().map(|route| find(route).unwrap_or(0)).collect()
+    raw.routes.iter().map(|route| find(route).unwrap_or(0)).collect()
 }
 
 /// Host, whether the path is exact, path.

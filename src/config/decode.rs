@@ -19,7 +19,7 @@ use super::{defaults, schema};
 use crate::snapshot::{AccessLogFormat, ForwardedFields};
 use crate::upstream::spec::Balance;
 
-/// Adds one file to `raw`.
+/// Adds one file, or a part of it, to `raw`.
 pub(super) fn file<'t>(reader: &mut Reader<'_>, table: &'t DeTable<'t>, raw: &mut Raw) {
     let top = reader.open(&schema::TOP, table);
     if let Some(item) = top.value("shards") {
@@ -55,17 +55,21 @@ pub(super) fn file<'t>(reader: &mut Reader<'_>, table: &'t DeTable<'t>, raw: &mu
         forwarding(reader, &table, &mut raw.forwarding);
     }
     if let Some(item) = top.value("listener") {
-        for (table, place) in reader.tables(&schema::LISTENER, item, defaults::LISTENERS_MAX) {
+        for (table, place) in
+            reader.tables(&schema::LISTENER, item, defaults::LISTENERS_MAX - raw.listeners.len())
+        {
             raw.listeners.push(listener(reader, &table, place));
         }
     }
     if let Some(item) = top.value("service") {
-        for (table, place) in reader.tables(&schema::SERVICE, item, defaults::SERVICES_MAX) {
+        for (table, place) in
+            reader.tables(&schema::SERVICE, item, defaults::SERVICES_MAX - raw.services.len())
+        {
             raw.services.push(service(reader, &table, place));
         }
     }
     if let Some(item) = top.value("route") {
-        for (table, place) in reader.tables(&schema::ROUTE, item, defaults::ROUTES_MAX) {
+        for (table, place) in reader.tables(&schema::ROUTE, item, defaults::ROUTES_MAX - raw.routes.len()) {
             raw.routes.push(route(reader, &table, place));
         }
     }

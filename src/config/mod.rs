@@ -5,6 +5,7 @@
 //! that it is told; watching them, resolving names and publishing are control's. Named by `control` and the binaries
 //! only.
 
+mod chunks;
 mod compile;
 mod compiled;
 mod decode;
@@ -19,6 +20,8 @@ mod schema;
 mod values;
 mod warn;
 
+#[cfg(test)]
+mod chunks_test;
 #[cfg(test)]
 mod reference_test;
 
@@ -58,7 +61,7 @@ pub fn load(paths: &[PathBuf], environment: Environment<'_>) -> Result<Loaded, R
             texts.push((path.display().to_string(), text));
         }
     }
-    check(texts, environment, problems)
+    check(texts, environment, chunks::CHUNK_BYTES, problems)
 }
 
 /// Checks one text; `name` is what messages call it.
@@ -73,7 +76,7 @@ pub fn parse(name: &str, text: &str, environment: Environment<'_>) -> Result<Loa
     } else {
         texts.push((name.to_owned(), text.to_owned()));
     }
-    check(texts, environment, problems)
+    check(texts, environment, chunks::CHUNK_BYTES, problems)
 }
 
 /// `ringmesh check`: prints all errors and warnings and a last line that sums up. Gives the exit code: 0, or 2 if there
@@ -113,13 +116,14 @@ impl Look {
 fn check(
     texts: Vec<(String, String)>,
     environment: Environment<'_>,
+    chunk_bytes: usize,
     mut problems: Problems,
 ) -> Result<Loaded, Report> {
-    let sources: Vec<Source> = texts.iter().map(|(name, text)| Source::new(name, text)).collect();
+    let sources: Vec<Source> = texts.into_iter().map(|(name, text)| Source::new(&name, text)).collect();
     let mut raw = Raw::default();
     let mut is_toml = true;
-    for (file, (_, text)) in (0..).zip(texts) {
-        is_toml &= decode_text(file, &text, environment, &mut raw, &mut problems);
+    for (file, source) in (0..).zip(&sources) {
+        is_toml &= decode_text(file, source.text(), environment, chunk_bytes, &mut raw, &mut problems);
     }
     // With a file missing, what the others say cannot be judged: a service may be declared there.
     let compiled = if is_toml && problems.errors_outside_files() == 0 {
@@ -133,25 +137,37 @@ fn check(
     }
 }
 
-/// Whether the text is TOML at all; if not, all its mistakes of syntax are reported, and nothing else of it.
+/// Whether the text is TOML at all; if not, all its mistakes of syntax are reported.
 fn decode_text(
     file: u16,
     text: &str,
     environment: Environment<'_>,
+    chunk_bytes: usize,
     raw: &mut Raw,
     problems: &mut Problems,
 ) -> bool {
-    let (table, errors) = DeTable::parse_recoverable(text);
     let mut variables = std::mem::take(&mut raw.variables);
-    let mut reader =
-        Reader { file, text, environment, problems, variables: &mut variables, words: Default::default() };
-    let is_toml = errors.is_empty();
-    for error in errors {
-        let place = reader.place(error.span().unwrap_or(0..0));
-        reader.problems.error(|| syntax(error.message(), place));
-    }
-    if is_toml {
-        decode::file(&mut reader, table.get_ref(), raw);
+    let mut reader = Reader {
+        file,
+        text,
+        base: 0,
+        environment,
+        problems,
+        variables: &mut variables,
+        words: std::collections::HashSet::new(),
+    };
+    let mut is_toml = true;
+    for chunk in chunks::chunks(text, chunk_bytes) {
+        reader.base = chunk.start;
+        let (table, errors) = DeTable::parse_recoverable(&text[chunk]);
+        for error in &errors {
+            let place = reader.place(error.span().unwrap_or(0..0));
+            reader.problems.error(|| syntax(error.message(), place));
+        }
+        is_toml &= errors.is_empty();
+        if is_toml {
+            decode::file(&mut reader, table.get_ref(), raw);
+        }
     }
     raw.variables = variables;
     is_toml

@@ -28,6 +28,8 @@ pub(super) struct Reader<'a> {
     pub(super) file: u16,
     /// Its text.
     pub(super) text: &'a str,
+    /// Where in the text the part begins that is being read: spans count from there.
+    pub(super) base: usize,
     /// How environment variables are looked up.
     pub(super) environment: Environment<'a>,
     /// Where mistakes go.
@@ -108,7 +110,7 @@ impl<'a> Reader<'a> {
             }
         }
         if let Some(excess) = array.get(count_max) {
-            self.too_many(section.path, excess, array.len(), count_max);
+            self.too_many(section.path, excess);
         }
         tables
     }
@@ -149,10 +151,11 @@ impl<'a> Reader<'a> {
 
     fn find(&self, place: Place, words: &str) -> Place {
         let written = self.text.get(place.start as usize..place.end as usize);
+        let offset = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
         match written.and_then(|written| written.find(words)) {
             Some(at) => {
-                let start = place.start as usize + at;
-                self.place(start..start + words.len())
+                let start = place.start.saturating_add(offset(at));
+                Place { start, end: start.saturating_add(offset(words.len())), ..place }
             }
             None => place,
         }
@@ -387,16 +390,16 @@ impl<'a> Reader<'a> {
             return self.wrong_type(key, item, "a list", help);
         };
         if let Some(excess) = array.get(count_max) {
-            self.too_many(key, excess, array.len(), count_max);
+            self.too_many(key, excess);
             return array.get(..count_max);
         }
         Some(array)
     }
 
-    fn too_many(&mut self, key: &str, excess: &Item<'_>, count: usize, count_max: usize) {
+    fn too_many(&mut self, key: &str, excess: &Item<'_>) {
         let place = self.place(excess.span());
         self.problems.error(|| {
-            Problem::at(place, format!("{count} of {key}, more than {count_max}"))
+            Problem::at(place, format!("more of {key} than there may be"))
                 .label("the first one too many")
                 .help("split the configuration among several proxies")
         });
@@ -446,7 +449,7 @@ impl<'a> Reader<'a> {
 
     /// A place in this file.
     pub(super) fn place(&self, span: Range<usize>) -> Place {
-        let offset = |n: usize| u32::try_from(n.min(self.text.len())).unwrap_or(u32::MAX);
+        let offset = |n: usize| u32::try_from((self.base + n).min(self.text.len())).unwrap_or(u32::MAX);
         Place { file: self.file, start: offset(span.start), end: offset(span.end.max(span.start)) }
     }
 }

@@ -221,14 +221,15 @@ impl Problems {
 pub(super) struct Source {
     /// The name under which it is shown.
     pub(super) name: Arc<str>,
-    /// Its text, with control characters made harmless byte for byte: it may go to a terminal.
     text: String,
+    /// The text with control characters made harmless byte for byte, if it has any: it may go to a terminal.
+    shown: Option<String>,
     line_starts: Vec<u32>,
 }
 
 impl Source {
     /// A file's name and text; the text has fewer than 4 GiB (`FILE_BYTES_MAX` sees to that).
-    pub(super) fn new(name: &str, text: &str) -> Self {
+    pub(super) fn new(name: &str, text: String) -> Self {
         let mut line_starts = vec![0];
         // TOML ends lines with LF; the caller's bound on the size makes the conversion exact.
         line_starts.extend(
@@ -237,7 +238,12 @@ impl Source {
                 .filter(|&(_, b)| b == b'\n')
                 .map(|(at, _)| u32::try_from(at + 1).unwrap_or(u32::MAX)),
         );
-        Self { name: plain_words(name.to_owned()).into(), text: harmless(text), line_starts }
+        Self { name: plain_words(name.to_owned()).into(), shown: harmless(&text), text, line_starts }
+    }
+
+    /// The text as it was read.
+    pub(super) fn text(&self) -> &str {
+        &self.text
     }
 
     /// Line and column (in characters) of a byte, both from 1.
@@ -286,7 +292,7 @@ impl SourceCode for Source {
         let (_, column) = self.position(span.offset());
         Ok(Box::new(MietteSpanContents::new_named(
             self.name.to_string(),
-            &self.text.as_bytes()[start..stop],
+            &self.shown.as_ref().unwrap_or(&self.text).as_bytes()[start..stop],
             (start, stop - start).into(),
             first,
             // miette asks without context for the position in its heading, with context for the lines.
@@ -323,9 +329,9 @@ fn dangerous(c: char) -> bool {
         || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
-fn harmless(text: &str) -> String {
+fn harmless(text: &str) -> Option<String> {
     if !text.contains(dangerous) {
-        return text.to_owned();
+        return None;
     }
     let mut out = String::with_capacity(text.len());
     let mut chars = text.chars().peekable();
@@ -336,7 +342,7 @@ fn harmless(text: &str) -> String {
             out.extend(std::iter::repeat_n('?', c.len_utf8()));
         }
     }
-    out
+    Some(out)
 }
 
 /// A problem together with its file, as miette wants it.
@@ -442,7 +448,7 @@ mod tests {
 
     #[test]
     fn positions_count_lines_and_characters_from_one() {
-        let source = Source::new("a", "x\nöäü = 1\r\n\u{1b}[31m");
+        let source = Source::new("a", "x\nöäü = 1\r\n\u{1b}[31m".into());
         assert_eq!(source.position(0), (1, 1));
         assert_eq!(source.position("x\nöä".len()), (2, 3));
         assert_eq!(source.line(2), 2);
@@ -451,8 +457,8 @@ mod tests {
 
     #[test]
     fn a_file_cannot_speak_to_the_terminal() {
-        let source = Source::new("a", "a\u{1b}[31m\r\n\u{9b}\rb\tc");
-        assert_eq!(source.text, "a?[31m\r\n???b\tc");
+        let source = Source::new("a", "a\u{1b}[31m\r\n\u{9b}\rb\tc".into());
+        assert_eq!(source.shown.unwrap(), "a?[31m\r\n???b\tc");
         let problem = Problem::nowhere(format!("a\u{1b}\n\u{202e}{}", "b".repeat(1000))).help("c\td");
         assert!(
             problem.message.starts_with("a\\u{1b}\\u{a}\\u{202e}bbb") && problem.message.ends_with("b...")
@@ -478,7 +484,7 @@ mod tests {
         let mut problems = Problems::default();
         problems.error(|| Problem::at(Place { file: 0, start: end, end }, "nothing follows").label("here"));
         problems.error(|| Problem::at(Place { file: 0, start: 10, end: 5000 }, "too long").label("here"));
-        let shown = problems.report(vec![Source::new("f.toml", &text)]).to_string();
+        let shown = problems.report(vec![Source::new("f.toml", text)]).to_string();
         assert!(shown.contains("too long (f.toml:2:5)"), "{shown}");
         assert!(shown.contains("f.toml:3:4") && shown.contains("c ="), "{shown}");
         assert!(shown.len() < 1000);
