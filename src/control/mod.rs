@@ -35,7 +35,7 @@ use std::sync::Arc;
 use std::sync::mpsc::sync_channel;
 use std::thread::JoinHandle;
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use crate::config::{self, Look, Report};
 use crate::shard;
@@ -55,12 +55,18 @@ pub struct Start {
     /// Whether changes of the files are noticed by themselves.
     pub watch: bool,
     /// What `${NAME}` in the configuration stands for.
-    pub env: fn(&str) -> Option<String>,
+    pub env: Env,
     /// Starts a shard; tests put their own in place of [`shard::spawn`].
     pub spawn: Spawn,
     /// Name servers to ask in place of the system's; empty: /etc/resolv.conf and /etc/hosts.
     pub name_servers: Vec<SocketAddr>,
 }
+
+/// Looks up a variable of the environment.
+pub type Env = fn(&str) -> Option<String>;
+
+/// A configuration that is being read.
+type Loading = oneshot::Receiver<Result<config::Loaded, Report>>;
 
 /// Starts a shard's thread.
 pub type Spawn = fn(shard::Plan) -> io::Result<JoinHandle<()>>;
@@ -140,7 +146,17 @@ impl Proxy {
             _ => Vec::new(),
         };
         let watch = watch::Watch::new(watched);
-        let loaded = start.source.load(start.env).map_err(StartError::Config)?;
+        let loading = start.source.load(start.env).map_err(|error| StartError::Runtime {
+            what: "start a thread to read the configuration".into(),
+            error,
+        })?;
+        let loaded = match loading.blocking_recv() {
+            Ok(loaded) => loaded.map_err(StartError::Config)?,
+            Err(_) => {
+                let error = io::Error::other("reading it panicked; please report this with the log above");
+                return Err(StartError::Runtime { what: "read the configuration".into(), error });
+            }
+        };
         if !loaded.warnings.is_empty() {
             tracing::warn!("configuration has warnings\n{}", loaded.warnings);
         }
@@ -240,11 +256,21 @@ impl Drop for Proxy {
 }
 
 impl Source {
-    fn load(&self, env: fn(&str) -> Option<String>) -> Result<config::Loaded, Report> {
-        match self {
-            Self::Files(paths) => config::load(paths, &env),
-            Self::Text { name, text } => config::parse(name, text, &env),
-        }
+    /// Reads and checks, on a thread that ends with it: what reading took (some 50 MB for ten thousand services) goes
+    /// back to the system, and control goes on answering meanwhile.
+    fn load(&self, env: Env) -> io::Result<Loading> {
+        let (told, loading) = oneshot::channel();
+        let source = self.clone();
+        std::thread::Builder::new().name("ringmesh-load".into()).spawn(move || {
+            let loaded = match &source {
+                Self::Files(paths) => config::load(paths, &env),
+                Self::Text { name, text } => config::parse(name, text, &env),
+            };
+            drop(source);
+            // Whoever asked may have gone.
+            let _ = told.send(loaded);
+        })?;
+        Ok(loading)
     }
 }
 

@@ -37,7 +37,7 @@ pub enum ReloadError {
         /// What was answered.
         error: io::Error,
     },
-    /// Control is ending, or too many commands wait.
+    /// Control is ending, too many commands wait, or no thread is to be had.
     Busy,
 }
 
@@ -135,6 +135,7 @@ impl Control {
     pub(super) async fn reload(&mut self, text: Option<String>) -> Result<u64, ReloadError> {
         let began = Instant::now();
         let done = Box::pin(self.take_configuration(text)).await;
+        self.ticks = 0;
         let mut live = self.state.live();
         match &done {
             Ok(generation) => {
@@ -161,7 +162,10 @@ impl Control {
             (Source::Files(_), Some(text)) => Source::Text { name: "configuration".into(), text },
             (source, None) => source.clone(),
         };
-        let Loaded { mut compiled, warnings } = source.load(self.env).map_err(ReloadError::Config)?;
+        let Loaded { mut compiled, warnings } = match source.load(self.env) {
+            Ok(loading) => loading.await.map_err(|_| ReloadError::Busy)?.map_err(ReloadError::Config)?,
+            Err(_) => return Err(ReloadError::Busy),
+        };
         if !warnings.is_empty() {
             tracing::warn!("configuration has warnings\n{warnings}");
         }

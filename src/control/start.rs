@@ -146,6 +146,7 @@ impl Control {
             commands,
             shards,
             deadline: None,
+            ticks: 0,
         };
         control.until_accepting().await?;
         if let Some(listener) = admin {
