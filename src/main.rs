@@ -21,7 +21,7 @@ fn main() -> ExitCode {
 
 /// A service-mesh data plane: one io_uring shard per core, a configuration you can read.
 #[derive(Parser)]
-#[command(version, after_help = EXAMPLES, max_term_width = 100, subcommand_required = true)]
+#[command(version, after_help = EXAMPLES)]
 struct Arguments {
     #[command(subcommand)]
     command: Command,
@@ -29,10 +29,16 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Serve until SIGTERM or SIGINT, which finish what is in flight; a second one ends at once
+    /// Serve until SIGTERM or SIGINT
     ///
-    /// SIGHUP reads the configuration again, as does a change of its files. SIGUSR1 opens the access log again. The exit
-    /// code is 0 after a drain, 1 when the machine refuses something, 2 when the configuration has errors.
+    /// The first SIGTERM or SIGINT drains: not ready, no new connections, what is in flight is
+    /// finished within timeouts.drain. A second one ends at once. SIGHUP reads the configuration
+    /// again, as does a change of its files; one with errors changes nothing. SIGUSR1 opens the
+    /// access log again.
+    ///
+    /// Exit code: 0 after a drain; 1 when the machine refuses something, or after a second
+    /// signal; 2 when the configuration has errors.
+    #[command(verbatim_doc_comment)]
     Run {
         /// TOML files, read together in this order; a directory stands for its *.toml
         #[arg(long, required = true, num_args = 1.., value_name = "FILE")]
@@ -40,7 +46,8 @@ enum Command {
     },
     /// Read configuration files and report every error and doubt, without serving
     ///
-    /// The exit code is 0 when they can be used (perhaps with warnings), 2 when they have errors.
+    /// Exit code: 0 when they can be used (perhaps with warnings), 2 when they have errors.
+    #[command(verbatim_doc_comment)]
     Check {
         /// TOML files, read together in this order; a directory stands for its *.toml
         #[arg(required = true, value_name = "FILE")]

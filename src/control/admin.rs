@@ -105,13 +105,12 @@ async fn answer(
         }
     }
     let accept = request.headers().get(ACCEPT).and_then(|v| v.to_str().ok());
+    let has = |wanted: &str| query.split('&').any(|p| p == wanted);
+    let json = has("format=json") || accept.is_some_and(|a| a.contains("application/json"));
+    let kind = if json { "application/json" } else { TEXT };
     let show = |shown: Shown| {
-        let asked = query.split('&').any(|p| p == "format=json");
-        if asked || accept.is_some_and(|a| a.contains("application/json")) {
-            page(StatusCode::OK, "application/json", format!("{:#}\n", shown.json))
-        } else {
-            page(StatusCode::OK, TEXT, shown.text)
-        }
+        let text = if json { format!("{:#}\n", shown.json) } else { shown.text };
+        page(StatusCode::OK, kind, text)
     };
     match path {
         "/" => page(StatusCode::OK, TEXT, pages::INDEX.into()),
@@ -124,7 +123,10 @@ async fn answer(
             let format = Format::accepted(accept);
             page(StatusCode::OK, format.content_type(), export::metrics(state, format))
         }
-        "/services" => show(pages::services(state, query.split('&').any(|p| p == "all" || p == "all=1"))),
+        "/services" => {
+            let all = has("all") || has("all=1");
+            page(StatusCode::OK, kind, pages::services(state, all, json))
+        }
         "/shards" => show(pages::shards(state)),
         "/config" => show(pages::config(state)),
         "/build" => show(pages::build(state)),

@@ -260,7 +260,7 @@ fn a_changed_file_is_taken_whichever_way_it_was_changed() {
     let admin = proxy.admin().unwrap();
     let serves = |service: &str| {
         eventually(service, || {
-            page(admin, "/services?format=json").1.contains(&format!("\"name\": \"{service}\""))
+            page(admin, "/services?format=json").1.contains(&format!("\"name\":\"{service}\""))
         });
     };
     serves("one");

@@ -9,14 +9,14 @@ use tracing_subscriber::EnvFilter;
 /// is said so. Does nothing when a log is set up already.
 pub fn log() {
     let wanted = std::env::var("RINGMESH_LOG").ok().filter(|w| !w.is_empty());
-    let (filter, wrong) = match wanted.as_deref().map(EnvFilter::try_new) {
+    let (levels, wrong) = match wanted.as_deref().map(EnvFilter::try_new) {
         None => (EnvFilter::new("info"), None),
-        Some(Ok(filter)) => (filter, None),
+        Some(Ok(levels)) => (levels, None),
         Some(Err(error)) => (EnvFilter::new("info"), Some(error)),
     };
     let colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
     let set = tracing_subscriber::fmt()
-        .with_env_filter(filter)
+        .with_env_filter(levels)
         .with_target(false)
         .with_ansi(colours)
         .with_writer(std::io::stderr)

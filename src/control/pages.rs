@@ -1,8 +1,10 @@
 //! The admin pages for eyes and for programs: `/services`, `/shards`, `/config`, `/build`, each as a text table and as
 //! JSON. Called by `admin`; they read `State` and change nothing.
 
+use std::cmp::Reverse;
 use std::collections::HashSet;
 use std::fmt::Write;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::SystemTime;
 
@@ -10,7 +12,7 @@ use serde_json::{Value, json};
 
 use super::latency::Latency;
 use super::state::State;
-use super::store::{Store, Window};
+use super::store::{Service, Store, Window};
 use crate::config::Origin;
 use crate::upstream::spec;
 
@@ -48,7 +50,7 @@ ringmesh
 /services shows 200 services unless ?all is given.
 ";
 
-/// A page in both forms; made once, as asked for.
+/// A small page in both forms.
 pub(super) struct Shown {
     /// The table for eyes.
     pub text: String,
@@ -56,11 +58,9 @@ pub(super) struct Shown {
     pub json: Value,
 }
 
-/// `/services`
-pub(super) fn services(state: &State, all: bool) -> Shown {
-    let live = state.live();
-    let snapshot = std::sync::Arc::clone(&live.snapshot);
-    drop(live);
+/// `/services`, in one form only: with all of ten thousand services it is megabytes.
+pub(super) fn services(state: &State, all: bool, json: bool) -> String {
+    let snapshot = Arc::clone(&state.live().snapshot);
     let store = state.store();
     let mut rows: Vec<(&str, Option<&spec::Service>)> =
         snapshot.services.iter().map(|s| (&*s.name, Some(&**s))).collect();
@@ -70,11 +70,18 @@ pub(super) fn services(state: &State, all: bool) -> Shown {
     // Busy ones first, then by name.
     rows.sort_by_cached_key(|(name, _)| {
         let busy = store.service(name).map_or(0, |s| store.window(s, Store::WINDOW).exchanges);
-        (std::cmp::Reverse(busy), *name)
+        (Reverse(busy), *name)
     });
     let hidden = if all { 0 } else { rows.len().saturating_sub(SERVICES_SHOWN_MAX) };
     rows.truncate(rows.len() - hidden);
+    let rows = rows.into_iter().map(|(name, configured)| (name, configured, store.service(name)));
+    if json { services_json(&store, rows, hidden) } else { services_text(&store, rows, hidden) }
+}
 
+/// A service's name, how it is configured (if it still is), and what it saw (if it saw anything).
+type Row<'a> = (&'a str, Option<&'a spec::Service>, Option<&'a Service>);
+
+fn services_text<'a>(store: &Store, rows: impl Iterator<Item = Row<'a>>, hidden: usize) -> String {
     let mut table = Table::new(&[
         "service",
         "rate/s",
@@ -90,54 +97,59 @@ pub(super) fn services(state: &State, all: bool) -> Shown {
         "exchanges",
         "endpoints",
     ]);
-    let mut list = Vec::with_capacity(rows.len());
-    for (name, configured) in rows {
-        let service = store.service(name);
+    for (name, configured, service) in rows {
         let ten = service.map_or_else(Window::default, |s| store.window(s, Store::WINDOW));
-        let one = service.map_or_else(Window::default, |s| store.window(s, 1));
-        let endpoints = configured.map_or(0, |s| s.endpoints.len());
         let mut cells = vec![name.to_owned(), format!("{:.1}", ten.rate())];
-        for (latency, quantiles) in [
-            (&ten.first_byte, &[0.5, 0.99, 0.999][..]),
+        let columns: [(&Latency, &[f64]); 3] = [
+            (&ten.first_byte, &[0.5, 0.99, 0.999]),
             (&ten.whole, &[0.5, 0.99, 0.999]),
             (&ten.own, &[0.5, 0.99]),
-        ] {
-            cells.extend(
-                quantiles.iter().map(|q| latency.quantile(*q).map_or_else(|| "-".to_owned(), duration)),
-            );
+        ];
+        for (latency, quantiles) in columns {
+            let shown = |q: &f64| latency.quantile(*q).map_or_else(|| "-".to_owned(), duration);
+            cells.extend(quantiles.iter().map(shown));
         }
-        cells.push(service.map_or(0, super::store::Service::errors).to_string());
-        cells.push(service.map_or(0, super::store::Service::exchanges).to_string());
-        cells.push(match configured {
-            Some(_) => endpoints.to_string(),
-            None => "-".to_owned(),
-        });
+        cells.push(service.map_or(0, Service::errors).to_string());
+        cells.push(service.map_or(0, Service::exchanges).to_string());
+        cells.push(configured.map_or_else(|| "-".to_owned(), |s| s.endpoints.len().to_string()));
         table.row(cells);
-        let failures = service.map(|s| s.failures.iter().map(|(f, n)| (f.to_string(), json!(n))).collect());
-        list.push(json!({
+    }
+    let mut text = table.text();
+    let window = Store::WINDOW;
+    let _ =
+        writeln!(text, "\nlatencies and rate over the last {window} s; errors and exchanges since the start");
+    if hidden > 0 {
+        let _ = writeln!(text, "{hidden} more services: /services?all");
+    }
+    text
+}
+
+fn services_json<'a>(store: &Store, rows: impl Iterator<Item = Row<'a>>, hidden: usize) -> String {
+    let mut text = "{\"services\": [".to_owned();
+    for (n, (name, configured, service)) in rows.enumerate() {
+        let failures = |s: &Service| {
+            let mut all: Vec<_> = s.failures.iter().map(|(f, n)| (f.to_string(), json!(n))).collect();
+            all.extend((s.failures_other > 0).then(|| ("other".to_owned(), json!(s.failures_other))));
+            Value::Object(all.into_iter().collect())
+        };
+        let row = json!({
             "name": name,
             "configured": configured.is_some(),
-            "exchanges": service.map_or(0, super::store::Service::exchanges),
-            "errors": service.map_or(0, super::store::Service::errors),
-            "by_class": service.map_or([0; 6], |s| s.by_class),
-            "failures": Value::Object(failures.unwrap_or_default()),
-            "last_second": window(&one),
-            "last_10_seconds": window(&ten),
+            "exchanges": service.map_or(0, Service::exchanges),
+            "errors": service.map_or(0, Service::errors),
+            "by_class": service.map(|s| s.by_class),
+            "failures": service.map(failures),
+            "last_second": service.map(|s| window(&store.window(s, 1))),
+            "last_10_seconds": service.map(|s| window(&store.window(s, Store::WINDOW))),
             "endpoints": configured.map(|s| s.endpoints.iter().map(|e| json!({
                 "address": e.address.to_string(), "weight": e.weight, "zone": e.zone.as_deref(),
             })).collect::<Vec<_>>()),
-        }));
+        });
+        // A service a line.
+        let _ = write!(text, "{}\n  {row}", if n > 0 { "," } else { "" });
     }
-    let mut text = table.text();
-    let _ = writeln!(
-        text,
-        "\nlatencies and rate over the last {} s; errors and exchanges since the start",
-        Store::WINDOW
-    );
-    if hidden > 0 {
-        let _ = writeln!(text, "{hidden} more services without traffic: /services?all");
-    }
-    Shown { text, json: json!({ "services": list, "hidden": hidden }) }
+    let _ = writeln!(text, "\n], \"hidden\": {hidden}}}");
+    text
 }
 
 /// `/shards`
