@@ -100,7 +100,8 @@ mod tests {
         let at = a.as_ptr();
         buffers.give(a);
         buffers.give(b);
-        assert_eq!(buffers.take_small().unwrap().as_ptr(), at);
+        let again = buffers.take_small().unwrap();
+        assert_eq!(again.as_ptr(), at);
         assert_eq!(buffers.bytes(), Buffers::SMALL + Buffers::LARGE);
         buffers.trim();
         buffers.trim();
