@@ -1,2 +1,79 @@
-//! todo
-fn main() {}
+//! What one exchange pays for balancing: pick, started, ended. The bar: 30 ns for each, where it is O(1) (round robin by
+//! unequal weights among 1 000 is not).
+
+use std::hint::black_box;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use criterion::{Criterion, criterion_group, criterion_main};
+use fastrand::Rng;
+use ringmesh::upstream::balance::{Balancer, Outcome};
+use ringmesh::upstream::spec::{Address, Balance, Endpoint, Pool, Service, Timeouts};
+
+criterion_group!(benches, pick, whole);
+criterion_main!(benches);
+
+const ALL: [Balance; 4] = [Balance::PeakEwma, Balance::LeastRequest, Balance::RoundRobin, Balance::Random];
+
+/// The choice alone, among endpoints that have answered before.
+fn pick(criterion: &mut Criterion) {
+    for balance in ALL {
+        for (name, endpoints, weight) in
+            [("10", 10, 1), ("1000", 1000, 1), ("10 weighted", 10, 9), ("1000 weighted", 1000, 9)]
+        {
+            let mut balancer = Balancer::new(&service(balance, endpoints, weight));
+            let mut rng = Rng::with_seed(1);
+            for endpoint in 0..endpoints {
+                balancer.started(endpoint, 0);
+                balancer.ended(endpoint, 0, Outcome::Answered { latency_ns: rng.u64(1_000_000..2_000_000) });
+            }
+            let mut now_ns = 0;
+            criterion.bench_function(&format!("balance/pick/{balance:?}/{name}"), |bencher| {
+                bencher.iter(|| {
+                    now_ns = (now_ns + 10_000) % 1_000_000_000;
+                    balancer.pick(black_box(now_ns), &mut rng, |_| false)
+                });
+            });
+        }
+    }
+}
+
+/// All that is done for one exchange, one after the other.
+fn whole(criterion: &mut Criterion) {
+    for balance in ALL {
+        let mut balancer = Balancer::new(&service(balance, 10, 1));
+        let mut rng = Rng::with_seed(1);
+        let mut now_ns = 0;
+        criterion.bench_function(&format!("balance/whole/{balance:?}/10"), |bencher| {
+            bencher.iter(|| {
+                now_ns += 10_000;
+                let endpoint = balancer.pick(black_box(now_ns), &mut rng, |_| false)?;
+                balancer.started(endpoint, now_ns);
+                balancer.ended(
+                    endpoint,
+                    now_ns,
+                    Outcome::Answered { latency_ns: 1_000_000 + (now_ns & 0xffff) },
+                );
+                Some(endpoint)
+            });
+        });
+    }
+}
+
+/// Weights from 1 to `weight`.
+fn service(balance: Balance, endpoints: usize, weight: u16) -> Service {
+    let second = Duration::from_secs(1);
+    let endpoint = |n: usize| Endpoint {
+        address: Address::Ip(SocketAddr::from(([127, 0, 0, 1], n as u16 + 1))),
+        weight: n as u16 % weight + 1,
+        zone: None,
+    };
+    Service {
+        name: "bench".into(),
+        balance,
+        endpoints: (0..endpoints).map(endpoint).collect(),
+        pool: Pool { idle_max: 1, idle_timeout: second, connections_max: 1 },
+        timeouts: Timeouts { connect: second, response: second, body_stall: second },
+        connect_attempts_max: 1,
+    }
+}

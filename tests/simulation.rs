@@ -213,14 +213,17 @@ struct World {
     balancer: Balancer,
     servers: Vec<Server>,
     now_ns: u64,
-    /// Exchanges that end: when, at which endpoint, begun when.
-    ends: BinaryHeap<Reverse<(u64, usize, u64)>>,
+    /// What is in flight, the next to end first.
+    ends: BinaryHeap<Reverse<End>>,
     /// Servers answer all at once instead of one after the other.
     delay_only: bool,
     picks: Vec<u64>,
     latencies_ns: Vec<u64>,
     in_flight_max: u32,
 }
+
+/// When, at which endpoint, begun when.
+type End = (u64, usize, u64);
 
 struct Server {
     /// Of exponentially distributed times.
@@ -265,7 +268,7 @@ impl World {
     }
 
     fn begin(&mut self, rng: &mut Rng) {
-        let endpoint = self.balancer.pick(self.now_ns, rng, |_| false).unwrap();
+        let endpoint = self.balancer.pick(self.now_ns, rng, |_| false).expect("there are endpoints");
         self.balancer.started(endpoint, self.now_ns);
         self.picks[endpoint] += 1;
         self.in_flight_max = self.in_flight_max.max(self.balancer.in_flight(endpoint));
@@ -301,7 +304,7 @@ fn count_picks(balance: Balance, weights: &[u16], count: u64, rng: &mut Rng) -> 
     let mut balancer = Balancer::new(&service(balance, weights));
     let mut picks = vec![0; weights.len()];
     for _ in 0..count {
-        picks[balancer.pick(0, rng, |_| false).unwrap()] += 1;
+        picks[balancer.pick(0, rng, |_| false).expect("there are endpoints")] += 1;
     }
     picks
 }

@@ -461,8 +461,15 @@ fn sift_root(heap: &mut [Turn]) {
 /// `exp(−Δt / 10 s)`.
 fn decay(elapsed_ns: u64) -> f32 {
     let x = elapsed_ns as f32 / DECAY_NS;
-    // The usual case, a fraction of a second since the last answer: two terms are exact to 10⁻⁶ there.
-    if x < 0.02 { 1.0 - x + x * x * 0.5 } else { (-x).exp() }
+    if x < 0.02 {
+        // The usual case, a fraction of a second since the last answer: two terms are exact to 10⁻⁶ there.
+        1.0 - x + x * x * 0.5
+    } else if x < 16.0 {
+        (-x).exp()
+    } else {
+        // Less than 10⁻⁶ is left; the denormal numbers further down would cost a hundred times as much to compute with.
+        0.0
+    }
 }
 
 /// An even number below `count`, which is at most 2³² (one multiplication; the bias of at most count / 2³² is nothing).

@@ -81,6 +81,21 @@ fn of_two_endpoints_the_one_with_fewer_in_flight_is_picked() {
 }
 
 #[test]
+fn a_request_weighs_less_on_an_endpoint_of_more_weight() {
+    let mut rng = Rng::with_seed(9);
+    for balance in [Balance::LeastRequest, Balance::PeakEwma] {
+        let mut balancer = Balancer::new(&service(balance, &[4, 1]));
+        for endpoint in [0, 0, 1] {
+            balancer.started(endpoint, 0);
+        }
+        // Two on four is less than one on one: the heavy one wins unless both draws are of the other (1/25). Were the
+        // bare numbers compared, it would win only when both are of itself (16/25).
+        let heavy = (0..10_000).filter(|_| balancer.pick(0, &mut rng, |_| false) == Some(0)).count();
+        assert!((9_500..9_700).contains(&heavy), "{balance:?}: {heavy}");
+    }
+}
+
+#[test]
 fn a_peak_counts_at_once_and_fades_by_time() {
     let mut balancer = Balancer::new(&service(Balance::PeakEwma, &[1, 1]));
     answer(&mut balancer, 0, 0, MS);
@@ -182,6 +197,11 @@ fn averages_survive_a_reload_by_address() {
         near(new.latency_ns(2, SECOND), 3e6);
         near(new.latency_ns(count - 1, SECOND), count as f64 * 1e6);
         assert_eq!(new.in_flight(1), 0, "what is in flight ends on the old balancer");
+        assert_eq!(
+            new.usual.latency_ns(),
+            old.usual.latency_ns(),
+            "the new one is held to be as fast as the others"
+        );
 
         let mut other = Balancer::new(&service(Balance::Random, &vec![1; count]));
         other.carry_over(&old, &old_service, &new_service);
