@@ -5,6 +5,7 @@
 
 use std::cell::Cell;
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::AsRawFd;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -106,6 +107,8 @@ async fn accept(shard: Rc<Shard>, name: Arc<str>, socket: Rc<TcpListener>, stopp
                     continue; // Dropping the stream closes it.
                 }
                 totals.downstream_accepted.set(totals.downstream_accepted.get() + 1);
+                // An IPv4 caller on an IPv6 socket is shown as what it is.
+                let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
                 task::spawn(&shard, proxy::serve(Rc::clone(&shard), stream, peer, Arc::clone(&name)));
             }
             Err(error) if is_of_the_connection(&error) => {}

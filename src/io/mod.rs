@@ -45,6 +45,23 @@ pub struct Writer {
     half: WriteHalf,
 }
 
+/// How long a write may take: as long as the peer takes something now and then, and not beyond the end.
+#[derive(Clone, Copy)]
+pub struct Patience<'c> {
+    /// The shard's clock.
+    pub clock: &'c Clock,
+    /// Without any progress.
+    pub stall: Duration,
+    /// At the latest.
+    pub until: u64,
+}
+
+impl Patience<'_> {
+    fn deadline(&self) -> u64 {
+        self.clock.after(self.stall).min(self.until)
+    }
+}
+
 /// Ends waits on a connection from outside of the operation.
 pub struct Control {
     ticket: Rc<Ticket>,
@@ -139,9 +156,9 @@ impl Connection {
         sys::peek(self.ticket.socket()) == sys::Peek::Silent
     }
 
-    /// Whether the peer has reset the connection (a half-close does not count).
-    pub fn is_reset(&self) -> bool {
-        sys::is_reset(self.ticket.socket())
+    /// Whether bytes wait to be read: closing now would reset the connection and could destroy what was sent last.
+    pub fn has_unread(&self) -> bool {
+        sys::peek(self.ticket.socket()) == sys::Peek::Bytes
     }
 
     /// Makes the coming close a reset: the only way to tell the peer that a body that ends with the connection is cut.
@@ -283,36 +300,29 @@ impl Writer {
     /// Writes all of `buffer` from `from` on.
     ///
     /// # Errors
-    /// `Timeout` at `deadline`, `Reset` when the peer no longer takes anything.
+    /// `Timeout` when patience ends, `Reset` when the peer no longer takes anything.
     pub async fn write_all(
         &mut self,
         buffer: Vec<u8>,
         from: usize,
-        deadline: u64,
+        patience: Patience<'_>,
     ) -> (Result<(), Fault>, Vec<u8>) {
         let (mut from, to) = (from, buffer.len());
         let mut buffer = buffer;
-        self.ticket.arm_write(deadline);
-        while from < to {
+        let mut result = Ok(());
+        while from < to && result.is_ok() {
+            self.ticket.arm_write(patience.deadline());
             let slice = buffer.slice(from..to);
-            let (result, slice) = each!(WriteHalf, &mut self.half, half => half.write(slice).await);
+            let (written, slice) = each!(WriteHalf, &mut self.half, half => half.write(slice).await);
             buffer = slice.into_inner();
-            match result {
-                Ok(0) => break,
-                Ok(n) => from += n,
-                Err(error) => {
-                    let fired = self.ticket.disarm_write();
-                    let fault = if fired { Fault::Timeout } else { Fault::of(&error) };
-                    return (Err(fault), buffer);
-                }
+            let fired = self.ticket.disarm_write();
+            match written {
+                Ok(n) if n > 0 => from += n,
+                _ if fired => result = Err(Fault::Timeout),
+                Ok(_) => result = Err(Fault::Reset),
+                Err(error) => result = Err(Fault::of(&error)),
             }
         }
-        let fired = self.ticket.disarm_write();
-        let result = match (from < to, fired) {
-            (false, _) => Ok(()),
-            (true, true) => Err(Fault::Timeout),
-            (true, false) => Err(Fault::Reset),
-        };
         (result, buffer)
     }
 

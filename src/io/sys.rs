@@ -34,17 +34,6 @@ pub(crate) fn peek(socket: RawFd) -> Peek {
     }
 }
 
-/// Whether the connection is gone in both directions (a reset, not a half-close).
-pub(crate) fn is_reset(socket: RawFd) -> bool {
-    use rustix::event::{PollFd, PollFlags, Timespec, poll};
-    let mut fds = [PollFd::from_borrowed_fd(borrow(socket), PollFlags::empty())];
-    let now = Timespec { tv_sec: 0, tv_nsec: 0 };
-    match poll(&mut fds, Some(&now)) {
-        Ok(n) if n > 0 => fds[0].revents().intersects(PollFlags::ERR | PollFlags::HUP),
-        _ => false,
-    }
-}
-
 /// Ends the waits on one or both directions: a pending receive returns what is there, then end of file.
 pub(crate) fn shutdown_read(socket: RawFd) {
     let _ = rustix::net::shutdown(borrow(socket), Shutdown::Read);

@@ -6,7 +6,7 @@ use super::account::Account;
 use crate::downstream::Asked;
 use crate::failure::{Cause, Failure, Stage};
 use crate::http::body::{HEADROOM, Reframer, TAILROOM};
-use crate::io::{Reader, Writer};
+use crate::io::{Patience, Reader, Writer};
 use crate::shard::Shard;
 use crate::shard::clock::ns;
 use crate::upstream::spec;
@@ -125,9 +125,10 @@ impl Way<'_> {
     }
 
     async fn send(&self, to: &mut Writer, out: &mut Vec<u8>, start: usize) -> Result<(), Failure> {
-        let stall = self.shard.clock.now().saturating_add(ns(self.service.timeouts.body_stall));
+        let stall = self.service.timeouts.body_stall;
+        let patience = Patience { clock: &self.shard.clock, stall, until: self.deadline };
         self.account.wait(self.shard.clock.now());
-        let (result, back) = to.write_all(std::mem::take(out), start, stall.min(self.deadline)).await;
+        let (result, back) = to.write_all(std::mem::take(out), start, patience).await;
         self.account.waited(self.shard.clock.now());
         *out = back;
         result.map_err(|fault| Failure::upstream(Stage::Request, super::cause(fault)))

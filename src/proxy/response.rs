@@ -9,7 +9,7 @@ use crate::http::body::{HEADROOM, Reframer, TAILROOM};
 use crate::http::h1::{self, Parsed, ResponseOptions};
 use crate::http::{Framing, Method, Version};
 use crate::io::timed::OnDeadline;
-use crate::io::{Fault, Reader, Writer};
+use crate::io::{Fault, Patience, Reader, Writer};
 use crate::shard::Shard;
 use crate::shard::buffers::Buffers;
 use crate::shard::clock::{NEVER, ns};
@@ -55,13 +55,8 @@ pub(super) struct Answered {
 /// # Errors
 /// The failure; whether something was sent to the caller stands in the account.
 pub(super) async fn carry(way: &Way<'_>, from: &mut Reader, to: &mut Writer) -> Result<Answered, Failure> {
-    let shed = Failure::local(Stage::Response, Cause::Overloaded);
-    let input = way.shard.buffers.take_small().ok_or(shed)?;
-    let Some(out) = way.shard.buffers.take_small() else {
-        way.shard.buffers.give(input);
-        return Err(shed);
-    };
-    let mut held = Held { input, out };
+    let input = way.shard.buffers.take_small().ok_or(SHED)?;
+    let mut held = Held { input, out: Vec::new() };
     let result = async {
         let answer = way.head(from, to, &mut held).await?;
         let reusable = way.body(from, to, &mut held, &answer).await?;
@@ -73,11 +68,14 @@ pub(super) async fn carry(way: &Way<'_>, from: &mut Reader, to: &mut Writer) -> 
     result
 }
 
+/// There is no memory for one more buffer.
+const SHED: Failure = Failure::local(Stage::Response, Cause::Overloaded);
+
 /// The buffers of the way back, given back however it ends.
 struct Held {
     /// What came from the service.
     input: Vec<u8>,
-    /// What goes to the caller.
+    /// What goes to the caller; taken when the service has answered, so that a waiting exchange holds one buffer less.
     out: Vec<u8>,
 }
 
@@ -138,8 +136,7 @@ impl Way<'_> {
     async fn more_head(&self, from: &mut Reader, held: &mut Held) -> Result<(), Failure> {
         if held.input.len() + TAILROOM >= held.input.capacity() {
             // A head larger than a small buffer: rare enough to be moved.
-            let mut large =
-                self.shard.buffers.take_large().ok_or(Failure::local(Stage::Response, Cause::Overloaded))?;
+            let mut large = self.shard.buffers.take_large().ok_or(SHED)?;
             if large.capacity() <= held.input.len() + TAILROOM {
                 self.shard.buffers.give(large);
                 return Err(Failure::upstream(Stage::Response, Cause::HeadTooLarge));
@@ -161,6 +158,9 @@ impl Way<'_> {
             Ok(_) => {
                 if !self.answered.replace(true) {
                     self.account.first_byte_at.set(self.shard.clock.now());
+                }
+                if held.out.capacity() == 0 {
+                    held.out = self.shard.buffers.take_small().ok_or(SHED)?;
                 }
                 Ok(())
             }
@@ -269,17 +269,19 @@ impl Way<'_> {
 
     /// Sends a head (with what is there of the body): the proxy's own time.
     async fn send(&self, to: &mut Writer, out: &mut Vec<u8>) -> Result<(), Failure> {
-        let stall = self.shard.clock.now().saturating_add(ns(self.asked.view.snapshot.timeouts.body_stall));
-        let (result, back) = to.write_all(std::mem::take(out), 0, stall.min(self.deadline)).await;
+        let stall = self.asked.view.snapshot.timeouts.body_stall;
+        let patience = Patience { clock: &self.shard.clock, stall, until: self.deadline };
+        let (result, back) = to.write_all(std::mem::take(out), 0, patience).await;
         *out = back;
         result.map_err(|fault| Failure::downstream(Stage::Body, super::cause(fault)))
     }
 
     /// Sends a part of a long body: how long that takes is the caller's doing.
     async fn send_waiting(&self, to: &mut Writer, out: &mut Vec<u8>, start: usize) -> Result<(), Failure> {
+        let stall = self.asked.view.snapshot.timeouts.body_stall;
+        let patience = Patience { clock: &self.shard.clock, stall, until: self.deadline };
         self.account.wait(self.shard.clock.now());
-        let stall = self.shard.clock.now().saturating_add(ns(self.asked.view.snapshot.timeouts.body_stall));
-        let (result, back) = to.write_all(std::mem::take(out), start, stall.min(self.deadline)).await;
+        let (result, back) = to.write_all(std::mem::take(out), start, patience).await;
         self.account.waited(self.shard.clock.now());
         *out = back;
         result.map_err(|fault| Failure::downstream(Stage::Body, super::cause(fault)))

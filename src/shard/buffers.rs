@@ -27,8 +27,9 @@ impl Buffers {
     const SMALL_KEPT_MAX: usize = 256;
     /// Large buffers kept ready (4 MiB).
     const LARGE_KEPT_MAX: usize = 32;
-    /// Bytes in use per shard: 512 MiB is 4 000 long bodies at once; one more is shed.
-    pub const BYTES_MAX: usize = 512 * 1024 * 1024;
+    /// Bytes in use per shard: 1 GiB is 20 000 short exchanges that wait for their service, or 8 000 long bodies; one
+    /// more is shed. Resident is what was written to: about a quarter.
+    pub const BYTES_MAX: usize = 1024 * 1024 * 1024;
 
     /// An empty small buffer, or `None` when `BYTES_MAX` are in use.
     pub fn take_small(&self) -> Option<Vec<u8>> {
