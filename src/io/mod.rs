@@ -76,6 +76,8 @@ pub enum Fault {
     Closed,
     /// The peer reset the connection.
     Reset,
+    /// The peer had reset the connection before a byte was written to it: it cannot have seen any.
+    Unsent,
     /// Nothing listens there.
     Refused,
     /// There is no way there.
@@ -300,14 +302,15 @@ impl Writer {
     /// Writes all of `buffer` from `from` on.
     ///
     /// # Errors
-    /// `Timeout` when patience ends, `Reset` when the peer no longer takes anything.
+    /// `Timeout` when patience ends, `Reset` or `Unsent` when the peer takes nothing (more).
     pub async fn write_all(
         &mut self,
         buffer: Vec<u8>,
         from: usize,
         patience: Patience<'_>,
     ) -> (Result<(), Fault>, Vec<u8>) {
-        let (mut from, to) = (from, buffer.len());
+        let (start, to) = (from, buffer.len());
+        let mut from = start;
         let mut buffer = buffer;
         let mut result = Ok(());
         while from < to && result.is_ok() {
@@ -322,6 +325,9 @@ impl Writer {
                 Ok(_) => result = Err(Fault::Reset),
                 Err(error) => result = Err(Fault::of(&error)),
             }
+        }
+        if from == start && result == Err(Fault::Reset) {
+            result = Err(Fault::Unsent);
         }
         (result, buffer)
     }

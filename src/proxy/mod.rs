@@ -147,6 +147,7 @@ async fn whole(
         let (sent, back) = pooled.connection.writer.write_all(std::mem::take(request), 0, patience).await;
         *request = back;
         let answered = Cell::new(false);
+        let unsent = sent == Err(Fault::Unsent);
         let result = match sent {
             Err(fault) => Err(Failure::upstream(Stage::Request, cause(fault))),
             Ok(()) => {
@@ -173,9 +174,9 @@ async fn whole(
             && failure.side == Side::Upstream
             && matches!(failure.cause, Cause::Closed | Cause::Reset);
         if went_stale {
-            attempt.pool().learn_death(pooled.idle_ns);
+            attempt.pool().learn_death(pooled.idle_ns, shard.clock.now());
         }
-        if !went_stale || replayed || asked.method == Method::Other {
+        if !went_stale || replayed || (asked.method == Method::Other && !unsent) {
             return Err(failure);
         }
         replayed = true;
@@ -441,7 +442,7 @@ fn cause(fault: Fault) -> Cause {
     match fault {
         Fault::Timeout => Cause::Timeout,
         Fault::Closed | Fault::Cancelled => Cause::Closed,
-        Fault::Reset => Cause::Reset,
+        Fault::Reset | Fault::Unsent => Cause::Reset,
         Fault::Refused => Cause::Refused,
         Fault::Unreachable => Cause::Unreachable,
         Fault::Exhausted => Cause::Overloaded,

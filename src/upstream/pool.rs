@@ -2,7 +2,8 @@
 //!
 //! Newest first, because the newest is the least likely to be closed meanwhile and its buffers are warm. Bounded in
 //! number and age. The age learns: when connections are found closed, the upstream evidently keeps them for less long
-//! than configured, so the limit comes down below what was seen, and creeps up again while nothing is found dead. What
+//! than configured, so the limit comes down below what was seen. It stays there for a while, ten seconds after the first
+//! death (it may have been a restart) and up to ten minutes when deaths go on, then the configured age is tried again. What
 //! an origin says in `Keep-Alive: timeout=` is believed.
 
 use std::cell::{Cell, RefCell};
@@ -17,8 +18,11 @@ use crate::shard::clock::ns;
 pub struct Pool {
     idle: RefCell<Vec<Idle>>,
     open: Cell<u32>,
-    /// How old an idle connection may be, as learned; 0 before anything was.
+    /// How old an idle connection may be, as learned; 0 when nothing is.
     age_max_ns: Cell<u64>,
+    /// How long what is learned holds, and until when.
+    hold_ns: Cell<u64>,
+    hold_until: Cell<u64>,
 }
 
 /// Open and idle connections, and what became of them: one for all pools of a shard.
@@ -57,8 +61,9 @@ impl Pool {
     const LEARN_DENOMINATOR: u64 = 4;
     /// The limit never goes below this: an upstream that closes faster does not keep connections at all.
     const AGE_MIN_NS: u64 = 1_000_000;
-    /// Once a second without a death the limit grows by a sixteenth: doubled after eleven seconds.
-    const GROW_DENOMINATOR: u64 = 16;
+    /// What was learned of the first death holds this long; twice as long after each further one, up to the other.
+    const HOLD_MIN_NS: u64 = 10_000_000_000;
+    const HOLD_MAX_NS: u64 = 600_000_000_000;
 
     /// The newest idle connection that is still open, or `None`. Closes those that are too old or dead.
     pub fn checkout(&self, limits: &spec::Pool, now: u64) -> Option<Pooled> {
@@ -73,7 +78,7 @@ impl Pool {
             }
             if !pooled.connection.is_usable() {
                 tally.found_dead.set(tally.found_dead.get() + 1);
-                self.learn_death(age);
+                self.learn_death(age, now);
                 continue;
             }
             pooled.reused = true;
@@ -90,6 +95,7 @@ impl Pool {
             let hinted = seconds.saturating_mul(1_000_000_000).saturating_sub(500_000_000);
             if hinted < self.age_max(limits) {
                 self.age_max_ns.set(hinted.max(Self::AGE_MIN_NS));
+                self.hold_until.set(now + Self::HOLD_MAX_NS);
             }
         }
         let mut idle = self.idle.borrow_mut();
@@ -118,13 +124,19 @@ impl Pool {
         self.open.get()
     }
 
-    /// A connection died in use before it answered, after it had lain idle for `idle_ns`: the upstream closed it.
-    pub fn learn_death(&self, idle_ns: u64) {
-        let learned = idle_ns / Self::LEARN_DENOMINATOR * Self::LEARN_NUMERATOR;
+    /// A connection was found dead, or died in use before it answered, after it had lain idle for `idle_ns`: the upstream
+    /// closed it.
+    pub fn learn_death(&self, idle_ns: u64, now: u64) {
+        let learned = (idle_ns / Self::LEARN_DENOMINATOR * Self::LEARN_NUMERATOR).max(Self::AGE_MIN_NS);
         let present = self.age_max_ns.get();
         if present == 0 || learned < present {
-            self.age_max_ns.set(learned.max(Self::AGE_MIN_NS));
+            self.age_max_ns.set(learned);
         }
+        if now >= self.hold_until.get() {
+            // What was learned before had been forgotten, and it was true.
+            self.hold_ns.set((self.hold_ns.get() * 2).clamp(Self::HOLD_MIN_NS, Self::HOLD_MAX_NS));
+        }
+        self.hold_until.set(now + self.hold_ns.get());
     }
 
     /// Once a second: closes what is too old or dead. Looks into at most as many sockets as are idle for a second.
@@ -146,14 +158,13 @@ impl Pool {
             }
             keep
         });
-        let present = self.age_max_ns.get();
-        match oldest_death {
-            Some(age) => self.learn_death(age),
-            None if present > 0 => {
-                let grown = present + present / Self::GROW_DENOMINATOR;
-                self.age_max_ns.set(if grown >= ns(limits.idle_timeout) { 0 } else { grown });
+        if let Some(age) = oldest_death {
+            self.learn_death(age, now);
+        } else if now >= self.hold_until.get() {
+            self.age_max_ns.set(0);
+            if now >= self.hold_until.get() + 4 * self.hold_ns.get() {
+                self.hold_ns.set(0);
             }
-            None => {}
         }
     }
 
@@ -189,26 +200,43 @@ mod tests {
         spec::Pool { idle_max: 2, idle_timeout: Duration::from_secs(60), connections_max: 3 }
     }
 
+    const SECOND: u64 = 1_000_000_000;
+
     #[test]
-    fn the_age_comes_down_below_what_was_seen_and_creeps_up_again() {
+    fn the_age_comes_down_below_what_was_seen_and_is_tried_again_later_and_later() {
         let pool = Pool::default();
-        assert_eq!(pool.age_max(&limits()), 60_000_000_000);
-        pool.learn_death(4_000_000_000);
-        assert_eq!(pool.age_max(&limits()), 3_000_000_000);
-        pool.learn_death(8_000_000_000);
-        assert_eq!(pool.age_max(&limits()), 3_000_000_000, "a longer life says nothing new");
-        let mut sweeps = 0;
-        while pool.age_max(&limits()) < 60_000_000_000 {
-            pool.sweep(&limits(), 0);
-            sweeps += 1;
+        assert_eq!(pool.age_max(&limits()), 60 * SECOND);
+        pool.learn_death(4 * SECOND, 100 * SECOND);
+        assert_eq!(pool.age_max(&limits()), 3 * SECOND);
+        pool.learn_death(8 * SECOND, 101 * SECOND);
+        assert_eq!(pool.age_max(&limits()), 3 * SECOND, "a longer life says nothing new");
+        pool.sweep(&limits(), 110 * SECOND);
+        assert_eq!(pool.age_max(&limits()), 3 * SECOND, "it holds for ten seconds after the last death");
+        let mut now = 111 * SECOND;
+        for hold in [20, 40, 80, 160, 320, 600, 600] {
+            pool.sweep(&limits(), now);
+            assert_eq!(pool.age_max(&limits()), 60 * SECOND, "forgotten at {now}");
+            pool.learn_death(4 * SECOND, now);
+            now += hold * SECOND;
+            pool.sweep(&limits(), now - 1);
+            assert_eq!(pool.age_max(&limits()), 3 * SECOND, "it holds for {hold} s");
         }
-        assert!((11..=60).contains(&sweeps), "{sweeps}");
+    }
+
+    #[test]
+    fn a_restart_long_ago_is_forgotten() {
+        let pool = Pool::default();
+        pool.learn_death(SECOND, SECOND);
+        pool.sweep(&limits(), 51 * SECOND);
+        pool.learn_death(SECOND, 1000 * SECOND);
+        pool.sweep(&limits(), 1010 * SECOND);
+        assert_eq!(pool.age_max(&limits()), 60 * SECOND);
     }
 
     #[test]
     fn a_death_at_once_does_not_end_pooling() {
         let pool = Pool::default();
-        pool.learn_death(0);
+        pool.learn_death(0, SECOND);
         assert_eq!(pool.age_max(&limits()), Pool::AGE_MIN_NS);
     }
 }
