@@ -17,7 +17,8 @@ use crate::shard::clock::ns;
 #[derive(Default)]
 pub struct Pool {
     idle: RefCell<Vec<Idle>>,
-    open: Cell<u32>,
+    /// Shared with the connections, not the pool itself: idle ones lie in the pool, and a circle would never end.
+    open: Rc<Cell<u32>>,
     /// How old an idle connection may be, as learned; 0 when nothing is.
     age_max_ns: Cell<u64>,
     /// How long what is learned holds, and until when.
@@ -46,7 +47,7 @@ pub struct Pooled {
     pub reused: bool,
     /// How long it lay idle before this use, ns.
     pub idle_ns: u64,
-    pool: Rc<Pool>,
+    pool_open: Rc<Cell<u32>>,
     tally: Rc<Tally>,
 }
 
@@ -107,11 +108,17 @@ impl Pool {
 
     /// Counts a connection that was just established, unless `connections_max` are open already: see
     /// [`Pool::has_room`], which is asked before connecting.
-    pub fn opened(self: &Rc<Self>, connection: Connection, tally: &Rc<Tally>) -> Pooled {
+    pub fn opened(&self, connection: Connection, tally: &Rc<Tally>) -> Pooled {
         self.open.set(self.open.get() + 1);
         tally.open.set(tally.open.get() + 1);
         tally.connected.set(tally.connected.get() + 1);
-        Pooled { connection, reused: false, idle_ns: 0, pool: Rc::clone(self), tally: Rc::clone(tally) }
+        Pooled {
+            connection,
+            reused: false,
+            idle_ns: 0,
+            pool_open: Rc::clone(&self.open),
+            tally: Rc::clone(tally),
+        }
     }
 
     /// Whether one more connection may be opened.
@@ -186,7 +193,7 @@ impl Pool {
 
 impl Drop for Pooled {
     fn drop(&mut self) {
-        self.pool.open.set(self.pool.open.get() - 1);
+        self.pool_open.set(self.pool_open.get() - 1);
         self.tally.open.set(self.tally.open.get() - 1);
     }
 }
