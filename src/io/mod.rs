@@ -163,9 +163,9 @@ impl Connection {
         sys::peek(self.ticket.socket()) == sys::Peek::Bytes
     }
 
-    /// Makes the coming close a reset: the only way to tell the peer that a body that ends with the connection is cut.
-    pub fn reset_on_close(&self) {
-        sys::reset_on_close(self.ticket.socket());
+    /// Resets the connection: the only way to tell the peer that a body that ends with it is cut.
+    pub fn reset(&self) {
+        sys::reset(self.ticket.socket());
     }
 
     /// The handle to end waits on this connection while its halves are in use.

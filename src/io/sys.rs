@@ -8,7 +8,6 @@
 )]
 
 use std::os::fd::{BorrowedFd, RawFd};
-use std::time::Duration;
 
 use rustix::net::{RecvFlags, Shutdown};
 
@@ -49,9 +48,10 @@ pub(crate) fn shutdown_write(socket: RawFd) {
     let _ = rustix::net::shutdown(borrow(socket), Shutdown::Write);
 }
 
-/// Makes the coming close a reset, so that the peer cannot take a cut message for a whole one.
-pub(crate) fn reset_on_close(socket: RawFd) {
-    let _ = rustix::net::sockopt::set_socket_linger(borrow(socket), Some(Duration::ZERO));
+/// Resets the connection, so that the peer cannot take a cut message for a whole one. At once and not at the close
+/// (SO_LINGER of zero), because dropping the runtime's sending half says FIN before it.
+pub(crate) fn reset(socket: RawFd) {
+    let _ = rustix::net::connect_unspec(borrow(socket));
 }
 
 /// The stream behind a half, to wait on its readiness.

@@ -50,7 +50,7 @@ pub async fn serve(shard: Rc<Shard>, stream: TcpStream, peer: SocketAddr, listen
                 break;
             }
             Fate::Reset => {
-                downstream.connection.reset_on_close();
+                downstream.connection.reset();
                 break;
             }
         }
