@@ -249,8 +249,9 @@ async fn streamed(
     };
     path.judge(&attempt, began, answered.get(), failure.as_ref());
     match (back_result, failure) {
-        (Ok(done), None) if there_result.is_ok() => Ok(path.done(pooled, &attempt, &done)),
-        // Answered before the request was whole: neither connection can be used again.
+        (Ok(done), None) if there_result.is_ok() && !back_was_first => Ok(path.done(pooled, &attempt, &done)),
+        // Answered before the request was whole: neither connection can be used again (the service's has been ended,
+        // even if the last of the request got through just then).
         (Ok(_), None) => Ok(Fate::Linger),
         (_, Some(failure)) | (Err(failure), None) => Err(failure),
     }
