@@ -138,6 +138,11 @@ async fn serve(plan: Plan, kind: Kind) {
         shard.clock.refresh();
         obey(&shard, &listeners);
     }
+    // Tasks that wait when the runtime ends are not dropped, and so nothing that they share: in a process that lives
+    // on, services would never see their idle connections end.
+    shard.close_idle();
+    // Closing is an operation like others: the runtime must turn once more for it.
+    monoio::time::sleep(Duration::from_millis(1)).await;
     shard.tick();
 }
 

@@ -172,6 +172,13 @@ impl Shard {
         self.deadlines.drain(&self.clock);
     }
 
+    /// Closes all idle upstream connections: the drain is done.
+    pub(super) fn close_idle(&self) {
+        for service in self.view().services.borrow().values() {
+            service.close_idle();
+        }
+    }
+
     /// Once a second: sweeps pools, trims buffers, hands telemetry over.
     pub(super) fn tick(&self) {
         let now = self.clock.refresh();
