@@ -59,6 +59,8 @@ pub struct Asked {
     pub version: Version,
     /// How its body ends.
     pub framing: Framing,
+    /// Trailers that concern this hop only.
+    pub nominated_trailers: Vec<Box<str>>,
     /// Whether the caller lets the connection live.
     pub keep_alive: bool,
     /// Whether it may not go further (OPTIONS with Max-Forwards: 0).
@@ -202,17 +204,15 @@ impl Downstream {
     /// Reads more of a head.
     async fn more_head(&mut self, shard: &Shard, started: u64) -> Result<(), Failure> {
         if self.input.len() == self.input.capacity() {
-            let small = std::mem::take(&mut self.input);
-            if let Some(mut large) = shard.buffers.take_large()
-                && large.capacity() > small.len()
-            {
-                large.extend_from_slice(&small);
-                self.input = large;
-                shard.buffers.give(small);
-            } else {
-                self.input = small;
-                return Err(Failure::local(Stage::Head, Cause::Overloaded));
+            if self.input.capacity() >= Buffers::LARGE {
+                // A head never takes more than a large buffer, whatever the configured limit.
+                return Err(Failure::downstream(Stage::Head, Cause::HeadTooLarge));
             }
+            let Some(mut large) = shard.buffers.take_large() else {
+                return Err(Failure::local(Stage::Head, Cause::Overloaded));
+            };
+            large.extend_from_slice(&self.input);
+            shard.buffers.give(std::mem::replace(&mut self.input, large));
         }
         let deadline = started.saturating_add(ns(shard.view().snapshot.timeouts.head));
         let buffer = std::mem::take(&mut self.input);
@@ -263,6 +263,7 @@ impl Downstream {
                 method: request.method,
                 version: request.version,
                 framing: request.framing,
+                nominated_trailers: request.nominated_trailers(),
                 keep_alive: request.keep_alive,
                 answer_here: request.method_name == "OPTIONS" && request.max_forwards == Some(0),
                 places: Places {

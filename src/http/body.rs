@@ -37,6 +37,8 @@ pub struct Reframer {
     to: Framing,
     left: u64,
     decoder: ChunkedDecoder,
+    /// Trailers that are not passed on because the message's Connection field nominates them.
+    without: Vec<Box<str>>,
 }
 
 impl Reframer {
@@ -47,7 +49,14 @@ impl Reframer {
             Framing::None => 0,
             Framing::Chunked | Framing::UntilClose => u64::MAX,
         };
-        Self { from, to, left, decoder: ChunkedDecoder::default() }
+        Self { from, to, left, decoder: ChunkedDecoder::default(), without: Vec::new() }
+    }
+
+    /// The same, without trailers of these names (RFC 9110 §7.6.1).
+    #[must_use]
+    pub fn without_trailers(mut self, names: Vec<Box<str>>) -> Self {
+        self.without = names;
+        self
     }
 
     /// Whether nothing (more) belongs to the body.
@@ -134,17 +143,25 @@ impl Reframer {
             return Ok(());
         }
         let section = std::mem::take(&mut self.decoder.trailers);
-        if self.to == Framing::Chunked {
-            out.extend_from_slice(b"0\r\n");
-            write_trailers(&section, limits, out)?;
-            out.extend_from_slice(b"\r\n");
+        let before = out.len();
+        out.extend_from_slice(b"0\r\n");
+        write_trailers(&section, &self.without, limits, out)?;
+        out.extend_from_slice(b"\r\n");
+        if self.to != Framing::Chunked {
+            // There is no place for them, but they had to be right.
+            out.truncate(before);
         }
         Ok(())
     }
 }
 
 /// Writes those trailers that may not change framing, routing or identity (RFC 9110 §6.5.1).
-fn write_trailers(section: &[u8], limits: &Limits, out: &mut Vec<u8>) -> Result<(), Cause> {
+fn write_trailers(
+    section: &[u8],
+    without: &[Box<str>],
+    limits: &Limits,
+    out: &mut Vec<u8>,
+) -> Result<(), Cause> {
     const NOT_IN_TRAILERS: &[&str] =
         &["authorization", "cookie", "set-cookie", "cache-control", "trailer", "age"];
     let mut parts = [const { MaybeUninit::uninit() }; Limits::FIELDS_CEILING as usize];
@@ -165,7 +182,8 @@ fn write_trailers(section: &[u8], limits: &Limits, out: &mut Vec<u8>) -> Result<
     for part in parsed.headers.iter() {
         let may_pass = matches!(known(part.name), Known::Other | Known::Date)
             && !NOT_IN_TRAILERS.iter().any(|n| n.eq_ignore_ascii_case(part.name))
-            && !connection.nominates(part.name);
+            && !connection.nominates(part.name)
+            && !without.iter().any(|n| n.eq_ignore_ascii_case(part.name));
         if may_pass {
             super::h1::write_field(part.name, part.value, out);
         }

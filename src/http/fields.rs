@@ -122,6 +122,12 @@ impl<'b> ConnectionOptions<'b> {
         Ok(())
     }
 
+    /// Those nominated names that would be passed on as trailers. Few messages have any.
+    pub(super) fn nominated_trailers(&self) -> Vec<Box<str>> {
+        let may_be = |name: &&&str| matches!(known(name), Known::Other | Known::Date);
+        self.nominated.iter().filter(may_be).map(|name| Box::from(*name)).collect()
+    }
+
     /// Whether a field was nominated, so that it is not passed on.
     pub(super) fn nominates(&self, name: &str) -> bool {
         !self.nominated.is_empty() && self.nominated.iter().any(|n| n.eq_ignore_ascii_case(name))

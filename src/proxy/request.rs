@@ -52,7 +52,8 @@ impl Way<'_> {
         input: &mut Vec<u8>,
         held: &mut Vec<u8>,
     ) -> Result<(), Failure> {
-        let mut reframer = Reframer::new(self.asked.framing, self.asked.framing);
+        let mut reframer = Reframer::new(self.asked.framing, self.asked.framing)
+            .without_trailers(self.asked.nominated_trailers.clone());
         if input.is_empty() {
             // The caller may be waiting for a 100 before it sends more.
             self.send(to, head, 0).await?;

@@ -40,6 +40,8 @@ pub(super) struct Answer {
     pub(super) close: bool,
     status: u16,
     head_len: usize,
+    /// Trailers that concern the last hop only.
+    nominated_trailers: Vec<Box<str>>,
 }
 
 /// How the way back ended well.
@@ -58,8 +60,8 @@ pub(super) async fn carry(way: &Way<'_>, from: &mut Reader, to: &mut Writer) -> 
     let input = way.shard.buffers.take_small().ok_or(SHED)?;
     let mut held = Held { input, out: Vec::new() };
     let result = async {
-        let answer = way.head(from, to, &mut held).await?;
-        let reusable = way.body(from, to, &mut held, &answer).await?;
+        let mut answer = way.head(from, to, &mut held).await?;
+        let reusable = way.body(from, to, &mut held, &mut answer).await?;
         Ok(Answered { answer, reusable })
     }
     .await;
@@ -129,6 +131,7 @@ impl Way<'_> {
                 close,
                 status: response.status,
                 head_len: response.head_len,
+                nominated_trailers: response.nominated_trailers(),
             }
         })
     }
@@ -175,24 +178,26 @@ impl Way<'_> {
         from: &mut Reader,
         to: &mut Writer,
         held: &mut Held,
-        answer: &Answer,
+        answer: &mut Answer,
     ) -> Result<bool, Failure> {
         let limits = &self.asked.view.snapshot.limits;
         let broken = |cause| Failure::upstream(Stage::Body, cause);
-        let mut reframer = Reframer::new(answer.framing, answer.framing_out);
+        let mut reframer = Reframer::new(answer.framing, answer.framing_out)
+            .without_trailers(std::mem::take(&mut answer.nominated_trailers));
         let first = reframer.reframe(&mut held.input, answer.head_len, limits).map_err(broken)?;
         let together = held.out.len() + first.send.len() <= held.out.capacity();
         if together {
             // Head and short body leave in one write.
             held.out.extend_from_slice(&held.input[first.send.clone()]);
         }
-        self.account.status.set(answer.status);
         if !together {
             held.input.truncate(first.send.end);
         }
         reframer
             .take_trailers(limits, if together { &mut held.out } else { &mut held.input })
             .map_err(broken)?;
+        // Only now: what is wrong with the front of the body can still be answered with 502.
+        self.account.status.set(answer.status);
         self.send(to, &mut held.out).await?;
         if !together {
             self.send_waiting(to, &mut held.input, first.send.start).await?;

@@ -112,15 +112,17 @@ pub fn read_request<R>(
     let result = parsed.parse_with_uninit_headers(bytes, &mut parts[..fields_max]);
     match result {
         Ok(httparse::Status::Complete(len)) => {
+            // First, because a long target makes a long head, too: which of the two it was must not depend on how much
+            // came in one read.
+            let target = parsed.path.unwrap_or_default();
+            if target.len() > limits.target_bytes_max as usize {
+                return Parsed::Refused(Cause::TargetTooLong);
+            }
             if skipped + len > limits.head_bytes_max as usize {
                 return Parsed::Refused(Cause::HeadTooLarge);
             }
             if has_bare_line_ends(&bytes[..len]) {
                 return Parsed::Refused(Cause::BareCrOrLf);
-            }
-            let target = parsed.path.unwrap_or_default();
-            if target.len() > limits.target_bytes_max as usize {
-                return Parsed::Refused(Cause::TargetTooLong);
             }
             match Request::judge(parsed, buffer, skipped + len, via) {
                 Ok(request) => Parsed::Whole(then(&request)),
@@ -260,6 +262,11 @@ impl<'b> Request<'b> {
     /// Whether a body is announced, be it an empty one.
     pub fn has_body(&self) -> bool {
         !matches!(self.framing, Framing::None | Framing::Length(0))
+    }
+
+    /// Trailers that Connection nominates: they concern this hop only, like the fields of these names.
+    pub fn nominated_trailers(&self) -> Vec<Box<str>> {
+        if self.framing == Framing::Chunked { self.connection.nominated_trailers() } else { Vec::new() }
     }
 
     /// Path without query, for routing; `None` for `*`.

@@ -124,6 +124,11 @@ impl<'b> Response<'b> {
         Ok(response)
     }
 
+    /// Trailers that Connection nominates: they concern this hop only, like the fields of these names.
+    pub fn nominated_trailers(&self) -> Vec<Box<str>> {
+        if self.framing == Framing::Chunked { self.connection.nominated_trailers() } else { Vec::new() }
+    }
+
     /// Whether it is one of those before the final one (RFC 9110 §15.2).
     pub fn is_interim(&self) -> bool {
         self.status < 200
