@@ -2,6 +2,40 @@
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 #![allow(clippy::print_stdout, reason = "seeds are printed, so that a failure can be repeated")]
+#![allow(clippy::disallowed_types, reason = "tests are ordinary threads, which may wait for each other")]
+#![allow(
+    clippy::disallowed_methods,
+    reason = "tests are ordinary threads with the system's clock as a guard"
+)]
+
+mod support;
 
 #[path = "suite/config.rs"]
 mod config; // TOML to checked values: every error at once, with its place and remedy
+
+// HTTP/1.1 as an intermediary must do it. Tests are named by the rows h01 to h95 of a list of what sound proxies do and
+// what attackers try. Rows that come with later features: h94 (TLS closed without close_notify), the part of h95 about
+// X-Forwarded-Client-Cert, h96 (the PROXY protocol).
+#[path = "suite/http1_around.rs"]
+mod http1_around; // h87 to h95: loops, slow peers, what is added, what is never touched
+#[path = "suite/http1_chunked.rs"]
+mod http1_chunked; // h15 to h21
+#[path = "suite/http1_connection.rs"]
+mod http1_connection; // h63 to h67: pipelining, close, half-close, early answers
+#[path = "suite/http1_expect.rs"]
+mod http1_expect; // h57 to h62: 100-continue and other interim responses
+#[path = "suite/http1_fields.rs"]
+mod http1_fields; // h42 to h56
+#[path = "suite/http1_framing.rs"]
+mod http1_framing; // h01 to h14
+#[path = "suite/http1_origin.rs"]
+mod http1_origin; // h68 to h86: responses from a bad service
+#[path = "suite/http1_request_line.rs"]
+mod http1_request_line; // h22 to h41
+
+#[path = "suite/drain.rs"]
+mod drain; // the last response says so, the thread ends
+#[path = "suite/pool.rs"]
+mod pool; // reuse, dead connections, replays, other endpoints
+#[path = "suite/reload.rs"]
+mod reload; // what a new snapshot changes and what it keeps

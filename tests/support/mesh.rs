@@ -1,0 +1,260 @@
+//! One real shard on a thread of this process: what a test puts between a client and an origin.
+
+use std::collections::BTreeMap;
+use std::net::{SocketAddr, TcpListener};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use ringmesh::config;
+use ringmesh::shard::link::{Link, Notice, Order};
+use ringmesh::shard::{Plan, spawn};
+use ringmesh::telemetry::ShardTotals;
+
+use super::GUARD;
+use super::client::Client;
+use super::origin::Origin;
+
+/// What the shard is configured with.
+#[derive(Clone, Default)]
+pub struct Config {
+    limits: String,
+    timeouts: String,
+    forwarding: String,
+    services: Vec<Service>,
+    /// Routes, when not simply all to the first service.
+    routes: String,
+}
+
+#[derive(Clone)]
+struct Service {
+    name: String,
+    endpoints: Vec<String>,
+    /// Further keys of its table.
+    keys: String,
+}
+
+/// A running shard.
+pub struct Mesh {
+    pub address: SocketAddr,
+    pub link: Arc<Link>,
+    thread: Option<JoinHandle<()>>,
+    generation: u64,
+    seen: Seen,
+}
+
+/// What the shard counted over its life.
+#[derive(Debug, Default, Clone)]
+pub struct Seen {
+    /// Exchanges that ended badly, by `stage.side.cause`.
+    pub failures: BTreeMap<String, u64>,
+    /// Exchanges by status class.
+    pub by_class: [u64; 6],
+    /// Totals at the end.
+    pub totals: ShardTotals,
+    /// Causes of panics.
+    pub panics: Vec<String>,
+}
+
+impl Config {
+    /// All to one service named `app` with these endpoints.
+    pub fn new(origins: &[&Origin]) -> Self {
+        Self::default().service("app", origins, "")
+    }
+
+    /// One more service, with further keys of its table.
+    pub fn service(self, name: &str, origins: &[&Origin], keys: &str) -> Self {
+        let endpoints: Vec<_> = origins.iter().map(|o| o.endpoint.as_str()).collect();
+        self.service_at(name, &endpoints, keys)
+    }
+
+    /// One more service at any addresses.
+    pub fn service_at(mut self, name: &str, endpoints: &[&str], keys: &str) -> Self {
+        let endpoints = endpoints.iter().map(ToString::to_string).collect();
+        self.services.push(Service { name: name.to_owned(), endpoints, keys: keys.to_owned() });
+        self
+    }
+
+    /// Further keys of the first service.
+    pub fn keys(mut self, keys: &str) -> Self {
+        self.services[0].keys += keys;
+        self.services[0].keys += "\n";
+        self
+    }
+
+    pub fn limits(mut self, keys: &str) -> Self {
+        self.limits = keys.to_owned();
+        self
+    }
+
+    pub fn timeouts(mut self, keys: &str) -> Self {
+        self.timeouts = keys.to_owned();
+        self
+    }
+
+    pub fn forwarding(mut self, keys: &str) -> Self {
+        self.forwarding = keys.to_owned();
+        self
+    }
+
+    /// Whole `[[route]]` tables in place of the one to the first service.
+    pub fn routes(mut self, tables: &str) -> Self {
+        self.routes = tables.to_owned();
+        self
+    }
+
+    pub fn start(&self) -> Mesh {
+        Mesh::start(self)
+    }
+
+    /// As TOML.
+    pub fn text(&self) -> String {
+        let mut text = format!("[limits]\n{}\n[timeouts]\n{}\n[forwarding]\n", self.limits, self.timeouts);
+        if !self.forwarding.contains("via") {
+            text += "via = \"hop\"\n";
+        }
+        text += &self.forwarding;
+        text += "\n[[listener]]\naddress = \"127.0.0.1:15001\"\n";
+        for Service { name, endpoints, keys } in &self.services {
+            text += &format!("[[service]]\nname = {name:?}\nendpoints = {endpoints:?}\n{keys}\n");
+        }
+        if self.routes.is_empty() {
+            text += &format!("[[route]]\nservice = {:?}\n", self.services[0].name);
+        }
+        text + &self.routes
+    }
+}
+
+impl Mesh {
+    pub fn start(config: &Config) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let (link, doorbell) = Link::new(0).unwrap();
+        let mut mesh = Self { address, link, thread: None, generation: 0, seen: Seen::default() };
+        mesh.give(config);
+        mesh.order(Order::Listen("inbound".into(), listener));
+        let plan = Plan {
+            shard: 0,
+            shards: 1,
+            cpu: None,
+            link: Arc::clone(&mesh.link),
+            doorbell,
+            stall_threshold: Duration::from_secs(60),
+        };
+        mesh.thread = Some(spawn(plan).unwrap());
+        mesh
+    }
+
+    pub fn client(&self) -> Client {
+        Client::connect(self.address)
+    }
+
+    /// Puts a new configuration in place and waits until the shard has it.
+    pub fn reload(&mut self, config: &Config) {
+        self.give(config);
+        let generation = self.generation;
+        until("the shard takes a snapshot", || self.link.runs(generation));
+    }
+
+    pub fn order(&self, order: Order) {
+        self.link.order(order).unwrap_or_else(|order| panic!("{order:?} not taken"));
+    }
+
+    /// Waits until the shard has done all that was ordered before.
+    pub fn settle(&self, number: u64) {
+        self.order(Order::Ping(number));
+        until("a pong", || self.link.vitals.pong.load(Ordering::Acquire) == number);
+    }
+
+    /// Waits until the shard's own count of open connections, told once a second, is `count`.
+    pub fn wait_open(&self, count: u64) {
+        until("connections", || self.link.vitals.downstream_open.load(Ordering::Acquire) == count);
+    }
+
+    /// Waits for the totals of a tick that `ready` likes.
+    pub fn wait_totals(&mut self, mut ready: impl FnMut(&ShardTotals) -> bool) -> ShardTotals {
+        let mut totals = ShardTotals::default();
+        until("totals", || {
+            self.seen.take(&self.link);
+            totals = self.seen.totals;
+            ready(&totals)
+        });
+        totals
+    }
+
+    /// Drains the shard, waits for its end, and gives what it counted. Panics if a task panicked.
+    pub fn finish(mut self) -> Seen {
+        self.end();
+        let seen = std::mem::take(&mut self.seen);
+        assert!(seen.panics.is_empty(), "panics on the shard: {:?}", seen.panics);
+        seen
+    }
+
+    fn give(&mut self, config: &Config) {
+        let text = config.text();
+        let loaded = config::parse("test.toml", &text, &|_| None)
+            .unwrap_or_else(|report| panic!("{report}\nin:\n{text}"));
+        self.generation += 1;
+        self.link.publish(Arc::new(loaded.compiled.snapshot(self.generation, &|_, _| Vec::new())));
+    }
+
+    fn end(&mut self) {
+        let Some(thread) = self.thread.take() else { return };
+        self.seen.take(&self.link);
+        // Full of orders: the shard is gone, which the next line says.
+        let _ = self.link.order(Order::Drain);
+        until("the shard ends", || {
+            self.seen.take(&self.link);
+            thread.is_finished()
+        });
+        self.seen.take(&self.link);
+        thread.join().unwrap();
+    }
+}
+
+impl Drop for Mesh {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            // The thread ends with the process; waiting for it would hide why the test failed.
+            let _ = self.link.order(Order::Drain);
+        } else {
+            self.end();
+        }
+    }
+}
+
+impl Seen {
+    fn take(&mut self, link: &Link) {
+        while let Some(interval) = link.intervals.pop() {
+            self.totals = interval.shard_totals;
+            for service in &interval.services {
+                for (failure, count) in &service.counts.failures {
+                    *self.failures.entry(failure.to_string()).or_default() += count;
+                }
+                for (mine, theirs) in self.by_class.iter_mut().zip(service.counts.by_class) {
+                    *mine += theirs;
+                }
+            }
+        }
+        while let Some(notice) = link.notices.pop() {
+            if let Notice::Panic { cause } = notice {
+                self.panics.push(cause);
+            }
+        }
+    }
+
+    /// How many exchanges ended with this cause, wherever it was.
+    pub fn of_cause(&self, cause: &str) -> u64 {
+        self.failures.iter().filter(|(label, _)| label.ends_with(&format!(".{cause}"))).map(|(_, n)| n).sum()
+    }
+}
+
+/// Waits until something is so that only the shard's atomics tell. Yields in between; the guard is not a measure.
+fn until(what: &str, mut ready: impl FnMut() -> bool) {
+    let began = Instant::now();
+    while !ready() {
+        assert!(began.elapsed() < GUARD, "waited in vain until {what}");
+        std::thread::park_timeout(Duration::from_millis(1));
+    }
+}
