@@ -26,6 +26,7 @@ use crate::http::respond::{self, Told};
 use crate::http::{Framing, Method, Version};
 use crate::io::{Connection, Fault, Patience};
 use crate::shard::Shard;
+use crate::shard::buffers::Buffers;
 use crate::shard::clock::{NEVER, ns};
 use crate::upstream::pool::Pooled;
 use crate::upstream::service::{Attempt, Service};
@@ -196,7 +197,12 @@ async fn streamed(
     let began = shard.clock.now();
     let (request_sent, answered) = (Cell::new(false), Cell::new(false));
     // The head of the request stays where it is, for the log; what is behind it is the body's.
-    let mut input = downstream.input.split_off(asked.head_len);
+    let behind = downstream.input.len() - asked.head_len;
+    let taken =
+        if behind <= Buffers::SMALL { shard.buffers.take_small() } else { shard.buffers.take_large() };
+    let mut input = taken.ok_or(Failure::local(Stage::Request, Cause::Overloaded))?;
+    input.extend_from_slice(&downstream.input[asked.head_len..]);
+    downstream.input.truncate(asked.head_len);
     let (caller, origin) = (downstream.connection.control(), pooled.connection.control());
     let (there_result, back_result, back_was_first) = {
         let there = request::Way {
@@ -241,6 +247,7 @@ async fn streamed(
         .await
     };
     downstream.input.append(&mut input);
+    shard.buffers.give(input);
     let failure = match (&there_result, &back_result) {
         (_, Ok(_)) => None,
         // What the caller did is why the way back failed, too.
