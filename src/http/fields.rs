@@ -69,6 +69,7 @@ const PROTECTED: &[&str] = &[
     "content-type",
     "cookie",
     "date",
+    "expect",
     "forwarded",
     "host",
     "max-forwards",
@@ -206,10 +207,7 @@ pub(super) fn write_u64(mut n: u64, out: &mut Vec<u8>) {
     let mut at = digits.len();
     loop {
         at -= 1;
-        #[expect(clippy::cast_possible_truncation, reason = "a remainder by ten")]
-        {
-            digits[at] = b'0' + (n % 10) as u8;
-        }
+        digits[at] = b'0' + (n % 10) as u8;
         n /= 10;
         if n == 0 {
             break;
@@ -276,7 +274,6 @@ const fn table() -> [u8; 256] {
     let mut table = [0; 256];
     let mut b = 0;
     while b < 256 {
-        #[expect(clippy::cast_possible_truncation, reason = "below 256")]
         let c = b as u8;
         let alphanumeric = c.is_ascii_alphanumeric();
         if alphanumeric
@@ -350,6 +347,44 @@ mod tests {
             ("000000000000000000005", None),
         ] {
             assert_eq!(parse_u64(text.as_bytes()), want, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn numbers_are_written_as_they_are_read() {
+        for n in [0, 1, 9, 10, 99, 100, 65_535, u64::MAX - 1, u64::MAX] {
+            let mut out = Vec::new();
+            write_u64(n, &mut out);
+            assert_eq!((String::from_utf8(out.clone()).unwrap(), parse_u64(&out)), (n.to_string(), Some(n)));
+        }
+    }
+
+    #[test]
+    fn lists_have_no_empty_members() {
+        let members = |value: &'static str| list(value.as_bytes()).collect::<Vec<_>>();
+        assert_eq!(members(" a ,, b\t,"), [b"a", b"b"]);
+        assert!(members(" , ,").is_empty() && members("").is_empty());
+    }
+
+    #[test]
+    fn what_connection_says_is_gathered_over_its_lines() {
+        let mut options = ConnectionOptions::default();
+        for value in ["Close, x-a", "", "UPGRADE,keep-alive", "Host, X-B ,via"] {
+            options.read(value.as_bytes()).unwrap();
+        }
+        assert!(options.close && options.keep_alive && options.upgrade);
+        for (name, nominated) in [("X-A", true), ("x-b", true), ("x", false), ("close", false)] {
+            assert_eq!(options.nominates(name), nominated, "{name:?}");
+        }
+        for name in PROTECTED {
+            let value = name.to_ascii_uppercase();
+            let mut options = ConnectionOptions::default();
+            options.read(value.as_bytes()).unwrap();
+            assert!(!options.nominates(name), "{name:?}");
+        }
+        for bad in ["a b", "a;b", "\"a\"", "\u{fc}"] {
+            let mut options = ConnectionOptions::default();
+            assert_eq!(options.read(bad.as_bytes()), Err(Cause::BadFieldValue), "{bad:?}");
         }
     }
 

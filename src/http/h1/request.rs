@@ -139,10 +139,8 @@ pub fn read_request<R>(
 
 /// What is not whole yet may be too large already.
 fn partial<R>(bytes: &[u8], limits: &Limits) -> Parsed<R> {
-    // Method, spaces and version beside the target.
-    const LINE_REST_MAX: usize = 64;
-    let line = memchr::memchr(b'\n', bytes).unwrap_or(bytes.len());
-    if line > limits.target_bytes_max as usize + LINE_REST_MAX {
+    let target = bytes.splitn(3, |b| matches!(b, b' ' | b'\n')).nth(1).unwrap_or_default();
+    if target.len() > limits.target_bytes_max as usize {
         Parsed::Refused(Cause::TargetTooLong)
     } else if bytes.len() >= limits.head_bytes_max as usize {
         Parsed::Refused(Cause::HeadTooLarge)
@@ -151,16 +149,16 @@ fn partial<R>(bytes: &[u8], limits: &Limits) -> Parsed<R> {
     }
 }
 
-/// A copy of the head in which `HTTP/1.2` to `HTTP/1.9` is `HTTP/1.1`, as which it is to be served (RFC 9110 §2.5).
+/// A copy of the head (or of what is there of it) in which `HTTP/1.2` to `HTTP/1.9` is `HTTP/1.1`, as which it is to be
+/// served (RFC 9110 §2.5).
 fn later_minor_version(buffer: &[u8]) -> Option<Vec<u8>> {
     let start = if buffer.starts_with(b"\r\n") { 2 } else { 0 };
-    let line_end = start + memchr::memchr(b'\n', &buffer[start..])?;
-    let digit = line_end.checked_sub(2)?;
-    let version = buffer.get(digit.checked_sub(8)?..=digit)?;
-    if !(version.starts_with(b" HTTP/1.")
-        && matches!(version[8], b'2'..=b'9')
-        && buffer[line_end - 1] == b'\r')
-    {
+    let line_end = memchr::memchr(b'\n', &buffer[start..]).map_or(buffer.len(), |at| start + at);
+    let line = &buffer[start..line_end];
+    let line = line.strip_suffix(b"\r").unwrap_or(line);
+    let digit = (start + line.len()).checked_sub(1)?;
+    let (_, version) = line.split_last_chunk::<9>()?;
+    if !(version.starts_with(b" HTTP/1.") && matches!(version[8], b'2'..=b'9')) {
         return None;
     }
     let mut copy = buffer.to_vec();
@@ -178,9 +176,11 @@ impl<'b> Request<'b> {
     ) -> Result<Self, Cause> {
         let method_name = parsed.method.ok_or(Cause::BadStartLine)?;
         let version = if parsed.version == Some(0) { Version::Http10 } else { Version::Http11 };
+        // Before the target: the one of CONNECT has a form of its own.
+        let method = method_of(method_name)?;
         let (target, mut authority) = read_target(method_name, parsed.path.ok_or(Cause::BadStartLine)?)?;
         let mut request = Self {
-            method: method_of(method_name)?,
+            method,
             method_name,
             target,
             authority: None,
@@ -231,7 +231,7 @@ impl<'b> Request<'b> {
         }
         request.framing = framing.framing(version == Version::Http10, Framing::None)?;
         match host {
-            Some(host) if host.is_empty() => {}
+            Some(b"") => {}
             Some(host) if !fields::is_authority(host) => return Err(Cause::BadHost),
             Some(host) => authority = authority.or(Some(host)),
             None if version == Version::Http11 => return Err(Cause::HostMissing),
@@ -408,8 +408,11 @@ pub(in crate::http) fn write_field(name: &str, value: &[u8], out: &mut Vec<u8>) 
     out.extend_from_slice(b"\r\n");
 }
 
+/// A target, and the authority in it.
+type Targeted<'b> = (Target<'b>, Option<&'b [u8]>);
+
 /// Form and authority of a target (RFC 9112 §3.2), or why it is refused.
-fn read_target<'b>(method: &str, target: &'b str) -> Result<(Target<'b>, Option<&'b [u8]>), Cause> {
+fn read_target<'b>(method: &str, target: &'b str) -> Result<Targeted<'b>, Cause> {
     if !fields::is_target(target.as_bytes()) {
         return Err(Cause::BadTarget);
     }

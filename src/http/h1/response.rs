@@ -50,6 +50,10 @@ pub fn read_response<R>(
     method: Method,
     then: impl FnOnce(&Response<'_>) -> R,
 ) -> Parsed<R> {
+    // httparse skips empty lines, which are forgiven before requests only: here they are what is left of another response.
+    if buffer.first().is_some_and(|first| *first != b'H') {
+        return Parsed::Refused(Cause::BadStartLine);
+    }
     let mut parts = [const { MaybeUninit::uninit() }; Limits::FIELDS_CEILING as usize];
     let fields_max = usize::from(limits.fields_max.min(Limits::FIELDS_CEILING));
     let mut parsed = httparse::Response::new(&mut []);
