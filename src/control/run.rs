@@ -91,6 +91,8 @@ pub(super) struct Control {
     pub(super) signals: Signals,
     pub(super) commands: mpsc::Receiver<Command>,
     pub(super) shards: Vec<JoinHandle<()>>,
+    /// Draining since then.
+    pub(super) drain_began: Option<Instant>,
     /// Draining until then.
     pub(super) deadline: Option<tokio::time::Instant>,
     /// Ticks since a configuration was read.
@@ -106,7 +108,7 @@ impl Control {
             let serving = self.deadline.is_none();
             tokio::select! {
                 told = self.signals.next() => {
-                    let phase = if serving { Phase::Serving } else { Phase::Draining };
+                    let phase = self.drain_began.map_or(Phase::Serving, |at| Phase::Draining(at.elapsed()));
                     match signal::act(phase, told) {
                         Action::Drain => self.drain().await,
                         Action::EndNow => {
@@ -234,6 +236,7 @@ impl Control {
     async fn drain(&mut self) {
         self.state.draining.store(true, Ordering::Release);
         let timeout = self.state.live().snapshot.timeouts.drain;
+        self.drain_began = Some(Instant::now());
         self.deadline = Some(tokio::time::Instant::now() + timeout);
         tracing::info!(?timeout, "draining");
         for link in &self.state.links {

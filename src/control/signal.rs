@@ -1,8 +1,10 @@
 //! What signals mean. The first SIGTERM or SIGINT drains, the second ends at once with exit code 1 (not 128 + 15: the
-//! process ends by itself, and with work undone); SIGHUP reloads; SIGUSR1 reopens the access log. Used by the control
+//! process ends by itself, and with work undone), unless it comes with the first: `timeout` tells the process and then
+//! its whole group, and so do some init programs of containers. SIGHUP reloads; SIGUSR1 reopens the access log. Used by the control
 //! loop; the decision is pure, so that it can be tested without killing the test.
 
 use std::io;
+use std::time::Duration;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -11,9 +13,12 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 pub(super) enum Phase {
     /// Serving.
     Serving,
-    /// Finishing what is in flight.
-    Draining,
+    /// Finishing what is in flight, for so long.
+    Draining(Duration),
 }
+
+/// A stop signal this soon after the first is the same one, told twice: no person is as quick.
+const TWICE_WITHIN: Duration = Duration::from_millis(100);
 
 /// A signal that means something here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,10 +50,11 @@ pub(super) enum Action {
 pub(super) fn act(phase: Phase, told: Told) -> Action {
     match (phase, told) {
         (Phase::Serving, Told::Stop) => Action::Drain,
-        (Phase::Draining, Told::Stop) => Action::EndNow,
+        (Phase::Draining(since), Told::Stop) if since < TWICE_WITHIN => Action::Nothing,
+        (Phase::Draining(_), Told::Stop) => Action::EndNow,
         (Phase::Serving, Told::Hangup) => Action::Reload,
         // New listeners and services are of no use to a proxy that is going away.
-        (Phase::Draining, Told::Hangup) => Action::Nothing,
+        (Phase::Draining(_), Told::Hangup) => Action::Nothing,
         (_, Told::User1) => Action::Reopen,
     }
 }
@@ -93,16 +99,24 @@ impl Signals {
 mod tests {
     use super::*;
 
+    const LONG_AGO: Phase = Phase::Draining(Duration::from_secs(1));
+
     #[test]
     fn the_second_sigterm_ends_at_once() {
         assert_eq!(act(Phase::Serving, Told::Stop), Action::Drain);
-        assert_eq!(act(Phase::Draining, Told::Stop), Action::EndNow);
+        assert_eq!(act(LONG_AGO, Told::Stop), Action::EndNow);
+    }
+
+    #[test]
+    fn a_sigterm_that_is_told_twice_is_one() {
+        assert_eq!(act(Phase::Draining(Duration::from_millis(1)), Told::Stop), Action::Nothing);
+        assert_eq!(act(Phase::Draining(TWICE_WITHIN), Told::Stop), Action::EndNow);
     }
 
     #[test]
     fn a_draining_proxy_does_not_reload_but_still_reopens_its_log() {
         assert_eq!(act(Phase::Serving, Told::Hangup), Action::Reload);
-        assert_eq!(act(Phase::Draining, Told::Hangup), Action::Nothing);
-        assert_eq!(act(Phase::Draining, Told::User1), Action::Reopen);
+        assert_eq!(act(LONG_AGO, Told::Hangup), Action::Nothing);
+        assert_eq!(act(LONG_AGO, Told::User1), Action::Reopen);
     }
 }

@@ -145,6 +145,7 @@ impl Control {
             signals,
             commands,
             shards,
+            drain_began: None,
             deadline: None,
             ticks: 0,
         };
