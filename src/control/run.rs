@@ -77,6 +77,9 @@ pub(super) const SOON: Duration = Duration::from_millis(1);
 const DRAIN_PACE: Duration = Duration::from_millis(5);
 /// Between two rounds of merging.
 const TICK: Duration = Duration::from_secs(1);
+/// Shards hand over once a second since their start. Were it time for both at the same moment, a second would now and
+/// then be merged into the next, and the last one be shown as empty.
+const MERGE_AFTER: Duration = Duration::from_millis(1_250);
 
 pub(super) struct Control {
     pub(super) state: Arc<State>,
@@ -102,8 +105,8 @@ pub(super) struct Control {
 impl Control {
     /// Runs until the proxy has ended.
     pub(super) async fn run(mut self) -> Ended {
-        let mut tick = tokio::time::interval(TICK);
-        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut tick = tokio::time::interval_at(tokio::time::Instant::now() + MERGE_AFTER, TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Skip);
         loop {
             let serving = self.deadline.is_none();
             tokio::select! {
