@@ -139,6 +139,7 @@ fn services_json<'a>(store: &Store, rows: impl Iterator<Item = Row<'a>>, hidden:
             "errors": service.map_or(0, Service::errors),
             "by_class": service.map(|s| s.by_class),
             "failures": service.map(failures),
+            "since_start": service.map(since_start),
             "last_second": service.map(|s| window(&store.window(s, 1))),
             "last_10_seconds": service.map(|s| window(&store.window(s, Store::WINDOW))),
             "endpoints": configured.map(|s| s.endpoints.iter().map(|e| json!({
@@ -279,11 +280,19 @@ pub(super) fn build(state: &State) -> Shown {
     Shown { text, json }
 }
 
+fn quantiles(latency: &Latency) -> Value {
+    let seconds = |q| latency.quantile(q).map(|ns| ns as f64 / 1e9);
+    json!({ "p50": seconds(0.5), "p90": seconds(0.9), "p99": seconds(0.99), "p99.9": seconds(0.999), "max": seconds(1.0) })
+}
+
+fn since_start(service: &Service) -> Value {
+    json!({
+        "first_byte_seconds": quantiles(&service.first_byte), "whole_seconds": quantiles(&service.whole),
+        "own_seconds": quantiles(&service.own),
+    })
+}
+
 fn window(window: &Window) -> Value {
-    let quantiles = |l: &Latency| {
-        let seconds = |q| l.quantile(q).map(|ns| ns as f64 / 1e9);
-        json!({ "p50": seconds(0.5), "p90": seconds(0.9), "p99": seconds(0.99), "p99.9": seconds(0.999), "max": seconds(1.0) })
-    };
     json!({
         "seconds": window.length.as_secs_f64(), "exchanges": window.exchanges, "errors": window.errors,
         "rate": window.rate(), "first_byte_seconds": quantiles(&window.first_byte),
