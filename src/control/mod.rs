@@ -223,6 +223,20 @@ impl Proxy {
         let _ = self.commands.try_send(run::Command::Drain);
     }
 
+    /// Drains when `wait` returns. It is called on a thread of its own, for which the end of the process does not wait.
+    ///
+    /// # Errors
+    /// When that thread cannot be made.
+    pub fn drain_after(&self, wait: impl FnOnce() + Send + 'static) -> io::Result<()> {
+        let commands = self.commands.clone();
+        std::thread::Builder::new().name("ringmesh-until".into()).spawn(move || {
+            wait();
+            // Closed when the proxy has ended meanwhile.
+            let _ = commands.blocking_send(run::Command::Drain);
+        })?;
+        Ok(())
+    }
+
     /// Ends at once: what is in flight is lost. Shards' threads live until the process ends.
     pub fn stop(&self) {
         let _ = self.commands.try_send(run::Command::Stop);
