@@ -3,6 +3,7 @@
 
 pub mod config; //     TOML to checked values: every error at once, with file, line and remedy
 pub mod control; //    the one ordinary thread: sources, compile, publish, admin, export; may block
+pub mod demo; //       three workloads, their sidecars and a client, to look at
 pub mod downstream; // who is calling
 pub mod failure; //    how an exchange ended badly: stage × side × cause
 pub mod http; //       one message model and its wire format; knows nothing of routes or services
@@ -10,6 +11,6 @@ pub mod io; //         bytes: the only code that knows the runtime's I/O traits,
 pub mod proxy; //      THE PATH: one connection, one exchange, every branch
 pub mod route; //      which service was meant
 pub mod shard; //      one pinned thread and everything it owns
-pub mod snapshot;
+pub mod snapshot; //   the immutable state that control gives to shards
 pub mod telemetry; //  what is measured: written by shards, without lock or allocation
-pub mod upstream; //   where it goes: services, endpoints, balance, pools //   the immutable state that control gives to shards
+pub mod upstream; //   where it goes: services, endpoints, balance, pools

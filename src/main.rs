@@ -2,10 +2,12 @@
 
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 use ringmesh::config::{self, Look};
 use ringmesh::control::{self, Proxy, Start};
+use ringmesh::demo;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -14,8 +16,10 @@ fn main() -> ExitCode {
     let arguments = Arguments::parse();
     control::log();
     match arguments.command {
-        Command::Run { config } => run(config),
+        Command::Run { config, until_stdin_ends } => run(config, until_stdin_ends),
         Command::Check { files } => check(&files),
+        Command::Doctor { json } => doctor(json),
+        Command::Demo { length, rate } => demo::run(&demo::Options { length, rate }).into(),
     }
 }
 
@@ -43,6 +47,12 @@ enum Command {
         /// TOML files, read together in this order; a directory stands for its *.toml
         #[arg(long, required = true, num_args = 1.., value_name = "FILE")]
         config: Vec<PathBuf>,
+        /// Also drain when standard input ends: a supervisor that holds its other end need only die
+        ///
+        /// Give it a pipe whose writing end only the supervisor has. However the supervisor ends,
+        /// by SIGKILL too, the kernel closes the pipe and this process drains.
+        #[arg(long, hide_short_help = true, verbatim_doc_comment)]
+        until_stdin_ends: bool,
     },
     /// Read configuration files and report every error and doubt, without serving
     ///
@@ -53,10 +63,38 @@ enum Command {
         #[arg(required = true, value_name = "FILE")]
         files: Vec<PathBuf>,
     },
+    /// Tell what this machine offers, what is missing and how to fix it
+    ///
+    /// Changes nothing. Exit code: 0 when ringmesh can run here (perhaps more slowly than it could),
+    /// 1 when it cannot.
+    #[command(verbatim_doc_comment)]
+    Doctor {
+        /// Print a JSON object in place of the table
+        #[arg(long)]
+        json: bool,
+    },
+    /// Show a small mesh at work: three workloads, a sidecar each, a client, and a live table
+    ///
+    /// The client calls front, front calls orders, orders calls stock, each through its own sidecar:
+    /// five passes through ringmesh for one request. Everything listens on 127.0.0.1, on free ports.
+    /// Nothing is left behind, however it ends.
+    ///
+    /// Exit code: 0 when every request was answered with 200, 1 otherwise.
+    #[command(verbatim_doc_comment)]
+    Demo {
+        /// End after so long [default: at Ctrl-C]
+        #[arg(long = "for", value_name = "DURATION", value_parser = config::duration_argument)]
+        length: Option<Duration>,
+        /// Requests a second, whatever the answers take
+        #[arg(long, value_name = "NUMBER", default_value_t = 500, value_parser = clap::value_parser!(u32).range(1..=i64::from(demo::RATE_MAX)))]
+        rate: u32,
+    },
 }
 
 const EXAMPLES: &str = "\
 Examples:
+  ringmesh demo                           see it work, with nothing but this binary
+  ringmesh doctor                         what this machine offers, and what is missing
   ringmesh check ringmesh.toml            is it right?
   ringmesh run --config ringmesh.toml     serve
   curl -s 127.0.0.1:15000/                what the admin address offers
@@ -69,14 +107,30 @@ Environment:
   NO_COLOR          no colours in the log
   ${NAME}           in a string of the configuration stands for the variable NAME; ${NAME:-default} if it may be missing";
 
-fn run(files: Vec<PathBuf>) -> ExitCode {
+fn run(files: Vec<PathBuf>, until_stdin_ends: bool) -> ExitCode {
     match Proxy::start(Start::files(files)) {
-        Ok(proxy) => proxy.join().exit_code().into(),
+        Ok(proxy) => {
+            if until_stdin_ends && let Err(error) = proxy.drain_after(stdin_ends) {
+                eprintln!("cannot watch standard input: {error}");
+                return ExitCode::FAILURE;
+            }
+            proxy.join().exit_code().into()
+        }
         Err(error) => {
             eprintln!("{}", error.render(Look::of(&std::io::stderr(), &config::process_environment)));
             error.exit_code().into()
         }
     }
+}
+
+/// Returns at the end of standard input, or when it cannot be read.
+fn stdin_ends() {
+    let _ = std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink());
+}
+
+fn doctor(json: bool) -> ExitCode {
+    // Nobody reads any more: nothing to tell, and nobody to tell it to.
+    control::doctor::run(json, &mut std::io::stdout().lock()).unwrap_or(1).into()
 }
 
 fn check(files: &[PathBuf]) -> ExitCode {

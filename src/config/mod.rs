@@ -104,6 +104,14 @@ pub fn check_command(paths: &[PathBuf], environment: Environment<'_>, out: &mut 
     code
 }
 
+/// A duration of the command line, written as in the configuration: `250ms`, `1.5s`, `5m`.
+///
+/// # Errors
+/// What is wrong with it and what to write instead.
+pub fn duration_argument(text: &str) -> Result<std::time::Duration, String> {
+    values::duration(text).map_err(|complaint| format!("{}: {}", complaint.message, complaint.help))
+}
+
 impl Look {
     /// For standard error or output: boxes on a terminal, and colours there unless `NO_COLOR` is set.
     pub fn of(stream: &impl std::io::IsTerminal, environment: Environment<'_>) -> Self {
