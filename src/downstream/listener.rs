@@ -2,6 +2,9 @@
 //!
 //! The accept operation is never dropped in flight (the runtime would leak the accepted socket): a listener is stopped
 //! by shutting its socket down, upon which the operation ends by itself.
+//!
+//! Closing a listening socket resets the connections that wait in it, whose callers may have sent a request already. So
+//! a listener that is to stop first lets no new ones in, and closes when those on their way have been accepted.
 
 use std::cell::Cell;
 use std::io;
@@ -22,6 +25,8 @@ use crate::shard::task;
 /// The listeners of a shard.
 pub struct Accepting {
     listeners: Vec<Listener>,
+    /// How many have been told to stop and are not closed yet.
+    stopping: Rc<Cell<usize>>,
     /// Whether the runtime wants non-blocking sockets.
     non_blocking: bool,
 }
@@ -35,7 +40,7 @@ struct Listener {
 impl Accepting {
     /// None yet.
     pub fn new(non_blocking: bool) -> Self {
-        Self { listeners: Vec::new(), non_blocking }
+        Self { listeners: Vec::new(), stopping: Rc::default(), non_blocking }
     }
 
     /// Begins to accept on a bound socket.
@@ -67,7 +72,7 @@ impl Accepting {
         self.listeners.retain(|listener| {
             let stays = *listener.name != *name;
             if !stays {
-                listener.stop();
+                listener.stop(&self.stopping);
             }
             stays
         });
@@ -76,15 +81,32 @@ impl Accepting {
     /// Stops accepting.
     pub fn unlisten_all(&mut self) {
         for listener in self.listeners.drain(..) {
-            listener.stop();
+            listener.stop(&self.stopping);
         }
+    }
+
+    /// Whether a listener that was told to stop still accepts.
+    pub fn is_stopping(&self) -> bool {
+        self.stopping.get() > 0
     }
 }
 
 impl Listener {
-    fn stop(&self) {
-        self.stopped.set(true);
-        sys::shutdown_read(self.socket.as_raw_fd());
+    /// From the last SYN let in to the close: time for its handshake to end. Most callers of a service are within some
+    /// milliseconds; a continent is within fifty.
+    const HANDSHAKE_MAX: Duration = Duration::from_millis(50);
+
+    fn stop(&self, stopping: &Rc<Cell<usize>>) {
+        sys::drop_new_connections(self.socket.as_raw_fd());
+        stopping.set(stopping.get() + 1);
+        let (socket, stopped, stopping) =
+            (Rc::clone(&self.socket), Rc::clone(&self.stopped), Rc::clone(stopping));
+        drop(monoio::spawn(async move {
+            monoio::time::sleep(Self::HANDSHAKE_MAX).await;
+            stopped.set(true);
+            sys::shutdown_read(socket.as_raw_fd());
+            stopping.set(stopping.get() - 1);
+        }));
     }
 }
 

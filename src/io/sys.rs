@@ -38,6 +38,23 @@ pub(crate) fn shutdown_read(socket: RawFd) {
     let _ = rustix::net::shutdown(borrow(socket), Shutdown::Read);
 }
 
+/// Lets no new connection into a listening socket; those that the kernel has begun go on to be accepted. Callers whose
+/// SYN is dropped here send it again after a second, and are refused then.
+pub(crate) fn drop_new_connections(listener: RawFd) {
+    use socket2::SockFilter;
+    // Classic BPF on the TCP header: of the flags (octet 13) look at SYN and ACK; SYN alone is dropped. Accepted sockets
+    // inherit it, which does no harm: nobody sends SYN on a connection that exists.
+    const ONLY_SYN: [SockFilter; 5] = [
+        SockFilter::new(0x30, 0, 0, 13),       // load octet 13
+        SockFilter::new(0x54, 0, 0, 0x12),     // and SYN | ACK
+        SockFilter::new(0x15, 0, 1, 0x02),     // equal to SYN?
+        SockFilter::new(0x06, 0, 0, 0),        // drop
+        SockFilter::new(0x06, 0, 0, u32::MAX), // keep
+    ];
+    // Refused by the kernel: new ones come in until the listener is closed, and one or the other is reset.
+    let _ = socket2::SockRef::from(&borrow(listener)).attach_filter(&ONLY_SYN);
+}
+
 /// As [`shutdown_read`], and a pending send fails.
 pub(crate) fn shutdown_both(socket: RawFd) {
     let _ = rustix::net::shutdown(borrow(socket), Shutdown::Both);

@@ -132,7 +132,7 @@ async fn serve(plan: Plan, kind: Kind) {
             break;
         }
     }
-    while shard.totals.downstream_open.get() > 0 {
+    while shard.totals.downstream_open.get() > 0 || listeners.borrow().is_stopping() {
         monoio::time::sleep(Duration::from_millis(5)).await;
         // A drain can be followed by pings; the doorbell itself need not be read any more.
         shard.clock.refresh();
