@@ -8,6 +8,7 @@
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use socket2::{Domain, Protocol, Socket, Type};
 
@@ -46,6 +47,10 @@ pub struct BindError {
     hint: String,
 }
 
+/// How long an address that is in use is tried again: a proxy that was killed a moment ago has not given it back yet (the
+/// kernel closes a ring and its sockets some 10 ms after the process), nor has a listener that a reload took out just now.
+const IN_USE_MAX: Duration = Duration::from_millis(250);
+
 /// Binds a listener's sockets for so many shards.
 ///
 /// # Errors
@@ -53,7 +58,7 @@ pub struct BindError {
 pub(super) fn bind(listener: &Listener, shards: usize) -> Result<Bound, BindError> {
     let failed = |problem| BindError::new(&listener.name, listener.address, problem);
     // Tried without SO_REUSEPORT; with port 0 this also finds the port, and is kept until all others are bound.
-    let probe = open(listener.address, false).map_err(failed)?;
+    let probe = open_when_free(listener.address).map_err(failed)?;
     let address = match listener.address.port() {
         0 => probe.local_addr().map_err(failed)?.as_socket().unwrap_or(listener.address),
         _ => listener.address,
@@ -78,10 +83,22 @@ pub(super) fn bind(listener: &Listener, shards: usize) -> Result<Bound, BindErro
 /// As [`bind`].
 pub(super) fn bind_admin(address: SocketAddr) -> Result<TcpListener, BindError> {
     let failed = |problem| BindError::new(&Arc::from("admin"), address, problem);
-    let socket = open(address, false).map_err(failed)?;
+    let socket = open_when_free(address).map_err(failed)?;
     socket.listen(ADMIN_BACKLOG).map_err(failed)?;
     socket.set_nonblocking(true).map_err(failed)?;
     Ok(socket.into())
+}
+
+fn open_when_free(address: SocketAddr) -> io::Result<Socket> {
+    let deadline = Instant::now() + IN_USE_MAX;
+    loop {
+        match open(address, false) {
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse && Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            other => return other,
+        }
+    }
 }
 
 fn open(address: SocketAddr, share: bool) -> io::Result<Socket> {
@@ -153,6 +170,16 @@ mod tests {
         let error = bind(&listener(first.address), 1).unwrap_err().to_string();
         assert!(error.contains("`inbound`") && error.contains(&first.address.to_string()), "{error}");
         assert!(error.contains("in use") && error.contains("ss -ltnp"), "{error}");
+    }
+
+    #[test]
+    fn an_address_that_is_about_to_be_free_is_waited_for() {
+        let first = bind(&listener("127.0.0.1:0".parse().unwrap()), 1).unwrap();
+        let address = first.address;
+        let other = std::thread::spawn(move || bind(&listener(address), 1).map(|bound| bound.address));
+        std::thread::sleep(Duration::from_millis(20));
+        drop(first);
+        assert_eq!(other.join().unwrap().unwrap(), address);
     }
 
     #[test]
