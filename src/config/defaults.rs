@@ -32,7 +32,7 @@ const fn seconds(n: u64) -> Duration {
 // --- the process ---
 
 /// Most shards: one per CPU of the largest machines sold.
-pub(super) const SHARDS_MAX: u16 = 1024;
+pub const SHARDS_MAX: u16 = 1024;
 
 /// 20 ms: a shard that is kept that long delays every other connection on it by as much; the slowest task that serves
 /// traffic takes well under 1 ms. HAProxy's watchdog warns after 100 ms, Envoy's counts a miss after 200 ms.

@@ -31,6 +31,7 @@ use std::path::{Path, PathBuf};
 use toml::de::DeTable;
 
 pub use compiled::{AccessLog, Compiled, Names, Settings};
+pub use defaults::SHARDS_MAX;
 pub use effective::{Origin, Setting};
 pub use environment::{Environment, process_environment};
 pub use raw::{Destination, Shards};

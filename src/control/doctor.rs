@@ -7,7 +7,8 @@ use std::io::{self, Write};
 
 use serde::Serialize;
 
-use super::machine::{Limit, Machine, Ring, ShardChoice, ranges};
+use super::machine::{Limit, Machine, Ring, ranges};
+use crate::config::Shards;
 
 /// Writes a table, or a JSON object, to `out`. Gives the exit code: 1 when running is impossible, else 0.
 ///
@@ -183,7 +184,7 @@ fn quota(machine: &Machine) -> Check {
 
 fn shards(machine: &Machine) -> Check {
     let name = "shards = \"auto\"";
-    match machine.cpus.shards_for(&ShardChoice::Auto) {
+    match machine.cpus.shards_for(&Shards::Auto) {
         Ok(shards) => {
             let pinned: Vec<usize> = shards.cpus.iter().copied().flatten().collect();
             let place = if pinned.is_empty() {

@@ -11,20 +11,11 @@ use std::path::{Path, PathBuf};
 use io_uring::IoUring;
 use rustix::process::Resource;
 
-/// How many shards are wanted and where: the key `shards`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum ShardChoice {
-    /// One for each CPU that may be used, but no more than the quota pays for.
-    Auto,
-    /// So many.
-    Count(usize),
-    /// One on each of these CPUs.
-    Cpus(Vec<usize>),
-}
+use crate::config::{self, Shards};
 
 /// The shards to start.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Shards {
+pub struct Placement {
     /// One entry for each shard: the CPU that its thread is pinned to, or `None` where the scheduler decides.
     pub cpus: Vec<Option<usize>>,
     /// What is legal but surely not meant, in words for the log.
@@ -35,14 +26,12 @@ pub struct Shards {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ShardsError {
     /// None at all.
-    #[error("shards: at least one is needed; write \"auto\" for one per CPU")]
+    #[error("shards: at least one is needed\n  help: write shards = \"auto\" for one per CPU")]
     None,
-    /// More than [`SHARDS_MAX`].
-    #[error("shards: {0} are more than the {SHARDS_MAX} that are possible")]
-    TooMany(usize),
     /// A CPU that is not there or not in the affinity mask.
     #[error(
-        "shards: CPU {cpu} is not among those that this process may use ({allowed}); taskset, cpuset or the container's limits decide that"
+        "shards: CPU {cpu} is not among those that this process may use ({allowed})\n  help: taskset, a cpuset or the \
+         container's limits decide that; write shards = \"auto\" to follow them"
     )]
     NotAllowed {
         /// The one named.
@@ -51,18 +40,15 @@ pub enum ShardsError {
         allowed: String,
     },
     /// Two shards on one CPU would only take turns.
-    #[error("shards: CPU {0} is named twice")]
+    #[error("shards: CPU {0} is named twice\n  help: give each shard a CPU of its own")]
     Repeated(usize),
 }
-
-/// More shards than the largest machines have CPUs.
-pub const SHARDS_MAX: usize = 1024;
 
 /// The shards that `choice` means on this machine. Call it before any thread is pinned.
 ///
 /// # Errors
-/// When the choice names CPUs that may not be used, or no shard, or far too many.
-pub fn shards_for(choice: &ShardChoice) -> Result<Shards, ShardsError> {
+/// When the choice names CPUs that may not be used, or no shard. (How many there may be is checked by `config`.)
+pub fn shards_for(choice: &Shards) -> Result<Placement, ShardsError> {
     Cpus::of_this_process().shards_for(choice)
 }
 
@@ -107,25 +93,21 @@ impl Cpus {
     ///
     /// # Errors
     /// As [`shards_for`].
-    pub fn shards_for(&self, choice: &ShardChoice) -> Result<Shards, ShardsError> {
+    pub fn shards_for(&self, choice: &Shards) -> Result<Placement, ShardsError> {
         let count = match choice {
-            ShardChoice::Auto => self.allowed.len().min(self.paid_for()).min(SHARDS_MAX),
-            ShardChoice::Count(count) => *count,
-            ShardChoice::Cpus(cpus) => cpus.len(),
+            Shards::Auto => self.allowed.len().min(self.paid_for()).min(usize::from(config::SHARDS_MAX)),
+            Shards::Count(count) => usize::from(*count),
+            Shards::Cpus(cpus) => cpus.len(),
         };
-        match count {
-            0 => return Err(ShardsError::None),
-            1..=SHARDS_MAX => {}
-            _ => return Err(ShardsError::TooMany(count)),
+        if count == 0 {
+            return Err(ShardsError::None);
         }
         let cpus = match choice {
-            ShardChoice::Cpus(cpus) => self.named(cpus)?,
-            ShardChoice::Auto | ShardChoice::Count(_) if count < self.allowed.len() => vec![None; count],
-            ShardChoice::Auto | ShardChoice::Count(_) => {
-                (0..count).map(|n| self.allowed.get(n).copied()).collect()
-            }
+            Shards::Cpus(cpus) => self.named(cpus)?,
+            Shards::Auto | Shards::Count(_) if count < self.allowed.len() => vec![None; count],
+            Shards::Auto | Shards::Count(_) => (0..count).map(|n| self.allowed.get(n).copied()).collect(),
         };
-        Ok(Shards { cpus, warning: self.warn_of(count) })
+        Ok(Placement { cpus, warning: self.warn_of(count) })
     }
 
     fn named(&self, cpus: &[usize]) -> Result<Vec<Option<usize>>, ShardsError> {
@@ -142,7 +124,8 @@ impl Cpus {
 
     /// Whole CPUs that the quota pays for. Half a CPU is one shard: it is throttled, but two would be more often.
     fn paid_for(&self) -> usize {
-        self.quota.as_ref().map_or(usize::MAX, |quota| (quota.cpus as usize).max(1))
+        // A quota that was rounded (199 999 of 100 000 µs) means the whole number.
+        self.quota.as_ref().map_or(usize::MAX, |quota| ((quota.cpus + 0.01) as usize).max(1))
     }
 
     fn warn_of(&self, count: usize) -> Option<String> {

@@ -10,7 +10,6 @@
 )]
 
 mod admin;
-mod cpus;
 mod discovery;
 pub mod doctor;
 mod export;

@@ -16,11 +16,12 @@ use tokio::time::sleep;
 use super::discovery::{Discovery, Pace};
 use super::listen::{self, Bound};
 use super::log_writer::{self, LogWriter};
+use super::machine::Placement;
 use super::run::{COMMANDS_MAX, Command, Control, Ended, SOON, give_out};
 use super::signal::Signals;
 use super::state::{Live, Place, State};
 use super::watch::Watch;
-use super::{Spawn, Start, StartError, admin, cpus};
+use super::{Spawn, Start, StartError, admin, machine};
 use crate::config::Compiled;
 use crate::shard::Plan;
 use crate::shard::link::{Link, Order};
@@ -47,7 +48,11 @@ pub(super) struct Prepared {
 /// # Errors
 /// When one cannot be bound, or the machine has not what the configuration asks for.
 pub(super) fn prepare(start: Start, compiled: Compiled, watch: Watch) -> Result<Prepared, StartError> {
-    let cpus = cpus::place(&compiled.settings.shards).map_err(StartError::Machine)?;
+    let placement = machine::shards_for(&compiled.settings.shards);
+    let Placement { cpus, warning } = placement.map_err(|error| StartError::Machine(error.to_string()))?;
+    if let Some(warning) = warning {
+        tracing::warn!("{warning}");
+    }
     let bind = |listener: &Listener| listen::bind(listener, cpus.len()).map_err(StartError::Bind);
     let bound = compiled.listeners().map(bind).collect::<Result<Vec<_>, _>>()?;
     let admin = compiled.settings.admin.map(listen::bind_admin).transpose().map_err(StartError::Bind)?;
