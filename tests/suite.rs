@@ -41,3 +41,5 @@ mod pool; // reuse, dead connections, replays, other endpoints
 mod reload; // what a new snapshot changes and what it keeps
 #[path = "suite/process.rs"]
 mod process; // the real binary, from outside: ports, signals, files, exit codes, and the demo
+#[path = "suite/runtime.rs"]
+mod runtime; // what shards run on, where the operator chooses

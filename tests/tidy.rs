@@ -97,7 +97,12 @@ const DIRECTIONS: &[Direction] = &[
             "crate::upstream::balance",
             "monoio",
         ],
-        except: &["crate::shard::link", "crate::shard::spawn", "crate::shard::Plan"],
+        except: &[
+            "crate::shard::link",
+            "crate::shard::spawn",
+            "crate::shard::Plan",
+            "crate::shard::RuntimeChoice",
+        ],
         remedy: "control never reaches into a shard: it starts one (shard::spawn) and talks through shard::link",
     },
     Direction {

@@ -247,6 +247,7 @@ fn assemble(raw: Raw, found: &[u32], sources: &[Source]) -> Compiled {
     });
     let settings = Settings {
         shards: from.value("shards", raw.shards, || Shards::Auto),
+        runtime: from.value("runtime", raw.runtime, || defaults::RUNTIME),
         stall_threshold: from.key(&defaults::STALL_THRESHOLD, raw.stall_threshold),
         admin: from.value("admin.address", raw.admin_address, default_admin),
         access_log,

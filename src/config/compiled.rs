@@ -9,6 +9,7 @@ use super::defaults;
 use super::raw::{Destination, Shards};
 use super::values::Target;
 use crate::route::{HostMatch, PathMatch, Route, TableBuilder};
+use crate::shard::RuntimeChoice;
 use crate::snapshot::{AccessLogFormat, Forwarding, Limits, Listener, Snapshot, Timeouts};
 use crate::upstream::spec::{Address, Endpoint, Service};
 
@@ -29,11 +30,14 @@ pub struct Compiled {
     pub(super) origins: Origins,
 }
 
-/// What concerns the process and the control thread. `shards`, `stall_threshold` and `admin` are read once, at the start.
+/// What concerns the process and the control thread. `shards`, `runtime`, `stall_threshold` and `admin` are read once, at
+/// the start.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Settings {
     /// How many shards, and where.
     pub shards: Shards,
+    /// What the shards may run on.
+    pub runtime: RuntimeChoice,
     /// A task that keeps a shard longer than this is counted and reported.
     pub stall_threshold: Duration,
     /// Where the admin server listens; `None` for nowhere.
@@ -59,6 +63,9 @@ impl Settings {
         let mut keys = Vec::new();
         if self.shards != running.shards {
             keys.push("shards");
+        }
+        if self.runtime != running.runtime {
+            keys.push("runtime");
         }
         if self.stall_threshold != running.stall_threshold {
             keys.push("stall_threshold");

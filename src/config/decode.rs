@@ -16,6 +16,7 @@ use super::reader::{Item, Opened, Reader};
 use super::report::{Place, Problem};
 use super::values::{self, Complaint};
 use super::{defaults, schema};
+use crate::shard::RuntimeChoice;
 use crate::snapshot::{AccessLogFormat, ForwardedFields};
 use crate::upstream::spec::Balance;
 
@@ -25,6 +26,10 @@ pub(super) fn file<'t>(reader: &mut Reader<'_>, table: &'t DeTable<'t>, raw: &mu
     if let Some(item) = top.value("shards") {
         let value = shards(reader, item);
         once(reader, "shards", &mut raw.shards, value);
+    }
+    if let Some(item) = top.value("runtime") {
+        let value = reader.choice("runtime", item, &RUNTIME_WORDS);
+        once(reader, "runtime", &mut raw.runtime, value);
     }
     if let Some(item) = top.value("stall_threshold") {
         let value = reader.duration(&defaults::STALL_THRESHOLD, item);
@@ -270,6 +275,10 @@ fn forwarding(reader: &mut Reader<'_>, table: &Opened<'_>, raw: &mut RawForwardi
         once(reader, "forwarding.failure_header", &mut raw.failure_header, value);
     }
 }
+
+/// How `runtime` is written.
+pub(super) const RUNTIME_WORDS: [(&str, RuntimeChoice); 3] =
+    [("auto", RuntimeChoice::Auto), ("io_uring", RuntimeChoice::IoUring), ("epoll", RuntimeChoice::Epoll)];
 
 /// How `forwarding.forwarded` is written.
 pub(super) const FORWARDED_WORDS: [(&str, ForwardedFields); 3] = [

@@ -4,6 +4,7 @@
 
 use std::time::Duration;
 
+use crate::shard::RuntimeChoice;
 use crate::snapshot::{AccessLogFormat, ForwardedFields, Limits};
 use crate::upstream::spec::Balance;
 
@@ -33,6 +34,10 @@ const fn seconds(n: u64) -> Duration {
 
 /// Most shards: one per CPU of the largest machines sold.
 pub const SHARDS_MAX: u16 = 1024;
+
+/// The best that the kernel grants, because a proxy that runs more slowly is better than none. No neighbour has the
+/// choice: Envoy, HAProxy, nginx and Linkerd use epoll.
+pub(super) const RUNTIME: RuntimeChoice = RuntimeChoice::Auto;
 
 /// 20 ms: a shard that is kept that long delays every other connection on it by as much; the slowest task that serves
 /// traffic takes well under 1 ms. HAProxy's watchdog warns after 100 ms, Envoy's counts a miss after 200 ms.

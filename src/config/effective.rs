@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::compiled::{Compiled, CompiledRoute, CompiledService, Mark, Origins};
-use super::decode::{BALANCE_WORDS, FORWARDED_WORDS};
+use super::decode::{BALANCE_WORDS, FORWARDED_WORDS, RUNTIME_WORDS};
 use super::raw::{Destination, Shards};
 use super::values::{duration_text, host_text, quoted, size_text};
 use crate::route::PathMatch;
@@ -101,6 +101,7 @@ impl Compiled {
         let word = |text: &str| quoted(text);
         let mut values = vec![
             ("shards", shards_text(&settings.shards)),
+            ("runtime", word(written(&RUNTIME_WORDS, &settings.runtime))),
             ("stall_threshold", time(settings.stall_threshold)),
             (
                 "admin.address",

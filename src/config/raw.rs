@@ -9,6 +9,7 @@ use std::time::Duration;
 use super::report::Place;
 use super::values::Target;
 use crate::route::HostMatch;
+use crate::shard::RuntimeChoice;
 use crate::snapshot::{AccessLogFormat, ForwardedFields};
 use crate::upstream::spec::Balance;
 
@@ -32,6 +33,7 @@ impl<T> At<T> {
 #[derive(Debug, Default)]
 pub(super) struct Raw {
     pub(super) shards: Option<At<Shards>>,
+    pub(super) runtime: Option<At<RuntimeChoice>>,
     pub(super) stall_threshold: Option<At<Duration>>,
     /// `None` inside: `"off"`.
     pub(super) admin_address: Option<At<Option<SocketAddr>>>,

@@ -17,6 +17,7 @@ pub(super) static TOP: Section = Section {
     header: "the top of the file",
     keys: &[
         "shards",
+        "runtime",
         "stall_threshold",
         "admin",
         "access_log",

@@ -2,7 +2,7 @@
 
 use super::testing::{
     Folder, Zone, deaf_shard, eventually, fake_shard, mortal_shard, name_server, page, request,
-    stillborn_shard, stubborn_shard,
+    ringless_shard, stillborn_shard, stubborn_shard,
 };
 use super::*;
 use crate::shard::link::Order;
@@ -70,6 +70,16 @@ fn a_shard_that_cannot_start_stops_the_start() {
     assert_eq!((error.exit_code(), error.to_string().as_str()), (1, "cannot start shard 1: no ring"));
     let error = start_with(stillborn_shard, config).err().unwrap();
     assert!(error.to_string().contains(": its thread ended"), "{error}");
+}
+
+#[test]
+fn a_shard_without_a_runtime_stops_the_start_and_says_why_and_what_to_do() {
+    let config = text(&["runtime = \"io_uring\"\n", TWO_SHARDS, INBOUND, REST]);
+    let error = start_with(ringless_shard, config).err().unwrap();
+    assert_eq!(error.exit_code(), 1);
+    let said = error.to_string();
+    assert!(said.contains("no ring: Operation not permitted") && said.contains("help: "), "{said}");
+    assert!(said.contains("runtime = \"auto\""), "{said}");
 }
 
 #[test]

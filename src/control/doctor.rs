@@ -7,7 +7,7 @@ use std::io::{self, Write};
 
 use serde::Serialize;
 
-use super::machine::{Limit, Machine, Ring, ranges};
+use super::machine::{Limit, Machine, ranges};
 use crate::config::Shards;
 
 /// Writes a table, or a JSON object, to `out`. Gives the exit code: 1 when running is impossible, else 0.
@@ -85,28 +85,43 @@ fn kernel(machine: &Machine) -> Check {
 
 fn io_uring(machine: &Machine) -> Check {
     let name = "io_uring";
-    // The plainest set-up is refused only when all is.
-    let Some(Ring { refused: Some(errno), .. }) = machine.rings.last() else {
+    let Some(errno) = refusal(machine) else {
         return ok(name, "works".to_owned());
     };
-    let without = "until then the shards use epoll: up to a tenth more CPU per request";
-    let error = io::Error::from_raw_os_error(*errno);
-    let remedy = match machine.io_uring_disabled {
-        Some(value @ 1..) => {
-            return warn(
-                name,
-                format!("refused: kernel.io_uring_disabled = {value}"),
-                format!("sysctl -w kernel.io_uring_disabled=0 ({without})"),
-            );
-        }
-        _ if *errno == rustix::io::Errno::NOMEM.raw_os_error() => "ulimit -l unlimited (LimitMEMLOCK=infinity in systemd)".to_owned(),
-        _ if machine.seccomp => "allow io_uring_setup, io_uring_enter and io_uring_register in the seccomp profile; \
-             Docker 25 and containerd 2 forbid them by default: --security-opt seccomp=<profile>, in Kubernetes \
-             securityContext.seccompProfile"
-            .to_owned(),
-        _ => "use a kernel that is built with CONFIG_IO_URING (5.11 or later)".to_owned(),
+    let found = match machine.io_uring_disabled {
+        Some(value @ 1..) => format!("refused: kernel.io_uring_disabled = {value}"),
+        _ => format!("refused: {}", io::Error::from_raw_os_error(errno)),
     };
-    warn(name, format!("refused: {error}"), format!("{remedy} ({without})"))
+    let without = "until then the shards use epoll: up to a tenth more CPU per request";
+    warn(name, found, format!("{} ({without})", ring_remedy(machine)))
+}
+
+/// The error number of the plainest way of setting up a ring, which is refused only when all are.
+fn refusal(machine: &Machine) -> Option<i32> {
+    machine.rings.last()?.refused
+}
+
+/// What to do where a ring is refused, or only granted without its flags. Also for the start's log and error.
+pub(super) fn ring_remedy(machine: &Machine) -> String {
+    let Some(errno) = refusal(machine) else {
+        return match machine.kernel_version() {
+            version if version < (6, 1) => "use Linux 6.1 or later".to_owned(),
+            _ => "see `ringmesh doctor`".to_owned(),
+        };
+    };
+    match machine.io_uring_disabled {
+        Some(1..) => "sysctl -w kernel.io_uring_disabled=0",
+        _ if errno == rustix::io::Errno::NOMEM.raw_os_error() => {
+            "ulimit -l unlimited (LimitMEMLOCK=infinity in systemd)"
+        }
+        _ if machine.seccomp => {
+            "allow io_uring_setup, io_uring_enter and io_uring_register in the seccomp profile; Docker 25 and \
+             containerd 2 forbid them by default: --security-opt seccomp=<profile>, in Kubernetes \
+             securityContext.seccompProfile"
+        }
+        _ => "use a kernel that is built with CONFIG_IO_URING (5.11 or later)",
+    }
+    .to_owned()
 }
 
 fn ring_flags(machine: &Machine) -> Check {
@@ -264,7 +279,7 @@ const LOCKED_MEMORY_MIN: u64 = 8 << 20;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::machine::{Cpus, Quota};
+    use crate::control::machine::{Cpus, Quota, Ring};
 
     #[test]
     fn a_good_machine_has_nothing_to_fix() {

@@ -14,8 +14,10 @@ use tokio::time::{MissedTickBehavior, sleep};
 
 use super::Source;
 use super::discovery::Discovery;
+use super::doctor;
 use super::listen::Bound;
 use super::log_writer::LogWriter;
+use super::machine::Machine;
 use super::reload::ReloadError;
 use super::signal::{self, Action, Phase, Signals};
 use super::state::State;
@@ -75,6 +77,8 @@ pub(super) const APPLY_MAX: Duration = Duration::from_secs(2);
 pub(super) const SOON: Duration = Duration::from_millis(1);
 /// Between two looks whether the shards have drained.
 const DRAIN_PACE: Duration = Duration::from_millis(5);
+/// The runtime of a shard that could not have any.
+pub(super) const NO_RUNTIME: &str = "none";
 /// Between two rounds of merging.
 const TICK: Duration = Duration::from_secs(1);
 /// Shards hand over once a second since their start. Were it time for both at the same moment, a second would now and
@@ -202,14 +206,13 @@ impl Control {
                             "a task kept the shard; others waited: is the CPU shared or throttled?"
                         );
                     }
-                    Notice::Runtime { used, refused } => {
-                        tracing::warn!(
-                            shard,
-                            used,
-                            refused,
-                            "the kernel refused the faster runtime: see `ringmesh doctor`"
-                        );
-                        self.state.store().set_runtime(shard, used, refused);
+                    Notice::Runtime { used, refused, cost } => {
+                        let used_or_none = used.unwrap_or(NO_RUNTIME);
+                        let first = self.state.store().set_runtime(shard, used_or_none, refused.clone());
+                        // Once for all shards: they meet the same kernel. A shard without any stops the start, which says why.
+                        if let (Some(used), true) = (used, first) {
+                            say_runtime(used, &refused, cost);
+                        }
                     }
                     Notice::Accept { listener, error } => {
                         tracing::error!(shard, %listener, error, "cannot accept: is the limit of open files reached?");
@@ -267,6 +270,14 @@ impl Control {
         }
         None
     }
+}
+
+fn say_runtime(used: &str, refused: &str, cost: &str) {
+    if refused.is_empty() {
+        return tracing::info!(used, cost, "runtime, as configured");
+    }
+    let remedy = doctor::ring_remedy(&Machine::look());
+    tracing::warn!(used, refused, cost, "the kernel refused a faster runtime: {remedy}");
 }
 
 /// Gives each shard its socket of each listener.

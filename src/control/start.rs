@@ -16,15 +16,15 @@ use tokio::time::sleep;
 use super::discovery::{Discovery, Pace};
 use super::listen::{self, Bound};
 use super::log_writer::{self, LogWriter};
-use super::machine::Placement;
-use super::run::{COMMANDS_MAX, Command, Control, Ended, SOON, give_out};
+use super::machine::{Machine, Placement};
+use super::run::{COMMANDS_MAX, Command, Control, Ended, NO_RUNTIME, SOON, give_out};
 use super::signal::Signals;
 use super::state::{Live, Place, State};
 use super::watch::Watch;
-use super::{Spawn, Start, StartError, admin, machine};
-use crate::config::Compiled;
-use crate::shard::Plan;
+use super::{Spawn, Start, StartError, admin, doctor, machine};
+use crate::config::{Compiled, Settings};
 use crate::shard::link::{Link, Order};
+use crate::shard::{Plan, RuntimeChoice};
 use crate::snapshot::Listener;
 
 /// How long shards may take to accept. They need some milliseconds; a machine that swaps needs more.
@@ -137,7 +137,7 @@ impl Control {
             link.publish(Arc::clone(&snapshot));
         }
         give_out(&state, bound).await;
-        let shards = spawn(&state, doorbells, start.spawn, settings.stall_threshold)?;
+        let shards = spawn(&state, doorbells, start.spawn, &settings)?;
         let (sender, commands) = mpsc::channel(COMMANDS_MAX);
         let control = Self {
             state,
@@ -171,10 +171,12 @@ impl Control {
             let late = Instant::now() >= deadline;
             if ended.is_some() || late {
                 let (what, error) = match ended {
+                    // Once more: its last word may have come after the look above.
                     Some(shard) => {
-                        (format!("start shard {shard}"), "its thread ended; the log above says why")
+                        self.take_notices();
+                        self.why_ended(shard)
                     }
-                    None => ("start the shards".to_owned(), "one does not accept after 10 s"),
+                    None => ("start the shards".to_owned(), "one does not accept after 10 s".to_owned()),
                 };
                 stop(&self.state);
                 return Err(StartError::Runtime { what, error: io::Error::other(error) });
@@ -183,6 +185,25 @@ impl Control {
         }
         self.take_notices();
         Ok(())
+    }
+
+    /// What could not be done, and why.
+    fn why_ended(&self, shard: usize) -> (String, String) {
+        let store = self.state.store();
+        let runtime = store.shards().get(shard).and_then(|shard| shard.runtime.as_ref());
+        let Some((_, refused)) = runtime.filter(|(used, _)| *used == NO_RUNTIME) else {
+            return (format!("start shard {shard}"), "its thread ended; the log above says why".to_owned());
+        };
+        let remedy = match self.settings.runtime {
+            RuntimeChoice::IoUring => {
+                let ring = doctor::ring_remedy(&Machine::look());
+                format!("{ring}; or write runtime = \"auto\", which uses epoll where io_uring is refused")
+            }
+            RuntimeChoice::Auto | RuntimeChoice::Epoll => {
+                "are the limits of open files and of memory reached? see `ringmesh doctor`".to_owned()
+            }
+        };
+        (format!("build a runtime for shard {shard}"), format!("{refused}\n  help: {remedy}"))
     }
 
     fn say_where(&self) {
@@ -213,7 +234,7 @@ fn spawn(
     state: &State,
     doorbells: Vec<UnixStream>,
     spawn: Spawn,
-    stall_threshold: Duration,
+    settings: &Settings,
 ) -> Result<Vec<JoinHandle<()>>, StartError> {
     let mut shards = Vec::with_capacity(doorbells.len());
     for ((link, doorbell), cpu) in state.links.iter().zip(doorbells).zip(&state.cpus) {
@@ -223,7 +244,8 @@ fn spawn(
             cpu: *cpu,
             link: Arc::clone(link),
             doorbell,
-            stall_threshold,
+            stall_threshold: settings.stall_threshold,
+            runtime: settings.runtime,
         };
         match spawn(plan) {
             Ok(thread) => shards.push(thread),

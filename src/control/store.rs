@@ -75,7 +75,7 @@ pub(super) struct Window {
 pub(super) struct Shard {
     /// Its gauges and totals.
     pub totals: ShardTotals,
-    /// The runtime that it got instead of the one asked for, and what was refused.
+    /// The runtime that it got, and what was refused before; `None`: the best, at once.
     pub runtime: Option<(&'static str, String)>,
 }
 
@@ -149,11 +149,14 @@ impl Store {
         });
     }
 
-    /// Notes which runtime a shard got.
-    pub(super) fn set_runtime(&mut self, shard: u16, used: &'static str, refused: String) {
+    /// Notes which runtime a shard got; whether it is the first that got this one.
+    pub(super) fn set_runtime(&mut self, shard: u16, used: &'static str, refused: String) -> bool {
+        let runtime = Some((used, refused));
+        let first = self.shards.iter().all(|other| other.runtime != runtime);
         if let Some(shard) = self.shards.get_mut(usize::from(shard)) {
-            shard.runtime = Some((used, refused));
+            shard.runtime = runtime;
         }
+        first
     }
 
     /// The services that had traffic, by name.

@@ -11,7 +11,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::shard::Plan;
-use crate::shard::link::Order;
+use crate::shard::link::{Notice, Order};
 use crate::telemetry::{Interval, ServiceCounts, ServiceInterval, ShardTotals};
 
 /// A shard that obeys the link and serves nobody: accepts no connections, but holds the sockets. Once a second of its
@@ -38,6 +38,14 @@ pub(super) fn mortal_shard(plan: Plan) -> std::io::Result<JoinHandle<()>> {
 /// One whose thread ends before it accepts.
 pub(super) fn stillborn_shard(plan: Plan) -> std::io::Result<JoinHandle<()>> {
     std::thread::Builder::new().spawn(move || drop(plan))
+}
+
+/// One that gets no runtime.
+pub(super) fn ringless_shard(plan: Plan) -> std::io::Result<JoinHandle<()>> {
+    std::thread::Builder::new().spawn(move || {
+        let refused = "no ring: Operation not permitted".to_owned();
+        let _ = plan.link.notices.push(Notice::Runtime { used: None, refused, cost: "" });
+    })
 }
 
 #[derive(Clone, Copy, PartialEq)]

@@ -63,8 +63,9 @@ pub enum Notice {
     Panic { cause: String },
     /// A task kept the shard for this long.
     Stall { held_ns: u64 },
-    /// The runtime that the shard got is not the one that was asked for.
-    Runtime { used: &'static str, refused: String },
+    /// The runtime that the shard got, unless it is the best: `None` if it got none, and then it ends. `refused` says
+    /// what was asked for in vain (nothing where this one was chosen), `cost` what that means.
+    Runtime { used: Option<&'static str>, refused: String, cost: &'static str },
     /// Accepting failed (out of file descriptors, for instance).
     Accept { listener: Arc<str>, error: String },
     /// An order could not be carried out.

@@ -10,5 +10,5 @@ mod runtime;
 mod state;
 pub(crate) mod task;
 
-pub use runtime::{Plan, spawn};
+pub use runtime::{Plan, RuntimeChoice, spawn};
 pub use state::{Shard, View};

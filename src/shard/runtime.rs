@@ -1,7 +1,8 @@
 //! The thread of a shard: which runtime it gets, and the tasks that it begins with.
 //!
 //! The ring is asked for with SINGLE_ISSUER and DEFER_TASKRUN, which is worth a quarter of the CPU per request. Where
-//! the kernel or a container's seccomp profile refuses, the next best is taken, and one notice says what was refused.
+//! the kernel or a container's seccomp profile refuses, the next best that the operator's choice allows is taken, and one
+//! notice says what was refused. Where nothing is left, the notice says that and the thread ends.
 
 use std::cell::RefCell;
 use std::io;
@@ -34,6 +35,19 @@ pub struct Plan {
     pub doorbell: UnixStream,
     /// A task that keeps the shard longer than this is counted and reported as a stall.
     pub stall_threshold: Duration,
+    /// Which runtimes may be tried.
+    pub runtime: RuntimeChoice,
+}
+
+/// What a shard may run on: the key `runtime`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RuntimeChoice {
+    /// The best that the kernel grants: io_uring in three ways, then epoll.
+    Auto,
+    /// io_uring in any of the three ways, or not at all.
+    IoUring,
+    /// epoll; no ring is asked for.
+    Epoll,
 }
 
 /// The runtimes that a shard can have, best first.
@@ -52,8 +66,7 @@ enum Kind {
 /// Starts the shard's thread. It ends (and sets `Vitals::ended`) after `Order::Drain`, when all is done.
 ///
 /// # Errors
-/// When the thread cannot be made. When no runtime can be built, not even the one on epoll, the thread says so in a
-/// notice and ends.
+/// When the thread cannot be made. When no runtime can be built, the thread says so in a notice and ends.
 pub fn spawn(plan: Plan) -> io::Result<JoinHandle<()>> {
     std::thread::Builder::new().name(format!("shard-{}", plan.shard)).spawn(move || {
         let link = Arc::clone(&plan.link);
@@ -68,30 +81,31 @@ pub fn spawn(plan: Plan) -> io::Result<JoinHandle<()>> {
     })
 }
 
-/// Builds the best runtime that the kernel grants, and runs the shard on it to its end.
+/// Builds the best runtime that is allowed and granted, and runs the shard on it to its end.
 fn run(plan: Plan) {
     let mut refused = String::new();
-    for kind in [Kind::Deferred, Kind::Cooperative, Kind::Plain] {
-        match RuntimeBuilder::<IoUringDriver>::new().uring_builder(kind.builder()).enable_timer().build() {
-            Ok(mut runtime) => {
-                plan.tell_runtime(kind, &refused);
-                return runtime.block_on(serve(plan, kind));
+    for &kind in Kind::of(plan.runtime) {
+        let failed = if kind == Kind::Epoll {
+            match RuntimeBuilder::<LegacyDriver>::new().enable_timer().build() {
+                Ok(mut runtime) => {
+                    plan.tell_runtime(Some(kind), &refused);
+                    return runtime.block_on(serve(plan, kind));
+                }
+                Err(error) => error,
             }
-            Err(error) => refused.push_str(&format!("{}: {error}; ", kind.label())),
-        }
+        } else {
+            match RuntimeBuilder::<IoUringDriver>::new().uring_builder(kind.builder()).enable_timer().build()
+            {
+                Ok(mut runtime) => {
+                    plan.tell_runtime(Some(kind), &refused);
+                    return runtime.block_on(serve(plan, kind));
+                }
+                Err(error) => error,
+            }
+        };
+        refused.push_str(&format!("{}: {failed}; ", kind.label()));
     }
-    match RuntimeBuilder::<LegacyDriver>::new().enable_timer().build() {
-        Ok(mut runtime) => {
-            plan.tell_runtime(Kind::Epoll, &refused);
-            runtime.block_on(serve(plan, Kind::Epoll));
-        }
-        Err(error) => {
-            let _ = plan
-                .link
-                .notices
-                .push(Notice::Failed { what: format!("building any runtime: {refused}{error}") });
-        }
-    }
+    plan.tell_runtime(None, &refused);
 }
 
 /// The shard's life: follows control until the drain is done.
@@ -179,6 +193,15 @@ async fn tick(shard: Rc<Shard>) {
 }
 
 impl Kind {
+    /// What may be tried, in this order.
+    const fn of(choice: RuntimeChoice) -> &'static [Self] {
+        match choice {
+            RuntimeChoice::Auto => &[Self::Deferred, Self::Cooperative, Self::Plain, Self::Epoll],
+            RuntimeChoice::IoUring => &[Self::Deferred, Self::Cooperative, Self::Plain],
+            RuntimeChoice::Epoll => &[Self::Epoll],
+        }
+    }
+
     fn builder(self) -> io_uring::Builder {
         let mut builder = io_uring::IoUring::builder();
         match self {
@@ -197,14 +220,43 @@ impl Kind {
             Self::Epoll => "epoll",
         }
     }
+
+    /// What it costs: CPU per request on the reference machine (1 KiB answers, keep-alive, 64 connections).
+    const fn cost(self) -> &'static str {
+        match self {
+            Self::Deferred => "13.4 µs of CPU per request",
+            Self::Cooperative => "as much CPU per request as the best, within what can be measured",
+            Self::Plain => "17.4 µs of CPU per request in place of 13.4",
+            Self::Epoll => "13 to 15 µs of CPU per request in place of 13.4",
+        }
+    }
 }
 
 impl Plan {
-    fn tell_runtime(&self, kind: Kind, refused: &str) {
-        if kind != Kind::Deferred {
-            let notice =
-                Notice::Runtime { used: kind.label(), refused: refused.trim_end_matches("; ").to_owned() };
-            let _ = self.link.notices.push(notice);
+    fn tell_runtime(&self, used: Option<Kind>, refused: &str) {
+        if used == Some(Kind::Deferred) {
+            return;
         }
+        let notice = Notice::Runtime {
+            used: used.map(Kind::label),
+            refused: refused.trim_end_matches("; ").to_owned(),
+            cost: used.map_or("", Kind::cost),
+        };
+        let _ = self.link.notices.push(notice);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_choice_is_kept_to_and_steps_down_from_the_best() {
+        assert_eq!(
+            Kind::of(RuntimeChoice::Auto),
+            [Kind::Deferred, Kind::Cooperative, Kind::Plain, Kind::Epoll]
+        );
+        assert!(!Kind::of(RuntimeChoice::IoUring).contains(&Kind::Epoll), "never falls back to epoll");
+        assert_eq!(Kind::of(RuntimeChoice::Epoll), [Kind::Epoll], "asks for no ring");
     }
 }

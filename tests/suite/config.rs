@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ringmesh::config::{self, Destination, Loaded, Look, Origin, Report, Settings, Shards};
+use ringmesh::shard::RuntimeChoice;
 use ringmesh::snapshot::{AccessLogFormat, ForwardedFields, Snapshot};
 use ringmesh::upstream::spec::{Address, Balance};
 
@@ -76,6 +77,7 @@ fn every_key_arrives_where_it_belongs() {
     let loaded = taken(
         r#"
 shards = [0, 2]
+runtime = "epoll"
 stall_threshold = "5ms"
 [admin]
 address = "off"
@@ -117,10 +119,10 @@ timeout = "1m"
 "#,
     );
     assert!(loaded.warnings.is_empty(), "{}", loaded.warnings);
-    let Settings { shards, stall_threshold, admin, access_log, drain } = &loaded.compiled.settings;
+    let Settings { shards, runtime, stall_threshold, admin, access_log, drain } = &loaded.compiled.settings;
     assert_eq!(
-        (shards, *stall_threshold, *admin),
-        (&Shards::Cpus(vec![0, 2]), Duration::from_millis(5), None)
+        (shards, *runtime, *stall_threshold, *admin),
+        (&Shards::Cpus(vec![0, 2]), RuntimeChoice::Epoll, Duration::from_millis(5), None)
     );
     let log = access_log.as_ref().unwrap();
     assert_eq!(log.path, Destination::File("/var/log/ringmesh.log".into()));
@@ -324,6 +326,7 @@ fn each_mistake_has_its_own_words() {
         ("shards = [0, 0]", "shards: CPU 0 is listed twice"),
         ("shards = [-1]", "shards: not the number of a CPU"),
         ("shards = \"2\"", "shards must be a number; write 2 without quotes"),
+        ("runtime = \"uring\"", "runtime: `uring` is not known; write \"auto\", \"io_uring\" or \"epoll\""),
         ("shards = true", "shards must be \"auto\", a number or a list"),
         ("shards = 8\n[limits]\nconnections_max = 4", "fewer connections than the 8 shards"),
         ("[admin]\naddress = \"on\"", "admin.address: the port is missing"),
@@ -777,8 +780,11 @@ fn names_are_resolved_by_the_caller_and_other_services_are_shared() {
     reloaded.compiled.share(&loaded.compiled);
     assert!(Arc::ptr_eq(&snapshot(&reloaded).services[0], &first.services[0]));
     assert!(reloaded.compiled.settings.need_restart(&loaded.compiled.settings).is_empty());
-    let other = taken("shards = 2\n[admin]\naddress = \"off\"");
-    assert_eq!(other.compiled.settings.need_restart(&loaded.compiled.settings), ["shards", "admin.address"]);
+    let other = taken("shards = 2\nruntime = \"io_uring\"\n[admin]\naddress = \"off\"");
+    assert_eq!(
+        other.compiled.settings.need_restart(&loaded.compiled.settings),
+        ["shards", "runtime", "admin.address"]
+    );
 }
 
 #[test]
