@@ -175,6 +175,7 @@ impl Proxy {
             cpu: None,
             link: Arc::clone(&link),
             doorbell,
+            runtime: ringmesh::shard::RuntimeChoice::Auto,
             stall_threshold: Duration::from_secs(10),
         };
         let shard = spawn(plan).unwrap();

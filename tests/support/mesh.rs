@@ -140,6 +140,7 @@ impl Mesh {
             cpu: None,
             link: Arc::clone(&mesh.link),
             doorbell,
+            runtime: ringmesh::shard::RuntimeChoice::Auto,
             stall_threshold: Duration::from_secs(60),
         };
         mesh.thread = Some(spawn(plan).unwrap());
