@@ -37,9 +37,9 @@ mod http1_request_line; // h22 to h41
 mod drain; // the last response says so, the thread ends
 #[path = "suite/pool.rs"]
 mod pool; // reuse, dead connections, replays, other endpoints
-#[path = "suite/reload.rs"]
-mod reload; // what a new snapshot changes and what it keeps
 #[path = "suite/process.rs"]
 mod process; // the real binary, from outside: ports, signals, files, exit codes, and the demo
+#[path = "suite/reload.rs"]
+mod reload; // what a new snapshot changes and what it keeps
 #[path = "suite/runtime.rs"]
 mod runtime; // what shards run on, where the operator chooses
