@@ -5,6 +5,8 @@
 //! counting allocator looks only at the shard's thread, and only while exchanges are counted, which goes on over more
 //! than one of the shard's ticks: the hand-over of telemetry allocates nothing either. A test binary of its own, because
 //! a process has one allocator.
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
+#![allow(clippy::print_stdout, reason = "the numbers are the proof")]
 #![allow(unsafe_code, reason = "an allocator cannot be written without")]
 #![allow(
     clippy::disallowed_methods,

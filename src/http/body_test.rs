@@ -14,8 +14,11 @@ fn limits() -> Limits {
     }
 }
 
-/// Feeds `wire` in the given cuts; the bytes that leave, the rest, and whether it ended.
-fn run(from: Framing, to: Framing, wire: &[u8], cuts: &[usize]) -> Result<(Vec<u8>, Vec<u8>, bool), Cause> {
+/// The bytes that leave, the rest, and whether the body ended.
+type Run = (Vec<u8>, Vec<u8>, bool);
+
+/// Feeds `wire` in the given cuts.
+fn run(from: Framing, to: Framing, wire: &[u8], cuts: &[usize]) -> Result<Run, Cause> {
     let mut reframer = Reframer::new(from, to);
     let (mut sent, mut rest, mut at) = (Vec::new(), Vec::new(), 0);
     let mut cuts = cuts.to_vec();

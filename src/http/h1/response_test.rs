@@ -2,6 +2,7 @@
 
 use super::*;
 use proptest::prelude::*;
+use proptest::strategy::ValueTree as _;
 
 const LIMITS: Limits = Limits {
     head_bytes_max: 4096,
@@ -379,7 +380,6 @@ fn check_round_trip(wire: &[u8], method: Method) -> bool {
 
 #[test]
 fn near_heads_are_often_accepted() {
-    use proptest::strategy::ValueTree as _;
     // Else the property below shows nothing.
     let mut runner = proptest::test_runner::TestRunner::deterministic();
     let accepted = (0..300)
