@@ -53,6 +53,7 @@ fn proxy(origin: SocketAddr) -> (SocketAddr, Arc<Link>, std::thread::JoinHandle<
         cpu: None,
         link: Arc::clone(&link),
         doorbell,
+        runtime: ringmesh::shard::RuntimeChoice::Auto,
         stall_threshold: Duration::from_secs(1),
     };
     (address, link, spawn(plan).expect("the shard starts"))
