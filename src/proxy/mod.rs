@@ -382,7 +382,8 @@ async fn refuse(shard: &Rc<Shard>, downstream: &mut Downstream, failure: Failure
         let told = Told {
             service: None,
             failure_field: view.snapshot.forwarding.failure_header,
-            head: false,
+            // Also a HEAD that is refused gets no body (RFC 9110 §9.3.2).
+            head: downstream.input.trim_ascii_start().starts_with(b"HEAD "),
             close: true,
             http10: false,
         };

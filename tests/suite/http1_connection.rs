@@ -70,6 +70,22 @@ fn h63_head_and_responses_without_body_do_not_shift_the_order() {
 }
 
 #[test]
+fn h63_a_head_that_is_refused_gets_no_body_either() {
+    let rig = Rig::plain();
+    for request in [
+        "HEAD / HTTP/1.1\r\n\r\n",
+        "\r\nHEAD / HTTP/1.1\r\nHost: a b\r\n\r\n",
+        "HEAD / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nx",
+    ] {
+        let mut client = rig.client();
+        client.send(request);
+        assert_eq!(client.response_to_head().status(), 400, "{request:?}");
+        assert_eq!(client.end(), End::Fin);
+    }
+    rig.done_unseen();
+}
+
+#[test]
 fn h64_nothing_is_served_behind_a_request_that_closes() {
     let rig = Rig::plain();
     for last in [

@@ -435,6 +435,8 @@ fn h78_a_status_line_without_reason_is_taken_and_odd_ones_are_bad() {
         "SSH-2.0-OpenSSH",
         "GET / HTTP/1.1",
         " HTTP/1.1 200 OK",
+        "\r\nHTTP/1.1 200 OK",
+        "\nHTTP/1.1 200 OK",
         "HTTP/1.1 200 O\0K",
         "HTTP/1.1 200 O\rK",
         "HTTP/1.1\t200 OK",
