@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use rustix::process::Signal;
 
-use super::binary::{Running, children, eventually, is_alive, listening, page, ringmesh};
+use super::binary::{Folder, Running, children, eventually, is_alive, listening, page, ringmesh};
 
 /// A demo that shows where everything is.
 struct Demo {
@@ -21,9 +21,11 @@ struct Demo {
 }
 
 impl Demo {
-    fn start(more: &[&str]) -> Self {
+    fn start(temporary: &Folder, more: &[&str]) -> Self {
         // Few requests: the machine of a test may be busy.
-        let process = Running::start(ringmesh([&["demo", "--rate", "100"], more].concat()));
+        let mut command = ringmesh([&["demo", "--rate", "100"], more].concat());
+        command.env("TMPDIR", temporary.path(""));
+        let process = Running::start(command);
         let places = eventually("the demo says where everything is", || {
             assert!(!process.has_ended(), "{}", process.stderr());
             let said = process.stdout();
@@ -69,7 +71,8 @@ impl Demo {
 
 #[test]
 fn a_demo_ends_by_itself_with_a_summary_and_leaves_nothing() {
-    let mut demo = Demo::start(&["--for", "3s"]);
+    let temporary = Folder::new();
+    let mut demo = Demo::start(&temporary, &["--for", "3s"]);
     let status = demo.process.wait();
     let out = demo.process.stdout();
     assert_eq!(status.code(), Some(0), "{out}\n{}", demo.process.stderr());
@@ -83,7 +86,8 @@ fn a_demo_ends_by_itself_with_a_summary_and_leaves_nothing() {
 #[test]
 fn an_interrupted_demo_fails_no_request_and_leaves_nothing() {
     for signal in [Signal::INT, Signal::TERM] {
-        let mut demo = Demo::start(&[]);
+        let temporary = Folder::new();
+        let mut demo = Demo::start(&temporary, &[]);
         let (status, answer) = page(demo.addresses[0], "/").unwrap();
         assert!(status == 200 && answer.contains("\"service\":\"stock\""), "{answer}");
         demo.until_busy();
@@ -99,7 +103,8 @@ fn an_interrupted_demo_fails_no_request_and_leaves_nothing() {
 
 #[test]
 fn a_killed_demo_takes_its_sidecars_with_it() {
-    let mut demo = Demo::start(&[]);
+    let temporary = Folder::new();
+    let mut demo = Demo::start(&temporary, &[]);
     demo.until_busy();
     demo.process.signal(Signal::KILL);
     demo.process.wait();
@@ -113,7 +118,8 @@ fn a_killed_demo_takes_its_sidecars_with_it() {
 
 #[test]
 fn a_sidecar_that_dies_ends_the_demo_with_an_explanation() {
-    let mut demo = Demo::start(&[]);
+    let temporary = Folder::new();
+    let mut demo = Demo::start(&temporary, &[]);
     demo.until_busy();
     let victim = rustix::process::Pid::from_raw(demo.sidecars[1].try_into().unwrap()).unwrap();
     rustix::process::kill_process(victim, Signal::KILL).unwrap();
