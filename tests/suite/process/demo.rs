@@ -109,8 +109,9 @@ fn a_killed_demo_takes_its_sidecars_with_it() {
     demo.process.signal(Signal::KILL);
     demo.process.wait();
     demo.left_nothing();
-    // Its files are left to the next one, whichever that is.
-    let mut next = Demo::start(&[]);
+    // Its files are left to the next one.
+    assert!(demo.folder.exists());
+    let mut next = Demo::start(&temporary, &[]);
     assert!(!demo.folder.exists());
     next.process.signal(Signal::INT);
     assert_eq!(next.process.wait().code(), Some(0), "{}", next.process.stderr());
