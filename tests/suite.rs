@@ -33,6 +33,8 @@ mod http1_origin; // h68 to h86: responses from a bad service
 #[path = "suite/http1_request_line.rs"]
 mod http1_request_line; // h22 to h41
 
+#[path = "suite/docs.rs"]
+mod docs; // the documents say what the code does
 #[path = "suite/drain.rs"]
 mod drain; // the last response says so, the thread ends
 #[path = "suite/pool.rs"]

@@ -1,0 +1,152 @@
+//! The documents say what the code does: causes with their statuses, metrics, fields of the access log, examples, links.
+
+#![allow(clippy::disallowed_methods, reason = "no shard: it waits for the second in which shards hand over")]
+
+use std::fmt::Write as _;
+use std::io::{Read, Write as _};
+use std::net::{SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use ringmesh::config;
+use ringmesh::control::{Proxy, Start};
+use ringmesh::failure::{Cause, Failure, Stage};
+
+/// A hung test fails; nothing is expected to take this long.
+const GUARD: Duration = Duration::from_secs(20);
+
+#[test]
+fn every_cause_has_a_row_with_its_statuses() {
+    let operations = read("docs/operations.md");
+    for &cause in Cause::ALL {
+        let row = format!("| `{}` | ", cause.label());
+        let line = operations.lines().find(|line| line.starts_with(&row));
+        let Some(line) = line else { panic!("docs/operations.md has no row `{row}…`") };
+        let cells: Vec<&str> = line.split(" | ").collect();
+        // `–`: cannot be this side's.
+        let mine = Failure::downstream(Stage::Head, cause).status();
+        assert!(cells[1] == "–" || cells[1] == mine.to_string(), "{line}\nthe caller is answered {mine}");
+        let theirs = Failure::upstream(Stage::Response, cause).status();
+        let told = cells[2].rsplit(' ').next().unwrap();
+        assert!(told == "–" || told == theirs.to_string(), "{line}\nthe service's is answered {theirs}");
+        assert!(cells[1] != "–" || told != "–", "{line}\nit must be somebody's");
+    }
+}
+
+#[test]
+fn every_metric_and_every_field_of_the_access_log_is_told_of() {
+    let operations = read("docs/operations.md");
+    let log = std::env::temp_dir().join(format!("ringmesh-docs-{}.log", std::process::id()));
+    let proxy = Proxy::start(Start::text(format!(
+        "shards = 1\n[admin]\naddress = \"127.0.0.1:0\"\n[access_log]\npath = \"{}\"\n[[listener]]\nname = \"in\"\naddress = \
+         \"127.0.0.1:0\"\n[[service]]\nname = \"app\"\nendpoints = [\"{}\"]\n[[route]]\npath_prefix = \"/app\"\nservice = \
+         \"app\"\n[[service]]\nname = \"dead\"\nendpoints = [\"unix:/nonexistent/ringmesh.sock\"]\n[[route]]\npath_prefix = \
+         \"/dead\"\nservice = \"dead\"\n",
+        log.display(),
+        origin()
+    )))
+    .unwrap();
+    let listener = proxy.listener("in").unwrap();
+    assert!(get(listener, "/app").starts_with("HTTP/1.1 200 "));
+    assert!(get(listener, "/dead").starts_with("HTTP/1.1 503 "));
+    let admin = proxy.admin().unwrap();
+    // Shards hand over once a second.
+    let began = Instant::now();
+    let metrics = loop {
+        let page = get(admin, "/metrics");
+        if page.contains("ringmesh_exchanges_total{service=\"app\"")
+            && page.contains("ringmesh_failures_total{")
+        {
+            break page;
+        }
+        assert!(began.elapsed() < GUARD, "no exchanges in\n{page}");
+        std::thread::sleep(Duration::from_millis(20));
+    };
+    let mut missing = String::new();
+    for line in metrics.lines().filter_map(|line| line.strip_prefix("# TYPE ringmesh_")) {
+        let name = line.split(' ').next().unwrap();
+        if !operations.contains(&format!("`{}`", name.trim_end_matches("_total"))) {
+            writeln!(missing, "metric {name}").unwrap();
+        }
+    }
+    proxy.drain();
+    proxy.join();
+    let lines = std::fs::read_to_string(&log).unwrap();
+    std::fs::remove_file(&log).unwrap();
+    assert_eq!(lines.lines().count(), 2, "{lines}");
+    for line in lines.lines() {
+        let line: serde_json::Value = serde_json::from_str(line).unwrap();
+        for (name, _) in line.as_object().unwrap() {
+            if !operations.contains(&format!("`{name}`")) {
+                writeln!(missing, "field {name}").unwrap();
+            }
+        }
+    }
+    assert!(missing.is_empty(), "docs/operations.md does not tell of:\n{missing}");
+}
+
+#[test]
+fn every_example_of_a_configuration_is_right() {
+    let mut examples = 0;
+    for file in documents() {
+        let text = std::fs::read_to_string(&file).unwrap();
+        for block in text.split("```toml\n").skip(1) {
+            let block = block.split("```").next().unwrap();
+            let checked = config::parse(&file.display().to_string(), block, &|_| None);
+            assert!(checked.is_ok(), "{}:\n{block}\n{}", file.display(), checked.unwrap_err());
+            examples += 1;
+        }
+    }
+    assert!(examples > 0, "README.md shows one at least");
+}
+
+#[test]
+fn every_link_leads_somewhere() {
+    for file in documents() {
+        let text = std::fs::read_to_string(&file).unwrap();
+        for link in text.split("](").skip(1).filter_map(|rest| rest.split(')').next()) {
+            if link.starts_with("https://") || link.starts_with('#') {
+                continue;
+            }
+            let target = link.split('#').next().unwrap();
+            let there = file.parent().unwrap().join(target);
+            assert!(there.exists(), "{} links to {target}, which does not exist", file.display());
+        }
+    }
+}
+
+fn documents() -> Vec<PathBuf> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let files = |folder: &Path| -> Vec<PathBuf> {
+        std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect()
+    };
+    let all = files(root).into_iter().chain(files(&root.join("docs")));
+    all.filter(|path| path.extension().is_some_and(|extension| extension == "md")).collect()
+}
+
+fn read(path: &str) -> String {
+    std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap()
+}
+
+/// A service that says 200 to everybody and closes.
+fn origin() -> SocketAddr {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let mut head = [0; 4096];
+            let answer = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n";
+            let _ = stream.read(&mut head).and_then(|_| stream.write_all(answer));
+        }
+    });
+    address
+}
+
+fn get(address: SocketAddr, path: &str) -> String {
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(GUARD)).unwrap();
+    write!(stream, "GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    answer
+}
