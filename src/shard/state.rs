@@ -51,9 +51,12 @@ pub struct View {
     /// What control gave.
     pub snapshot: Arc<Snapshot>,
     /// By the index in `snapshot.services`; made at the first exchange of each.
-    services: RefCell<HashMap<u32, Rc<Service>, foldhash::fast::FixedState>>,
+    services: RefCell<InUse>,
     link: Arc<Link>,
 }
+
+/// Services by id. The ids are our own, so that no caller can make them collide.
+type InUse = HashMap<u32, Rc<Service>, foldhash::fast::FixedState>;
 
 /// What a shard counts of itself.
 #[derive(Debug, Default)]
