@@ -162,14 +162,14 @@ impl Board {
     }
 
     fn title(&self, columns: usize) -> Line {
-        let mut title = Line::new().add(Bold, "ringmesh demo").add(
-            Dim,
-            format!("   client → front → orders → stock, {} requests/s{}", self.rate, unoptimized()),
-        );
+        let name = Line::new().add(Bold, "ringmesh demo");
         let time = self.time();
-        let gap = columns.min(110).saturating_sub(title.width() + time.chars().count());
-        title = title.add(Plain, " ".repeat(gap.max(3)));
-        title.add(Bold, time)
+        let what = format!("   client → front → orders → stock, {} requests/s{}", self.rate, unoptimized());
+        // Where there is not room for all, the time matters more.
+        let room = columns.min(TITLE_COLUMNS).saturating_sub(name.width() + time.chars().count());
+        let title = if room >= what.chars().count() + 3 { name.add(Dim, what) } else { name };
+        let gap = columns.min(TITLE_COLUMNS).saturating_sub(title.width() + time.chars().count());
+        title.add(Plain, " ".repeat(gap)).add(Bold, time)
     }
 
     fn time(&self) -> String {
@@ -297,13 +297,18 @@ fn summary_cells(
         let exchanges = after.exchanges.saturating_sub(before.exchanges);
         let seconds = after.at.saturating_sub(before.at).as_secs_f64();
         let measured = exchanges > 0 && seconds > 0.0;
-        cells[4] = format!("{:.1} MiB", after.usage.resident_bytes as f64 / f64::from(1 << 20));
+        cells[4] = match after.usage.resident_bytes {
+            0 => "-".to_owned(),
+            bytes => format!("{:.1} MiB", bytes as f64 / f64::from(1 << 20)),
+        };
         cells[5] = if measured { format!("{:.1} %", cpu / seconds * 100.0) } else { "-".to_owned() };
         cells[6] = time(measured.then(|| cpu / exchanges as f64));
     }
     cells
 }
 
+/// The title is no wider than the table with its curve.
+const TITLE_COLUMNS: usize = ROW_COLUMNS + 3 + CURVE_MAX;
 /// Columns of a row of the table without its curve.
 const ROW_COLUMNS: usize = 8 + 12 + 8 + 9 + 9 + 8 + 9;
 
@@ -409,6 +414,7 @@ mod tests {
         assert!(lines.iter().all(|line| line.chars().count() <= 80));
         assert!(lines.iter().any(|line| line.contains("curl http://127.0.0.1:3/services")));
         assert!(board.live(70)[2].width() <= 70, "no room for a curve");
+        assert!(board.live(50)[0].render(false, 50).ends_with("3 s, until Ctrl-C"), "the time has room");
         board.seen[0].miss();
         assert_eq!(board.seen[0].p50, None);
         assert_eq!(board.seen[0].exchanges, 1000);

@@ -257,7 +257,12 @@ impl Process {
                         plan.program.display(),
                         plan.name
                     ),
-                    "was the binary moved or rebuilt meanwhile? Start the demo again",
+                    match error.kind() {
+                        std::io::ErrorKind::NotFound | std::io::ErrorKind::ExecutableFileBusy => {
+                            "was the binary moved or rebuilt meanwhile? Start the demo again"
+                        }
+                        _ => "raise the limits of files and processes: `ulimit -n 1024`, `ulimit -u`",
+                    },
                 )
             })?;
         let (sender, lines) = mpsc::channel(10 * LINES_MAX);
