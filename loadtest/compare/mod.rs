@@ -305,7 +305,8 @@ impl Bench<'_> {
                     self.pause(Duration::from_millis(1000))?;
                     let idle = process::memory(running.pid());
                     let streams = idle::open(running.address, IDLE_CONNECTIONS, request)?;
-                    self.pause(Duration::from_millis(1000))?;
+                    // Idle is what has been quiet for a while: buffers are held for a moment, for whoever comes again.
+                    self.pause(Duration::from_millis(4000))?;
                     let held = process::memory(running.pid());
                     let open = idle::still_open(&streams);
                     if open < IDLE_CONNECTIONS {
