@@ -195,7 +195,7 @@ async fn streamed(
     let Path { shard, account, service, .. } = path;
     let (attempt, mut pooled) = path.connect(&mut Tried::new(), false).await?;
     let began = shard.clock.now();
-    let (request_sent, answered) = (Cell::new(false), Cell::new(false));
+    let (request_sent, answered, over) = (Cell::new(false), Cell::new(false), Cell::new(false));
     // The head of the request stays where it is, for the log; what is behind it is the body's.
     let behind = downstream.input.len() - asked.head_len;
     let taken =
@@ -212,6 +212,7 @@ async fn streamed(
             service: &service.spec,
             deadline: path.deadline,
             sent: &request_sent,
+            over: &over,
         };
         let back = response::Way {
             shard,
@@ -227,8 +228,9 @@ async fn streamed(
         let there = pin!(request::carry(&there, reader, upstream_writer, head, &mut input));
         let back = pin!(response::carry(&back, upstream_reader, writer));
         both(there, back, |first| match first {
-            // Sent: now the service has its time to answer.
-            First::There(Ok(())) if !answered.get() => {
+            // Sent: now the service has its time to answer, whatever interim responses there were. A response that is
+            // on its way has its own time.
+            First::There(Ok(())) if account.status.get() == 0 => {
                 origin.read_by(shard.clock.now().saturating_add(ns(service.spec.timeouts.response)));
             }
             First::There(Ok(())) => {}
@@ -240,6 +242,7 @@ async fn streamed(
             First::There(Err(_)) => origin.shutdown(),
             // The response is whole (or has failed) and the rest of the request is of no use to anybody.
             First::Back => {
+                over.set(true);
                 caller.cancel_read();
                 origin.shutdown();
             }

@@ -21,6 +21,9 @@ pub(super) struct Way<'x> {
     pub(super) deadline: u64,
     /// Set when all has been sent.
     pub(super) sent: &'x Cell<bool>,
+    /// Set when the way back has ended: the rest of the request is of no use. Cancelling a read in flight does not tell
+    /// whoever was just not reading.
+    pub(super) over: &'x Cell<bool>,
 }
 
 /// Carries the request from the caller to the service. `input` holds the caller's bytes behind the head; what is left in
@@ -62,6 +65,9 @@ impl Way<'_> {
         while !reframer.is_ended() {
             held.clear();
             held.resize(HEADROOM, 0);
+            if self.over.get() {
+                return Err(Failure::downstream(Stage::Request, Cause::Closed));
+            }
             if input.is_empty() {
                 self.more_body(from, held).await?;
             } else {

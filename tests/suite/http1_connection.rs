@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use ringmesh::telemetry::ShardTotals;
+
 use crate::support::client::Cut;
 use crate::support::origin::{Origin, ok};
 use crate::support::rig::Rig;
@@ -216,4 +218,36 @@ fn h67_a_post_is_not_sent_again_when_its_connection_dies() {
     let done = rig.done();
     assert_eq!(done.requests.iter().filter(|r| r.target() == "/once").count(), 1);
     assert_eq!(done.seen.totals.replays, 0);
+}
+
+#[test]
+fn connections_that_were_quiet_for_a_while_are_served_and_their_end_is_seen() {
+    let mut rig = Rig::plain();
+    let mut clients: Vec<_> = (0..60).map(|_| rig.client()).collect();
+    for client in clients.iter_mut().step_by(2) {
+        client.send(get("/before"));
+        assert_eq!(client.response().text(), "/before");
+    }
+    // Quiet connections give their buffers back, of which then most are freed.
+    let quiet = |totals: &ShardTotals| totals.downstream_open == 60 && totals.buffer_bytes < 20 * 16_384;
+    for round in 0..2 {
+        rig.mesh.wait_totals(quiet);
+        for (n, client) in clients.iter_mut().enumerate() {
+            let target = format!("/{round}/{n}");
+            match n % 3 {
+                0 => client.send(get(&target)),
+                1 => client.send_in_pieces(get(&target).as_bytes(), 5),
+                _ => client.send(format!(
+                    "POST {target} HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"
+                )),
+            };
+            assert_eq!(client.response().text(), target);
+        }
+    }
+    rig.mesh.wait_totals(quiet);
+    for client in &mut clients {
+        assert_eq!(client.finish().end(), End::Fin);
+    }
+    drop(clients);
+    assert_eq!(rig.done().seen.by_class[2], 150);
 }

@@ -199,6 +199,27 @@ fn h62_a_service_that_goes_silent_behind_an_interim_response_is_not_waited_for_f
 }
 
 #[test]
+fn h62_a_service_that_goes_silent_behind_its_100_is_not_waited_for_forever() {
+    let rig = Rig::before_with(
+        Origin::scripted(|visit| {
+            visit.head().unwrap();
+            visit.send("HTTP/1.1 100 Continue\r\n\r\n");
+            visit.drain();
+        }),
+        |c| c.keys("timeouts = { response = \"50ms\" }"),
+    );
+    let mut client = rig.client();
+    client.send(EXPECTING);
+    assert_eq!(client.response().status(), 100);
+    client.send("hello");
+    let response = client.response();
+    assert_eq!(response.status(), 504);
+    assert_eq!(response.one("x-ringmesh-failure").unwrap(), "response.upstream.timeout");
+    drop(client);
+    rig.done();
+}
+
+#[test]
 fn h62_a_service_that_closes_behind_an_interim_response_is_reported() {
     let rig = Rig::before(Origin::scripted(|visit| {
         visit.request().unwrap();
