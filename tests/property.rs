@@ -9,6 +9,7 @@
 //! Every run has a seed, printed and settable: `RINGMESH_SEED=42 RINGMESH_CASES=100000 cargo test --test property`.
 
 #![allow(unreachable_pub, reason = "a test binary exports nothing")]
+#![allow(clippy::type_complexity, reason = "what a parser gives and what is behind it")]
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails")]
 #![allow(clippy::print_stdout, reason = "seeds are printed, so that a failure can be repeated")]
 #![allow(clippy::disallowed_types, reason = "tests are ordinary threads, which may wait for each other")]
@@ -117,7 +118,7 @@ fn every_response_that_a_caller_takes_for_whole_is_the_one_that_was_sent() {
             Then::Reset
         };
         let pieces = pieces(&mut rng, &sent.bytes);
-        next.change(|next| *next = Some(Reply { pieces, end }));
+        next.change(|next| *next = Some(Reply { target: format!("/{case}"), pieces, end, sent: false }));
         let mut caller = client.take().unwrap_or_else(|| Client::connect(mesh.address));
         let method = if head { "HEAD" } else { "GET" };
         caller.send(format!("{method} /{case} HTTP/1.{}\r\nHost: a\r\n\r\n", u8::from(!old)));
@@ -128,7 +129,7 @@ fn every_response_that_a_caller_takes_for_whole_is_the_one_that_was_sent() {
             }
         };
         // All that the service had to say is in the proxy's socket, so that what comes behind a response can be seen.
-        next.wait("the reply", |next| next.is_none().then_some(()));
+        next.wait("the reply", |next| next.as_ref().is_some_and(|reply| reply.sent).then_some(()));
         let streams = [sent.clone()];
         match (&got, &meant) {
             (Ok(response), _) if response.has("x-ringmesh-failure") => {
@@ -239,8 +240,12 @@ fn echo(method: &str, target: &str, body: &[u8]) -> String {
 
 /// What the service sends next.
 struct Reply {
+    /// To which request. It may come twice: a GET may be sent again when a connection used before ends without a byte.
+    target: String,
     pieces: Vec<Vec<u8>>,
     end: Then,
+    /// Whether all of it has been sent.
+    sent: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -250,12 +255,15 @@ enum Then {
     Reset,
 }
 
-/// A service that sends what it is given, and takes it away when all is sent.
+/// A service that sends what it is given, and says when all is sent.
 fn replying(next: &Arc<Watched<Option<Reply>>>) -> Origin {
     let next = Arc::clone(next);
     Origin::scripted(move |visit| {
-        while visit.request().is_some() {
-            let (pieces, end) = next.wait("a reply", |next| next.as_ref().map(|r| (r.pieces.clone(), r.end)));
+        while let Some(request) = visit.request() {
+            let (pieces, end) = next.wait("a reply", |next| {
+                let reply = next.as_ref().filter(|reply| reply.target == request.target())?;
+                Some((reply.pieces.clone(), reply.end))
+            });
             for piece in pieces {
                 visit.send(piece);
             }
@@ -264,7 +272,11 @@ fn replying(next: &Arc<Watched<Option<Reply>>>) -> Origin {
                 Then::Close => visit.finish(),
                 Then::Reset => visit.reset(),
             }
-            next.change(|next| *next = None);
+            next.change(|next| {
+                if let Some(reply) = next.as_mut().filter(|reply| reply.target == request.target()) {
+                    reply.sent = true;
+                }
+            });
             match end {
                 Then::Keep => {}
                 Then::Close => {

@@ -189,7 +189,7 @@ fn h92_the_whole_exchange_has_a_deadline_where_the_route_says_so() {
             visit.request();
             visit.drain();
         }),
-        |c| c.routes("[[route]]\nservice = \"app\"\ntimeout = \"50ms\"\n"),
+        |c| c.routes("[[route]]\nservice = \"app\"\ntimeout = \"300ms\"\n"),
     );
     let mut client = rig.client();
     client.send(with("X: y"));
@@ -206,9 +206,14 @@ fn h93_idle_connections_are_closed_without_a_word() {
     let rig = Rig::with(|c| c.timeouts("idle = \"50ms\""));
     let mut never_used = rig.client();
     assert_eq!(never_used.end(), End::Fin);
-    let mut used = rig.client();
-    used.send(with("X: y"));
-    assert_eq!(used.response().text(), "/a");
+    // On a busy machine the connection may be closed before the request is on its way.
+    let mut used = loop {
+        let mut client = rig.client();
+        client.send(with("X: y"));
+        if client.try_response(false).is_ok_and(|response| response.text() == "/a") {
+            break client;
+        }
+    };
     assert_eq!(used.end(), End::Fin);
     // Bytes that are no beginning of a request do not keep it.
     let mut empty_line = rig.client();

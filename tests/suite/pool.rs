@@ -1,13 +1,16 @@
 //! Upstream connections: reuse, dead ones, replays, other endpoints.
 
-use std::net::TcpListener;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use socket2::{Domain, Socket, Type};
 
 use crate::support::mesh::Config;
 use crate::support::origin::{Origin, ok};
 use crate::support::rig::Rig;
-use crate::support::{End, Gate};
+use crate::support::{End, Gate, Watched};
 
 fn get(target: &str) -> String {
     format!("GET {target} HTTP/1.1\r\nHost: a\r\n\r\n")
@@ -17,9 +20,17 @@ fn post(target: &str) -> String {
     format!("POST {target} HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nhi")
 }
 
-/// An address where nobody listens: bound and given up, so that it was free a moment ago.
-fn nobody() -> String {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string()
+/// An address that is taken and where nobody listens, as long as this lives.
+struct Nobody {
+    endpoint: String,
+    _bound: Socket,
+}
+
+fn nobody() -> Nobody {
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+    socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+    let endpoint = socket.local_addr().unwrap().as_socket().unwrap().to_string();
+    Nobody { endpoint, _bound: socket }
 }
 
 #[test]
@@ -196,6 +207,35 @@ fn a_service_that_closes_idle_connections_at_once_fails_no_get() {
 }
 
 #[test]
+fn the_age_at_which_a_service_closes_is_learned() {
+    const ROUNDS: u64 = 30;
+    // Closes what was idle for 40 ms, and says so.
+    let closed: Arc<Watched<usize>> = Arc::default();
+    let tell = Arc::clone(&closed);
+    let rig = Rig::before(Origin::scripted(move |visit| {
+        while let Some(request) = visit.request() {
+            visit.send(ok(&request));
+            visit.waits_for(Duration::from_millis(40));
+        }
+        visit.finish();
+        tell.change(|closed| *closed += 1);
+    }));
+    let mut client = rig.client();
+    for n in 0..ROUNDS {
+        client.send(if n % 2 == 0 { get("/x") } else { post("/x") });
+        assert_eq!(client.response().text(), "/x");
+        closed.wait("the end of a connection", |closed| (*closed as u64 > n).then_some(()));
+    }
+    drop(client);
+    let done = rig.done();
+    assert!(done.seen.failures.is_empty(), "{:?}", done.seen.failures);
+    // Each death at some age takes the limit to three quarters of it, and no connection is younger than 40 ms when it is
+    // to be used again: from 1 s, a dozen deaths are enough never to look at a dead one again.
+    let dead = done.seen.totals.upstream_found_dead;
+    assert!(dead > 0 && dead < ROUNDS - 10, "{dead} of {ROUNDS}");
+}
+
+#[test]
 fn a_hint_of_a_short_keep_alive_is_believed() {
     // "timeout=0" means that the connection is not worth keeping.
     let rig = Rig::before(Origin::answering(|request| {
@@ -236,11 +276,11 @@ fn an_idle_timeout_of_zero_and_an_idle_max_of_zero_keep_no_connection() {
 #[test]
 fn a_connect_failure_moves_on_to_another_endpoint_whatever_the_method() {
     let origin = Origin::plain();
-    let (dead1, dead2) = (nobody(), "unix:/nonexistent/ringmesh-test.sock".to_owned());
+    let dead = nobody();
     let mesh = Config::default()
         .service_at(
             "app",
-            &[&dead1, &origin.endpoint, &dead2],
+            &[&dead.endpoint, &origin.endpoint, "unix:/nonexistent/ringmesh-test.sock"],
             "balance = \"round-robin\"\nconnect_attempts_max = 3",
         )
         .start();
@@ -261,7 +301,8 @@ fn a_connect_failure_moves_on_to_another_endpoint_whatever_the_method() {
 
 #[test]
 fn when_no_endpoint_can_be_reached_the_answer_is_503_and_says_so() {
-    let mesh = Config::default().service_at("app", &[&nobody(), &nobody()], "").start();
+    let (one, other) = (nobody(), nobody());
+    let mesh = Config::default().service_at("app", &[&one.endpoint, &other.endpoint], "").start();
     let mut client = mesh.client();
     for request in [get("/"), post("/")] {
         client.send(request);
@@ -282,11 +323,12 @@ fn when_no_endpoint_can_be_reached_the_answer_is_503_and_says_so() {
 #[test]
 fn no_more_endpoints_are_tried_than_configured() {
     let origin = Origin::plain();
-    // Round robin begins with the first; only one attempt is allowed.
+    // Only one attempt is allowed.
+    let (one, other) = (nobody(), nobody());
     let mesh = Config::default()
         .service_at(
             "app",
-            &[&nobody(), &nobody(), &origin.endpoint],
+            &[&one.endpoint, &other.endpoint, &origin.endpoint],
             "balance = \"round-robin\"\nconnect_attempts_max = 1",
         )
         .start();

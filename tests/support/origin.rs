@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use super::wire::{Kind, Message, Parse, parse, parse_all, shown};
 use super::{End, GUARD, Watched};
@@ -40,6 +41,8 @@ pub struct Visit {
     input: Vec<u8>,
     log: Arc<Watched<Vec<Recorded>>>,
     ended: Option<End>,
+    /// Whether it closes when nothing comes for a while.
+    impatient: bool,
 }
 
 enum Stream {
@@ -195,7 +198,17 @@ impl Visit {
             Stream::Unix(s) => s.set_read_timeout(timeout).and_then(|()| s.set_write_timeout(timeout)),
         }
         .unwrap();
-        Self { number, stream, input: Vec::new(), log, ended: None }
+        Self { number, stream, input: Vec::new(), log, ended: None, impatient: false }
+    }
+
+    /// From now on, to wait for so long counts as the end of the connection: a service with an idle timeout.
+    pub fn waits_for(&mut self, idle: Duration) {
+        self.impatient = true;
+        match &self.stream {
+            Stream::Tcp(stream) => stream.set_read_timeout(Some(idle)),
+            Stream::Unix(stream) => stream.set_read_timeout(Some(idle)),
+        }
+        .unwrap();
     }
 
     /// The next whole request; `None` at the end of the connection or at bytes that are none (they are recorded).
@@ -274,7 +287,7 @@ impl Visit {
     /// Makes the end of the script a reset.
     pub fn reset(&self) {
         if let Stream::Tcp(stream) = &self.stream {
-            socket2::SockRef::from(stream).set_linger(Some(std::time::Duration::ZERO)).unwrap();
+            socket2::SockRef::from(stream).set_linger(Some(Duration::ZERO)).unwrap();
         }
     }
 
@@ -293,6 +306,10 @@ impl Visit {
                 None
             }
             Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
+                if self.impatient {
+                    self.ended = Some(End::Fin);
+                    return;
+                }
                 panic!("the service waited in vain; so far: {}", shown(&self.input))
             }
             Err(_) => Some(End::Reset),
