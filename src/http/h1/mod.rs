@@ -1,6 +1,6 @@
 //! HTTP/1.1 heads (RFC 9112): taken apart with httparse, judged and framed by our own rules, re-emitted canonically.
 //!
-//! Refuses rather than repairs: what is refused says so by a [`Cause`](crate::failure::Cause), and nothing of it is
+//! Refuses rather than repairs: what is refused says so by a [`Cause`], and nothing of it is
 //! passed on. What is passed on is never a copy of what came: each line is written anew from the parts that were
 //! understood, so that the next hop cannot understand it differently.
 
