@@ -52,7 +52,7 @@ pub(crate) struct CompareArgs {
     /// The ringmesh to measure; the one beside this program if absent.
     #[arg(long, value_name = "PATH")]
     ringmesh: Option<PathBuf>,
-    /// Folder for the results; loadtest/results/<date>-<CPU model> if absent.
+    /// Folder for the results; loadtest/results/DATE-CPU if absent.
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
     /// CPU of the proxy.
