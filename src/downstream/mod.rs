@@ -149,50 +149,38 @@ impl Downstream {
         self.connection.writer.finish();
         let deadline = shard.clock.now() + LINGER_NS;
         let mut bytes = 0;
-        let mut buffer = std::mem::take(&mut self.input);
-        if buffer.capacity() == 0 {
+        if self.input.capacity() == 0 {
             let Some(taken) = shard.buffers.take_small() else { return };
-            buffer = taken;
+            self.input = taken;
         }
         loop {
-            buffer.clear();
-            let (result, back) = self.connection.reader.read(buffer, 0, deadline, OnDeadline::Shutdown).await;
-            buffer = back;
-            match result {
+            self.input.clear();
+            let reader = &mut self.connection.reader;
+            match reader.read(&mut self.input, 0, deadline, OnDeadline::Shutdown).await {
                 Ok(n) if n > 0 && bytes < LINGER_BYTES => bytes += n,
                 Ok(_) | Err(_) => break,
             }
         }
-        shard.buffers.give(buffer);
     }
 
     /// Waits, at the end without a buffer, for anything to come; `false` when the connection is over.
     async fn first_bytes(&mut self, shard: &Shard) -> bool {
         let idle = ns(shard.view().snapshot.timeouts.idle);
         let deadline = shard.clock.now().saturating_add(idle);
-        let mut buffer = std::mem::take(&mut self.input);
         loop {
-            if buffer.capacity() == 0 {
+            if self.input.capacity() == 0 {
                 // Without memory for a head this connection cannot be served.
                 let Some(taken) = shard.buffers.take_small() else { return false };
-                buffer = taken;
+                self.input = taken;
             }
             let hold_until = deadline.min(shard.clock.now() + Self::HOLD_NS);
-            let (waited, back) = self.connection.reader.read_or_quiet(buffer, hold_until).await;
-            match waited {
-                Ok(Waited::Bytes(_)) => {
-                    self.input = back;
-                    return true;
-                }
-                Ok(Waited::Closed) | Err(_) => {
-                    shard.buffers.give(back);
-                    return false;
-                }
+            let reader = &mut self.connection.reader;
+            match reader.read_or_quiet(&mut self.input, hold_until).await {
+                Ok(Waited::Bytes(_)) => return true,
+                Ok(Waited::Closed) | Err(_) => return false,
                 Ok(Waited::Quiet) => {
-                    shard.buffers.give(back);
-                    buffer = Vec::new();
-                    if shard.clock.now() >= deadline
-                        || self.connection.reader.readable(&shard.clock, deadline).await.is_err()
+                    shard.buffers.give(std::mem::take(&mut self.input));
+                    if shard.clock.now() >= deadline || reader.readable(&shard.clock, deadline).await.is_err()
                     {
                         return false;
                     }
@@ -215,11 +203,8 @@ impl Downstream {
             shard.buffers.give(std::mem::replace(&mut self.input, large));
         }
         let deadline = started.saturating_add(ns(shard.view().snapshot.timeouts.head));
-        let buffer = std::mem::take(&mut self.input);
-        let (result, buffer) =
-            self.connection.reader.read(buffer, 0, deadline, OnDeadline::ShutdownRead).await;
-        self.input = buffer;
-        let cause = match result {
+        let reader = &mut self.connection.reader;
+        let cause = match reader.read(&mut self.input, 0, deadline, OnDeadline::ShutdownRead).await {
             Ok(0) => Cause::Closed,
             Ok(_) => return Ok(()),
             Err(Fault::Timeout) => Cause::Timeout,

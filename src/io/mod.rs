@@ -1,8 +1,8 @@
 //! Bytes: the only code that knows the runtime's I/O traits, times out or cancels an operation.
 //!
 //! A [`Connection`] is a socket in two halves that can be used at the same time, each operation with a deadline. Reads
-//! append to a buffer's spare capacity, writes take a buffer from a given offset; both give the buffer back, because
-//! the kernel owns it while the operation is in flight. Knows nothing of HTTP.
+//! append to a buffer's spare capacity, writes take a buffer from a given offset; while the operation is in flight the
+//! kernel owns the buffer and an empty one stands in its place. Knows nothing of HTTP.
 
 pub(crate) mod sys;
 pub mod timed;
@@ -13,7 +13,7 @@ use std::os::fd::AsRawFd;
 use std::rc::Rc;
 use std::time::Duration;
 
-use monoio::buf::{IoBuf, IoBufMut};
+use monoio::buf::{IoBuf, IoBufMut, SliceMut};
 use monoio::io::{
     AsyncReadRent, AsyncWriteRent, CancelableAsyncReadRent, OwnedReadHalf, OwnedWriteHalf, Splitable,
 };
@@ -25,7 +25,6 @@ use timed::{Deadlines, OnDeadline, Ticket};
 
 /// A stream socket with deadlines.
 pub struct Connection {
-    ticket: Rc<Ticket>,
     /// What is read from the peer.
     pub reader: Reader,
     /// What is written to the peer.
@@ -155,22 +154,22 @@ impl Connection {
 
     /// Looks whether a connection at rest is still open and silent. One system call, no wait.
     pub fn is_usable(&self) -> bool {
-        sys::peek(self.ticket.socket()) == sys::Peek::Silent
+        sys::peek(self.reader.ticket.socket()) == sys::Peek::Silent
     }
 
     /// Whether bytes wait to be read: closing now would reset the connection and could destroy what was sent last.
     pub fn has_unread(&self) -> bool {
-        sys::peek(self.ticket.socket()) == sys::Peek::Bytes
+        sys::peek(self.reader.ticket.socket()) == sys::Peek::Bytes
     }
 
     /// Resets the connection: the only way to tell the peer that a body that ends with it is cut.
     pub fn reset(&self) {
-        sys::reset(self.ticket.socket());
+        sys::reset(self.reader.ticket.socket());
     }
 
     /// The handle to end waits on this connection while its halves are in use.
     pub fn control(&self) -> Control {
-        Control { ticket: Rc::clone(&self.ticket) }
+        Control { ticket: Rc::clone(&self.reader.ticket) }
     }
 
     fn tcp(stream: TcpStream, deadlines: &Rc<Deadlines>) -> Self {
@@ -188,8 +187,7 @@ impl Connection {
     fn new(ticket: Rc<Ticket>, read: ReadHalf, write: WriteHalf) -> Self {
         Self {
             reader: Reader { half: read, ticket: Rc::clone(&ticket) },
-            writer: Writer { half: write, ticket: Rc::clone(&ticket) },
-            ticket,
+            writer: Writer { half: write, ticket },
         }
     }
 }
@@ -202,18 +200,16 @@ impl Reader {
     /// `Timeout` at `deadline`, `Reset`.
     pub async fn read(
         &mut self,
-        buffer: Vec<u8>,
+        buffer: &mut Vec<u8>,
         keep_free: usize,
         deadline: u64,
         on: OnDeadline,
-    ) -> (Result<usize, Fault>, Vec<u8>) {
-        let from = buffer.len();
-        let to = buffer.capacity().saturating_sub(keep_free).max(from);
-        let slice = buffer.slice_mut(from..to);
+    ) -> Result<usize, Fault> {
+        let slice = spare(buffer, keep_free);
         self.ticket.arm_read(deadline, on);
         let (result, slice) = each!(ReadHalf, &mut self.half, half => half.read(slice).await);
-        let fired = self.ticket.disarm_read();
-        (outcome(result, fired), slice.into_inner())
+        *buffer = slice.into_inner();
+        outcome(result, self.ticket.disarm_read())
     }
 
     /// As [`Reader::read`], but [`Control::cancel_read`] can end it without hurting the connection.
@@ -222,18 +218,17 @@ impl Reader {
     /// `Timeout` at `deadline`, `Cancelled`, `Reset`.
     pub async fn read_cancelable(
         &mut self,
-        buffer: Vec<u8>,
+        buffer: &mut Vec<u8>,
         keep_free: usize,
         deadline: u64,
-    ) -> (Result<usize, Fault>, Vec<u8>) {
-        let from = buffer.len();
-        let to = buffer.capacity().saturating_sub(keep_free).max(from);
-        let slice = buffer.slice_mut(from..to);
+    ) -> Result<usize, Fault> {
+        let slice = spare(buffer, keep_free);
         let cancel = self.ticket.arm_cancelable(deadline);
         let (result, slice) =
             each!(ReadHalf, &mut self.half, half => half.cancelable_read(slice, cancel).await);
+        *buffer = slice.into_inner();
         let fired = self.ticket.disarm_read();
-        let result = match result {
+        match result {
             // Bytes that came in the same moment are not lost.
             Ok(n) => Ok(n),
             Err(_) if fired => Err(Fault::Timeout),
@@ -241,32 +236,26 @@ impl Reader {
                 Err(Fault::Cancelled)
             }
             Err(error) => Err(Fault::of(&error)),
-        };
-        (result, slice.into_inner())
+        }
     }
 
     /// Waits for the first bytes of a request with a buffer at hand, until `hold_until`.
     ///
     /// # Errors
     /// `Reset`.
-    pub async fn read_or_quiet(
-        &mut self,
-        buffer: Vec<u8>,
-        hold_until: u64,
-    ) -> (Result<Waited, Fault>, Vec<u8>) {
-        let (from, to) = (buffer.len(), buffer.capacity());
-        let slice = buffer.slice_mut(from..to);
+    pub async fn read_or_quiet(&mut self, buffer: &mut Vec<u8>, hold_until: u64) -> Result<Waited, Fault> {
+        let slice = spare(buffer, 0);
         let cancel = self.ticket.arm_idle(hold_until);
         let (result, slice) =
             each!(ReadHalf, &mut self.half, half => half.cancelable_read(slice, cancel).await);
+        *buffer = slice.into_inner();
         let fired = self.ticket.disarm_read();
-        let waited = match result {
+        match result {
             Ok(0) => Ok(Waited::Closed),
             Ok(n) => Ok(Waited::Bytes(n)),
             Err(_) if fired => Ok(Waited::Quiet),
             Err(error) => Err(Fault::of(&error)),
-        };
-        (waited, slice.into_inner())
+        }
     }
 
     /// Waits, holding nothing, until something can be read.
@@ -305,31 +294,29 @@ impl Writer {
     /// `Timeout` when patience ends, `Reset` or `Unsent` when the peer takes nothing (more).
     pub async fn write_all(
         &mut self,
-        buffer: Vec<u8>,
+        buffer: &mut Vec<u8>,
         from: usize,
         patience: Patience<'_>,
-    ) -> (Result<(), Fault>, Vec<u8>) {
-        let (start, to) = (from, buffer.len());
-        let mut from = start;
-        let mut buffer = buffer;
-        let mut result = Ok(());
-        while from < to && result.is_ok() {
+    ) -> Result<(), Fault> {
+        let mut at = from;
+        while at < buffer.len() {
             self.ticket.arm_write(patience.deadline());
-            let slice = buffer.slice(from..to);
+            let slice = std::mem::take(buffer).slice(at..);
             let (written, slice) = each!(WriteHalf, &mut self.half, half => half.write(slice).await);
-            buffer = slice.into_inner();
+            *buffer = slice.into_inner();
             let fired = self.ticket.disarm_write();
-            match written {
-                Ok(n) if n > 0 => from += n,
-                _ if fired => result = Err(Fault::Timeout),
-                Ok(_) => result = Err(Fault::Reset),
-                Err(error) => result = Err(Fault::of(&error)),
-            }
+            let fault = match written {
+                Ok(n) if n > 0 => {
+                    at += n;
+                    continue;
+                }
+                _ if fired => Fault::Timeout,
+                Ok(_) => Fault::Reset,
+                Err(error) => Fault::of(&error),
+            };
+            return Err(if at == from && fault == Fault::Reset { Fault::Unsent } else { fault });
         }
-        if from == start && result == Err(Fault::Reset) {
-            result = Err(Fault::Unsent);
-        }
-        (result, buffer)
+        Ok(())
     }
 
     /// Says that nothing more will be sent.
@@ -365,6 +352,13 @@ impl Fault {
             _ => Self::Unreachable,
         }
     }
+}
+
+/// The spare capacity of a buffer less some bytes at its end, for the kernel to write into; the buffer goes with it.
+fn spare(buffer: &mut Vec<u8>, keep_free: usize) -> SliceMut<Vec<u8>> {
+    let from = buffer.len();
+    let to = buffer.capacity().saturating_sub(keep_free).max(from);
+    std::mem::take(buffer).slice_mut(from..to)
 }
 
 fn outcome<T>(result: io::Result<T>, fired: bool) -> Result<T, Fault> {

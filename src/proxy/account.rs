@@ -20,9 +20,9 @@ pub(super) struct Account {
     /// The status sent to the caller; 0 before.
     pub(super) status: Cell<u16>,
     /// Attempts made.
-    pub(super) attempts: Cell<u32>,
+    pub(super) attempts: Cell<u16>,
     /// The endpoint of the last attempt.
-    pub(super) endpoint: Cell<Option<usize>>,
+    pub(super) endpoint: Cell<Option<u32>>,
     /// Bytes of the request's body that were passed on.
     pub(super) request_body_bytes: Cell<u64>,
     /// Bytes of the response's body that were passed on.
@@ -72,7 +72,7 @@ impl Account {
         let ended = Ended {
             status: self.status.get(),
             failure,
-            attempts: self.attempts.get(),
+            attempts: self.attempts.get().into(),
             request_body_bytes: self.request_body_bytes.get(),
             response_body_bytes: self.response_body_bytes.get(),
             first_byte_ns,
@@ -98,7 +98,7 @@ impl Account {
                 service: service.map(|s| &*s.spec.name),
                 endpoint: service
                     .zip(self.endpoint.get())
-                    .and_then(|(s, e)| s.spec.endpoints.get(e))
+                    .and_then(|(s, e)| s.spec.endpoints.get(e as usize))
                     .map(|e| &e.address),
                 ended: &ended,
             };

@@ -41,7 +41,7 @@ pub async fn serve(shard: Rc<Shard>, stream: TcpStream, peer: SocketAddr, listen
         let fate = match downstream.next(&shard).await {
             Next::Nothing => Fate::Close,
             Next::Refused(failure, started) => refuse(&shard, &mut downstream, failure, started).await,
-            Next::Request(asked) => exchange(&shard, &mut downstream, asked).await,
+            Next::Request(mut asked) => exchange(&shard, &mut downstream, &mut asked).await,
         };
         match fate {
             Fate::Again => {}
@@ -73,7 +73,7 @@ enum Fate {
 }
 
 /// One request and its response.
-async fn exchange(shard: &Rc<Shard>, downstream: &mut Downstream, mut asked: Asked) -> Fate {
+async fn exchange(shard: &Rc<Shard>, downstream: &mut Downstream, asked: &mut Asked) -> Fate {
     let _exchange = InProgress::count(shard);
     let account = Account::new(asked.started);
     let route = asked.route.and_then(|id| asked.view.snapshot.routes.routes().get(id as usize));
@@ -81,7 +81,7 @@ async fn exchange(shard: &Rc<Shard>, downstream: &mut Downstream, mut asked: Ask
     let deadline = route.and_then(|r| r.timeout).map_or(NEVER, |t| asked.started.saturating_add(ns(t)));
     let mut head = std::mem::take(&mut asked.head);
     // Bytes of the body that are in the input, when all are; what is streamed takes its bytes from there itself.
-    let mut body = whole_body(&asked, &downstream.input);
+    let mut body = whole_body(asked, &downstream.input);
     let result = match &service {
         _ if asked.answer_here => Err(None),
         None => Err(Some(Failure::local(Stage::Route, Cause::NoRoute))),
@@ -89,11 +89,11 @@ async fn exchange(shard: &Rc<Shard>, downstream: &mut Downstream, mut asked: Ask
         Some(service) => {
             let path = Path { shard, account: &account, service, deadline };
             match body.filter(|n| *n <= head.capacity() - head.len()) {
-                Some(body) => whole(&path, downstream, &asked, &mut head, body).await.map_err(Some),
+                Some(body) => whole(&path, downstream, asked, &mut head, body).await.map_err(Some),
                 None => {
                     body = None;
                     // Boxed: two directions are much state, which an idle connection should not hold room for.
-                    Box::pin(streamed(&path, downstream, &asked, &mut head)).await.map_err(Some)
+                    Box::pin(streamed(&path, downstream, asked, &mut head)).await.map_err(Some)
                 }
             }
         }
@@ -102,10 +102,10 @@ async fn exchange(shard: &Rc<Shard>, downstream: &mut Downstream, mut asked: Ask
     let fate = match &result {
         Ok(fate) => *fate,
         Err(failure) => {
-            answer(shard, downstream, &asked, &account, service.as_ref(), *failure, body.is_some()).await
+            answer(shard, downstream, asked, &account, service.as_ref(), *failure, body.is_some()).await
         }
     };
-    account.close(shard, &asked.view, downstream, Some(&asked), service.as_ref(), result.err().flatten());
+    account.close(shard, &asked.view, downstream, Some(asked), service.as_ref(), result.err().flatten());
     downstream.used_up(shard, asked.head_len + body.unwrap_or(0));
     fate
 }
@@ -145,22 +145,13 @@ async fn whole(
         let began = shard.clock.now();
         let stall = service.spec.timeouts.body_stall;
         let patience = Patience { clock: &shard.clock, stall, until: path.deadline };
-        let (sent, back) = pooled.connection.writer.write_all(std::mem::take(request), 0, patience).await;
-        *request = back;
+        let sent = pooled.connection.writer.write_all(request, 0, patience).await;
         let answered = Cell::new(false);
         let unsent = sent == Err(Fault::Unsent);
         let result = match sent {
             Err(fault) => Err(Failure::upstream(Stage::Request, cause(fault))),
             Ok(()) => {
-                let way = response::Way {
-                    shard,
-                    asked,
-                    account,
-                    service: &service.spec,
-                    deadline: path.deadline,
-                    request_sent: &Cell::new(true),
-                    answered: &answered,
-                };
+                let way = response::Way { path, asked, request_sent: &Cell::new(true), answered: &answered };
                 response::carry(&way, &mut pooled.connection.reader, &mut downstream.connection.writer).await
             }
         };
@@ -214,15 +205,7 @@ async fn streamed(
             sent: &request_sent,
             over: &over,
         };
-        let back = response::Way {
-            shard,
-            asked,
-            account,
-            service: &service.spec,
-            deadline: path.deadline,
-            request_sent: &request_sent,
-            answered: &answered,
-        };
+        let back = response::Way { path, asked, request_sent: &request_sent, answered: &answered };
         let Connection { reader, writer, .. } = &mut downstream.connection;
         let Connection { reader: upstream_reader, writer: upstream_writer, .. } = &mut pooled.connection;
         let there = pin!(request::carry(&there, reader, upstream_writer, head, &mut input));
@@ -268,7 +251,7 @@ async fn streamed(
 }
 
 /// Endpoints tried without success in this exchange.
-type Tried = SmallVec<[usize; 4]>;
+type Tried = SmallVec<[u32; 4]>;
 
 impl Path<'_> {
     /// A connection to an endpoint: from its pool, or a new one. Endpoints that cannot be reached are passed over, which
@@ -405,7 +388,7 @@ async fn tell(shard: &Shard, downstream: &mut Downstream, failure: Option<Failur
     }
     let stall = shard.view().snapshot.timeouts.body_stall;
     let patience = Patience { clock: &shard.clock, stall, until: NEVER };
-    let (result, out) = downstream.connection.writer.write_all(out, 0, patience).await;
+    let result = downstream.connection.writer.write_all(&mut out, 0, patience).await;
     shard.buffers.give(out);
     result.is_ok()
 }
@@ -497,11 +480,12 @@ impl Drop for InProgress {
 mod tests {
     use super::*;
 
-    /// Multiplied by the open connections. Too small fails as well, so that the bound stays a bound.
+    /// Multiplied by the open connections. With what the runtime and the frame add (56 bytes) it fits a block of 2 KiB of the
+    /// allocator; one byte more costs half a KiB. Far too small fails as well, so that the bound stays a bound.
     #[test]
     fn the_future_of_a_connection_stays_small() {
         let size = size_of_output(&serve);
-        assert!((1700..=2300).contains(&size), "{size} bytes");
+        assert!((1700..=1992).contains(&size), "{size} bytes");
     }
 
     fn size_of_output<A, B, C, D, F: Future>(_: &impl Fn(A, B, C, D) -> F) -> usize {

@@ -119,10 +119,8 @@ impl Way<'_> {
     async fn more_body(&self, from: &mut Reader, held: &mut Vec<u8>) -> Result<(), Failure> {
         let stall = self.shard.clock.now().saturating_add(ns(self.asked.view.snapshot.timeouts.body_stall));
         self.account.wait(self.shard.clock.now());
-        let buffer = std::mem::take(held);
-        let (result, buffer) = from.read_cancelable(buffer, TAILROOM, stall.min(self.deadline)).await;
+        let result = from.read_cancelable(held, TAILROOM, stall.min(self.deadline)).await;
         self.account.waited(self.shard.clock.now());
-        *held = buffer;
         let cause = match result {
             Ok(0) => Cause::Closed,
             Ok(_) => return Ok(()),
@@ -135,9 +133,8 @@ impl Way<'_> {
         let stall = self.service.timeouts.body_stall;
         let patience = Patience { clock: &self.shard.clock, stall, until: self.deadline };
         self.account.wait(self.shard.clock.now());
-        let (result, back) = to.write_all(std::mem::take(out), start, patience).await;
+        let result = to.write_all(out, start, patience).await;
         self.account.waited(self.shard.clock.now());
-        *out = back;
         result.map_err(|fault| Failure::upstream(Stage::Request, super::cause(fault)))
     }
 }

@@ -2,7 +2,7 @@
 
 use std::cell::Cell;
 
-use super::account::Account;
+use super::Path;
 use crate::downstream::Asked;
 use crate::failure::{Cause, Failure, Stage};
 use crate::http::body::{HEADROOM, Reframer, TAILROOM};
@@ -10,19 +10,13 @@ use crate::http::h1::{self, Parsed, ResponseOptions};
 use crate::http::{Framing, Method, Version};
 use crate::io::timed::OnDeadline;
 use crate::io::{Fault, Patience, Reader, Writer};
-use crate::shard::Shard;
 use crate::shard::buffers::Buffers;
 use crate::shard::clock::{NEVER, ns};
-use crate::upstream::spec;
 
 /// What both ends of the way back share.
 pub(super) struct Way<'x> {
-    pub(super) shard: &'x Shard,
+    pub(super) path: &'x Path<'x>,
     pub(super) asked: &'x Asked,
-    pub(super) account: &'x Account,
-    pub(super) service: &'x spec::Service,
-    /// When the exchange must have ended.
-    pub(super) deadline: u64,
     /// Whether all of the request has been sent: a response before that ends the caller's connection.
     pub(super) request_sent: &'x Cell<bool>,
     /// Whether the service has sent anything: then the request may not be replayed.
@@ -57,7 +51,7 @@ pub(super) struct Answered {
 /// # Errors
 /// The failure; whether something was sent to the caller stands in the account.
 pub(super) async fn carry(way: &Way<'_>, from: &mut Reader, to: &mut Writer) -> Result<Answered, Failure> {
-    let input = way.shard.buffers.take_small().ok_or(SHED)?;
+    let input = way.path.shard.buffers.take_small().ok_or(SHED)?;
     let mut held = Held { input, out: Vec::new() };
     let result = async {
         let mut answer = way.head(from, to, &mut held).await?;
@@ -65,8 +59,8 @@ pub(super) async fn carry(way: &Way<'_>, from: &mut Reader, to: &mut Writer) -> 
         Ok(Answered { answer, reusable })
     }
     .await;
-    way.shard.buffers.give(held.input);
-    way.shard.buffers.give(held.out);
+    way.path.shard.buffers.give(held.input);
+    way.path.shard.buffers.give(held.out);
     result
 }
 
@@ -119,10 +113,10 @@ impl Way<'_> {
             };
             let close = !self.asked.keep_alive
                 || !self.request_sent.get()
-                || self.shard.is_draining()
+                || self.path.shard.is_draining()
                 || framing_out == Framing::UntilClose;
             let options = ResponseOptions { version: self.asked.version, framing: framing_out, close };
-            h1::write_response_head(response, options, &self.shard.clock, out);
+            h1::write_response_head(response, options, &self.path.shard.clock, out);
             Answer {
                 framing: response.framing,
                 framing_out,
@@ -139,31 +133,28 @@ impl Way<'_> {
     async fn more_head(&self, from: &mut Reader, held: &mut Held) -> Result<(), Failure> {
         if held.input.len() + TAILROOM >= held.input.capacity() {
             // A head larger than a small buffer: rare enough to be moved.
-            let mut large = self.shard.buffers.take_large().ok_or(SHED)?;
+            let mut large = self.path.shard.buffers.take_large().ok_or(SHED)?;
             if large.capacity() <= held.input.len() + TAILROOM {
-                self.shard.buffers.give(large);
+                self.path.shard.buffers.give(large);
                 return Err(Failure::upstream(Stage::Response, Cause::HeadTooLarge));
             }
             large.extend_from_slice(&held.input);
-            self.shard.buffers.give(std::mem::replace(&mut held.input, large));
+            self.path.shard.buffers.give(std::mem::replace(&mut held.input, large));
         }
         let patience = if self.request_sent.get() {
-            self.shard.clock.now().saturating_add(ns(self.service.timeouts.response))
+            self.path.shard.clock.now().saturating_add(ns(self.path.service.spec.timeouts.response))
         } else {
             // Begins when the request has been sent: see `Control::read_by`.
             NEVER
         };
-        let buffer = std::mem::take(&mut held.input);
-        let (result, buffer) = self.read(from, buffer, patience).await;
-        held.input = buffer;
-        match result {
+        match self.read(from, &mut held.input, patience).await {
             Ok(0) => Err(Failure::upstream(Stage::Response, Cause::Closed)),
             Ok(_) => {
                 if !self.answered.replace(true) {
-                    self.account.first_byte_at.set(self.shard.clock.now());
+                    self.path.account.first_byte_at.set(self.path.shard.clock.now());
                 }
                 if held.out.capacity() == 0 {
-                    held.out = self.shard.buffers.take_small().ok_or(SHED)?;
+                    held.out = self.path.shard.buffers.take_small().ok_or(SHED)?;
                 }
                 Ok(())
             }
@@ -197,7 +188,7 @@ impl Way<'_> {
             .take_trailers(limits, if together { &mut held.out } else { &mut held.input })
             .map_err(broken)?;
         // Only now: what is wrong with the front of the body can still be answered with 502.
-        self.account.status.set(answer.status);
+        self.path.account.status.set(answer.status);
         self.send(to, &mut held.out).await?;
         if !together {
             self.send_waiting(to, &mut held.input, first.send.start).await?;
@@ -205,12 +196,12 @@ impl Way<'_> {
         self.count(first.content);
         let mut clean = first.rest.is_empty();
         if !reframer.is_ended() {
-            self.shard.buffers.give(std::mem::take(&mut held.out));
+            self.path.shard.buffers.give(std::mem::take(&mut held.out));
             held.input.clear();
             if reframer.left() > Buffers::SMALL as u64 / 2 {
                 // Large and few operations for a long body; without memory for that, small and many.
-                if let Some(large) = self.shard.buffers.take_large() {
-                    self.shard.buffers.give(std::mem::replace(&mut held.input, large));
+                if let Some(large) = self.path.shard.buffers.take_large() {
+                    self.path.shard.buffers.give(std::mem::replace(&mut held.input, large));
                 }
             }
             clean &= self.rest_of_body(from, to, &mut held.input, &mut reframer).await?;
@@ -229,13 +220,11 @@ impl Way<'_> {
         let limits = &self.asked.view.snapshot.limits;
         let broken = |cause| Failure::upstream(Stage::Body, cause);
         loop {
-            let mut buffer = std::mem::take(held);
-            buffer.clear();
-            buffer.resize(HEADROOM, 0);
-            let stall = self.shard.clock.now().saturating_add(ns(self.service.timeouts.body_stall));
-            let (result, buffer) = self.read(from, buffer, stall).await;
-            *held = buffer;
-            match result {
+            held.clear();
+            held.resize(HEADROOM, 0);
+            let stall =
+                self.path.shard.clock.now().saturating_add(ns(self.path.service.spec.timeouts.body_stall));
+            match self.read(from, held, stall).await {
                 Ok(0) if reframer.ends_with_connection() => {
                     held.clear();
                     reframer.finish(held);
@@ -259,41 +248,34 @@ impl Way<'_> {
     }
 
     /// Reads from the service: a wait for a peer. Leaves room for what a chunk's end needs.
-    async fn read(
-        &self,
-        from: &mut Reader,
-        buffer: Vec<u8>,
-        patience: u64,
-    ) -> (Result<usize, Fault>, Vec<u8>) {
-        self.account.wait(self.shard.clock.now());
-        let deadline = patience.min(self.deadline);
+    async fn read(&self, from: &mut Reader, buffer: &mut Vec<u8>, patience: u64) -> Result<usize, Fault> {
+        self.path.account.wait(self.path.shard.clock.now());
+        let deadline = patience.min(self.path.deadline);
         let read = from.read(buffer, TAILROOM, deadline, OnDeadline::Shutdown).await;
-        self.account.waited(self.shard.clock.now());
+        self.path.account.waited(self.path.shard.clock.now());
         read
     }
 
     /// Sends a head (with what is there of the body): the proxy's own time.
     async fn send(&self, to: &mut Writer, out: &mut Vec<u8>) -> Result<(), Failure> {
         let stall = self.asked.view.snapshot.timeouts.body_stall;
-        let patience = Patience { clock: &self.shard.clock, stall, until: self.deadline };
-        let (result, back) = to.write_all(std::mem::take(out), 0, patience).await;
-        *out = back;
+        let patience = Patience { clock: &self.path.shard.clock, stall, until: self.path.deadline };
+        let result = to.write_all(out, 0, patience).await;
         result.map_err(|fault| Failure::downstream(Stage::Body, super::cause(fault)))
     }
 
     /// Sends a part of a long body: how long that takes is the caller's doing.
     async fn send_waiting(&self, to: &mut Writer, out: &mut Vec<u8>, start: usize) -> Result<(), Failure> {
         let stall = self.asked.view.snapshot.timeouts.body_stall;
-        let patience = Patience { clock: &self.shard.clock, stall, until: self.deadline };
-        self.account.wait(self.shard.clock.now());
-        let (result, back) = to.write_all(std::mem::take(out), start, patience).await;
-        self.account.waited(self.shard.clock.now());
-        *out = back;
+        let patience = Patience { clock: &self.path.shard.clock, stall, until: self.path.deadline };
+        self.path.account.wait(self.path.shard.clock.now());
+        let result = to.write_all(out, start, patience).await;
+        self.path.account.waited(self.path.shard.clock.now());
         result.map_err(|fault| Failure::downstream(Stage::Body, super::cause(fault)))
     }
 
     fn count(&self, content: usize) {
-        let bytes = &self.account.response_body_bytes;
+        let bytes = &self.path.account.response_body_bytes;
         bytes.set(bytes.get() + content as u64);
     }
 }

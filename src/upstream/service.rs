@@ -24,7 +24,7 @@ pub struct Service {
 pub struct Attempt {
     service: Rc<Service>,
     /// Index in `spec.endpoints`.
-    pub endpoint: usize,
+    pub endpoint: u32,
     outcome: Cell<Outcome>,
     now: Cell<u64>,
 }
@@ -59,13 +59,14 @@ impl Service {
     }
 
     /// Chooses an endpoint for an attempt, none of `tried`.
-    pub fn pick(self: &Rc<Self>, now: u64, rng: &mut fastrand::Rng, tried: &[usize]) -> Option<Attempt> {
+    pub fn pick(self: &Rc<Self>, now: u64, rng: &mut fastrand::Rng, tried: &[u32]) -> Option<Attempt> {
         let mut balancer = self.balancer.borrow_mut();
-        let endpoint = balancer.pick(now, rng, |e| tried.contains(&e))?;
+        let endpoint = balancer.pick(now, rng, |e| tried.iter().any(|t| *t as usize == e))?;
         balancer.started(endpoint, now);
         Some(Attempt {
             service: Rc::clone(self),
-            endpoint,
+            // A service has at most 10 000 endpoints.
+            endpoint: u32::try_from(endpoint).unwrap_or(u32::MAX),
             outcome: Cell::new(Outcome::Cancelled),
             now: Cell::new(now),
         })
@@ -106,17 +107,17 @@ impl Attempt {
 
     /// Its address.
     pub fn address(&self) -> &spec::Address {
-        &self.service.spec.endpoints[self.endpoint].address
+        &self.service.spec.endpoints[self.endpoint as usize].address
     }
 
     /// Its pool.
     pub fn pool(&self) -> &Rc<Pool> {
-        self.service.pool(self.endpoint)
+        self.service.pool(self.endpoint as usize)
     }
 }
 
 impl Drop for Attempt {
     fn drop(&mut self) {
-        self.service.balancer.borrow_mut().ended(self.endpoint, self.now.get(), self.outcome.get());
+        self.service.balancer.borrow_mut().ended(self.endpoint as usize, self.now.get(), self.outcome.get());
     }
 }
