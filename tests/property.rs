@@ -70,9 +70,19 @@ fn every_request_that_the_service_sees_is_one_that_was_sent() {
         // Every caller has seen the end of its connection, so whatever reached the service whole was answered.
         let mut arrived: VecDeque<Message> = seen.change(std::mem::take).into();
         let meant: Vec<_> = streams.iter().map(|s| reference::requests(&s.bytes)).collect();
+        // What is answered here and passed over does not arrive; what follows it does.
+        let routed: Vec<Vec<_>> = meant
+            .iter()
+            .zip(&answers)
+            .map(|(meant, answers)| {
+                let passed_over = |n: &usize| answers.get(*n).is_some_and(is_passed_over);
+                (0..meant.len()).filter(|n| !passed_over(n)).map(|n| &meant[n]).collect()
+            })
+            .collect();
         let mut next = [0; CALLERS];
         while let Some(message) = arrived.pop_front() {
-            let Some(caller) = (0..CALLERS).find(|c| meant[*c].get(next[*c]).is_some_and(|m| m.is(&message)))
+            let Some(caller) =
+                (0..CALLERS).find(|c| routed[*c].get(next[*c]).is_some_and(|m| m.is(&message)))
             else {
                 fail(&streams, &format!("the service got what nobody sent: {message:?}"));
             };
@@ -188,26 +198,35 @@ fn call(address: std::net::SocketAddr, sent: &Sent, rng: &mut Rng) -> Vec<Messag
 /// The answers are those to the requests that arrived, in their order, and at most one refusal, which is the last.
 fn judge_answers(sent: &Sent, meant: &[reference::Request], arrived: usize, answers: &[Message]) {
     let streams = std::slice::from_ref(sent);
+    let passed_over = answers.iter().filter(|a| is_passed_over(a)).count();
+    let refused = answers.last().is_some_and(|a| a.has("x-ringmesh-failure") && !is_passed_over(a));
     for (n, answer) in answers.iter().enumerate() {
         if answer.has("x-ringmesh-failure") {
             let last = n + 1 == answers.len();
-            if n != arrived || !last || !sent.touched {
-                fail(streams, &format!("refusal {n} of {}, {arrived} arrived: {answer:?}", answers.len()));
+            if !sent.touched || !last && !is_passed_over(answer) {
+                fail(streams, &format!("refusal {n} of {}: {answer:?}", answers.len()));
             }
-            return;
+            continue;
         }
-        let want = echo(&meant[n].method, &meant[n].target, &meant[n].body);
-        let head = meant[n].method == "HEAD";
-        if answer.text() != if head { String::new() } else { want } {
+        let Some(meant) = meant.get(n) else { fail(streams, &format!("answer {n} to nothing: {answer:?}")) };
+        let head = meant.method == "HEAD";
+        let want = if head { String::new() } else { echo(&meant.method, &meant.target, &meant.body) };
+        if answer.text() != want {
             fail(streams, &format!("answer {n} is another's: {answer:?}"));
         }
     }
-    if answers.len() != arrived {
+    if answers.len() != arrived + passed_over + usize::from(refused) {
         fail(streams, &format!("{arrived} requests arrived, {} were answered", answers.len()));
     }
     if !sent.touched && arrived != meant.len() {
         fail(streams, &format!("{arrived} of {} sound requests were served", meant.len()));
     }
+}
+
+/// Whether a whole request was answered by the proxy alone, and the connection serves on: here because its host is
+/// longer than a name can be, so that it has no route.
+fn is_passed_over(answer: &Message) -> bool {
+    !answer.has("connection") && answer.all("x-ringmesh-failure") == ["route.local.no_route"]
 }
 
 /// A service that notes every whole request before it answers, with what tells the requests apart.
