@@ -8,7 +8,7 @@ use std::time::Duration;
 use criterion::{Criterion, criterion_group, criterion_main};
 use fastrand::Rng;
 use ringmesh::upstream::balance::{Balancer, Outcome};
-use ringmesh::upstream::spec::{Address, Balance, Endpoint, Pool, Service, Timeouts};
+use ringmesh::upstream::spec::{Address, Balance, Endpoint, Http2, Pool, Protocol, Service, Timeouts, Tls};
 
 criterion_group!(benches, pick, whole);
 criterion_main!(benches);
@@ -75,5 +75,8 @@ fn service(balance: Balance, endpoints: usize, weight: u16) -> Service {
         pool: Pool { idle_max: 1, idle_timeout: second, connections_max: 1 },
         timeouts: Timeouts { connect: second, response: second, body_stall: second },
         connect_attempts_max: 1,
+        protocol: Protocol::Auto,
+        tls: Tls::Off,
+        http2: Http2::default(),
     }
 }

@@ -16,6 +16,7 @@ const LIMITS: Limits = Limits {
     body_bytes_max: 0,
     connections_max: 1,
     interim_responses_max: 16,
+    handshakes_max: 16,
 };
 
 /// A call between services: ten fields, some 500 bytes.

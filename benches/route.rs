@@ -6,7 +6,7 @@ use std::hint::black_box;
 use std::sync::Arc;
 
 use criterion::{Criterion, criterion_group, criterion_main};
-use ringmesh::route::{HostMatch, PathMatch, Route, Table, TableBuilder};
+use ringmesh::route::{HostMatch, PathMatch, Route, Table, TableBuilder, Upgrades};
 
 criterion_group!(benches, one_host, many_hosts, wildcards);
 criterion_main!(benches);
@@ -86,7 +86,13 @@ fn shuffled(count: usize, pair: impl Fn(usize) -> (String, String)) -> Asked {
 fn table(rules: impl Iterator<Item = (HostMatch, String)>) -> Table {
     let mut builder = TableBuilder::default();
     for (n, (host, prefix)) in rules.enumerate() {
-        let route = Route { name: Arc::from(format!("route-{n}")), service: n as u32, timeout: None };
+        let route = Route {
+            name: Arc::from(format!("route-{n}")),
+            service: n as u32,
+            timeout: None,
+            upgrades: Upgrades::default(),
+            tunnel_idle: std::time::Duration::from_secs(3600),
+        };
         builder.add(host, PathMatch::Prefix(prefix.into()), route).expect("no two are alike");
     }
     builder.build()

@@ -11,10 +11,14 @@
 pub enum Stage {
     /// Taking the connection.
     Accept,
+    /// The TLS handshake, with either side.
+    Handshake,
     /// Reading the request head.
     Head,
     /// Finding route and service.
     Route,
+    /// Deciding whether the caller may.
+    Authorize,
     /// Choosing an endpoint.
     Balance,
     /// Opening a connection to the endpoint.
@@ -115,6 +119,52 @@ causes! {
     /// The request passed through this proxy before.
     Loop = "loop_detected", 508;
 
+    // --- identity and encryption ---
+    /// Plain text where TLS is required, or the other way round.
+    TlsRequired = "tls_required", 400;
+    /// The handshake is not one, or the two sides have no version, suite or protocol in common.
+    BadHandshake = "bad_handshake", 400;
+    /// The peer refused the handshake with an alert.
+    HandshakeRefused = "handshake_refused", 403;
+    /// The peer presented no certificate.
+    CertificateMissing = "certificate_missing", 403;
+    /// A certificate of the chain has ended.
+    CertificateExpired = "certificate_expired", 403;
+    /// A certificate of the chain is not valid yet.
+    CertificateNotYetValid = "certificate_not_yet_valid", 403;
+    /// No root of the peer's trust domain has signed the chain.
+    UnknownIssuer = "unknown_issuer", 403;
+    /// A certificate that may not be used so: key usage, a CA as leaf, a leaf as CA, too long a path.
+    WrongUsage = "wrong_certificate_usage", 403;
+    /// A certificate that is broken or has a weak signature.
+    BadCertificate = "bad_certificate", 403;
+    /// Not exactly one SPIFFE id in the leaf, or one that is not canonical.
+    BadIdentity = "bad_identity", 403;
+    /// An id of a trust domain that has no bundle here.
+    UntrustedDomain = "untrusted_domain", 403;
+    /// A verified peer that is not the one expected.
+    WrongIdentity = "wrong_identity", 403;
+    /// This proxy has no certificate (yet).
+    IdentityMissing = "identity_missing", 503;
+    /// A rule, or the default, does not let the caller.
+    Denied = "denied", 403;
+    /// The host asked for is not the one that the TLS connection was made for.
+    Misdirected = "misdirected", 421;
+
+    // --- HTTP/2 ---
+    /// A frame or a sequence of frames that breaks RFC 9113; also a field that HTTP/2 forbids.
+    ProtocolError = "http2_protocol_error", 400;
+    /// The peer reset the stream.
+    StreamReset = "http2_stream_reset", 400;
+    /// The peer refused the stream before it did anything with it.
+    StreamRefused = "http2_stream_refused", 503;
+    /// The peer is closing the connection and did not take the stream.
+    GoingAway = "http2_going_away", 503;
+    /// A budget against floods is used up; which one stands in the counters.
+    Flood = "http2_flood", 400;
+    /// The peer did not answer a ping in time.
+    PingTimeout = "http2_ping_timeout", 408;
+
     // --- a limit was met ---
     /// The target is longer than the limit.
     TargetTooLong = "target_too_long", 414;
@@ -182,9 +232,14 @@ impl Failure {
             Side::Upstream => match (self.cause, self.stage) {
                 (Cause::Timeout, Stage::Connect) => 503,
                 (Cause::Timeout, _) => 504,
-                (_, Stage::Connect) => 503,
+                (_, Stage::Connect | Stage::Handshake) => 503,
                 (cause, _) => match cause {
-                    Cause::NoEndpoint | Cause::Overloaded | Cause::Refused | Cause::Unreachable => 503,
+                    Cause::NoEndpoint
+                    | Cause::Overloaded
+                    | Cause::Refused
+                    | Cause::Unreachable
+                    | Cause::StreamRefused
+                    | Cause::GoingAway => 503,
                     _ => 502,
                 },
             },
@@ -194,7 +249,8 @@ impl Failure {
     /// Whether another endpoint may be tried although the request may not be idempotent: certain that no byte of the
     /// request was processed (RFC 9110 §9.2.2).
     pub const fn nothing_was_sent(self) -> bool {
-        matches!((self.side, self.stage), (Side::Upstream, Stage::Connect))
+        matches!((self.side, self.stage), (Side::Upstream, Stage::Connect | Stage::Handshake))
+            || matches!((self.side, self.cause), (Side::Upstream, Cause::StreamRefused | Cause::GoingAway))
     }
 
     /// `stage.side.cause`, as in `response.upstream.timeout`: access log, metric label, `x-ringmesh-failure`.
@@ -219,8 +275,10 @@ impl Stage {
     pub const fn label(self) -> &'static str {
         match self {
             Self::Accept => "accept",
+            Self::Handshake => "handshake",
             Self::Head => "head",
             Self::Route => "route",
+            Self::Authorize => "authorize",
             Self::Balance => "balance",
             Self::Connect => "connect",
             Self::Request => "request",

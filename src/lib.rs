@@ -1,12 +1,14 @@
 //! ringmesh: a service-mesh data plane. The modules stand in the order in which a request meets them; `ARCHITECTURE.md`
 //! is the five-minute map.
 
+pub mod authorize; //  who may do what: rules, compiled, and the decision
 pub mod config; //     TOML to checked values: every error at once, with file, line and remedy
 pub mod control; //    the one ordinary thread: sources, compile, publish, admin, export; may block
 pub mod demo; //       three workloads, their sidecars and a client, to look at
 pub mod downstream; // who is calling
 pub mod failure; //    how an exchange ended badly: stage × side × cause
 pub mod http; //       one message model and its wire format; knows nothing of routes or services
+pub mod identity; //   who is who: SPIFFE ids, trust, what this proxy presents
 pub mod io; //         bytes: the only code that knows the runtime's I/O traits, times out or cancels
 pub mod proxy; //      THE PATH: one connection, one exchange, every branch
 pub mod route; //      which service was meant

@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::{route, upstream};
+use crate::{authorize, identity, route, upstream};
 
 /// Everything that a shard needs to know to serve.
 #[derive(Debug)]
@@ -29,6 +29,12 @@ pub struct Snapshot {
     pub forwarding: Forwarding,
     /// Whether and how exchanges are logged; the destination is control's business.
     pub access_log: Option<AccessLogFormat>,
+    /// What this proxy presents to the mesh and whom it trusts; `None` without `[identity]`, and until there is one.
+    pub identity: Option<Arc<identity::Credentials>>,
+    /// Who may do what.
+    pub authorization: Arc<authorize::Policy>,
+    /// How HTTP/2 is spoken with callers.
+    pub http2: Http2,
 }
 
 impl Snapshot {
@@ -53,6 +59,73 @@ pub struct Listener {
     pub name: Arc<str>,
     /// Where it is bound. Port 0 asks the kernel for one (tests).
     pub address: SocketAddr,
+    /// Whether callers come encrypted. Looked up by name when a connection is accepted, so that it can change without
+    /// the socket.
+    pub tls: ListenerTls,
+}
+
+/// Whether callers of a listener come encrypted.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum ListenerTls {
+    /// Plain text only.
+    #[default]
+    Off,
+    /// Plain text and mTLS, told apart by the first octet.
+    Permissive,
+    /// mTLS only.
+    Strict,
+    /// TLS with a certificate of the operator's, for edges; callers need none.
+    Terminate(Termination),
+}
+
+/// TLS at an edge.
+#[derive(Clone)]
+pub struct Termination {
+    /// Certificate, key, versions, ALPN.
+    pub server: Arc<rustls::ServerConfig>,
+    /// What tells two of them apart: a hash of all that went in.
+    pub digest: [u8; 32],
+}
+
+impl PartialEq for Termination {
+    fn eq(&self, other: &Self) -> bool {
+        self.digest == other.digest
+    }
+}
+
+impl Eq for Termination {}
+
+impl std::fmt::Debug for Termination {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Termination")
+    }
+}
+
+/// How HTTP/2 is spoken with callers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Http2 {
+    /// Exchanges at a time on one connection.
+    pub streams_max: u32,
+    /// Octets of request body on the way per stream.
+    pub stream_window: u32,
+    /// Octets of request body on the way per connection.
+    pub connection_window: u32,
+    /// A ping after this long without a frame; zero for none.
+    pub ping_interval: Duration,
+    /// How long its answer may take.
+    pub ping_timeout: Duration,
+}
+
+impl Default for Http2 {
+    fn default() -> Self {
+        Self {
+            streams_max: 100,
+            stream_window: 256 * 1024,
+            connection_window: 1024 * 1024,
+            ping_interval: Duration::from_secs(30),
+            ping_timeout: Duration::from_secs(10),
+        }
+    }
 }
 
 /// Ceilings on what one peer may take. All are inclusive.
@@ -70,6 +143,8 @@ pub struct Limits {
     pub connections_max: u32,
     /// Interim (1xx) responses before the final one.
     pub interim_responses_max: u16,
+    /// TLS handshakes with callers in progress at a time, of the whole proxy; each shard gets an equal share.
+    pub handshakes_max: u32,
 }
 
 impl Limits {
@@ -88,6 +163,8 @@ pub struct Timeouts {
     pub body_stall: Duration,
     /// From SIGTERM to the end of what is in flight.
     pub drain: Duration,
+    /// For a TLS handshake.
+    pub handshake: Duration,
 }
 
 /// What the proxy adds to and removes from the messages that it passes.

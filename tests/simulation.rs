@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use fastrand::Rng;
 use ringmesh::upstream::balance::{Balancer, Outcome};
-use ringmesh::upstream::spec::{Address, Balance, Endpoint, Pool, Service, Timeouts};
+use ringmesh::upstream::spec::{Address, Balance, Endpoint, Http2, Pool, Protocol, Service, Timeouts, Tls};
 
 #[test]
 fn random_follows_the_weights() {
@@ -354,6 +354,9 @@ fn service(balance: Balance, weights: &[u16]) -> Service {
         pool: Pool { idle_max: 1, idle_timeout: second, connections_max: 1 },
         timeouts: Timeouts { connect: second, response: second, body_stall: second },
         connect_attempts_max: 1,
+        protocol: Protocol::Auto,
+        tls: Tls::Off,
+        http2: Http2::default(),
     }
 }
 

@@ -17,8 +17,8 @@ use super::raw::{
 use super::report::{Place, Problem, Problems, Source};
 use super::values::{self, Target};
 use super::warn;
-use crate::route::{HostMatch, PathMatch, Route};
-use crate::snapshot::{Forwarding, Limits, Listener, Timeouts};
+use crate::route::{HostMatch, PathMatch, Route, Upgrades};
+use crate::snapshot::{Forwarding, Limits, Listener, ListenerTls, Timeouts};
 use crate::upstream::spec::{self, Address, Endpoint, Service};
 
 /// Everything checked; `None` when `problems` has errors.
@@ -240,6 +240,7 @@ fn assemble(raw: Raw, found: &[u32], sources: &[Source]) -> Compiled {
         idle: from.key(&defaults::IDLE, raw.timeouts.idle),
         body_stall: from.key(&defaults::BODY_STALL, raw.timeouts.body_stall),
         drain: from.key(&defaults::DRAIN, raw.timeouts.drain),
+        handshake: Duration::from_secs(10),
     };
     let access_log = raw.access_log.then(|| AccessLog {
         path: from.value("access_log.path", raw.access_log_path, || Destination::Stdout),
@@ -263,7 +264,10 @@ fn assemble(raw: Raw, found: &[u32], sources: &[Source]) -> Compiled {
             let address = raw.address?;
             let name = raw.name.map_or_else(|| numbered_name("listener", index), |at| at.value);
             let marks = [from.mark(address.place, address.variable)];
-            Some(CompiledListener { listener: Listener { name, address: address.value }, marks })
+            Some(CompiledListener {
+                listener: Listener { name, address: address.value, tls: ListenerTls::Off },
+                marks,
+            })
         })
         .collect();
     let services = raw.services.into_iter().map(|raw| service(raw, &from)).collect();
@@ -319,6 +323,7 @@ fn limits(raw: &RawLimits, from: &mut From<'_>) -> Limits {
         body_bytes_max: from.key(&defaults::BODY_BYTES_MAX, raw.body_bytes_max),
         connections_max: from.key(&defaults::CONNECTIONS_MAX, raw.connections_max),
         interim_responses_max: from.key(&defaults::INTERIM_RESPONSES_MAX, raw.interim_responses_max),
+        handshakes_max: 256,
     }
 }
 
@@ -375,6 +380,9 @@ fn service(raw: RawService, from: &From<'_>) -> CompiledService {
             body_stall: value_or(raw.body_stall, defaults::SERVICE_BODY_STALL.default),
         },
         connect_attempts_max: value_or(raw.connect_attempts_max, defaults::CONNECT_ATTEMPTS_MAX.default),
+        protocol: spec::Protocol::Auto,
+        tls: spec::Tls::Off,
+        http2: spec::Http2::default(),
     };
     let declared = if named {
         Some(
@@ -431,5 +439,16 @@ fn route(raw: RawRoute, index: usize, service: u32, from: &From<'_>) -> Compiled
     }
     let timeout: Option<Duration> = raw.timeout.and_then(|at| at.value);
     let name = raw.name.map_or_else(|| numbered_name("route", index), |at| at.value);
-    CompiledRoute { route: Route { name, service, timeout }, hosts: hosts.into(), path, marks }
+    CompiledRoute {
+        route: Route {
+            name,
+            service,
+            timeout,
+            upgrades: Upgrades::default(),
+            tunnel_idle: Duration::from_secs(3600),
+        },
+        hosts: hosts.into(),
+        path,
+        marks,
+    }
 }

@@ -10,7 +10,7 @@ use super::raw::{Destination, Shards};
 use super::values::Target;
 use crate::route::{HostMatch, PathMatch, Route, TableBuilder};
 use crate::shard::RuntimeChoice;
-use crate::snapshot::{AccessLogFormat, Forwarding, Limits, Listener, Snapshot, Timeouts};
+use crate::snapshot::{AccessLogFormat, Forwarding, Http2, Limits, Listener, Snapshot, Timeouts};
 use crate::upstream::spec::{Address, Endpoint, Service};
 
 /// How names are resolved: a name and a port to addresses, none if it does not resolve.
@@ -102,6 +102,9 @@ impl Compiled {
             timeouts: self.timeouts.clone(),
             forwarding: self.forwarding.clone(),
             access_log: self.settings.access_log.as_ref().map(|log| log.format),
+            identity: None,
+            authorization: Arc::default(),
+            http2: Http2::default(),
         }
     }
 

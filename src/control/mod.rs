@@ -13,6 +13,7 @@ mod admin;
 mod discovery;
 pub mod doctor;
 mod export;
+pub mod identity;
 mod latency;
 mod listen;
 mod log;

@@ -302,7 +302,11 @@ mod tests {
     use super::*;
 
     fn listener(name: &str, address: &str) -> Listener {
-        Listener { name: name.into(), address: address.parse().unwrap() }
+        Listener {
+            name: name.into(),
+            address: address.parse().unwrap(),
+            tls: crate::snapshot::ListenerTls::Off,
+        }
     }
 
     fn place(name: &str, address: &str) -> Place {

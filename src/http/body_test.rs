@@ -11,6 +11,7 @@ fn limits() -> Limits {
         body_bytes_max: 0,
         connections_max: 1,
         interim_responses_max: 1,
+        handshakes_max: 16,
     }
 }
 

@@ -19,6 +19,25 @@ pub struct Route {
     pub service: u32,
     /// From the request's head to the last byte of the response; `None` for no limit.
     pub timeout: Option<Duration>,
+    /// What a connection may be turned into on this route.
+    pub upgrades: Upgrades,
+    /// How long a tunnel (an upgraded connection, a CONNECT) may lie without a byte in either direction.
+    pub tunnel_idle: Duration,
+}
+
+/// What a connection may be turned into.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Upgrades {
+    /// `Upgrade: websocket`, and extended CONNECT with that protocol.
+    pub websocket: bool,
+    /// CONNECT: a tunnel to the service of the route, whatever the target says.
+    pub connect: bool,
+}
+
+impl Default for Upgrades {
+    fn default() -> Self {
+        Self { websocket: true, connect: false }
+    }
 }
 
 /// Which hosts a route serves.

@@ -270,6 +270,9 @@ fn service(balance: Balance, weights: &[u16]) -> Service {
             body_stall: Duration::from_secs(1),
         },
         connect_attempts_max: 1,
+        protocol: super::super::spec::Protocol::Auto,
+        tls: super::super::spec::Tls::Off,
+        http2: super::super::spec::Http2::default(),
     }
 }
 

@@ -5,6 +5,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::identity::IdMatch;
+
 /// A logical destination with one policy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Service {
@@ -20,6 +22,91 @@ pub struct Service {
     pub timeouts: Timeouts,
     /// How many endpoints are tried when connecting fails, the first included.
     pub connect_attempts_max: u8,
+    /// Which HTTP it speaks.
+    pub protocol: Protocol,
+    /// Whether it is spoken to encrypted.
+    pub tls: Tls,
+    /// How HTTP/2 connections to it are shared.
+    pub http2: Http2,
+}
+
+/// Which HTTP a service speaks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Protocol {
+    /// What it chooses by ALPN; HTTP/1.1 without TLS.
+    #[default]
+    Auto,
+    /// HTTP/1.1.
+    Http1,
+    /// HTTP/2, without TLS by prior knowledge (h2c).
+    Http2,
+}
+
+/// Whether a service is spoken to encrypted.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum Tls {
+    /// Plain text.
+    #[default]
+    Off,
+    /// mTLS within the mesh; the peer must be one of these. Empty: anybody of our own trust domain.
+    Mesh(Vec<IdMatch>),
+    /// TLS to a server outside of the mesh, verified by name against public or given roots.
+    Edge(EdgeTls),
+}
+
+/// TLS to a server outside of the mesh.
+#[derive(Clone)]
+pub struct EdgeTls {
+    /// Roots, versions, ALPN.
+    pub client: Arc<rustls::ClientConfig>,
+    /// The name that its certificate must have; also sent as SNI.
+    pub server_name: rustls::pki_types::ServerName<'static>,
+    /// What tells two of them apart: a hash of all that went in.
+    pub digest: [u8; 32],
+}
+
+impl PartialEq for EdgeTls {
+    fn eq(&self, other: &Self) -> bool {
+        self.digest == other.digest
+    }
+}
+
+impl Eq for EdgeTls {}
+
+impl std::fmt::Debug for EdgeTls {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "EdgeTls({:?})", self.server_name)
+    }
+}
+
+/// How HTTP/2 connections to a service are shared, per shard and endpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Http2 {
+    /// Connections per endpoint and shard.
+    pub connections_max: u32,
+    /// Exchanges at a time on one connection, if the peer allows as many.
+    pub streams_max: u32,
+    /// Octets of response body on the way per stream.
+    pub stream_window: u32,
+    /// Octets of response body on the way per connection.
+    pub connection_window: u32,
+    /// A ping after this long without a frame while exchanges are open; zero for none.
+    pub ping_interval: Duration,
+    /// How long its answer may take.
+    pub ping_timeout: Duration,
+}
+
+impl Default for Http2 {
+    fn default() -> Self {
+        Self {
+            connections_max: 8,
+            streams_max: 100,
+            stream_window: 256 * 1024,
+            connection_window: 1024 * 1024,
+            ping_interval: Duration::from_secs(30),
+            ping_timeout: Duration::from_secs(10),
+        }
+    }
 }
 
 /// One address of a service.

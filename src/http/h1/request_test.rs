@@ -12,6 +12,7 @@ const LIMITS: Limits = Limits {
     body_bytes_max: 0,
     connections_max: 1,
     interim_responses_max: 1,
+    handshakes_max: 16,
 };
 
 /// Adds nothing.
