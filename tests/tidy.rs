@@ -82,7 +82,8 @@ const DIRECTIONS: &[Direction] = &[
             "upstream",
         ],
         not: &["crate::control", "crate::config", "tokio", "hyper", "tracing"],
-        except: &[],
+        // Traits that h2 wants of a connection.
+        except: &["tokio::io"],
         remedy: "the data side never waits for control: what it must know is in the snapshot, what it has to say goes \
                  through shard::link",
     },

@@ -3,6 +3,7 @@
 pub mod body;
 pub mod fields;
 pub mod h1;
+pub mod h2;
 pub mod respond;
 
 /// The version that a message came with (RFC 9112 §2.3). Later 1.x count as 1.1.

@@ -4,6 +4,7 @@
 //! append to a buffer's spare capacity, writes take a buffer from a given offset; while the operation is in flight the
 //! kernel owns the buffer and an empty one stands in its place. Knows nothing of HTTP.
 
+pub mod gather;
 pub(crate) mod sys;
 pub mod timed;
 
@@ -264,6 +265,19 @@ impl Reader {
     /// `Timeout` at `deadline` (the connection is then shut down).
     pub async fn readable(&mut self, clock: &Clock, deadline: u64) -> Result<(), Fault> {
         self.ticket.arm_parked(clock, deadline);
+        let result = each!(ReadHalf, &self.half, half => sys::stream(half).readable(false).await);
+        let fired = self.ticket.disarm_read();
+        outcome(result, fired)
+    }
+}
+
+impl Reader {
+    /// As [`Reader::readable`], but a drain does not cut it short: not idle, only quiet.
+    ///
+    /// # Errors
+    /// `Timeout` at `deadline` (the connection is then shut down).
+    pub async fn ready(&mut self, deadline: u64) -> Result<(), Fault> {
+        self.ticket.arm_read(deadline, OnDeadline::Shutdown);
         let result = each!(ReadHalf, &self.half, half => sys::stream(half).readable(false).await);
         let fired = self.ticket.disarm_read();
         outcome(result, fired)

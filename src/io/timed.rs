@@ -7,8 +7,9 @@
 //! next request, is cancelled instead ([`OnDeadline::Cancel`]), so that an idle connection can give its buffer back.
 
 use std::cell::{Cell, RefCell};
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
 use std::os::fd::RawFd;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Poll, Waker};
 use std::time::Duration;
@@ -38,6 +39,8 @@ pub enum OnDeadline {
     Shutdown,
     /// The read is cancelled; the connection stays as it was.
     Cancel,
+    /// There is no socket: whoever waits is woken ([`Alarm`]).
+    Wake,
 }
 
 struct Slot {
@@ -50,6 +53,13 @@ struct Slot {
     /// Waiting for the next request and holding nothing: closed first when the proxy drains.
     idle: bool,
     canceller: Option<Canceller>,
+    waker: Option<Waker>,
+}
+
+/// A deadline for waits that are not on a socket of their own: for a stream among many, for a free place. What is waited
+/// for must bear to be dropped.
+pub struct Alarm {
+    ticket: Ticket,
 }
 
 /// A connection's place in the table; gives it back when dropped, which must be before the socket is closed.
@@ -75,6 +85,7 @@ impl Deadlines {
             write_fired: false,
             idle: false,
             canceller: None,
+            waker: None,
         };
         let mut slots = self.slots.borrow_mut();
         let index = if let Some(index) = self.free.borrow_mut().pop() {
@@ -95,6 +106,11 @@ impl Deadlines {
             slot.read_at = slot.read_at.min(soon);
         }
         self.wake_for(soon);
+    }
+
+    /// An alarm, not set.
+    pub fn alarm(self: &Rc<Self>) -> Alarm {
+        Alarm { ticket: self.register(-1) }
     }
 
     /// Whether `drain` was called.
@@ -139,6 +155,11 @@ impl Deadlines {
                     OnDeadline::ShutdownRead => sys::shutdown_read(slot.socket),
                     OnDeadline::Shutdown => sys::shutdown_both(slot.socket),
                     OnDeadline::Cancel => slot.canceller = slot.canceller.take().map(Canceller::cancel),
+                    OnDeadline::Wake => {
+                        if let Some(waker) = slot.waker.take() {
+                            waker.wake();
+                        }
+                    }
                 }
             }
             if slot.write_at <= now {
@@ -161,7 +182,47 @@ impl Deadlines {
     }
 }
 
+impl Alarm {
+    /// Waits for `wait` until `deadline`; `None` when that came first. Then `wait` is left as it is, and may be waited
+    /// for again.
+    pub async fn until<F: Future + Unpin>(&self, deadline: u64, mut wait: F) -> Option<F::Output> {
+        let mut armed = false;
+        poll_fn(|cx| {
+            if let Poll::Ready(output) = Pin::new(&mut wait).poll(cx) {
+                if armed {
+                    self.ticket.disarm_read();
+                }
+                return Poll::Ready(Some(output));
+            }
+            if !std::mem::replace(&mut armed, true) {
+                self.ticket.arm_read(deadline, OnDeadline::Wake);
+            }
+            if self.ticket.wake_on_deadline(cx.waker()) {
+                self.ticket.disarm_read();
+                return Poll::Ready(None);
+            }
+            Poll::Pending
+        })
+        .await
+    }
+
+    /// Brings the deadline of a wait in progress forward.
+    pub fn by(&self, deadline: u64) {
+        self.ticket.read_by(deadline);
+    }
+}
+
 impl Ticket {
+    /// Whether the deadline has come; else `waker` is woken when it does.
+    fn wake_on_deadline(&self, waker: &Waker) -> bool {
+        let mut slots = self.deadlines.slots.borrow_mut();
+        let slot = &mut slots[self.slot as usize];
+        if !slot.waker.as_ref().is_some_and(|w| w.will_wake(waker)) {
+            slot.waker = Some(waker.clone());
+        }
+        slot.read_fired
+    }
+
     /// A read begins that shall end by `deadline`.
     pub(super) fn arm_read(&self, deadline: u64, on_deadline: OnDeadline) {
         {
@@ -266,6 +327,7 @@ impl Drop for Ticket {
         slot.write_at = NEVER;
         slot.idle = false;
         slot.canceller = None;
+        slot.waker = None;
         drop(slots);
         self.deadlines.free.borrow_mut().push(self.slot);
     }

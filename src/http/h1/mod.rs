@@ -7,7 +7,7 @@
 mod request;
 mod response;
 
-pub(super) use request::write_field;
+pub(super) use request::{has_pseudonym, write_field, write_ip};
 pub use request::{Forwarding, Request, Target, Upgrade, read_request};
 pub use response::{Response, ResponseOptions, read_response, write_response_head};
 

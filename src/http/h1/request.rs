@@ -452,14 +452,14 @@ fn method_of(name: &str) -> Result<Method, Cause> {
 }
 
 /// Whether a Via value has a hop received by `own` (RFC 9110 §7.6.3).
-fn has_pseudonym(value: &[u8], own: &str) -> bool {
+pub(in crate::http) fn has_pseudonym(value: &[u8], own: &str) -> bool {
     list(value).any(|hop| {
         let mut words = hop.split(|b| matches!(b, b' ' | b'\t')).filter(|w| !w.is_empty());
         words.nth(1).is_some_and(|by| by.eq_ignore_ascii_case(own.as_bytes()))
     })
 }
 
-fn write_ip(peer: SocketAddr, out: &mut Vec<u8>) {
+pub(in crate::http) fn write_ip(peer: SocketAddr, out: &mut Vec<u8>) {
     match peer {
         SocketAddr::V4(v4) => {
             for (n, octet) in v4.ip().octets().into_iter().enumerate() {

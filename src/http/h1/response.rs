@@ -133,6 +133,39 @@ impl<'b> Response<'b> {
         if self.framing == Framing::Chunked { self.connection.nominated_trailers() } else { Vec::new() }
     }
 
+    /// The fields as they came.
+    pub(in crate::http) fn parts(&self) -> &[httparse::Header<'b>] {
+        self.parts
+    }
+
+    /// Calls `field` with each field that may be passed on; framing is not among them.
+    pub(in crate::http) fn end_to_end(&self, mut field: impl FnMut(&str, &[u8])) {
+        for part in self.parts {
+            let hop = matches!(
+                known(part.name),
+                Known::Connection
+                    | Known::HopByHop
+                    | Known::KeepAlive
+                    | Known::Te
+                    | Known::Upgrade
+                    | Known::TransferEncoding
+                    | Known::ContentLength
+            );
+            if !hop && !self.connection.nominates(part.name) {
+                field(part.name, part.value);
+            }
+        }
+    }
+
+    /// The Content-Length that a caller is told: the body's, or what a GET would have been answered with.
+    pub(in crate::http) fn length_to_tell(&self) -> Option<u64> {
+        match self.framing {
+            Framing::Length(n) => Some(n),
+            Framing::None if self.status != 204 => self.length,
+            _ => None,
+        }
+    }
+
     /// Whether it is one of those before the final one (RFC 9110 §15.2).
     pub fn is_interim(&self) -> bool {
         self.status < 200

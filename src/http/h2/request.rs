@@ -1,0 +1,409 @@
+//! Requests: judged, prepared for an HTTP/2 service, written for an HTTP/1.1 one, and read back from a canonical head.
+
+use std::mem::MaybeUninit;
+
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::{Request, Uri, request};
+
+use super::ORIGIN_FIELD;
+use crate::failure::Cause;
+use crate::http::fields::{self, Known, known, write_u64};
+use crate::http::h1::{self, write_field};
+use crate::http::{Framing, Method, Version};
+use crate::snapshot::{ForwardedFields, Limits};
+
+/// What matters of a request that was found right.
+#[derive(Debug, Clone)]
+pub struct Facts {
+    /// What matters of the method.
+    pub method: Method,
+    /// How its body ends, as HTTP/1.1 would say it.
+    pub framing: Framing,
+    /// Whether the caller waits for `100 Continue`.
+    pub expect_continue: bool,
+    /// Whether it takes trailers.
+    pub takes_trailers: bool,
+    /// Max-Forwards of an OPTIONS request.
+    pub max_forwards: Option<u64>,
+    /// Whether it is gRPC (`application/grpc`, `application/grpc+…`).
+    pub grpc: bool,
+    /// What an extended CONNECT asks for (RFC 8441), or that it is a plain CONNECT.
+    pub tunnel: Option<Tunnel>,
+}
+
+/// What a CONNECT asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Tunnel {
+    /// Octets both ways.
+    Plain,
+    /// WebSocket (RFC 8441).
+    WebSocket,
+    /// Another protocol: refused.
+    Unknown,
+}
+
+/// What is added on the way to the next hop.
+pub use h1::Forwarding as Forwarded;
+
+/// Judges a request. `ended` is whether no body follows, `via` our own pseudonym.
+///
+/// # Errors
+/// The cause why it may not go on.
+pub fn check(parts: &request::Parts, ended: bool, limits: &Limits, via: Option<&str>) -> Result<Facts, Cause> {
+    let mut facts = Facts {
+        method: method(&parts.method)?,
+        framing: if ended { Framing::None } else { Framing::Chunked },
+        expect_continue: false,
+        takes_trailers: false,
+        max_forwards: None,
+        grpc: false,
+        tunnel: None,
+    };
+    let protocol = parts.extensions.get::<h2::ext::Protocol>();
+    if parts.method == http::Method::CONNECT {
+        facts.tunnel = Some(match protocol {
+            None => Tunnel::Plain,
+            Some(protocol) if protocol.as_str().eq_ignore_ascii_case("websocket") => Tunnel::WebSocket,
+            Some(_) => Tunnel::Unknown,
+        });
+    }
+    check_target(&parts.uri, facts.tunnel, limits)?;
+    if parts.headers.len() > usize::from(limits.fields_max) {
+        return Err(Cause::HeadTooLarge);
+    }
+    for (name, value) in &parts.headers {
+        check_value(value)?;
+        match known(name.as_str()) {
+            Known::Other if *name == header::CONTENT_TYPE => facts.grpc = is_grpc(value.as_bytes()),
+            Known::Via if via.is_some_and(|own| h1::has_pseudonym(value.as_bytes(), own)) => {
+                return Err(Cause::Loop);
+            }
+            Known::Expect if value.as_bytes().eq_ignore_ascii_case(b"100-continue") => {
+                facts.expect_continue = !ended;
+            }
+            Known::Expect => return Err(Cause::ExpectationFailed),
+            Known::Te => facts.takes_trailers = true,
+            Known::MaxForwards if parts.method == http::Method::OPTIONS => {
+                facts.max_forwards =
+                    Some(fields::parse_u64(value.as_bytes()).ok_or(Cause::BadFieldValue)?);
+            }
+            Known::Connection | Known::KeepAlive | Known::TransferEncoding | Known::Upgrade => {
+                return Err(Cause::ProtocolError);
+            }
+            _ => {}
+        }
+    }
+    if let Some(length) = length(&parts.headers)? {
+        if ended && length > 0 {
+            return Err(Cause::BadLength);
+        }
+        if !ended {
+            facts.framing = Framing::Length(length);
+        }
+    }
+    check_host(parts)?;
+    Ok(facts)
+}
+
+/// Host and port that a request is for.
+pub(super) fn authority(parts: &request::Parts) -> Option<&str> {
+    let of_host = || parts.headers.get(header::HOST).and_then(|host| host.to_str().ok());
+    parts.uri.authority().map(http::uri::Authority::as_str).or_else(of_host)
+}
+
+/// Makes a request that came by HTTP/2 ready for a service that speaks it: without what concerned only the last hop.
+pub fn forward(parts: &mut request::Parts, facts: &Facts, forwarding: &Forwarded<'_>) {
+    if parts.uri.authority().is_none() {
+        let host = authority(parts).unwrap_or(forwarding.default_host).to_owned();
+        set_authority(parts, &host);
+    }
+    parts.version = http::Version::HTTP_2;
+    let headers = &mut parts.headers;
+    headers.remove(header::HOST);
+    for name in ["proxy-authorization", "proxy-connection", "proxy-authenticate", "http2-settings"] {
+        headers.remove(name);
+    }
+    headers.remove(FAILURE);
+    headers.remove(ORIGIN);
+    match forwarding.forwarded {
+        ForwardedFields::Keep => {}
+        ForwardedFields::Append => {
+            let mut list = Vec::with_capacity(48);
+            for value in headers.get_all(FOR).iter().filter(|v| !v.is_empty()) {
+                list.extend_from_slice(value.as_bytes());
+                list.extend_from_slice(b", ");
+            }
+            add_forwarded(headers, list, forwarding);
+        }
+        ForwardedFields::Replace => {
+            for name in [HOST_OF, PROTO] {
+                headers.remove(name);
+            }
+            headers.remove(header::FORWARDED);
+            add_forwarded(headers, Vec::new(), forwarding);
+        }
+    }
+    if let Some(via) = forwarding.via {
+        super::append_via(headers, "2.0", via);
+    }
+    if let Some(n) = facts.max_forwards {
+        headers.insert(header::MAX_FORWARDS, HeaderValue::from(n.saturating_sub(1)));
+    }
+}
+
+/// Writes a request that came by HTTP/2 for a service that speaks HTTP/1.1.
+pub fn write_h1(parts: &request::Parts, facts: &Facts, forwarding: &Forwarded<'_>, out: &mut Vec<u8>) {
+    out.extend_from_slice(parts.method.as_str().as_bytes());
+    out.push(b' ');
+    match parts.uri.path_and_query() {
+        Some(path) if path.as_str() != "*" => {
+            if !path.as_str().starts_with('/') {
+                out.push(b'/');
+            }
+            out.extend_from_slice(path.as_str().as_bytes());
+        }
+        Some(_) => out.push(b'*'),
+        None => out.push(b'/'),
+    }
+    out.extend_from_slice(b" HTTP/1.1\r\nhost: ");
+    out.extend_from_slice(authority(parts).unwrap_or(forwarding.default_host).as_bytes());
+    out.extend_from_slice(b"\r\n");
+    let mut has_proto = false;
+    let mut cookies = false;
+    for (name, value) in &parts.headers {
+        match known(name.as_str()) {
+            Known::Connection | Known::HopByHop | Known::KeepAlive | Known::Upgrade | Known::Te => continue,
+            Known::TransferEncoding | Known::ContentLength | Known::Host | Known::FailureReport => continue,
+            Known::Expect if !facts.expect_continue => continue,
+            Known::MaxForwards if facts.max_forwards.is_some() => continue,
+            Known::XForwardedFor | Known::XForwardedHost | Known::XForwardedProto | Known::Forwarded
+                if forwarding.forwarded == ForwardedFields::Replace =>
+            {
+                continue;
+            }
+            Known::XForwardedFor if forwarding.forwarded == ForwardedFields::Append => continue,
+            Known::XForwardedProto => has_proto = true,
+            Known::Other if *name == header::COOKIE => {
+                cookies = true;
+                continue;
+            }
+            Known::Other if name.as_str() == ORIGIN_FIELD => continue,
+            _ => {}
+        }
+        write_field(name.as_str(), value.as_bytes(), out);
+    }
+    if cookies {
+        // The crumbs of RFC 9113 §8.2.3 are one field again.
+        out.extend_from_slice(b"cookie: ");
+        for (n, crumb) in parts.headers.get_all(header::COOKIE).iter().enumerate() {
+            if n > 0 {
+                out.extend_from_slice(b"; ");
+            }
+            out.extend_from_slice(crumb.as_bytes());
+        }
+        out.extend_from_slice(b"\r\n");
+    }
+    write_added(parts, facts, forwarding, has_proto, out);
+    match facts.framing {
+        Framing::None | Framing::UntilClose => {}
+        Framing::Length(n) => {
+            out.extend_from_slice(b"content-length: ");
+            write_u64(n, out);
+            out.extend_from_slice(b"\r\n");
+        }
+        Framing::Chunked => out.extend_from_slice(b"transfer-encoding: chunked\r\n"),
+    }
+    out.extend_from_slice(b"\r\n");
+}
+
+/// Reads a head that was written here for an HTTP/1.1 service, for one that speaks HTTP/2. `origin` tells a ringmesh how
+/// the message came.
+///
+/// # Errors
+/// When a part of it cannot be said in HTTP/2.
+pub fn from_canonical(head: &[u8], version: Version, framing: Framing, origin: bool) -> Result<Request<()>, Cause> {
+    let mut slots = [const { MaybeUninit::uninit() }; Limits::FIELDS_CEILING as usize + 16];
+    let mut parsed = httparse::Request::new(&mut []);
+    match parsed.parse_with_uninit_headers(head, &mut slots) {
+        Ok(httparse::Status::Complete(_)) => {}
+        _ => return Err(Cause::BadStartLine),
+    }
+    let mut headers = HeaderMap::with_capacity(parsed.headers.len());
+    let mut host = "";
+    for part in parsed.headers.iter() {
+        match known(part.name) {
+            Known::Host => host = std::str::from_utf8(part.value).map_err(|_| Cause::BadHost)?,
+            Known::Connection | Known::TransferEncoding => {}
+            Known::Te => drop(headers.insert(header::TE, HeaderValue::from_static("trailers"))),
+            _ => {
+                let name = HeaderName::from_bytes(part.name.as_bytes()).map_err(|_| Cause::BadFieldName)?;
+                let value = HeaderValue::from_bytes(part.value).map_err(|_| Cause::BadFieldValue)?;
+                headers.append(name, value);
+            }
+        }
+    }
+    if origin {
+        headers.insert(ORIGIN, HeaderValue::from_static(origin_of(version, framing)));
+    }
+    let target = match parsed.path.unwrap_or("/") {
+        "*" => "/",
+        path => path,
+    };
+    let uri = Uri::builder().scheme("http").authority(host).path_and_query(target);
+    let mut request = Request::new(());
+    *request.uri_mut() = uri.build().map_err(|_| Cause::BadTarget)?;
+    *request.method_mut() = http::Method::from_bytes(parsed.method.unwrap_or_default().as_bytes())
+        .map_err(|_| Cause::BadMethod)?;
+    *request.version_mut() = http::Version::HTTP_2;
+    *request.headers_mut() = headers;
+    Ok(request)
+}
+
+const FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+const HOST_OF: HeaderName = HeaderName::from_static("x-forwarded-host");
+const FAILURE: HeaderName = HeaderName::from_static("x-ringmesh-failure");
+const ORIGIN: HeaderName = HeaderName::from_static(ORIGIN_FIELD);
+
+/// How a message came, for a ringmesh at the far end.
+fn origin_of(version: Version, framing: Framing) -> &'static str {
+    match (version, framing) {
+        (Version::Http11, Framing::Chunked) => "1.1 chunked",
+        (Version::Http11, _) => "1.1",
+        (Version::Http10, _) => "1.0",
+    }
+}
+
+fn method(method: &http::Method) -> Result<Method, Cause> {
+    match *method {
+        http::Method::GET | http::Method::OPTIONS | http::Method::PUT | http::Method::DELETE => {
+            Ok(Method::Idempotent)
+        }
+        http::Method::HEAD => Ok(Method::Head),
+        http::Method::TRACE => Err(Cause::MethodRefused),
+        _ => Ok(Method::Other),
+    }
+}
+
+fn check_target(uri: &Uri, tunnel: Option<Tunnel>, limits: &Limits) -> Result<(), Cause> {
+    if let Some(authority) = uri.authority() {
+        if authority.as_str().contains('@') {
+            return Err(Cause::UserInfo);
+        }
+        if !fields::is_authority(authority.as_str().as_bytes()) {
+            return Err(Cause::BadHost);
+        }
+    }
+    if tunnel == Some(Tunnel::Plain) {
+        return if uri.authority().is_some() { Ok(()) } else { Err(Cause::HostMissing) };
+    }
+    let target = uri.path_and_query().map_or("/", http::uri::PathAndQuery::as_str);
+    if target.len() > limits.target_bytes_max as usize {
+        return Err(Cause::TargetTooLong);
+    }
+    if !fields::is_target(target.as_bytes()) {
+        return Err(Cause::BadTarget);
+    }
+    Ok(())
+}
+
+/// `:authority` and Host are the same, or one of them is missing (RFC 9113 §8.3.1).
+fn check_host(parts: &request::Parts) -> Result<(), Cause> {
+    let mut hosts = parts.headers.get_all(header::HOST).iter();
+    let Some(host) = hosts.next() else {
+        return if parts.uri.authority().is_some() { Ok(()) } else { Err(Cause::HostMissing) };
+    };
+    if hosts.next().is_some() {
+        return Err(Cause::HostRepeated);
+    }
+    if !fields::is_authority(host.as_bytes()) {
+        return Err(Cause::BadHost);
+    }
+    match parts.uri.authority() {
+        Some(authority) if !authority.as_str().as_bytes().eq_ignore_ascii_case(host.as_bytes()) => {
+            Err(Cause::BadHost)
+        }
+        _ => Ok(()),
+    }
+}
+
+/// A value neither begins nor ends with white space (RFC 9113 §8.2.1); the http crate has refused control characters.
+fn check_value(value: &HeaderValue) -> Result<(), Cause> {
+    let white = |b: Option<&u8>| matches!(b, Some(b' ' | b'\t'));
+    let bytes = value.as_bytes();
+    if white(bytes.first()) || white(bytes.last()) { Err(Cause::ProtocolError) } else { Ok(()) }
+}
+
+/// The one Content-Length.
+pub(super) fn length(headers: &HeaderMap) -> Result<Option<u64>, Cause> {
+    let mut lengths = headers.get_all(header::CONTENT_LENGTH).iter();
+    let Some(length) = lengths.next() else { return Ok(None) };
+    if lengths.next().is_some() {
+        return Err(Cause::LengthRepeated);
+    }
+    fields::parse_u64(length.as_bytes()).map(Some).ok_or(Cause::BadLength)
+}
+
+fn is_grpc(content_type: &[u8]) -> bool {
+    const GRPC: &[u8] = b"application/grpc";
+    let Some((head, rest)) = content_type.split_at_checked(GRPC.len()) else { return false };
+    head.eq_ignore_ascii_case(GRPC) && matches!(rest.first(), None | Some(b'+' | b';' | b' '))
+}
+
+fn set_authority(parts: &mut request::Parts, host: &str) {
+    let mut uri = std::mem::take(&mut parts.uri).into_parts();
+    uri.scheme.get_or_insert(http::uri::Scheme::HTTP);
+    uri.authority = host.parse().ok();
+    // A checked host is an authority; a service's name may be none, and then the request goes without.
+    if uri.authority.is_none() {
+        uri.scheme = None;
+    }
+    parts.uri = Uri::from_parts(uri).unwrap_or_default();
+}
+
+fn add_forwarded(headers: &mut HeaderMap, mut list: Vec<u8>, forwarding: &Forwarded<'_>) {
+    h1::write_ip(forwarding.peer, &mut list);
+    if let Ok(value) = HeaderValue::from_bytes(&list) {
+        headers.insert(FOR, value);
+    }
+    if !headers.contains_key(PROTO) {
+        headers.insert(PROTO, HeaderValue::from_static("http"));
+    }
+}
+
+fn write_added(
+    parts: &request::Parts,
+    facts: &Facts,
+    forwarding: &Forwarded<'_>,
+    has_proto: bool,
+    out: &mut Vec<u8>,
+) {
+    if forwarding.forwarded != ForwardedFields::Keep {
+        out.extend_from_slice(b"x-forwarded-for: ");
+        if forwarding.forwarded == ForwardedFields::Append {
+            for value in parts.headers.get_all(FOR).iter().filter(|v| !v.is_empty()) {
+                out.extend_from_slice(value.as_bytes());
+                out.extend_from_slice(b", ");
+            }
+        }
+        h1::write_ip(forwarding.peer, out);
+        out.extend_from_slice(b"\r\n");
+        if !has_proto {
+            out.extend_from_slice(b"x-forwarded-proto: http\r\n");
+        }
+    }
+    if let Some(via) = forwarding.via {
+        // What came over HTTP/2 from another ringmesh came to that one by another version, which it has said itself.
+        out.extend_from_slice(b"via: 2.0 ");
+        out.extend_from_slice(via.as_bytes());
+        out.extend_from_slice(b"\r\n");
+    }
+    if facts.takes_trailers {
+        out.extend_from_slice(b"te: trailers\r\nconnection: te\r\n");
+    }
+    if let Some(n) = facts.max_forwards {
+        out.extend_from_slice(b"max-forwards: ");
+        write_u64(n.saturating_sub(1), out);
+        out.extend_from_slice(b"\r\n");
+    }
+}

@@ -1,0 +1,203 @@
+//! Counts what comes in on an HTTP/2 connection, frame by frame, against budgets that no honest peer comes near. The h2
+//! crate bounds what an attack can make it keep; this bounds what it can make us do, and says which attack it was.
+//!
+//! A budget is earned back by what is of use: a request (HEADERS that end) and octets of DATA. So a long-lived busy
+//! connection never runs out, and an idle one that only makes noise does. Looks at frame headers alone; refuses to judge
+//! whether a frame is legal.
+
+/// Which budget is used up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Flood {
+    /// PING that is no answer (CVE-2019-9512).
+    Ping,
+    /// SETTINGS (CVE-2019-9515).
+    Settings,
+    /// PRIORITY (CVE-2019-9513).
+    Priority,
+    /// RST_STREAM (CVE-2023-44487).
+    Reset,
+    /// CONTINUATION (CVE-2024-27316 and its like).
+    Continuation,
+    /// DATA without octets that ends nothing (CVE-2019-9518).
+    EmptyData,
+    /// WINDOW_UPDATE.
+    WindowUpdate,
+    /// Frames of unknown type, or that a peer should never send so many of.
+    Unknown,
+}
+
+impl Flood {
+    /// Every one, for tables.
+    pub const ALL: [Self; 8] = [
+        Self::Ping,
+        Self::Settings,
+        Self::Priority,
+        Self::Reset,
+        Self::Continuation,
+        Self::EmptyData,
+        Self::WindowUpdate,
+        Self::Unknown,
+    ];
+
+    /// The word used in log and metric.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Ping => "ping",
+            Self::Settings => "settings",
+            Self::Priority => "priority",
+            Self::Reset => "reset",
+            Self::Continuation => "continuation",
+            Self::EmptyData => "empty_data",
+            Self::WindowUpdate => "window_update",
+            Self::Unknown => "unknown_frame",
+        }
+    }
+
+    /// Frames that may come without anything of use, and how many a request earns back.
+    const fn budget(self) -> (u32, u32) {
+        match self {
+            Self::Ping => (200, 4),
+            Self::Settings => (50, 1),
+            Self::Priority => (500, 8),
+            // One request, one reset: rapid reset earns nothing but what it spends, so it is kept from earning below.
+            Self::Reset => (200, 0),
+            Self::Continuation => (32, 2),
+            Self::EmptyData => (200, 4),
+            Self::WindowUpdate => (2_000, 64),
+            Self::Unknown => (200, 1),
+        }
+    }
+}
+
+/// Follows the frames of one connection in one direction.
+#[derive(Debug)]
+pub struct Watch {
+    /// Octets of the preface still to come.
+    preface: usize,
+    head: [u8; 9],
+    head_len: usize,
+    /// Octets of the present frame's payload still to come.
+    payload: usize,
+    left: [u32; Flood::ALL.len()],
+    /// When DATA was seen this many octets ago, something is earned back.
+    data: usize,
+    /// A field block has begun and not ended.
+    in_block: bool,
+}
+
+impl Watch {
+    const PREFACE: usize = 24;
+    /// Octets of DATA that earn as much as a request.
+    const DATA_EARNS: usize = 16 * 1024;
+
+    /// Of a caller: begins with the preface.
+    pub fn of_caller() -> Self {
+        Self { preface: Self::PREFACE, ..Self::of_service() }
+    }
+
+    /// Of a service: begins with a frame.
+    pub fn of_service() -> Self {
+        Self {
+            preface: 0,
+            head: [0; 9],
+            head_len: 0,
+            payload: 0,
+            left: Flood::ALL.map(|flood| flood.budget().0),
+            data: 0,
+            in_block: false,
+        }
+    }
+
+    /// Whether a field block has begun and is not whole: the peer owes us its end.
+    pub fn owes_block(&self) -> bool {
+        self.in_block || self.head_len > 0 || self.payload > 0
+    }
+
+    /// Follows `bytes`.
+    ///
+    /// # Errors
+    /// The budget that is used up.
+    pub fn feed(&mut self, mut bytes: &[u8]) -> Result<(), Flood> {
+        let skipped = self.preface.min(bytes.len());
+        self.preface -= skipped;
+        bytes = &bytes[skipped..];
+        while !bytes.is_empty() {
+            if self.payload > 0 {
+                let n = self.payload.min(bytes.len());
+                self.payload -= n;
+                bytes = &bytes[n..];
+                continue;
+            }
+            let n = (9 - self.head_len).min(bytes.len());
+            self.head[self.head_len..self.head_len + n].copy_from_slice(&bytes[..n]);
+            self.head_len += n;
+            bytes = &bytes[n..];
+            if self.head_len == 9 {
+                self.head_len = 0;
+                self.frame()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// A frame's head is whole.
+    fn frame(&mut self) -> Result<(), Flood> {
+        let [a, b, c, kind, flags, ..] = self.head;
+        let length = usize::from(a) << 16 | usize::from(b) << 8 | usize::from(c);
+        self.payload = length;
+        let end_stream = flags & 1 != 0;
+        let end_headers = flags & 4 != 0;
+        match kind {
+            0 if length == 0 && !end_stream => self.spend(Flood::EmptyData),
+            0 => {
+                self.data += length;
+                if self.data >= Self::DATA_EARNS {
+                    self.data = 0;
+                    self.earn();
+                }
+                Ok(())
+            }
+            1 => {
+                self.in_block = !end_headers;
+                if end_headers {
+                    self.earn();
+                }
+                Ok(())
+            }
+            2 => self.spend(Flood::Priority),
+            3 => self.spend(Flood::Reset),
+            4 if flags & 1 != 0 => Ok(()),
+            4 => self.spend(Flood::Settings),
+            6 if flags & 1 != 0 => Ok(()),
+            6 => self.spend(Flood::Ping),
+            8 => self.spend(Flood::WindowUpdate),
+            9 => {
+                self.in_block = !end_headers;
+                self.spend(Flood::Continuation)
+            }
+            5 | 7 => Ok(()),
+            _ => self.spend(Flood::Unknown),
+        }
+    }
+
+    /// An exchange ended well: what it took in resets of its own kind is forgiven.
+    pub fn completed(&mut self) {
+        let reset = &mut self.left[Flood::Reset as usize];
+        *reset = (*reset + 1).min(Flood::Reset.budget().0);
+    }
+
+    fn spend(&mut self, flood: Flood) -> Result<(), Flood> {
+        let left = &mut self.left[flood as usize];
+        *left = left.checked_sub(1).ok_or(flood)?;
+        Ok(())
+    }
+
+    fn earn(&mut self) {
+        for flood in Flood::ALL {
+            let (most, earned) = flood.budget();
+            let left = &mut self.left[flood as usize];
+            *left = (*left + earned).min(most);
+        }
+    }
+}

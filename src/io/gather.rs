@@ -1,0 +1,428 @@
+//! A connection as the h2 crate wants it: polled reads and writes, with all that is written in one turn of the loop
+//! gathered into one write.
+//!
+//! Two tasks carry the bytes ([`Inward::run`], [`Outward::run`]); the [`Gathered`] in the middle is only two buffers and
+//! four wakers. The outward task is woken by the first octet and runs behind the tasks that are ready already, so that
+//! what they write leaves with it: 11.1 → 2.4 µs of CPU a request on a busy connection. Both buffers are bounded: a peer
+//! that does not read stops h2, an h2 that does not read stops the peer. While nothing is on the way neither task holds
+//! a buffer. Refuses to know frames.
+
+use std::cell::{Cell, RefCell};
+use std::future::poll_fn;
+use std::io;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use super::{Connection, Control, Fault, Patience, Reader, Writer};
+use crate::shard::clock::{Clock, NEVER};
+
+/// Who lends buffers, and tells the time.
+pub trait Lender {
+    /// An empty small buffer; `None` when there is no memory for it.
+    fn small(&self) -> Option<Vec<u8>>;
+    /// An empty large buffer; `None` when there is no memory for it.
+    fn large(&self) -> Option<Vec<u8>>;
+    /// Takes one back.
+    fn give(&self, buffer: Vec<u8>);
+    /// The shard's clock.
+    fn clock(&self) -> &Clock;
+}
+
+/// Looks at what comes in before h2 does.
+pub trait Inspect {
+    /// Whether these octets may pass; after `false` nothing more does: see [`Vital::was_stopped`].
+    fn inspect(&mut self, bytes: &[u8]) -> bool;
+}
+
+/// Octets gathered at most before h2 is told to wait; one write may be as large, another is being filled meanwhile.
+pub const OUT_MAX: usize = 128 * 1024;
+
+/// The side of the connection that h2 uses.
+pub struct Gathered {
+    shared: Rc<Shared>,
+}
+
+/// What comes from the peer; to be run as a task.
+pub struct Inward<L, I> {
+    shared: Rc<Shared>,
+    reader: Reader,
+    lender: L,
+    inspect: I,
+}
+
+/// What goes to the peer; to be run as a task.
+pub struct Outward<L> {
+    shared: Rc<Shared>,
+    writer: Writer,
+    lender: L,
+    stall: Duration,
+    control: Control,
+}
+
+/// How the connection is getting on, for whoever watches over it.
+pub struct Vital {
+    shared: Rc<Shared>,
+}
+
+struct Shared {
+    /// What was read, from where on h2 has not taken it.
+    inbound: RefCell<Vec<u8>>,
+    taken: Cell<usize>,
+    inbound_end: Cell<Option<End>>,
+    /// What comes in is thrown away, because of what came before it.
+    stopped: Cell<bool>,
+    out: RefCell<Vec<u8>>,
+    out_failed: Cell<Option<Fault>>,
+    /// h2 has nothing more to say.
+    finished: Cell<bool>,
+    /// h2 is gone.
+    dropped: Cell<bool>,
+    /// When nothing more is read, because all was said; `NEVER` before.
+    linger_until: Cell<u64>,
+    last_read_at: Cell<u64>,
+    wakers: [RefCell<Option<Waker>>; 4],
+}
+
+#[derive(Clone, Copy)]
+enum End {
+    Closed,
+    Failed(Fault),
+}
+
+/// Who waits.
+#[derive(Clone, Copy)]
+enum Waits {
+    /// h2, for octets.
+    Read,
+    /// h2, for room.
+    Write,
+    /// The inward task, for its buffer to be taken.
+    Inward,
+    /// The outward task, for octets.
+    Outward,
+}
+
+/// Splits a connection for h2. `seen` was read from it already.
+pub fn gather<L: Lender + Clone, I: Inspect>(
+    connection: Connection,
+    seen: Vec<u8>,
+    lender: &L,
+    inspect: I,
+    stall: Duration,
+) -> (Gathered, Inward<L, I>, Outward<L>) {
+    let control = connection.control();
+    let Connection { reader, writer, .. } = connection;
+    let shared = Rc::new(Shared {
+        inbound: RefCell::new(seen),
+        taken: Cell::new(0),
+        inbound_end: Cell::new(None),
+        stopped: Cell::new(false),
+        out: RefCell::default(),
+        out_failed: Cell::new(None),
+        finished: Cell::new(false),
+        dropped: Cell::new(false),
+        linger_until: Cell::new(NEVER),
+        last_read_at: Cell::new(lender.clock().now()),
+        wakers: Default::default(),
+    });
+    let inward = Inward { shared: Rc::clone(&shared), reader, lender: lender.clone(), inspect };
+    let outward = Outward { shared: Rc::clone(&shared), writer, lender: lender.clone(), stall, control };
+    (Gathered { shared }, inward, outward)
+}
+
+impl<L: Lender, I: Inspect> Inward<L, I> {
+    /// A buffer is held this long for the next octets.
+    const HOLD: Duration = Duration::from_secs(1);
+
+    /// Reads until the peer closes or h2 is gone.
+    pub async fn run(mut self) {
+        let seen = std::mem::take(&mut *self.shared.inbound.borrow_mut());
+        self.pass_on(seen);
+        let mut end = None;
+        let mut busy = false;
+        while end.is_none() {
+            self.shared.until_taken().await;
+            end = self.read(&mut busy).await.err();
+        }
+        self.shared.inbound_end.set(end);
+        self.shared.wake(Waits::Read);
+    }
+
+    /// Reads once. `busy` is whether a small buffer was too small the last time.
+    async fn read(&mut self, busy: &mut bool) -> Result<(), End> {
+        let Self { shared, reader, lender, .. } = self;
+        let hold_until = lender.clock().after(Self::HOLD).min(shared.linger_until.get());
+        if hold_until <= lender.clock().now() {
+            return Err(End::Closed);
+        }
+        let lent = if *busy { lender.large() } else { lender.small() };
+        let Some(mut buffer) = lent else {
+            return Err(End::Failed(Fault::Exhausted));
+        };
+        let read = reader.read_cancelable(&mut buffer, 0, hold_until).await;
+        match read {
+            Ok(n) if n > 0 => {
+                shared.last_read_at.set(lender.clock().now());
+                *busy = n >= 16 * 1024;
+                self.pass_on(buffer);
+                Ok(())
+            }
+            Ok(_) => {
+                lender.give(buffer);
+                Err(End::Closed)
+            }
+            Err(Fault::Timeout | Fault::Cancelled) => {
+                lender.give(buffer);
+                lender.give(std::mem::take(&mut *shared.inbound.borrow_mut()));
+                shared.taken.set(0);
+                *busy = false;
+                if shared.dropped.get() {
+                    return Err(End::Closed);
+                }
+                reader.ready(NEVER).await.map_err(End::Failed)
+            }
+            Err(fault) => {
+                lender.give(buffer);
+                Err(End::Failed(fault))
+            }
+        }
+    }
+}
+
+impl<L: Lender, I: Inspect> Inward<L, I> {
+    /// Hands octets to h2, unless it is gone or they may not pass: then it is only waited for the peer to have read
+    /// the last of what was sent.
+    fn pass_on(&mut self, buffer: Vec<u8>) {
+        let shared = &self.shared;
+        if !shared.dropped.get() && !shared.stopped.get() {
+            if self.inspect.inspect(&buffer) {
+                let used = shared.inbound.replace(buffer);
+                shared.taken.set(0);
+                self.lender.give(used);
+                shared.wake(Waits::Read);
+                return;
+            }
+            shared.stopped.set(true);
+            shared.wake(Waits::Read);
+        }
+        self.lender.give(buffer);
+    }
+}
+
+impl<L: Lender> Outward<L> {
+    /// From the last octet sent until the connection is closed: the peer reads meanwhile.
+    const LINGER: Duration = Duration::from_secs(1);
+
+    /// Writes until h2 is gone and all that it wrote is out, or the peer takes nothing more.
+    pub async fn run(mut self) {
+        while self.shared.until_out().await {
+            let mut out = std::mem::take(&mut *self.shared.out.borrow_mut());
+            self.shared.wake(Waits::Write);
+            let patience = Patience { clock: self.lender.clock(), stall: self.stall, until: NEVER };
+            let written = self.writer.write_all(&mut out, 0, patience).await;
+            self.lender.give(out);
+            if let Err(fault) = written {
+                self.shared.out_failed.set(Some(fault));
+                self.shared.wake(Waits::Write);
+                // A peer that takes nothing is not waited for by the reading side either.
+                self.control.shutdown();
+                self.shared.wake(Waits::Inward);
+                return;
+            }
+        }
+        self.writer.finish();
+        let clock = self.lender.clock();
+        let until = clock.after(Self::LINGER);
+        self.shared.linger_until.set(until);
+        self.control.read_by(until);
+        self.shared.wake(Waits::Inward);
+    }
+}
+
+impl<L, I> Drop for Inward<L, I> {
+    fn drop(&mut self) {
+        // Also when the task panicked: h2 must not wait for ever.
+        if self.shared.inbound_end.get().is_none() {
+            self.shared.inbound_end.set(Some(End::Closed));
+        }
+        self.shared.wake(Waits::Read);
+    }
+}
+
+impl<L> Drop for Outward<L> {
+    fn drop(&mut self) {
+        if self.shared.out_failed.get().is_none() {
+            self.shared.out_failed.set(Some(Fault::Closed));
+        }
+        self.shared.wake(Waits::Write);
+    }
+}
+
+impl Gathered {
+    /// How it is getting on.
+    pub fn vital(&self) -> Vital {
+        Vital { shared: Rc::clone(&self.shared) }
+    }
+}
+
+impl Vital {
+    /// When something last came from the peer.
+    pub fn last_read_at(&self) -> u64 {
+        self.shared.last_read_at.get()
+    }
+
+    /// Whether what came in was stopped by [`Inspect`]. h2 waits for more then: whoever drives it should end it.
+    pub fn was_stopped(&self) -> bool {
+        self.shared.stopped.get()
+    }
+
+    /// Why the connection ended, where it did by a fault.
+    pub fn fault(&self) -> Option<Fault> {
+        match self.shared.inbound_end.get() {
+            Some(End::Failed(fault)) => Some(fault),
+            _ => self.shared.out_failed.get().filter(|fault| *fault != Fault::Closed),
+        }
+    }
+}
+
+impl Shared {
+    fn wait(&self, who: Waits, cx: &Context<'_>) {
+        let mut slot = self.wakers[who as usize].borrow_mut();
+        if !slot.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+            *slot = Some(cx.waker().clone());
+        }
+    }
+
+    fn wake(&self, who: Waits) {
+        let waker = self.wakers[who as usize].borrow_mut().take();
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    fn is_taken(&self) -> bool {
+        self.taken.get() >= self.inbound.borrow().len()
+    }
+
+    async fn until_taken(&self) {
+        poll_fn(|cx| {
+            if self.is_taken() || self.dropped.get() {
+                return Poll::Ready(());
+            }
+            self.wait(Waits::Inward, cx);
+            Poll::Pending
+        })
+        .await;
+    }
+
+    /// Whether there is something to be sent; `false` when there never will be.
+    async fn until_out(&self) -> bool {
+        poll_fn(|cx| {
+            if !self.out.borrow().is_empty() {
+                return Poll::Ready(true);
+            }
+            if self.finished.get() || self.dropped.get() {
+                return Poll::Ready(false);
+            }
+            self.wait(Waits::Outward, cx);
+            Poll::Pending
+        })
+        .await
+    }
+
+    fn poll_append(&self, cx: &Context<'_>, parts: &[io::IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        if self.out_failed.get().is_some() {
+            return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
+        }
+        let mut out = self.out.borrow_mut();
+        if out.len() >= OUT_MAX {
+            drop(out);
+            self.wait(Waits::Write, cx);
+            return Poll::Pending;
+        }
+        let was_empty = out.is_empty();
+        let before = out.len();
+        for part in parts {
+            let room = OUT_MAX - out.len();
+            out.extend_from_slice(&part[..part.len().min(room)]);
+        }
+        let written = out.len() - before;
+        drop(out);
+        if was_empty && written > 0 {
+            self.wake(Waits::Outward);
+        }
+        Poll::Ready(Ok(written))
+    }
+}
+
+impl AsyncRead for Gathered {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, to: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let shared = &self.shared;
+        let taken = shared.taken.get();
+        let inbound = shared.inbound.borrow();
+        let there = &inbound[taken.min(inbound.len())..];
+        if there.is_empty() {
+            return match shared.inbound_end.get() {
+                None => {
+                    shared.wait(Waits::Read, cx);
+                    Poll::Pending
+                }
+                Some(End::Closed) => Poll::Ready(Ok(())),
+                Some(End::Failed(_)) => Poll::Ready(Err(io::ErrorKind::ConnectionReset.into())),
+            };
+        }
+        let n = there.len().min(to.remaining());
+        to.put_slice(&there[..n]);
+        shared.taken.set(taken + n);
+        let all = n == there.len();
+        drop(inbound);
+        if all {
+            shared.wake(Waits::Inward);
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Gathered {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.shared.poll_append(cx, &[io::IoSlice::new(bytes)])
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        parts: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        self.shared.poll_append(cx, parts)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        // What was appended leaves by itself; room, not flushing, is what holds h2 back.
+        Poll::Ready(match self.shared.out_failed.get() {
+            Some(_) => Err(io::ErrorKind::BrokenPipe.into()),
+            None => Ok(()),
+        })
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.shared.finished.set(true);
+        self.shared.wake(Waits::Outward);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl Drop for Gathered {
+    fn drop(&mut self) {
+        self.shared.dropped.set(true);
+        self.shared.wake(Waits::Outward);
+        self.shared.wake(Waits::Inward);
+    }
+}
