@@ -7,6 +7,8 @@
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
+use http::header::{HeaderMap, HeaderName, HeaderValue};
+
 use super::Framing;
 use super::fields::{ConnectionOptions, Known, known};
 use crate::failure::Cause;
@@ -155,6 +157,68 @@ impl Reframer {
     }
 }
 
+impl Reframer {
+    /// When the body has ended, and with trailers: those that may be passed on, for HTTP/2.
+    ///
+    /// # Errors
+    /// The cause when they break the grammar.
+    pub fn typed_trailers(&mut self, limits: &Limits) -> Result<Option<HeaderMap>, Cause> {
+        if self.decoder.state != State::End || self.decoder.trailers.is_empty() {
+            return Ok(None);
+        }
+        let section = std::mem::take(&mut self.decoder.trailers);
+        let mut lines = Vec::with_capacity(section.len() + 2);
+        write_trailers(&section, &self.without, limits, &mut lines)?;
+        lines.extend_from_slice(b"\r\n");
+        let mut parts = [httparse::EMPTY_HEADER; Limits::FIELDS_CEILING as usize];
+        let Ok(httparse::Status::Complete((_, parts))) = httparse::parse_headers(&lines, &mut parts) else {
+            return Err(Cause::BadChunk);
+        };
+        let mut trailers = HeaderMap::with_capacity(parts.len());
+        for part in parts {
+            let name = HeaderName::from_bytes(part.name.as_bytes()).map_err(|_| Cause::BadFieldName)?;
+            let value = HeaderValue::from_bytes(part.value).map_err(|_| Cause::BadFieldValue)?;
+            trailers.append(name, value);
+        }
+        Ok((!trailers.is_empty()).then_some(trailers))
+    }
+}
+
+/// Whether a trailer of HTTP/2 may be passed on.
+fn is_trailer(name: &str) -> bool {
+    matches!(known(name), Known::Other | Known::Date) && !NOT_IN_TRAILERS.contains(&name)
+}
+
+/// Takes away trailers that may change framing, routing or identity (RFC 9110 §6.5.1).
+pub fn clean_trailers(trailers: &mut HeaderMap) {
+    let bad: Vec<HeaderName> = trailers.keys().filter(|name| !is_trailer(name.as_str())).cloned().collect();
+    for name in bad {
+        trailers.remove(name);
+    }
+}
+
+/// Writes trailers of HTTP/2 as the end of a chunked body.
+pub fn write_typed_trailers(trailers: &HeaderMap, out: &mut Vec<u8>) {
+    out.extend_from_slice(b"0\r\n");
+    for (name, value) in trailers.iter().filter(|(name, _)| is_trailer(name.as_str())) {
+        super::h1::write_field(name.as_str(), value.as_bytes(), out);
+    }
+    out.extend_from_slice(b"\r\n");
+}
+
+/// Writes `content` as one chunk, behind what is in `out`.
+pub fn write_chunk(content: &[u8], out: &mut Vec<u8>) {
+    let mut size = [0_u8; HEADROOM];
+    let length = write_size_before(content.len(), &mut size);
+    out.extend_from_slice(&size[HEADROOM - length..]);
+    out.extend_from_slice(content);
+    out.extend_from_slice(b"\r\n");
+}
+
+/// Fields that mean something before the body only, or that name somebody.
+const NOT_IN_TRAILERS: &[&str] =
+    &["authorization", "cookie", "set-cookie", "cache-control", "trailer", "age"];
+
 /// Writes those trailers that may not change framing, routing or identity (RFC 9110 §6.5.1).
 fn write_trailers(
     section: &[u8],
@@ -162,8 +226,6 @@ fn write_trailers(
     limits: &Limits,
     out: &mut Vec<u8>,
 ) -> Result<(), Cause> {
-    const NOT_IN_TRAILERS: &[&str] =
-        &["authorization", "cookie", "set-cookie", "cache-control", "trailer", "age"];
     let mut parts = [const { MaybeUninit::uninit() }; Limits::FIELDS_CEILING as usize];
     let fields_max = usize::from(limits.fields_max.min(Limits::FIELDS_CEILING));
     // httparse reads a field section as part of a head; a start line of our own makes it one.

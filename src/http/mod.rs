@@ -2,6 +2,7 @@
 
 pub mod body;
 pub mod fields;
+pub mod grpc;
 pub mod h1;
 pub mod h2;
 pub mod respond;

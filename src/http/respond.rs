@@ -3,7 +3,10 @@
 //! They say in plain words what happened and, where allowed, in `x-ringmesh-failure` which hop failed and why, so that
 //! whoever calls need not guess whether a 503 came from the service or from the mesh.
 
+use bytes::Bytes;
+
 use super::fields::write_u64;
+use super::grpc;
 use crate::failure::{Failure, Side};
 use crate::shard::clock::Clock;
 
@@ -27,19 +30,7 @@ pub struct Told<'s> {
 
 /// Writes the response for a failure.
 pub fn write_failure(failure: Failure, told: Told<'_>, clock: &Clock, out: &mut Vec<u8>) {
-    let mut body = Vec::with_capacity(128);
-    body.extend_from_slice(b"ringmesh: ");
-    if told.failure_field {
-        failure.write_label(&mut body);
-        if let (Side::Upstream, Some(service)) = (failure.side, told.service) {
-            body.extend_from_slice(b" (service ");
-            body.extend_from_slice(service.as_bytes());
-            body.push(b')');
-        }
-    } else {
-        body.extend_from_slice(reason(failure.status()).as_bytes());
-    }
-    body.push(b'\n');
+    let body = failure_text(failure, told);
     start(failure.status(), clock, out);
     if failure.status() == 405 {
         // RFC 9110 §15.5.6 wants to be told what is allowed.
@@ -58,6 +49,63 @@ pub fn write_failure(failure: Failure, told: Told<'_>, clock: &Clock, out: &mut 
     if !told.head {
         out.extend_from_slice(&body);
     }
+}
+
+/// The response for a failure, for a caller that speaks HTTP/2. A gRPC caller gets the code in a trailers-only response.
+pub fn typed_failure(
+    failure: Failure,
+    told: Told<'_>,
+    grpc: bool,
+    clock: &Clock,
+) -> (http::Response<()>, Bytes) {
+    let mut label = Vec::with_capacity(64);
+    failure.write_label(&mut label);
+    let mut response = http::Response::new(());
+    *response.version_mut() = http::Version::HTTP_2;
+    let status = if grpc { 200 } else { failure.status() };
+    *response.status_mut() = http::StatusCode::from_u16(status).unwrap_or(http::StatusCode::BAD_GATEWAY);
+    let fields = response.headers_mut();
+    let mut date = Vec::with_capacity(32);
+    clock.write_date(&mut date);
+    let mut add = |name: &'static str, value: &[u8]| {
+        // Words of ours and a date: always legal.
+        if let Ok(value) = http::HeaderValue::from_bytes(value) {
+            fields.insert(name, value);
+        }
+    };
+    add("date", &date);
+    if told.failure_field {
+        add(FAILURE_FIELD, &label);
+    }
+    let text = failure_text(failure, told);
+    if grpc {
+        add("content-type", b"application/grpc");
+        add("grpc-status", (grpc::code_of(failure) as u8).to_string().as_bytes());
+        let message = grpc::encode_message(String::from_utf8_lossy(&text).trim_end());
+        add("grpc-message", message.as_bytes());
+        return (response, Bytes::new());
+    }
+    add("content-type", b"text/plain; charset=utf-8");
+    add("content-length", text.len().to_string().as_bytes());
+    (response, if told.head { Bytes::new() } else { text.into() })
+}
+
+/// What a person reads.
+fn failure_text(failure: Failure, told: Told<'_>) -> Vec<u8> {
+    let mut body = Vec::with_capacity(128);
+    body.extend_from_slice(b"ringmesh: ");
+    if told.failure_field {
+        failure.write_label(&mut body);
+        if let (Side::Upstream, Some(service)) = (failure.side, told.service) {
+            body.extend_from_slice(b" (service ");
+            body.extend_from_slice(service.as_bytes());
+            body.push(b')');
+        }
+    } else {
+        body.extend_from_slice(reason(failure.status()).as_bytes());
+    }
+    body.push(b'\n');
+    body
 }
 
 /// Writes the answer to an OPTIONS request that may not go further (Max-Forwards: 0, RFC 9110 §7.6.2).

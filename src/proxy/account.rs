@@ -1,6 +1,8 @@
 //! What is noted of an exchange while it goes on, and recorded when it has ended.
 
 use std::cell::Cell;
+use std::net::SocketAddr;
+use std::ops::Range;
 use std::rc::Rc;
 
 use crate::downstream::{Asked, Downstream};
@@ -27,6 +29,8 @@ pub(super) struct Account {
     pub(super) request_body_bytes: Cell<u64>,
     /// Bytes of the response's body that were passed on.
     pub(super) response_body_bytes: Cell<u64>,
+    /// `grpc-status` of the response, where it has one.
+    pub(super) grpc_status: Cell<Option<u16>>,
     /// Waits for either peer that are going on, since when there is at least one, and the sum of those that are over.
     waiting: Cell<u32>,
     waiting_since: Cell<u64>,
@@ -53,13 +57,19 @@ impl Account {
         }
     }
 
+    /// Notes what matters of a response's trailers: the outcome of a gRPC call.
+    pub(super) fn note_trailers(&self, trailers: &http::HeaderMap) {
+        if let Some(status) = trailers.get("grpc-status").and_then(|v| v.to_str().ok()?.parse().ok()) {
+            self.grpc_status.set(Some(status));
+        }
+    }
+
     /// Records the exchange in telemetry and access log.
     pub(super) fn close(
         &self,
         shard: &Shard,
         view: &View,
-        downstream: &Downstream,
-        asked: Option<&Asked>,
+        shown: &Shown<'_>,
         service: Option<&Rc<Service>>,
         failure: Option<Failure>,
     ) {
@@ -82,18 +92,14 @@ impl Account {
         let slot = service.map_or(View::NO_SERVICE, |s| s.recorder_slot);
         shard.recorder.borrow_mut().record(slot, &ended);
         if let Some(format) = view.snapshot.access_log {
-            let part = |place: Option<&std::ops::Range<u32>>| -> &[u8] {
-                place.and_then(|p| downstream.input.get(p.start as usize..p.end as usize)).unwrap_or_default()
-            };
-            let route =
-                asked.and_then(|a| a.route).and_then(|r| view.snapshot.routes.routes().get(r as usize));
+            let route = shown.route.and_then(|r| view.snapshot.routes.routes().get(r as usize));
             let line = Line {
                 started: self.started,
-                peer: downstream.peer,
-                listener: &downstream.listener,
-                method: part(asked.map(|a| &a.places.method)),
-                target: part(asked.map(|a| &a.places.target)),
-                host: part(asked.map(|a| &a.places.host)),
+                peer: shown.peer,
+                listener: shown.listener,
+                method: shown.method,
+                target: shown.target,
+                host: shown.host,
                 route: route.map(|r| &*r.name),
                 service: service.map(|s| &*s.spec.name),
                 endpoint: service
@@ -103,6 +109,34 @@ impl Account {
                 ended: &ended,
             };
             shard.access_log.borrow_mut().write(format, &line, &shard.clock, &shard.link);
+        }
+    }
+}
+
+/// What the access log shows of a request.
+pub(super) struct Shown<'x> {
+    pub(super) peer: SocketAddr,
+    pub(super) listener: &'x str,
+    /// Empty where no head was understood, as the two below.
+    pub(super) method: &'x [u8],
+    pub(super) target: &'x [u8],
+    pub(super) host: &'x [u8],
+    pub(super) route: Option<u32>,
+}
+
+impl<'x> Shown<'x> {
+    /// Of a request that came by HTTP/1.1: parts of the head, which still lies in the input.
+    pub(super) fn of(downstream: &'x Downstream, asked: Option<&Asked>) -> Self {
+        let part = |place: Option<&Range<u32>>| -> &'x [u8] {
+            place.and_then(|p| downstream.input.get(p.start as usize..p.end as usize)).unwrap_or_default()
+        };
+        Self {
+            peer: downstream.peer,
+            listener: &downstream.listener,
+            method: part(asked.map(|a| &a.places.method)),
+            target: part(asked.map(|a| &a.places.target)),
+            host: part(asked.map(|a| &a.places.host)),
+            route: asked.and_then(|a| a.route),
         }
     }
 }

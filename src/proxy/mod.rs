@@ -6,6 +6,9 @@
 //! answers what failed, and records it.
 
 mod account;
+mod h2_client;
+mod h2_io;
+mod relay;
 mod request;
 mod response;
 
@@ -30,7 +33,7 @@ use crate::shard::buffers::Buffers;
 use crate::shard::clock::{NEVER, ns};
 use crate::upstream::pool::Pooled;
 use crate::upstream::service::{Attempt, Service};
-use account::Account;
+use account::{Account, Shown};
 use response::Answered;
 
 /// Serves one downstream connection to its end.
@@ -105,7 +108,8 @@ async fn exchange(shard: &Rc<Shard>, downstream: &mut Downstream, asked: &mut As
             answer(shard, downstream, asked, &account, service.as_ref(), *failure, body.is_some()).await
         }
     };
-    account.close(shard, &asked.view, downstream, Some(asked), service.as_ref(), result.err().flatten());
+    let shown = Shown::of(downstream, Some(asked));
+    account.close(shard, &asked.view, &shown, service.as_ref(), result.err().flatten());
     downstream.used_up(shard, asked.head_len + body.unwrap_or(0));
     fate
 }
@@ -375,7 +379,7 @@ async fn refuse(shard: &Rc<Shard>, downstream: &mut Downstream, failure: Failure
         };
         tell(shard, downstream, Some(failure), told).await;
     }
-    account.close(shard, &view, downstream, None, None, Some(failure));
+    account.close(shard, &view, &Shown::of(downstream, None), None, Some(failure));
     if gone { Fate::Close } else { Fate::Linger }
 }
 

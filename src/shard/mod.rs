@@ -9,6 +9,7 @@ pub mod link;
 mod runtime;
 mod state;
 pub(crate) mod task;
+pub mod watched;
 
 pub use runtime::{Plan, RuntimeChoice, spawn};
 pub use state::{Shard, View};

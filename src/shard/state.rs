@@ -10,6 +10,7 @@ use std::time::Duration;
 use super::buffers::Buffers;
 use super::clock::{Clock, ns};
 use super::link::{Link, Notice};
+use super::watched::Watch;
 use crate::io::timed::Deadlines;
 use crate::snapshot::Snapshot;
 use crate::telemetry::ShardTotals;
@@ -34,6 +35,8 @@ pub struct Shard {
     pub access_log: RefCell<AccessLog>,
     /// Upstream connections.
     pub tally: Rc<Tally>,
+    /// Connections that are looked after.
+    pub watch: Watch,
     /// What the shard counts of itself.
     pub totals: Totals,
     pub(super) stall_threshold_ns: u64,
@@ -75,6 +78,8 @@ pub struct Totals {
     pub stalls: Cell<u64>,
     /// The longest of them.
     pub stall_max_ns: Cell<u64>,
+    /// HTTP/2 connections ended because of a flood, by `http::h2::watch::Flood`.
+    pub floods: [Cell<u64>; 8],
     /// Panics caught.
     pub panics: Cell<u64>,
     notices_dropped: Cell<u64>,
@@ -95,6 +100,7 @@ impl Shard {
             recorder: RefCell::default(),
             access_log: RefCell::default(),
             tally: Rc::default(),
+            watch: Watch::default(),
             totals: Totals::default(),
             stall_threshold_ns: ns(stall_threshold),
             shards: shards.max(1).into(),
@@ -173,6 +179,7 @@ impl Shard {
     pub(super) fn drain(&self) {
         self.draining.set(true);
         self.deadlines.drain(&self.clock);
+        self.watch.wake_all();
     }
 
     /// Closes all idle upstream connections: the drain is done.
@@ -196,6 +203,7 @@ impl Shard {
             }
             in_use
         });
+        self.watch.tick(now);
         self.buffers.trim();
         self.recorder.borrow_mut().hand_over(&self.link, self.shard_totals());
         self.access_log.borrow_mut().flush(&self.link);

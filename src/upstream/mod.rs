@@ -3,4 +3,5 @@
 pub mod balance;
 pub mod pool;
 pub mod service;
+pub mod shared;
 pub mod spec;

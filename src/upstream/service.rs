@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use super::balance::{Balancer, Outcome};
 use super::pool::Pool;
+use super::shared::SharedPool;
 use super::spec;
 
 /// A service on this shard.
@@ -17,7 +18,16 @@ pub struct Service {
     pub recorder_slot: u32,
     balancer: RefCell<Balancer>,
     /// By endpoint. Shared with the service's state of an earlier snapshot as long as its exchanges last.
-    pools: Vec<Rc<Pool>>,
+    pools: Vec<Rc<Pools>>,
+}
+
+/// The connections of one endpoint.
+#[derive(Default)]
+pub struct Pools {
+    /// Of HTTP/1.1: one exchange at a time on each.
+    pub h1: Pool,
+    /// Of HTTP/2: shared.
+    pub h2: Rc<SharedPool>,
 }
 
 /// One attempt on one endpoint: counted in the balancer until it is dropped.
@@ -41,7 +51,7 @@ impl Service {
     pub fn carried_over(old: &Self, spec: Arc<spec::Service>) -> Self {
         let mut balancer = Balancer::new(&spec);
         balancer.carry_over(&old.balancer.borrow(), &old.spec, &spec);
-        let mut pools: Vec<Rc<Pool>> = Vec::with_capacity(spec.endpoints.len());
+        let mut pools: Vec<Rc<Pools>> = Vec::with_capacity(spec.endpoints.len());
         // A service has few endpoints or changes seldom; both lists in the same order is the usual case.
         for (n, endpoint) in spec.endpoints.iter().enumerate() {
             let same_place = old.spec.endpoints.get(n).is_some_and(|e| e.address == endpoint.address);
@@ -53,7 +63,8 @@ impl Service {
             pools.push(at.map_or_else(Rc::default, |at| Rc::clone(&old.pools[at])));
         }
         for gone in old.pools.iter().filter(|p| !pools.iter().any(|q| Rc::ptr_eq(p, q))) {
-            gone.close_idle();
+            gone.h1.close_idle();
+            gone.h2.leave();
         }
         Self { spec, recorder_slot: old.recorder_slot, balancer: RefCell::new(balancer), pools }
     }
@@ -72,22 +83,23 @@ impl Service {
         })
     }
 
-    /// The pool of an endpoint.
-    pub fn pool(&self, endpoint: usize) -> &Rc<Pool> {
+    /// The connections of an endpoint.
+    pub fn pools(&self, endpoint: usize) -> &Rc<Pools> {
         &self.pools[endpoint]
     }
 
     /// Once a second: closes idle connections that are too old or dead.
     pub fn sweep(&self, now: u64) {
         for pool in &self.pools {
-            pool.sweep(&self.spec.pool, now);
+            pool.h1.sweep(&self.spec.pool, now);
         }
     }
 
     /// Closes all idle connections: the service is gone from the configuration.
     pub fn close_idle(&self) {
         for pool in &self.pools {
-            pool.close_idle();
+            pool.h1.close_idle();
+            pool.h2.leave();
         }
     }
 }
@@ -110,9 +122,14 @@ impl Attempt {
         &self.service.spec.endpoints[self.endpoint as usize].address
     }
 
-    /// Its pool.
-    pub fn pool(&self) -> &Rc<Pool> {
-        self.service.pool(self.endpoint as usize)
+    /// Its HTTP/1.1 connections.
+    pub fn pool(&self) -> &Pool {
+        &self.service.pools(self.endpoint as usize).h1
+    }
+
+    /// Its HTTP/2 connections.
+    pub fn shared(&self) -> &Rc<SharedPool> {
+        &self.service.pools(self.endpoint as usize).h2
     }
 }
 

@@ -7,8 +7,8 @@
 mod request;
 mod response;
 
-pub(super) use request::{has_pseudonym, write_field, write_ip};
 pub use request::{Forwarding, Request, Target, Upgrade, read_request};
+pub(super) use request::{has_pseudonym, write_field, write_ip};
 pub use response::{Response, ResponseOptions, read_response, write_response_head};
 
 use crate::failure::Cause;

@@ -49,7 +49,12 @@ pub use h1::Forwarding as Forwarded;
 ///
 /// # Errors
 /// The cause why it may not go on.
-pub fn check(parts: &request::Parts, ended: bool, limits: &Limits, via: Option<&str>) -> Result<Facts, Cause> {
+pub fn check(
+    parts: &request::Parts,
+    ended: bool,
+    limits: &Limits,
+    via: Option<&str>,
+) -> Result<Facts, Cause> {
     let mut facts = Facts {
         method: method(&parts.method)?,
         framing: if ended { Framing::None } else { Framing::Chunked },
@@ -84,8 +89,7 @@ pub fn check(parts: &request::Parts, ended: bool, limits: &Limits, via: Option<&
             Known::Expect => return Err(Cause::ExpectationFailed),
             Known::Te => facts.takes_trailers = true,
             Known::MaxForwards if parts.method == http::Method::OPTIONS => {
-                facts.max_forwards =
-                    Some(fields::parse_u64(value.as_bytes()).ok_or(Cause::BadFieldValue)?);
+                facts.max_forwards = Some(fields::parse_u64(value.as_bytes()).ok_or(Cause::BadFieldValue)?);
             }
             Known::Connection | Known::KeepAlive | Known::TransferEncoding | Known::Upgrade => {
                 return Err(Cause::ProtocolError);
@@ -221,7 +225,12 @@ pub fn write_h1(parts: &request::Parts, facts: &Facts, forwarding: &Forwarded<'_
 ///
 /// # Errors
 /// When a part of it cannot be said in HTTP/2.
-pub fn from_canonical(head: &[u8], version: Version, framing: Framing, origin: bool) -> Result<Request<()>, Cause> {
+pub fn from_canonical(
+    head: &[u8],
+    version: Version,
+    framing: Framing,
+    origin: bool,
+) -> Result<Request<()>, Cause> {
     let mut slots = [const { MaybeUninit::uninit() }; Limits::FIELDS_CEILING as usize + 16];
     let mut parsed = httparse::Request::new(&mut []);
     match parsed.parse_with_uninit_headers(head, &mut slots) {

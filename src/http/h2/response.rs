@@ -74,7 +74,12 @@ pub(crate) fn framing(
 }
 
 /// Writes a response that came by HTTP/2 for an HTTP/1.1 caller.
-pub fn write_h1_response(parts: &response::Parts, options: ResponseOptions, clock: &Clock, out: &mut Vec<u8>) {
+pub fn write_h1_response(
+    parts: &response::Parts,
+    options: ResponseOptions,
+    clock: &Clock,
+    out: &mut Vec<u8>,
+) {
     out.extend_from_slice(b"HTTP/1.1 ");
     out.extend_from_slice(parts.status.as_str().as_bytes());
     out.push(b' ');

@@ -1,0 +1,290 @@
+//! Bodies on their way between two connections of which at least one is HTTP/2: piece by piece, with the pressure of the
+//! slower side passed back to the faster one.
+//!
+//! A piece is taken only when the one before it was handed over, and an HTTP/2 peer's window is opened again only then;
+//! so what is held per exchange is one piece, whatever either side does. Refuses to hold back: what is there is sent.
+
+use std::cell::{Cell, RefCell};
+use std::future::poll_fn;
+use std::task::Poll;
+use std::time::Duration;
+
+use bytes::Bytes;
+use h2::{Reason, RecvStream, SendStream};
+
+use super::account::Account;
+use crate::failure::{Cause, Failure};
+use crate::http::body::{self, HEADROOM, Reframer, TAILROOM};
+use crate::http::{Framing, h2 as message};
+use crate::io::timed::Alarm;
+use crate::io::{Patience, Reader, Writer};
+use crate::shard::Shard;
+use crate::shard::clock::ns;
+use crate::snapshot::Limits;
+
+/// What one direction of an exchange needs to know.
+pub(super) struct Direction<'x> {
+    pub(super) shard: &'x Shard,
+    pub(super) account: &'x Account,
+    pub(super) alarm: &'x Alarm,
+    pub(super) limits: &'x Limits,
+    /// When the exchange must have ended.
+    pub(super) deadline: u64,
+    /// How long the sender may send nothing.
+    pub(super) read_stall: Duration,
+    /// How long the receiver may take nothing.
+    pub(super) write_stall: Duration,
+    /// Octets passed on.
+    pub(super) octets: &'x Cell<u64>,
+    /// More than so many are refused; 0 for no limit.
+    pub(super) octets_max: u64,
+    /// The sender's failure, and the receiver's.
+    pub(super) sender: fn(Cause) -> Failure,
+    pub(super) receiver: fn(Cause) -> Failure,
+}
+
+impl Direction<'_> {
+    /// From HTTP/2 to HTTP/2, trailers included.
+    pub(super) async fn h2_to_h2(
+        &self,
+        from: &mut RecvStream,
+        to: &RefCell<SendStream<Bytes>>,
+    ) -> Result<(), Failure> {
+        while let Some(piece) = self.piece(from).await? {
+            let ended = from.is_end_stream();
+            let length = piece.len();
+            self.put(to, piece, ended).await?;
+            self.release(from, length);
+            if ended {
+                return Ok(());
+            }
+        }
+        match self.trailers(from).await? {
+            Some(mut trailers) => {
+                body::clean_trailers(&mut trailers);
+                self.account.note_trailers(&trailers);
+                to.borrow_mut().send_trailers(trailers)
+            }
+            None => to.borrow_mut().send_data(Bytes::new(), true),
+        }
+        .map_err(|error| (self.receiver)(message::cause(&error)))
+    }
+
+    /// From HTTP/2 to HTTP/1.1. `out` has what is to be sent before: the head, maybe.
+    pub(super) async fn h2_to_h1(
+        &self,
+        from: &mut RecvStream,
+        to: &mut Writer,
+        framing: Framing,
+        out: &mut Vec<u8>,
+    ) -> Result<(), Failure> {
+        while let Some(piece) = self.piece(from).await? {
+            let ended = from.is_end_stream();
+            match framing {
+                Framing::Chunked if !piece.is_empty() => body::write_chunk(&piece, out),
+                Framing::Chunked => {}
+                _ => out.extend_from_slice(&piece),
+            }
+            if ended {
+                if framing == Framing::Chunked {
+                    out.extend_from_slice(b"0\r\n\r\n");
+                }
+                self.write(to, out).await?;
+                self.release(from, piece.len());
+                return Ok(());
+            }
+            self.write(to, out).await?;
+            self.release(from, piece.len());
+        }
+        let trailers = self.trailers(from).await?;
+        if framing == Framing::Chunked {
+            match &trailers {
+                Some(trailers) => body::write_typed_trailers(trailers, out),
+                None => out.extend_from_slice(b"0\r\n\r\n"),
+            }
+        }
+        if let Some(trailers) = &trailers {
+            self.account.note_trailers(trailers);
+        }
+        self.write(to, out).await
+    }
+
+    /// From HTTP/1.1 to HTTP/2. `input` holds what was read already; what is left in it afterwards came behind the body.
+    /// Whether nothing did.
+    pub(super) async fn h1_to_h2(
+        &self,
+        from: &mut Reader,
+        input: &mut Vec<u8>,
+        reframer: &mut Reframer,
+        to: &RefCell<SendStream<Bytes>>,
+    ) -> Result<bool, Failure> {
+        let sender = |cause| (self.sender)(cause);
+        let mut start = 0;
+        loop {
+            if input.len() > start {
+                let next = reframer.reframe(input, start, self.limits).map_err(sender)?;
+                let trailers = reframer.typed_trailers(self.limits).map_err(sender)?;
+                self.count(next.content)?;
+                let piece = Bytes::copy_from_slice(&input[next.send.clone()]);
+                let rest = next.rest.clone();
+                let ended = next.ended;
+                if !piece.is_empty() || ended {
+                    self.put(to, piece, ended && trailers.is_none()).await?;
+                }
+                if let Some(trailers) = trailers {
+                    self.account.note_trailers(&trailers);
+                    to.borrow_mut()
+                        .send_trailers(trailers)
+                        .map_err(|error| (self.receiver)(message::cause(&error)))?;
+                }
+                if ended {
+                    let clean = rest.is_empty();
+                    input.drain(..rest.start);
+                    return Ok(clean);
+                }
+            }
+            input.clear();
+            input.resize(HEADROOM, 0);
+            start = HEADROOM;
+            let stall = self.shard.clock.now().saturating_add(ns(self.read_stall));
+            self.account.wait(self.shard.clock.now());
+            let read = from.read_cancelable(input, TAILROOM, stall.min(self.deadline)).await;
+            self.account.waited(self.shard.clock.now());
+            match read {
+                Ok(0) if reframer.ends_with_connection() => {
+                    to.borrow_mut()
+                        .send_data(Bytes::new(), true)
+                        .map_err(|error| (self.receiver)(message::cause(&error)))?;
+                    input.clear();
+                    return Ok(false);
+                }
+                Ok(0) => return Err(sender(Cause::Closed)),
+                Ok(_) => {}
+                Err(fault) => return Err(sender(super::cause(fault))),
+            }
+        }
+    }
+
+    /// The next piece of a body that comes by HTTP/2; `None` at its end (trailers may follow).
+    async fn piece(&self, from: &mut RecvStream) -> Result<Option<Bytes>, Failure> {
+        let stall = self.shard.clock.now().saturating_add(ns(self.read_stall));
+        self.account.wait(self.shard.clock.now());
+        let data = self.alarm.until(stall.min(self.deadline), poll_fn(|cx| from.poll_data(cx))).await;
+        self.account.waited(self.shard.clock.now());
+        match data {
+            Some(Some(Ok(piece))) => {
+                self.count(piece.len())?;
+                Ok(Some(piece))
+            }
+            Some(None) => Ok(None),
+            Some(Some(Err(error))) => Err((self.sender)(message::cause(&error))),
+            None => Err((self.sender)(Cause::Timeout)),
+        }
+    }
+
+    async fn trailers(&self, from: &mut RecvStream) -> Result<Option<http::HeaderMap>, Failure> {
+        let stall = self.shard.clock.now().saturating_add(ns(self.read_stall));
+        let trailers = self.alarm.until(stall.min(self.deadline), poll_fn(|cx| from.poll_trailers(cx))).await;
+        match trailers {
+            Some(Ok(trailers)) => Ok(trailers),
+            Some(Err(error)) => Err((self.sender)(message::cause(&error))),
+            None => Err((self.sender)(Cause::Timeout)),
+        }
+    }
+
+    /// Sends a piece by HTTP/2 as the peer's window lets it.
+    pub(super) async fn put(
+        &self,
+        to: &RefCell<SendStream<Bytes>>,
+        mut piece: Bytes,
+        ended: bool,
+    ) -> Result<(), Failure> {
+        let refused = |error: h2::Error| (self.receiver)(message::cause(&error));
+        loop {
+            if piece.is_empty() {
+                return if ended { to.borrow_mut().send_data(piece, true).map_err(refused) } else { Ok(()) };
+            }
+            let mut room = {
+                let mut to = to.borrow_mut();
+                to.reserve_capacity(piece.len());
+                to.capacity()
+            };
+            if room == 0 {
+                let stall = self.shard.clock.now().saturating_add(ns(self.write_stall));
+                self.account.wait(self.shard.clock.now());
+                let capacity = poll_fn(|cx| to.borrow_mut().poll_capacity(cx));
+                let capacity = self.alarm.until(stall.min(self.deadline), capacity).await;
+                self.account.waited(self.shard.clock.now());
+                room = match capacity {
+                    Some(Some(Ok(room))) => room,
+                    Some(Some(Err(error))) => return Err(refused(error)),
+                    Some(None) => return Err((self.receiver)(Cause::StreamReset)),
+                    None => {
+                        to.borrow_mut().send_reset(Reason::CANCEL);
+                        return Err((self.receiver)(Cause::Timeout));
+                    }
+                };
+            }
+            let part = piece.split_to(room.min(piece.len()));
+            if part.is_empty() {
+                continue;
+            }
+            let last = ended && piece.is_empty();
+            to.borrow_mut().send_data(part, last).map_err(refused)?;
+            if piece.is_empty() {
+                return Ok(());
+            }
+        }
+    }
+
+    async fn write(&self, to: &mut Writer, out: &mut Vec<u8>) -> Result<(), Failure> {
+        if out.is_empty() {
+            return Ok(());
+        }
+        let patience = Patience { clock: &self.shard.clock, stall: self.write_stall, until: self.deadline };
+        self.account.wait(self.shard.clock.now());
+        let written = to.write_all(out, 0, patience).await;
+        self.account.waited(self.shard.clock.now());
+        out.clear();
+        written.map_err(|fault| (self.receiver)(super::cause(fault)))
+    }
+
+    fn release(&self, from: &mut RecvStream, length: usize) {
+        // Fails for a stream that has ended meanwhile only, and then there is nothing to release.
+        let _ = from.flow_control().release_capacity(length);
+    }
+
+    fn count(&self, octets: usize) -> Result<(), Failure> {
+        let all = self.octets.get() + octets as u64;
+        self.octets.set(all);
+        if self.octets_max > 0 && all > self.octets_max {
+            return Err((self.sender)(Cause::BodyTooLarge));
+        }
+        Ok(())
+    }
+}
+
+/// Runs `exchange` to its end; tells `on_reset` once when the peer resets the stream meanwhile, so that it can hurry it.
+pub(super) async fn unless_reset<T>(
+    mut reset: impl FnMut(&mut std::task::Context<'_>) -> Poll<Result<Reason, h2::Error>>,
+    mut on_reset: impl FnMut(),
+    exchange: impl Future<Output = T>,
+) -> (T, bool) {
+    let mut exchange = std::pin::pin!(exchange);
+    let mut was_reset = false;
+    poll_fn(|cx| {
+        if let Poll::Ready(done) = exchange.as_mut().poll(cx) {
+            return Poll::Ready((done, was_reset));
+        }
+        if !was_reset && reset(cx).is_ready() {
+            was_reset = true;
+            on_reset();
+            // What it did may have ended the wait at once.
+            if let Poll::Ready(done) = exchange.as_mut().poll(cx) {
+                return Poll::Ready((done, was_reset));
+            }
+        }
+        Poll::Pending
+    })
+    .await
+}

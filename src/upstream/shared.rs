@@ -1,0 +1,178 @@
+//! HTTP/2 connections of one endpoint on one shard, each shared by many exchanges.
+//!
+//! The connection that is busiest and still has room gets the next exchange, so that as few as possible are open and
+//! what they carry leaves together. One is opened when all are full, up to a limit; beyond it an exchange waits for room,
+//! for as long as it may wait for a connection. One that the peer is closing gets nothing new. Refuses to drive
+//! connections: that is the task of `proxy::h2_client`.
+
+use std::cell::{Cell, RefCell};
+use std::future::poll_fn;
+use std::rc::Rc;
+use std::task::{Context, Poll, Waker};
+
+use bytes::Bytes;
+use h2::client::SendRequest;
+
+use super::spec;
+
+/// The shared connections of an endpoint.
+#[derive(Default)]
+pub struct SharedPool {
+    open: RefCell<Vec<Rc<Shared>>>,
+    connecting: Cell<u32>,
+    waiting: RefCell<Vec<Waker>>,
+    /// Whether the endpoint chose HTTP/2 the last time that it could choose.
+    speaks: Cell<bool>,
+}
+
+/// One shared connection.
+pub struct Shared {
+    send: RefCell<SendRequest<Bytes>>,
+    exchanges: Cell<u32>,
+    /// The peer, or we, let it run out.
+    leaving: Cell<bool>,
+    /// Whether the peer is a ringmesh, which wants to know how a message came.
+    pub mesh: bool,
+}
+
+/// A place on a shared connection for one exchange; given back when dropped.
+pub struct Lease {
+    shared: Rc<Shared>,
+    pool: Rc<SharedPool>,
+}
+
+/// A connection being opened: those who wait are told when it is dropped.
+pub struct Opening {
+    pool: Rc<SharedPool>,
+}
+
+impl SharedPool {
+    /// A place on a connection that is open.
+    pub fn lease(self: &Rc<Self>, limits: &spec::Http2) -> Option<Lease> {
+        let mut open = self.open.borrow_mut();
+        open.retain(|shared| !shared.is_leaving());
+        let busiest = open.iter().filter(|s| s.has_room(limits)).max_by_key(|s| s.exchanges.get())?;
+        busiest.exchanges.set(busiest.exchanges.get() + 1);
+        Some(Lease { shared: Rc::clone(busiest), pool: Rc::clone(self) })
+    }
+
+    /// Leave to open one more; `None` when as many as may be are open, or when one is being opened by another exchange
+    /// (what it brings should be tried first).
+    pub fn open_one(self: &Rc<Self>, limits: &spec::Http2) -> Option<Opening> {
+        let open = u32::try_from(self.open.borrow().len()).unwrap_or(u32::MAX);
+        if self.connecting.get() > 0 || open >= limits.connections_max {
+            return None;
+        }
+        self.connecting.set(1);
+        Some(Opening { pool: Rc::clone(self) })
+    }
+
+    /// Waits until something has changed: a place is free, or an attempt to connect is over.
+    pub async fn changed(&self) {
+        let mut asked = false;
+        poll_fn(|cx: &mut Context<'_>| {
+            if std::mem::replace(&mut asked, true) {
+                return Poll::Ready(());
+            }
+            self.waiting.borrow_mut().push(cx.waker().clone());
+            Poll::Pending
+        })
+        .await;
+    }
+
+    /// Adds a connection that was just established, with a place for the exchange that wanted it.
+    pub fn opened(self: &Rc<Self>, send: SendRequest<Bytes>, mesh: bool) -> (Rc<Shared>, Lease) {
+        let shared = Rc::new(Shared {
+            send: RefCell::new(send),
+            exchanges: Cell::new(1),
+            leaving: Cell::new(false),
+            mesh,
+        });
+        self.open.borrow_mut().push(Rc::clone(&shared));
+        (Rc::clone(&shared), Lease { shared, pool: Rc::clone(self) })
+    }
+
+    /// Whether the endpoint is expected to choose HTTP/2.
+    pub fn speaks(&self) -> bool {
+        self.speaks.get()
+    }
+
+    /// What the endpoint chose.
+    pub fn chose(&self, http2: bool) {
+        self.speaks.set(http2);
+    }
+
+    /// Lets all connections run out: they end with their last exchange.
+    pub fn leave(&self) {
+        for shared in self.open.borrow_mut().drain(..) {
+            shared.leave();
+        }
+    }
+
+    fn tell(&self) {
+        let waiting = std::mem::take(&mut *self.waiting.borrow_mut());
+        for waker in waiting {
+            waker.wake();
+        }
+    }
+}
+
+impl Shared {
+    /// Gets nothing new from now on.
+    pub fn leave(&self) {
+        self.leaving.set(true);
+    }
+
+    /// Exchanges in progress.
+    pub fn exchanges(&self) -> u32 {
+        self.exchanges.get()
+    }
+
+    /// Whether it gets nothing new.
+    pub fn is_leaving(&self) -> bool {
+        if !self.leaving.get() {
+            // Tells of a GOAWAY that has come.
+            let mut cx = Context::from_waker(Waker::noop());
+            let gone = matches!(self.send.borrow_mut().poll_ready(&mut cx), Poll::Ready(Err(_)));
+            self.leaving.set(gone);
+        }
+        self.leaving.get()
+    }
+
+    fn has_room(&self, limits: &spec::Http2) -> bool {
+        let theirs = self.send.borrow().current_max_send_streams();
+        let most = usize::try_from(limits.streams_max).unwrap_or(usize::MAX).min(theirs);
+        (self.exchanges.get() as usize) < most
+    }
+}
+
+impl Lease {
+    /// The connection, to send a request on.
+    pub fn send(&self) -> std::cell::RefMut<'_, SendRequest<Bytes>> {
+        self.shared.send.borrow_mut()
+    }
+
+    /// Whether the peer is a ringmesh.
+    pub fn is_mesh(&self) -> bool {
+        self.shared.mesh
+    }
+
+    /// The connection turned out to be unusable for new exchanges.
+    pub fn leave(&self) {
+        self.shared.leave();
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.shared.exchanges.set(self.shared.exchanges.get() - 1);
+        self.pool.tell();
+    }
+}
+
+impl Drop for Opening {
+    fn drop(&mut self) {
+        self.pool.connecting.set(0);
+        self.pool.tell();
+    }
+}
