@@ -29,6 +29,8 @@ pub struct Downstream {
     pub peer: SocketAddr,
     /// The listener that accepted it.
     pub listener: Arc<str>,
+    /// Nothing was served on it yet: it may turn out to speak HTTP/2.
+    fresh: bool,
 }
 
 /// What came next on a connection.
@@ -37,6 +39,8 @@ pub enum Next {
     Request(Asked),
     /// Bytes that cannot be served, since when.
     Refused(Failure, u64),
+    /// The preface of HTTP/2, which lies in the input: the connection speaks that from now on.
+    Http2,
     /// Nothing: the caller has closed, or was idle for too long.
     Nothing,
 }
@@ -77,6 +81,25 @@ impl Asked {
     }
 }
 
+/// What a connection begins with (RFC 9113 §3.4).
+enum Preface {
+    Whole,
+    Partial,
+    Other,
+}
+
+impl Preface {
+    fn of(input: &[u8]) -> Self {
+        const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+        let common = input.iter().zip(PREFACE).take_while(|(a, b)| a == b).count();
+        match common {
+            _ if common == PREFACE.len() => Self::Whole,
+            _ if common >= b"PRI".len() && common == input.len() => Self::Partial,
+            _ => Self::Other,
+        }
+    }
+}
+
 /// Where parts of a head lie in the input.
 pub struct Places {
     /// The method.
@@ -94,7 +117,7 @@ impl Downstream {
     /// Takes an accepted connection.
     pub fn new(shard: &Shard, stream: TcpStream, peer: SocketAddr, listener: Arc<str>) -> Self {
         let connection = Connection::accepted(stream, &shard.deadlines);
-        Self { connection, input: Vec::new(), peer, listener }
+        Self { connection, input: Vec::new(), peer, listener, fresh: true }
     }
 
     /// Waits for the next request head.
@@ -104,6 +127,19 @@ impl Downstream {
         }
         let started = shard.clock.now();
         let mut parsed_len = 0;
+        while std::mem::take(&mut self.fresh) {
+            // The two have `P` in common with POST and its like, not more.
+            match Preface::of(&self.input) {
+                Preface::Whole => return Next::Http2,
+                Preface::Partial => {
+                    self.fresh = true;
+                    if let Err(failure) = self.more_head(shard, started).await {
+                        return Next::Refused(failure, started);
+                    }
+                }
+                Preface::Other => {}
+            }
+        }
         loop {
             // A head that comes in pieces is parsed again when its end is there or it has doubled, not at each piece.
             if parsed_len == 0

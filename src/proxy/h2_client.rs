@@ -6,13 +6,12 @@ use std::rc::Rc;
 use std::task::Poll;
 
 use bytes::Bytes;
-use h2::Ping;
 use h2::client::SendRequest;
 
-use super::h2_io::{Floods, Lent};
+use super::h2_io::{Floods, Keepalive, Lent};
 use crate::io::Connection;
 use crate::io::gather::{self, Gathered, Vital};
-use crate::shard::clock::{NEVER, ns};
+use crate::shard::clock::ns;
 use crate::shard::{Shard, task};
 use crate::upstream::shared::Shared;
 use crate::upstream::spec;
@@ -75,42 +74,24 @@ async fn drive(
 ) {
     let _open = Counted::new(&shard);
     let watched = shard.watch.register();
-    let mut ping = connection.ping_pong();
-    let mut pinged_at = None;
+    let mut keepalive = Keepalive::new(connection.ping_pong(), limits.ping_interval, limits.ping_timeout);
     let mut used_at = shard.clock.now();
     poll_fn(|cx| {
         if Pin::new(&mut connection).poll(cx).is_ready() || vital.was_stopped() {
             return Poll::Ready(());
         }
         let now = shard.clock.now();
-        let mut due = NEVER;
-        if shared.exchanges() > 0 {
+        let due = if shared.exchanges() > 0 {
             used_at = now;
-            if !limits.ping_interval.is_zero()
-                && let Some(ping) = &mut ping
-            {
-                if pinged_at.is_some() && matches!(ping.poll_pong(cx), Poll::Ready(Ok(_))) {
-                    pinged_at = None;
-                }
-                due = match pinged_at {
-                    Some(at) if now >= at + ns(limits.ping_timeout) => return Poll::Ready(()),
-                    Some(at) => at + ns(limits.ping_timeout),
-                    None if now >= vital.last_read_at() + ns(limits.ping_interval) => {
-                        if ping.send_ping(Ping::opaque()).is_ok() {
-                            pinged_at = Some(now);
-                            // Sent by the next poll of the connection, which is now.
-                            cx.waker().wake_by_ref();
-                        }
-                        now + ns(limits.ping_timeout)
-                    }
-                    None => vital.last_read_at() + ns(limits.ping_interval),
-                };
+            match keepalive.poll(&vital, now, cx) {
+                Some(due) => due,
+                None => return Poll::Ready(()),
             }
         } else if shared.is_leaving() || now >= used_at + idle_ns {
             return Poll::Ready(());
         } else {
-            due = used_at + idle_ns;
-        }
+            used_at + idle_ns
+        };
         watched.look_at(due, cx);
         Poll::Pending
     })

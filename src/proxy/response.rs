@@ -2,7 +2,7 @@
 
 use std::cell::Cell;
 
-use super::Path;
+use super::{Path, SHED};
 use crate::downstream::Asked;
 use crate::failure::{Cause, Failure, Stage};
 use crate::http::body::{HEADROOM, Reframer, TAILROOM};
@@ -63,9 +63,6 @@ pub(super) async fn carry(way: &Way<'_>, from: &mut Reader, to: &mut Writer) -> 
     way.path.shard.buffers.give(held.out);
     result
 }
-
-/// There is no memory for one more buffer.
-const SHED: Failure = Failure::local(Stage::Response, Cause::Overloaded);
 
 /// The buffers of the way back, given back however it ends.
 struct Held {
