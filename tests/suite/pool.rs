@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use socket2::{Domain, Socket, Type};
 
+use crate::support::folder::Folder;
 use crate::support::mesh::Config;
 use crate::support::origin::{Origin, ok};
 use crate::support::rig::Rig;
@@ -343,10 +344,8 @@ fn no_more_endpoints_are_tried_than_configured() {
 
 #[test]
 fn a_service_on_a_unix_socket_is_served() {
-    let directory = std::env::temp_dir().join(format!("ringmesh-test-{}", std::process::id()));
-    std::fs::create_dir_all(&directory).unwrap();
-    let path = directory.join("origin.sock");
-    let rig = Rig::before(Origin::unix(&path, |visit| {
+    let folder = Folder::new();
+    let rig = Rig::before(Origin::unix(&folder.path("origin.sock"), |visit| {
         while let Some(request) = visit.request() {
             visit.send(ok(&request));
         }

@@ -6,6 +6,7 @@
 #![allow(unreachable_pub, reason = "a module of test binaries, which export nothing")]
 
 pub mod client;
+pub mod folder;
 pub mod mesh;
 pub mod origin;
 pub mod rig;
