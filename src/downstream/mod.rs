@@ -229,7 +229,7 @@ impl Downstream {
     async fn more_head(&mut self, shard: &Shard, started: u64) -> Result<(), Failure> {
         if self.input.len() == self.input.capacity() {
             if self.input.capacity() >= Buffers::LARGE {
-                // A head never takes more than a large buffer, whatever the configured limit.
+                // Full, and no end in sight: more than the largest limit that can be configured.
                 return Err(Failure::downstream(Stage::Head, Cause::HeadTooLarge));
             }
             let Some(mut large) = shard.buffers.take_large() else {

@@ -128,15 +128,19 @@ impl Way<'_> {
     }
 
     async fn more_head(&self, from: &mut Reader, held: &mut Held) -> Result<(), Failure> {
+        let mut keep_free = TAILROOM;
         if held.input.len() + TAILROOM >= held.input.capacity() {
-            // A head larger than a small buffer: rare enough to be moved.
-            let mut large = self.path.shard.buffers.take_large().ok_or(SHED)?;
-            if large.capacity() <= held.input.len() + TAILROOM {
-                self.path.shard.buffers.give(large);
+            if held.input.capacity() < Buffers::LARGE {
+                // A head larger than a small buffer: rare enough to be moved.
+                let mut large = self.path.shard.buffers.take_large().ok_or(SHED)?;
+                large.extend_from_slice(&held.input);
+                self.path.shard.buffers.give(std::mem::replace(&mut held.input, large));
+            } else if held.input.len() < held.input.capacity() {
+                // The largest head fills the buffer. A chunk's end that comes with it makes the buffer grow.
+                keep_free = 0;
+            } else {
                 return Err(Failure::upstream(Stage::Response, Cause::HeadTooLarge));
             }
-            large.extend_from_slice(&held.input);
-            self.path.shard.buffers.give(std::mem::replace(&mut held.input, large));
         }
         let patience = if self.request_sent.get() {
             self.path.shard.clock.now().saturating_add(ns(self.path.service.spec.timeouts.response))
@@ -144,7 +148,7 @@ impl Way<'_> {
             // Begins when the request has been sent: see `Control::read_by`.
             NEVER
         };
-        match self.read(from, &mut held.input, patience).await {
+        match self.read(from, &mut held.input, keep_free, patience).await {
             Ok(0) => Err(Failure::upstream(Stage::Response, Cause::Closed)),
             Ok(_) => {
                 if !self.answered.replace(true) {
@@ -221,7 +225,7 @@ impl Way<'_> {
             held.resize(HEADROOM, 0);
             let stall =
                 self.path.shard.clock.now().saturating_add(ns(self.path.service.spec.timeouts.body_stall));
-            match self.read(from, held, stall).await {
+            match self.read(from, held, TAILROOM, stall).await {
                 Ok(0) if reframer.ends_with_connection() => {
                     held.clear();
                     reframer.finish(held);
@@ -244,11 +248,17 @@ impl Way<'_> {
         }
     }
 
-    /// Reads from the service: a wait for a peer. Leaves room for what a chunk's end needs.
-    async fn read(&self, from: &mut Reader, buffer: &mut Vec<u8>, patience: u64) -> Result<usize, Fault> {
+    /// Reads from the service: a wait for a peer. Bytes of a body need [`TAILROOM`] kept free behind them.
+    async fn read(
+        &self,
+        from: &mut Reader,
+        buffer: &mut Vec<u8>,
+        keep_free: usize,
+        patience: u64,
+    ) -> Result<usize, Fault> {
         self.path.account.wait(self.path.shard.clock.now());
         let deadline = patience.min(self.path.deadline);
-        let read = from.read(buffer, TAILROOM, deadline, OnDeadline::Shutdown).await;
+        let read = from.read(buffer, keep_free, deadline, OnDeadline::Shutdown).await;
         self.path.account.waited(self.path.shard.clock.now());
         read
     }

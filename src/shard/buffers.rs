@@ -7,6 +7,10 @@
 
 use std::cell::{Cell, RefCell};
 
+use crate::snapshot::Limits;
+
+const _: () = assert!(Limits::HEAD_CEILING as usize == Buffers::LARGE, "what may be configured must fit");
+
 /// A shard's buffers.
 #[derive(Debug, Default)]
 pub struct Buffers {
@@ -21,7 +25,7 @@ pub struct Buffers {
 impl Buffers {
     /// Bytes of a small buffer: the head of nearly every message and a body of a few KiB in one read.
     pub const SMALL: usize = 16 * 1024;
-    /// Bytes of a large buffer: 100 KiB in two reads, a socket's default receive window in one.
+    /// Bytes of a large buffer: 100 KiB in two reads, a socket's default receive window in one. It takes the largest head.
     pub const LARGE: usize = 128 * 1024;
     /// Small buffers kept ready (4 MiB).
     const SMALL_KEPT_MAX: usize = 256;
