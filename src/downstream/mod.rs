@@ -14,7 +14,7 @@ use crate::http::h1::{self, Parsed};
 use crate::http::{Framing, Method, Version};
 use crate::io::timed::OnDeadline;
 use crate::io::{Connection, Fault, Waited};
-use crate::shard::buffers::Buffers;
+use crate::shard::buffers::{Buffer, Buffers};
 use crate::shard::clock::ns;
 use crate::shard::{Shard, View};
 
@@ -24,7 +24,7 @@ pub struct Downstream {
     pub connection: Connection,
     /// What was read and not yet used up: from the front the head of the present request, which stays until the
     /// exchange has ended (the log shows parts of it).
-    pub input: Vec<u8>,
+    pub input: Buffer,
     /// The caller's address.
     pub peer: SocketAddr,
     /// The listener that accepted it.
@@ -54,7 +54,7 @@ pub struct Asked {
     /// Bytes of the head in the input.
     pub head_len: usize,
     /// The head for the next hop, with room for a short body; empty when there is no route.
-    pub head: Vec<u8>,
+    pub head: Buffer,
     /// Index of its route.
     pub route: Option<u32>,
     /// What matters of the method.
@@ -117,7 +117,7 @@ impl Downstream {
     /// Takes an accepted connection.
     pub fn new(shard: &Shard, stream: TcpStream, peer: SocketAddr, listener: Arc<str>) -> Self {
         let connection = Connection::accepted(stream, &shard.deadlines);
-        Self { connection, input: Vec::new(), peer, listener, fresh: true }
+        Self { connection, input: Buffer::default(), peer, listener, fresh: true }
     }
 
     /// Waits for the next request head.
@@ -257,7 +257,7 @@ impl Downstream {
         let via = snapshot.forwarding.via.as_deref();
         h1::read_request(&self.input, &snapshot.limits, via, |request| {
             let route = snapshot.routes.find_id(request.host(), request.path().unwrap_or("/").as_bytes());
-            let mut head = Vec::new();
+            let mut head = Buffer::default();
             if let Some(route) = route.and_then(|r| snapshot.routes.routes().get(r as usize)) {
                 // Room for what is added to the head, and for a short body behind it.
                 let needed = request.head_len + 1024;

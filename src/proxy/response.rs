@@ -10,7 +10,7 @@ use crate::http::h1::{self, Parsed, ResponseOptions};
 use crate::http::{Framing, Method, Version};
 use crate::io::timed::OnDeadline;
 use crate::io::{Fault, Patience, Reader, Writer};
-use crate::shard::buffers::Buffers;
+use crate::shard::buffers::{Buffer, Buffers};
 use crate::shard::clock::{NEVER, ns};
 
 /// What both ends of the way back share.
@@ -52,7 +52,7 @@ pub(super) struct Answered {
 /// The failure; whether something was sent to the caller stands in the account.
 pub(super) async fn carry(way: &Way<'_>, from: &mut Reader, to: &mut Writer) -> Result<Answered, Failure> {
     let input = way.path.shard.buffers.take_small().ok_or(SHED)?;
-    let mut held = Held { input, out: Vec::new() };
+    let mut held = Held { input, out: Buffer::default() };
     let result = async {
         let mut answer = way.head(from, to, &mut held).await?;
         let reusable = way.body(from, to, &mut held, &mut answer).await?;
@@ -67,9 +67,9 @@ pub(super) async fn carry(way: &Way<'_>, from: &mut Reader, to: &mut Writer) -> 
 /// The buffers of the way back, given back however it ends.
 struct Held {
     /// What came from the service.
-    input: Vec<u8>,
+    input: Buffer,
     /// What goes to the caller; taken when the service has answered, so that a waiting exchange holds one buffer less.
-    out: Vec<u8>,
+    out: Buffer,
 }
 
 impl Way<'_> {

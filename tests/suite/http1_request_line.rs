@@ -446,6 +446,16 @@ fn h39_the_largest_head_that_can_be_configured_is_served_to_its_last_byte() {
 }
 
 #[test]
+fn h39_a_head_that_grows_beyond_its_buffer_on_the_way_is_not_counted_for_ever() {
+    let mut rig = Rig::with(|c| c.limits("head_bytes_max = \"128KiB\""));
+    // With what is added to it, it is larger than a large buffer. That used to leave 112 KiB counted as in use: after some
+    // thousands of them, the shard would have refused everything.
+    let long = "x".repeat(131_000);
+    rig.forwarded(format!("GET / HTTP/1.1\r\nHost: a\r\nA: {long}\r\n\r\n"));
+    rig.mesh.wait_totals(|t| t.downstream_accepted == 1 && t.downstream_open == 0 && t.buffer_bytes == 0);
+}
+
+#[test]
 fn h40_connect_and_trace_are_refused() {
     let rig = Rig::plain();
     for line in ["CONNECT a:443", "CONNECT /", "TRACE /", "CONNECT http://a/"] {
