@@ -33,6 +33,7 @@ use crate::http::{Framing, Method, grpc};
 use crate::io::gather;
 use crate::io::timed::OnDeadline;
 use crate::io::{Connection, Patience};
+use crate::shard::buffers::Buffer;
 use crate::shard::clock::{NEVER, ns};
 use crate::shard::{Shard, View, task};
 use crate::upstream::pool::Pooled;
@@ -46,7 +47,7 @@ pub(super) struct Caller {
 }
 
 /// Serves one connection to its end. `seen` are its first octets, the preface or a part of it.
-pub(super) async fn serve(shard: Rc<Shard>, connection: Connection, seen: Vec<u8>, caller: Caller) {
+pub(super) async fn serve(shard: Rc<Shard>, connection: Connection, seen: Buffer, caller: Caller) {
     let caller = Rc::new(caller);
     let view = shard.view();
     let snapshot = &view.snapshot;
@@ -54,7 +55,7 @@ pub(super) async fn serve(shard: Rc<Shard>, connection: Connection, seen: Vec<u8
     let (io, inward, outward) = gather::gather(
         connection,
         seen,
-        &Lent::new(&shard),
+        Lent::new(&shard),
         Floods::of_caller(&shard),
         snapshot.timeouts.body_stall,
     );
@@ -460,8 +461,8 @@ impl Call<'_> {
         &self,
         body: &mut RecvStream,
         pooled: &mut Pooled,
-        out: &mut Vec<u8>,
-        input: &mut Vec<u8>,
+        out: &mut Buffer,
+        input: &mut Buffer,
         answered: &Cell<bool>,
     ) -> Result<Done, Failure> {
         let shard = self.path.shard;
@@ -515,7 +516,7 @@ impl Call<'_> {
         &self,
         from: &mut crate::io::Reader,
         origin: &crate::io::Control,
-        input: &mut Vec<u8>,
+        input: &mut Buffer,
         alarm: &crate::io::timed::Alarm,
         sent: &Cell<bool>,
         answered: &Cell<bool>,
@@ -564,7 +565,7 @@ impl Call<'_> {
     async fn head_from_h1(
         &self,
         from: &mut crate::io::Reader,
-        input: &mut Vec<u8>,
+        input: &mut Buffer,
         sent: &Cell<bool>,
         answered: &Cell<bool>,
     ) -> Result<Answer, Failure> {

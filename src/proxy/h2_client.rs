@@ -11,6 +11,7 @@ use h2::client::SendRequest;
 use super::h2_io::{Floods, Keepalive, Lent};
 use crate::io::Connection;
 use crate::io::gather::{self, Gathered, Vital};
+use crate::shard::buffers::Buffer;
 use crate::shard::clock::ns;
 use crate::shard::{Shard, task};
 use crate::upstream::shared::Shared;
@@ -19,8 +20,8 @@ use crate::upstream::spec;
 /// A connection that speaks HTTP/2 and is not driven yet.
 pub(super) struct Opened {
     pub(super) send: SendRequest<Bytes>,
-    connection: h2::client::Connection<Gathered, Bytes>,
-    vital: Vital,
+    connection: h2::client::Connection<Gathered<Lent>, Bytes>,
+    vital: Vital<Lent>,
 }
 
 /// Begins to speak HTTP/2 on a connection.
@@ -36,8 +37,8 @@ pub(super) async fn open(
     let header_list = shard.view().snapshot.limits.head_bytes_max;
     let (io, inward, outward) = gather::gather(
         connection,
-        Vec::new(),
-        &Lent::new(shard),
+        Buffer::default(),
+        Lent::new(shard),
         Floods::of_service(shard),
         service.timeouts.body_stall,
     );
@@ -66,8 +67,8 @@ impl Opened {
 
 async fn drive(
     shard: Rc<Shard>,
-    mut connection: h2::client::Connection<Gathered, Bytes>,
-    vital: Vital,
+    mut connection: h2::client::Connection<Gathered<Lent>, Bytes>,
+    vital: Vital<Lent>,
     shared: Rc<Shared>,
     limits: spec::Http2,
     idle_ns: u64,

@@ -9,6 +9,7 @@ use h2::{Ping, PingPong};
 use crate::http::h2::watch::Watch;
 use crate::io::gather::{Inspect, Lender, Vital};
 use crate::shard::Shard;
+use crate::shard::buffers::Buffer;
 use crate::shard::clock::{Clock, NEVER, ns};
 
 /// A shard as lender.
@@ -22,15 +23,17 @@ impl Lent {
 }
 
 impl Lender for Lent {
-    fn small(&self) -> Option<Vec<u8>> {
+    type Buffer = Buffer;
+
+    fn small(&self) -> Option<Buffer> {
         self.0.buffers.take_small()
     }
 
-    fn large(&self) -> Option<Vec<u8>> {
+    fn large(&self) -> Option<Buffer> {
         self.0.buffers.take_large()
     }
 
-    fn give(&self, buffer: Vec<u8>) {
+    fn give(&self, buffer: Buffer) {
         self.0.buffers.give(buffer);
     }
 
@@ -82,7 +85,7 @@ impl Keepalive {
     }
 
     /// When to look again; `None` when the peer did not answer in time.
-    pub(super) fn poll(&mut self, vital: &Vital, now: u64, cx: &mut Context<'_>) -> Option<u64> {
+    pub(super) fn poll(&mut self, vital: &Vital<Lent>, now: u64, cx: &mut Context<'_>) -> Option<u64> {
         let Some(ping) = self.ping.as_mut().filter(|_| self.interval_ns > 0) else { return Some(NEVER) };
         if self.pinged_at.is_some() && matches!(ping.poll_pong(cx), Poll::Ready(Ok(_))) {
             self.pinged_at = None;

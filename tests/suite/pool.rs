@@ -366,17 +366,8 @@ fn a_service_on_a_unix_socket_is_served() {
 
 #[test]
 fn connections_over_an_endpoints_limit_are_shed_with_503() {
-    let gate = Arc::new(Gate::default());
-    let theirs = Arc::clone(&gate);
-    let rig = Rig::before_with(
-        Origin::scripted(move |visit| {
-            while let Some(request) = visit.request() {
-                theirs.pass();
-                visit.send(ok(&request));
-            }
-        }),
-        |c| c.keys("pool = { connections_max = 2 }"),
-    );
+    let (gate, origin) = Origin::gated();
+    let rig = Rig::before_with(origin, |c| c.keys("pool = { connections_max = 2 }"));
     let mut held: Vec<_> = (0..2).map(|_| rig.client()).collect();
     for client in &mut held {
         client.send(get("/held"));
