@@ -90,7 +90,9 @@ async fn exchange(
     }
     let sent = Cell::new(false);
     let back = Back { path, asked, alarm: &alarm, answered, sent: &sent };
-    let mut input = downstream.input.split_off(asked.head_len);
+    let mut input = path.shard.buffers.take_large().ok_or(SHED)?;
+    input.extend_from_slice(&downstream.input[asked.head_len..]);
+    downstream.input.truncate(asked.head_len);
     let caller = downstream.connection.control();
     let (there_result, back_result, back_was_first) = {
         let Connection { reader, writer, .. } = &mut downstream.connection;
@@ -122,6 +124,7 @@ async fn exchange(
         .await
     };
     downstream.input.append(&mut input);
+    path.shard.buffers.give(input);
     match (there_result, back_result) {
         (Ok(()), Ok(fate)) if !back_was_first => Ok(fate),
         (_, Ok(_)) => Ok(Fate::Linger),

@@ -117,7 +117,10 @@ impl Config {
         text += &self.forwarding;
         text += "\n[[listener]]\naddress = \"127.0.0.1:15001\"\n";
         for Service { name, endpoints, keys } in &self.services {
-            text += &format!("[[service]]\nname = {name:?}\nendpoints = {endpoints:?}\n{keys}\n");
+            text += &format!(
+                "[[service]]\nname = {name:?}\nendpoints = {endpoints:?}\n{}\n",
+                keys.replace("protocol = \"http2\"", "")
+            );
         }
         if self.routes.is_empty() {
             text += &format!("[[route]]\nservice = {:?}\n", self.services[0].name);
@@ -197,7 +200,13 @@ impl Mesh {
         let loaded = config::parse("test.toml", &text, &|_| None)
             .unwrap_or_else(|report| panic!("{report}\nin:\n{text}"));
         self.generation += 1;
-        self.link.publish(Arc::new(loaded.compiled.snapshot(self.generation, &|_, _| Vec::new())));
+        let mut snapshot = loaded.compiled.snapshot(self.generation, &|_, _| Vec::new());
+        for (service, asked) in snapshot.services.iter_mut().zip(&config.services) {
+            if asked.keys.contains("protocol = \"http2\"") {
+                Arc::make_mut(service).protocol = ringmesh::upstream::spec::Protocol::Http2;
+            }
+        }
+        self.link.publish(Arc::new(snapshot));
     }
 
     fn end(&mut self) {

@@ -7,6 +7,7 @@
 
 pub mod client;
 pub mod folder;
+pub mod http2;
 pub mod mesh;
 pub mod origin;
 pub mod rig;
