@@ -47,8 +47,9 @@ const SHED: Failure = Failure::local(Stage::Response, Cause::Overloaded);
 pub async fn serve(shard: Rc<Shard>, stream: TcpStream, peer: SocketAddr, listener: Arc<str>) {
     let _open = Open::count(&shard);
     let mut downstream = Downstream::new(&shard, stream, peer, listener);
+    let mut first = true;
     loop {
-        let fate = match downstream.next(&shard).await {
+        let fate = match downstream.next(&shard, std::mem::take(&mut first)).await {
             Next::Nothing => Fate::Close,
             Next::Http2 => {
                 let Downstream { connection, input, peer, listener, .. } = downstream;
