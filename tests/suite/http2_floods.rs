@@ -1,7 +1,7 @@
 //! Rows: what attackers send on HTTP/2. The proxy lives, a bystander is answered, the attacker's connection
 //! ends with ENHANCE_YOUR_CALM (11) or another error, and what reaches the service is bounded.
 
-use crate::support::http2::{Raw, frame, get_block};
+use crate::support::http2::{Raw, block_of_get, frame};
 use crate::support::mesh::{Config, Mesh};
 use crate::support::origin::Origin;
 
@@ -64,7 +64,7 @@ fn a06_a_flood_of_empty_data_ends_the_connection() {
     let (_origin, mesh) = mesh();
     ends(&mesh, 20_000, None, |n| match n {
         0 => {
-            let mut block = get_block();
+            let mut block = block_of_get();
             block[0] = 0x83; // :method POST
             frame(1, 4, 1, &block)
         }
@@ -77,7 +77,7 @@ fn a06_a_flood_of_empty_data_ends_the_connection() {
 fn a09_rapid_reset_reaches_the_service_a_bounded_number_of_times() {
     let (origin, mesh) = mesh();
     ends(&mesh, 20_000, Some(ENHANCE_YOUR_CALM), |n| {
-        let mut both = frame(1, 5, odd(n), &get_block());
+        let mut both = frame(1, 5, odd(n), &block_of_get());
         both.extend(frame(3, 0, odd(n), &8_u32.to_be_bytes()));
         both
     });
@@ -91,7 +91,7 @@ fn a10_made_you_reset_ends_the_connection() {
     let (_origin, mesh) = mesh();
     // A window update of zero is a stream error that the proxy must answer with a reset.
     ends(&mesh, 20_000, None, |n| {
-        let mut both = frame(1, 5, odd(n), &get_block());
+        let mut both = frame(1, 5, odd(n), &block_of_get());
         both.extend(frame(8, 0, odd(n), &[0; 4]));
         both
     });
@@ -103,7 +103,7 @@ fn a11_a_flood_of_continuations_ends_the_connection() {
     for payload in [vec![], vec![0x40; 1_000]] {
         let (_origin, mesh) = mesh();
         ends(&mesh, 20_000, None, |n| match n {
-            0 => frame(1, 0, 1, &get_block()),
+            0 => frame(1, 0, 1, &block_of_get()),
             _ => frame(9, 0, 1, &payload),
         });
         mesh.finish();
@@ -128,7 +128,7 @@ fn a13_streams_beyond_the_limit_are_refused_and_then_the_connection_ends() {
     let mesh = Config::new(&[&origin]).start();
     let mut raw = Raw::connect(mesh.address);
     for n in 0..5_000 {
-        if !raw.frame(1, 5, odd(n), &get_block()) {
+        if !raw.frame(1, 5, odd(n), &block_of_get()) {
             break;
         }
     }
@@ -142,7 +142,7 @@ fn a13_streams_beyond_the_limit_are_refused_and_then_the_connection_ends() {
 fn a14_a_header_list_that_is_too_large_is_refused() {
     let (origin, mesh) = mesh();
     let mut raw = Raw::connect(mesh.address);
-    let mut block = get_block();
+    let mut block = block_of_get();
     for _ in 0..40 {
         // A literal of 8 KiB that is not indexed.
         block.extend_from_slice(&[0x00, 1, b'a', 0x7f, 0x81, 0x3f]);

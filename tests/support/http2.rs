@@ -237,7 +237,7 @@ pub fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
 }
 
 /// A field block for `GET / HTTP/2`, of the static table alone, and `:authority: app`.
-pub fn get_block() -> Vec<u8> {
+pub fn block_of_get() -> Vec<u8> {
     // :method GET, :scheme http, :path /, :authority literal without indexing.
     let mut block = vec![0x82, 0x86, 0x84, 0x01, 3];
     block.extend_from_slice(b"app");
