@@ -442,6 +442,7 @@ fn cause(fault: Fault) -> Cause {
         Fault::Timeout => Cause::Timeout,
         Fault::Closed | Fault::Cancelled => Cause::Closed,
         Fault::Reset | Fault::Unsent => Cause::Reset,
+        Fault::Alert => Cause::HandshakeRefused,
         Fault::Refused => Cause::Refused,
         Fault::Unreachable => Cause::Unreachable,
         Fault::Exhausted => Cause::Overloaded,
