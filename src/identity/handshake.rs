@@ -27,7 +27,9 @@ fn of_certificate(error: &CertificateError) -> Cause {
             Cause::CertificateNotYetValid
         }
         CertificateError::UnknownIssuer => Cause::UnknownIssuer,
-        CertificateError::InvalidPurpose | CertificateError::InvalidPurposeContext { .. } => Cause::WrongUsage,
+        CertificateError::InvalidPurpose | CertificateError::InvalidPurposeContext { .. } => {
+            Cause::WrongUsage
+        }
         CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
             Cause::WrongIdentity
         }

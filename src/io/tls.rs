@@ -291,15 +291,7 @@ impl Tls {
 
 impl State {
     fn new(rustls: rustls::Connection) -> Self {
-        Self {
-            rustls,
-            out: Vec::new(),
-            out_at: 0,
-            sending: false,
-            mute: false,
-            end: None,
-            stash: Vec::new(),
-        }
+        Self { rustls, out: Vec::new(), out_at: 0, sending: false, mute: false, end: None, stash: Vec::new() }
     }
 
     /// Hands plaintext over that rustls holds, or the end of the stream.

@@ -8,6 +8,7 @@
 mod account;
 mod h2_client;
 mod h2_io;
+mod handshake;
 mod relay;
 mod request;
 mod response;
@@ -23,7 +24,7 @@ use std::task::Poll;
 use monoio::net::TcpStream;
 use smallvec::SmallVec;
 
-use crate::downstream::{Asked, Downstream, Next};
+use crate::downstream::{Asked, Downstream, Next, Protocol};
 use crate::failure::{Cause, Failure, Side, Stage};
 use crate::http::respond::{self, Told};
 use crate::http::{Framing, Method, Version};
@@ -37,20 +38,59 @@ use account::{Account, Shown};
 use response::Answered;
 
 /// Serves one downstream connection to its end.
-pub async fn serve(shard: Rc<Shard>, stream: TcpStream, peer: SocketAddr, listener: Arc<str>) {
-    let _open = Open::count(&shard);
+pub fn serve(
+    shard: Rc<Shard>,
+    stream: TcpStream,
+    peer: SocketAddr,
+    listener: Arc<str>,
+) -> impl Future<Output = ()> + 'static {
+    // Not an `async fn`: its arguments would lie in the future beside what is made of them, 56 bytes a connection.
+    let open = Open::count(&shard);
     let mut downstream = Downstream::new(&shard, stream, peer, listener);
+    async move {
+        let _open = &open;
+        if begin(&shard, &mut downstream).await {
+            serve_http1(&shard, &mut downstream).await;
+        }
+        shard.buffers.give(std::mem::take(&mut downstream.input));
+    }
+}
+
+/// The handshake, where there is to be one; whether HTTP/1.1 is spoken from here.
+async fn begin(shard: &Rc<Shard>, downstream: &mut Downstream) -> bool {
+    if let Some(mode) = handshake::mode(shard, &downstream.listener) {
+        // Boxed: once per connection, and large.
+        if !Box::pin(handshake::with_caller(shard, downstream, mode)).await {
+            return false;
+        }
+    }
+    match Protocol::of(&downstream.connection) {
+        Protocol::Http1 => true,
+        // HTTP/2 with callers goes on from here.
+        Protocol::Http2 | Protocol::Mesh => {
+            let failure = Failure::local(Stage::Handshake, Cause::BadHandshake);
+            shard.connection_failed(
+                failure,
+                downstream.peer,
+                "HTTP/2 was agreed on, which is not spoken yet",
+            );
+            false
+        }
+    }
+}
+
+async fn serve_http1(shard: &Rc<Shard>, downstream: &mut Downstream) {
     loop {
-        let fate = match downstream.next(&shard).await {
+        let fate = match downstream.next(shard).await {
             Next::Nothing => Fate::Close,
-            Next::Refused(failure, started) => refuse(&shard, &mut downstream, failure, started).await,
-            Next::Request(mut asked) => exchange(&shard, &mut downstream, &mut asked).await,
+            Next::Refused(failure, started) => refuse(shard, downstream, failure, started).await,
+            Next::Request(mut asked) => exchange(shard, downstream, &mut asked).await,
         };
         match fate {
             Fate::Again => {}
             Fate::Close if !downstream.connection.has_unread() => break,
             Fate::Close | Fate::Linger => {
-                downstream.linger(&shard).await;
+                downstream.linger(shard).await;
                 break;
             }
             Fate::Reset => {
@@ -59,7 +99,6 @@ pub async fn serve(shard: Rc<Shard>, stream: TcpStream, peer: SocketAddr, listen
             }
         }
     }
-    shard.buffers.give(std::mem::take(&mut downstream.input));
 }
 
 /// What becomes of the downstream connection after an exchange.
@@ -277,15 +316,17 @@ impl Path<'_> {
                 let timeout = service.spec.timeouts.connect.min(left);
                 account.wait(now);
                 // Boxed: seldom needed, and its timer would make every connection's future a third larger.
-                let connected =
-                    Box::pin(Connection::connect(attempt.address(), timeout, &shard.deadlines)).await;
+                let opened =
+                    Box::pin(handshake::with_service(shard, &service.spec, attempt.address(), timeout)).await;
                 account.waited(shard.clock.now());
-                match connected {
+                match opened {
                     Ok(connection) => {
                         let pooled = attempt.pool().opened(connection, &shard.tally);
                         return Ok((attempt, pooled));
                     }
-                    Err(fault) => failure = Failure::upstream(Stage::Connect, cause(fault)),
+                    // The same at every endpoint, and no fault of this one.
+                    Err(ours) if ours.side == Side::Local => return Err(ours),
+                    Err(theirs) => failure = theirs,
                 }
                 attempt.failed(shard.clock.now());
             } else {

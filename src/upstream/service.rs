@@ -52,6 +52,8 @@ impl Service {
         let mut balancer = Balancer::new(&spec);
         balancer.carry_over(&old.balancer.borrow(), &old.spec, &spec);
         let mut pools: Vec<Rc<Pools>> = Vec::with_capacity(spec.endpoints.len());
+        // What was spoken in plain text yesterday, or to somebody else, is no connection for today.
+        let same_tls = old.spec.tls == spec.tls;
         // A service has few endpoints or changes seldom; both lists in the same order is the usual case.
         for (n, endpoint) in spec.endpoints.iter().enumerate() {
             let same_place = old.spec.endpoints.get(n).is_some_and(|e| e.address == endpoint.address);
@@ -60,7 +62,7 @@ impl Service {
             } else {
                 old.spec.endpoints.iter().position(|e| e.address == endpoint.address)
             };
-            pools.push(at.map_or_else(Rc::default, |at| Rc::clone(&old.pools[at])));
+            pools.push(at.filter(|_| same_tls).map_or_else(Rc::default, |at| Rc::clone(&old.pools[at])));
         }
         for gone in old.pools.iter().filter(|p| !pools.iter().any(|q| Rc::ptr_eq(p, q))) {
             gone.h1.close_idle();
