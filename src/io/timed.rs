@@ -300,7 +300,8 @@ impl Ticket {
         } else {
             deadline
         };
-        self.arm_read(deadline, OnDeadline::Shutdown);
+        // Its task closes it then, and says so where it is encrypted.
+        self.arm_read(deadline, OnDeadline::ShutdownRead);
         self.deadlines.slots.borrow_mut()[self.slot as usize].idle = true;
     }
 
