@@ -49,3 +49,7 @@ mod runtime; // what shards run on, where the operator chooses
 // TLS: rows t01 to t34 of the same list. Which chains are good is shown by the unit tests of the verifier.
 #[path = "suite/tls_inbound.rs"]
 mod tls_inbound; // callers
+#[path = "suite/tls_outbound.rs"]
+mod tls_outbound; // services
+#[path = "suite/tls_peers.rs"]
+mod tls_peers; // curl and openssl
