@@ -60,6 +60,7 @@ fn requests(criterion: &mut Criterion) {
             via: Some("ringmesh-a1b2c3"),
             forwarded: ForwardedFields::Append,
             peer: ([10, 0, 0, 7], 40_000).into(),
+            encrypted: false,
             default_host: "orders",
         };
         let mut out = Vec::with_capacity(16 * 1024);

@@ -226,7 +226,7 @@ impl Failure {
         match self.side {
             Side::Downstream | Side::Local => self.cause.status_for_request(),
             Side::Upstream => match (self.cause, self.stage) {
-                (Cause::Timeout, Stage::Connect) => 503,
+                (Cause::Timeout, Stage::Connect | Stage::Handshake) => 503,
                 (Cause::Timeout, _) => 504,
                 (_, Stage::Connect | Stage::Handshake) => 503,
                 (cause, _) => match cause {
@@ -323,6 +323,7 @@ mod tests {
         assert_eq!(Failure::downstream(Stage::Head, Cause::Timeout).status(), 408);
         assert_eq!(Failure::upstream(Stage::Response, Cause::Timeout).status(), 504);
         assert_eq!(Failure::upstream(Stage::Connect, Cause::Refused).status(), 503);
+        assert_eq!(Failure::upstream(Stage::Handshake, Cause::Timeout).status(), 503);
         assert_eq!(Failure::upstream(Stage::Response, Cause::BadLength).status(), 502);
         assert_eq!(Failure::upstream(Stage::Response, Cause::Closed).status(), 502);
         assert_eq!(Failure::local(Stage::Route, Cause::NoRoute).status(), 404);

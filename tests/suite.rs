@@ -50,3 +50,11 @@ mod process; // the real binary, from outside: ports, signals, files, exit codes
 mod reload; // what a new snapshot changes and what it keeps
 #[path = "suite/runtime.rs"]
 mod runtime; // what shards run on, where the operator chooses
+
+// TLS: rows t01 to t34 of the same list. Which chains are good is shown by the unit tests of the verifier.
+#[path = "suite/tls_inbound.rs"]
+mod tls_inbound; // callers
+#[path = "suite/tls_outbound.rs"]
+mod tls_outbound; // services
+#[path = "suite/tls_peers.rs"]
+mod tls_peers; // curl and openssl

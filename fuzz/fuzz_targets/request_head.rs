@@ -34,6 +34,7 @@ fuzz_target!(|input: &[u8]| {
             _ => ForwardedFields::Replace,
         },
         peer: "192.0.2.7:80".parse().unwrap(),
+        encrypted: false,
         default_host: "app",
     };
     let whole = read_request(wire, &LIMITS, forwarding.via, |request| {

@@ -174,11 +174,12 @@ fn services(page: &mut Page<'_, '_>, store: &Store) -> fmt::Result {
 /// A shard's numbers that only rise: name, meaning, value.
 type Row = (&'static str, &'static str, fn(&ShardTotals) -> u64);
 
-const SHARD_COUNTERS: [Row; 10] = [
+const SHARD_COUNTERS: [Row; 11] = [
     ("downstream_accepted", "Downstream connections accepted", |t| t.downstream_accepted),
     ("downstream_refused", "Downstream connections refused because of connections_max", |t| {
         t.downstream_refused
     }),
+    ("tls_handshakes", "TLS handshakes that succeeded, with callers and with services", |t| t.tls_handshakes),
     ("upstream_connected", "Upstream connections established", |t| t.upstream_connected),
     ("upstream_found_dead", "Pooled connections found dead when they were to be used", |t| {
         t.upstream_found_dead
@@ -201,6 +202,21 @@ const SHARD_GAUGES: [Row; 4] = [
 ];
 
 fn shards(page: &mut Page<'_, '_>, state: &State, store: &Store) -> fmt::Result {
+    let (known, other) = store.connection_failures();
+    page.counter(
+        "connection_failures",
+        "Connections that failed before there was an exchange, by where, on whose side and why",
+        None,
+        known
+            .iter()
+            .map(|(f, n)| {
+                let (stage, side, cause) = (f.stage.label(), f.side.label(), f.cause.label());
+                ([("stage", stage), ("side", side), ("cause", cause)], *n)
+            })
+            .chain(
+                (other > 0).then_some(([("stage", "other"), ("side", "other"), ("cause", "other")], other)),
+            ),
+    )?;
     let numbers: Vec<String> = (0..state.links.len()).map(|n| n.to_string()).collect();
     let labelled = || numbers.iter().map(|n| [("shard", n.as_str())]);
     let totals = || labelled().zip(store.shards());

@@ -217,6 +217,9 @@ impl Control {
                     Notice::Accept { listener, error } => {
                         tracing::error!(shard, %listener, error, "cannot accept: is the limit of open files reached?");
                     }
+                    Notice::Handshake { failure, peer, words } => {
+                        tracing::warn!(shard, peer, %failure, reason = words, "a TLS handshake failed");
+                    }
                     Notice::Failed { what } => {
                         tracing::error!(shard, what, "an order could not be carried out")
                     }

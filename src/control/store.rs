@@ -13,7 +13,9 @@ use std::time::{Duration, Instant};
 
 use super::latency::Latency;
 use crate::failure::Failure;
-use crate::telemetry::{Interval, NO_SERVICE, OVERFLOW_SERVICE, ServiceCounts, ShardTotals};
+use crate::telemetry::{
+    CONNECTION_FAILURES_MAX, Interval, NO_SERVICE, OVERFLOW_SERVICE, ServiceCounts, ShardTotals,
+};
 
 /// All that control knows from the shards.
 #[derive(Debug)]
@@ -21,6 +23,10 @@ pub(super) struct Store {
     services: BTreeMap<Arc<str>, Service>,
     configured: HashSet<Arc<str>>,
     shards: Vec<Shard>,
+    /// Connections that failed before there was an exchange, by failure.
+    connection_failures: BTreeMap<Failure, u64>,
+    /// Those of kinds past [`CONNECTION_FAILURES_MAX`].
+    connection_failures_other: u64,
     /// When the last seconds ended, newest last; one more than `WINDOW` to measure from.
     ends: VecDeque<Instant>,
     /// Number of the second that is being filled.
@@ -105,6 +111,8 @@ impl Store {
             services: BTreeMap::new(),
             configured: HashSet::new(),
             shards: vec![Shard::default(); shards],
+            connection_failures: BTreeMap::new(),
+            connection_failures_other: 0,
             ends: VecDeque::from([now]),
             second: 0,
         }
@@ -124,6 +132,15 @@ impl Store {
         if let Some(shard) = self.shards.get_mut(usize::from(interval.shard)) {
             shard.totals = interval.shard_totals;
         }
+        for (failure, n) in interval.connection_failures.drain(..) {
+            let known = self.connection_failures.contains_key(&failure);
+            if known || self.connection_failures.len() < CONNECTION_FAILURES_MAX {
+                *self.connection_failures.entry(failure).or_default() += n;
+            } else {
+                self.connection_failures_other += n;
+            }
+        }
+        self.connection_failures_other += std::mem::take(&mut interval.connection_failures_other);
         for part in &mut interval.services {
             let c = &part.counts;
             if c.exchanges() + c.further_attempts + c.request_body_bytes + c.response_body_bytes > 0 {
@@ -172,6 +189,11 @@ impl Store {
     /// The shards, by number.
     pub(super) fn shards(&self) -> &[Shard] {
         &self.shards
+    }
+
+    /// Connections that failed before there was an exchange: those by failure, and the rest.
+    pub(super) fn connection_failures(&self) -> (&BTreeMap<Failure, u64>, u64) {
+        (&self.connection_failures, self.connection_failures_other)
     }
 
     /// What happened to `service` in the last `seconds` (at most [`Self::WINDOW`]) whole seconds.

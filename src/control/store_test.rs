@@ -23,6 +23,7 @@ fn interval(shard: u16, service: &str, ok: u64, bad: u64, latency: Duration) -> 
         shard,
         services: vec![ServiceInterval { service: service.into(), counts }],
         shard_totals: totals,
+        ..Interval::default()
     }
 }
 
@@ -108,7 +109,7 @@ fn services_and_failures_past_the_ceiling_are_counted_as_other() {
         let mut counts = Box::new(ServiceCounts::new());
         counts.by_class[2] = 1;
         let services = vec![ServiceInterval { service: format!("s{n}").into(), counts }];
-        store.merge(&mut Interval { shard: 0, services, shard_totals: ShardTotals::default() }, now);
+        store.merge(&mut Interval { shard: 0, services, ..Interval::default() }, now);
     }
     assert_eq!(store.services().count(), Store::SERVICES_MAX + 1);
     assert_eq!(store.service(OVERFLOW_SERVICE).unwrap().exchanges(), 10);
@@ -123,7 +124,7 @@ fn services_and_failures_past_the_ceiling_are_counted_as_other() {
     }
     let all = counts.failures.len() as u64;
     let services = vec![ServiceInterval { service: "s0".into(), counts }];
-    store.merge(&mut Interval { shard: 0, services, shard_totals: ShardTotals::default() }, now);
+    store.merge(&mut Interval { shard: 0, services, ..Interval::default() }, now);
     let service = store.service("s0").unwrap();
     assert_eq!(service.failures.len(), Store::FAILURES_MAX);
     assert_eq!(service.failures.values().sum::<u64>() + service.failures_other, all);

@@ -6,13 +6,16 @@ use std::net::SocketAddr;
 use std::ops::Range;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::time::Duration;
 
 use monoio::net::TcpStream;
 
 use crate::failure::{Cause, Failure, Stage};
 use crate::http::h1::{self, Parsed};
 use crate::http::{Framing, Method, Version};
+use crate::identity::{ALPN_MESH, Peer};
 use crate::io::timed::OnDeadline;
+use crate::io::tls::Tls;
 use crate::io::{Connection, Fault, Waited};
 use crate::shard::buffers::{Buffer, Buffers};
 use crate::shard::clock::ns;
@@ -29,6 +32,31 @@ pub struct Downstream {
     pub peer: SocketAddr,
     /// The listener that accepted it.
     pub listener: Arc<str>,
+    /// Who the caller is, where a handshake has shown it.
+    pub identity: Option<Rc<Peer>>,
+}
+
+/// What is spoken on a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Protocol {
+    /// HTTP/1.1 (or 1.0): what is spoken where nothing else was agreed on.
+    Http1,
+    /// HTTP/2.
+    Http2,
+    /// HTTP/2 between two ringmeshes.
+    Mesh,
+}
+
+impl Protocol {
+    /// What was agreed on by ALPN.
+    pub fn of(connection: &Connection) -> Self {
+        match connection.tls().and_then(Tls::alpn) {
+            Some(ALPN_MESH) => Self::Mesh,
+            Some(b"h2") => Self::Http2,
+            // Nothing is agreed on that a configuration does not offer.
+            Some(_) | None => Self::Http1,
+        }
+    }
 }
 
 /// What came next on a connection.
@@ -115,12 +143,13 @@ impl Downstream {
     /// Takes an accepted connection.
     pub fn new(shard: &Shard, stream: TcpStream, peer: SocketAddr, listener: Arc<str>) -> Self {
         let connection = Connection::accepted(stream, &shard.deadlines);
-        Self { connection, input: Buffer::default(), peer, listener }
+        Self { connection, input: Buffer::default(), peer, listener, identity: None }
     }
 
     /// Waits for the next request head; for the `first` one, it may turn out that HTTP/2 is spoken.
     pub async fn next(&mut self, shard: &Rc<Shard>, first: bool) -> Next {
-        if self.input.is_empty() && !self.first_bytes(shard).await {
+        let idle = shard.view().snapshot.timeouts.idle;
+        if self.input.is_empty() && !self.first_bytes(shard, idle).await {
             return Next::Nothing;
         }
         let started = shard.clock.now();
@@ -196,10 +225,9 @@ impl Downstream {
         }
     }
 
-    /// Waits, at the end without a buffer, for anything to come; `false` when the connection is over.
-    async fn first_bytes(&mut self, shard: &Shard) -> bool {
-        let idle = ns(shard.view().snapshot.timeouts.idle);
-        let deadline = shard.clock.now().saturating_add(idle);
+    /// Waits for so long, at the end without a buffer, for anything to come; `false` when the connection is over.
+    pub async fn first_bytes(&mut self, shard: &Shard, idle: Duration) -> bool {
+        let deadline = shard.clock.after(idle);
         loop {
             if self.input.capacity() == 0 {
                 // Without memory for a head this connection cannot be served.
@@ -268,6 +296,7 @@ impl Downstream {
                     via,
                     forwarded: snapshot.forwarding.forwarded,
                     peer: self.peer,
+                    encrypted: self.connection.tls().is_some(),
                     default_host: &snapshot.services[route.service as usize].name,
                 };
                 request.write_head(&forwarding, &mut head);

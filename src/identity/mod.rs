@@ -4,6 +4,7 @@
 //! puts them into a snapshot; shards present and verify with them. Refuses to read files, to ask anybody for anything,
 //! and to let a private key out: it goes into rustls's configuration and nowhere else.
 
+pub mod handshake;
 pub mod id;
 pub mod verify;
 

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use rustls::pki_types::CertificateDer;
 
 use super::id::SpiffeId;
+use crate::failure::Cause;
 
 /// The roots of each trust domain: one's own and those that are declared (federation).
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
@@ -23,4 +24,40 @@ pub struct Peer {
     pub chain: Vec<CertificateDer<'static>>,
     /// SHA-256 of the leaf, for `x-forwarded-client-cert`.
     pub fingerprint: [u8; 32],
+}
+
+/// Why a chain was refused, as it travels through rustls in a `CertificateError::Other`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Refusal(pub Cause);
+
+impl std::fmt::Display for Refusal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.0.label())
+    }
+}
+
+impl std::error::Error for Refusal {}
+
+/// Who sent this chain. Only for one that a handshake has verified: nothing is verified here.
+///
+/// # Errors
+/// When the leaf cannot be read or has not exactly one canonical id.
+pub fn peer(chain: &[CertificateDer<'_>]) -> Result<Peer, Cause> {
+    use x509_parser::prelude::{FromDer, GeneralName, X509Certificate};
+    let leaf = chain.first().ok_or(Cause::CertificateMissing)?;
+    let (_, parsed) = X509Certificate::from_der(leaf).map_err(|_| Cause::BadCertificate)?;
+    let names = parsed.subject_alternative_name().map_err(|_| Cause::BadCertificate)?;
+    let names = names.map(|n| n.value.general_names.as_slice()).unwrap_or_default();
+    let mut uris = names.iter().filter_map(|name| match name {
+        GeneralName::URI(uri) => Some(*uri),
+        _ => None,
+    });
+    let (Some(uri), None) = (uris.next(), uris.next()) else { return Err(Cause::BadIdentity) };
+    let id = SpiffeId::parse(uri).map_err(|_| Cause::BadIdentity)?;
+    let mut fingerprint = [0; 32];
+    if let Some(suite) = rustls::crypto::aws_lc_rs::cipher_suite::TLS13_AES_128_GCM_SHA256.tls13() {
+        fingerprint.copy_from_slice(suite.common.hash_provider.hash(leaf).as_ref());
+    }
+    let chain = chain.iter().map(|certificate| certificate.clone().into_owned()).collect();
+    Ok(Peer { id, chain, fingerprint })
 }

@@ -2,12 +2,15 @@
 //!
 //! A [`Connection`] is a socket in two halves that can be used at the same time, each operation with a deadline. Reads
 //! append to a buffer's spare capacity, writes take a buffer from a given offset; while the operation is in flight the
-//! kernel owns the buffer and an empty one stands in its place. Knows nothing of HTTP.
+//! kernel owns the buffer and an empty one stands in its place. A connection can become encrypted ([`tls`]): it is read and
+//! written as before, by the same code. Knows nothing of HTTP.
 
 pub mod gather;
 pub(crate) mod sys;
 pub mod timed;
+pub mod tls;
 
+use std::cell::OnceCell;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::AsRawFd;
@@ -23,6 +26,7 @@ use monoio::net::{TcpStream, UnixStream};
 use crate::shard::clock::Clock;
 use crate::upstream::spec::Address;
 use timed::{Deadlines, OnDeadline, Ticket};
+use tls::Tls;
 
 /// A stream socket with deadlines.
 pub struct Connection {
@@ -34,15 +38,22 @@ pub struct Connection {
 
 /// The receiving half of a [`Connection`].
 pub struct Reader {
-    ticket: Rc<Ticket>,
+    joint: Rc<Joint>,
     half: ReadHalf,
 }
 
 /// The sending half of a [`Connection`].
 pub struct Writer {
     // The last owner of the ticket and of the socket; fields are dropped in this order.
-    ticket: Rc<Ticket>,
+    joint: Rc<Joint>,
     half: WriteHalf,
+}
+
+/// What both halves share.
+struct Joint {
+    ticket: Ticket,
+    /// Set once, by a handshake.
+    tls: OnceCell<Box<Tls>>,
 }
 
 /// How long a write may take: as long as the peer takes something now and then, and not beyond the end.
@@ -64,7 +75,7 @@ impl Patience<'_> {
 
 /// Ends waits on a connection from outside of the operation.
 pub struct Control {
-    ticket: Rc<Ticket>,
+    joint: Rc<Joint>,
 }
 
 /// Why an operation did not succeed.
@@ -74,8 +85,10 @@ pub enum Fault {
     Timeout,
     /// The peer has closed the connection where more was to come.
     Closed,
-    /// The peer reset the connection.
+    /// The peer reset the connection, or what came is not decryptable.
     Reset,
+    /// The peer has ended an encrypted connection with an alert.
+    Alert,
     /// The peer had reset the connection before a byte was written to it: it cannot have seen any.
     Unsent,
     /// Nothing listens there.
@@ -153,42 +166,53 @@ impl Connection {
         }
     }
 
-    /// Looks whether a connection at rest is still open and silent. One system call, no wait.
+    /// Looks whether a connection at rest is still open and silent. One system call, no wait. What TLS has to say to
+    /// itself is taken in.
     pub fn is_usable(&self) -> bool {
-        sys::peek(self.reader.ticket.socket()) == sys::Peek::Silent
+        let socket = self.reader.joint.ticket.socket();
+        match (sys::peek(socket), self.tls()) {
+            (sys::Peek::Silent, None) => true,
+            (sys::Peek::Silent, Some(tls)) => !tls.is_ready(),
+            (sys::Peek::Bytes, Some(tls)) => tls.is_at_rest(socket),
+            (sys::Peek::Bytes, None) | (sys::Peek::Closed, _) => false,
+        }
     }
 
     /// Whether bytes wait to be read: closing now would reset the connection and could destroy what was sent last.
     pub fn has_unread(&self) -> bool {
-        sys::peek(self.reader.ticket.socket()) == sys::Peek::Bytes
+        sys::peek(self.reader.joint.ticket.socket()) == sys::Peek::Bytes
     }
 
     /// Resets the connection: the only way to tell the peer that a body that ends with it is cut.
     pub fn reset(&self) {
-        sys::reset(self.reader.ticket.socket());
+        if let Some(tls) = self.tls() {
+            tls.mute();
+        }
+        sys::reset(self.reader.joint.ticket.socket());
     }
 
     /// The handle to end waits on this connection while its halves are in use.
     pub fn control(&self) -> Control {
-        Control { ticket: Rc::clone(&self.reader.ticket) }
+        Control { joint: Rc::clone(&self.reader.joint) }
     }
 
     fn tcp(stream: TcpStream, deadlines: &Rc<Deadlines>) -> Self {
-        let ticket = Rc::new(deadlines.register(stream.as_raw_fd()));
+        let ticket = deadlines.register(stream.as_raw_fd());
         let (read, write) = stream.into_split();
         Self::new(ticket, ReadHalf::Tcp(read), WriteHalf::Tcp(write))
     }
 
     fn unix(stream: UnixStream, deadlines: &Rc<Deadlines>) -> Self {
-        let ticket = Rc::new(deadlines.register(stream.as_raw_fd()));
+        let ticket = deadlines.register(stream.as_raw_fd());
         let (read, write) = stream.into_split();
         Self::new(ticket, ReadHalf::Unix(read), WriteHalf::Unix(write))
     }
 
-    fn new(ticket: Rc<Ticket>, read: ReadHalf, write: WriteHalf) -> Self {
+    fn new(ticket: Ticket, read: ReadHalf, write: WriteHalf) -> Self {
+        let joint = Rc::new(Joint { ticket, tls: OnceCell::new() });
         Self {
-            reader: Reader { half: read, ticket: Rc::clone(&ticket) },
-            writer: Writer { half: write, ticket },
+            reader: Reader { half: read, joint: Rc::clone(&joint) },
+            writer: Writer { half: write, joint },
         }
     }
 }
@@ -206,11 +230,19 @@ impl Reader {
         deadline: u64,
         on: OnDeadline,
     ) -> Result<usize, Fault> {
-        let slice = spare(buffer, keep_free);
-        self.ticket.arm_read(deadline, on);
-        let (result, slice) = each!(ReadHalf, &mut self.half, half => half.read(slice).await);
-        *buffer = slice.into_inner();
-        outcome(result, self.ticket.disarm_read())
+        if let Some(ready) = self.joint.ready(buffer, keep_free) {
+            return ready;
+        }
+        self.joint.ticket.arm_read(deadline, on);
+        loop {
+            let slice = spare(buffer, keep_free);
+            let (result, slice) = each!(ReadHalf, &mut self.half, half => half.read(slice).await);
+            *buffer = slice.into_inner();
+            // Encrypted, it may take several reads.
+            if let Some(result) = self.joint.took(buffer, keep_free, result) {
+                return outcome(result, self.joint.ticket.disarm_read());
+            }
+        }
     }
 
     /// As [`Reader::read`], but [`Control::cancel_read`] can end it without hurting the connection.
@@ -223,20 +255,21 @@ impl Reader {
         keep_free: usize,
         deadline: u64,
     ) -> Result<usize, Fault> {
-        let slice = spare(buffer, keep_free);
-        let cancel = self.ticket.arm_cancelable(deadline);
-        let (result, slice) =
-            each!(ReadHalf, &mut self.half, half => half.cancelable_read(slice, cancel).await);
-        *buffer = slice.into_inner();
-        let fired = self.ticket.disarm_read();
-        match result {
-            // Bytes that came in the same moment are not lost.
-            Ok(n) => Ok(n),
-            Err(_) if fired => Err(Fault::Timeout),
-            Err(error) if error.raw_os_error() == Some(rustix::io::Errno::CANCELED.raw_os_error()) => {
-                Err(Fault::Cancelled)
+        if let Some(ready) = self.joint.ready(buffer, keep_free) {
+            return ready;
+        }
+        let mut cancel = self.joint.ticket.arm_cancelable(deadline);
+        loop {
+            let slice = spare(buffer, keep_free);
+            let (result, slice) =
+                each!(ReadHalf, &mut self.half, half => half.cancelable_read(slice, cancel).await);
+            *buffer = slice.into_inner();
+            if let Some(result) = self.joint.took_unless_cancelled(buffer, keep_free, result) {
+                let fired = self.joint.ticket.disarm_read();
+                // Bytes that came in the same moment are not lost.
+                return result.map_err(|fault| if fired { Fault::Timeout } else { fault });
             }
-            Err(error) => Err(Fault::of(&error)),
+            cancel = self.joint.ticket.cancel_handle();
         }
     }
 
@@ -245,17 +278,25 @@ impl Reader {
     /// # Errors
     /// `Reset`.
     pub async fn read_or_quiet(&mut self, buffer: &mut Vec<u8>, hold_until: u64) -> Result<Waited, Fault> {
-        let slice = spare(buffer, 0);
-        let cancel = self.ticket.arm_idle(hold_until);
-        let (result, slice) =
-            each!(ReadHalf, &mut self.half, half => half.cancelable_read(slice, cancel).await);
-        *buffer = slice.into_inner();
-        let fired = self.ticket.disarm_read();
-        match result {
-            Ok(0) => Ok(Waited::Closed),
+        let waited = |result| match result {
+            Ok(0) | Err(Fault::Closed) => Ok(Waited::Closed),
             Ok(n) => Ok(Waited::Bytes(n)),
-            Err(_) if fired => Ok(Waited::Quiet),
-            Err(error) => Err(Fault::of(&error)),
+            Err(fault) => Err(fault),
+        };
+        if let Some(ready) = self.joint.ready(buffer, 0) {
+            return waited(ready);
+        }
+        let mut cancel = self.joint.ticket.arm_idle(hold_until);
+        loop {
+            let slice = spare(buffer, 0);
+            let (result, slice) =
+                each!(ReadHalf, &mut self.half, half => half.cancelable_read(slice, cancel).await);
+            *buffer = slice.into_inner();
+            if let Some(result) = self.joint.took_unless_cancelled(buffer, 0, result) {
+                let fired = self.joint.ticket.disarm_read();
+                return if fired && result.is_err() { Ok(Waited::Quiet) } else { waited(result) };
+            }
+            cancel = self.joint.ticket.cancel_handle();
         }
     }
 
@@ -264,10 +305,13 @@ impl Reader {
     /// # Errors
     /// `Timeout` at `deadline` (the connection is then shut down).
     pub async fn readable(&mut self, clock: &Clock, deadline: u64) -> Result<(), Fault> {
-        self.ticket.arm_parked(clock, deadline);
+        if self.joint.is_ready_before_rest() {
+            return Ok(());
+        }
+        self.joint.ticket.arm_parked(clock, deadline);
         let result = each!(ReadHalf, &self.half, half => sys::stream(half).readable(false).await);
-        let fired = self.ticket.disarm_read();
-        outcome(result, fired)
+        let fired = self.joint.ticket.disarm_read();
+        outcome(result.map_err(|error| Fault::of(&error)), fired)
     }
 }
 
@@ -277,27 +321,92 @@ impl Reader {
     /// # Errors
     /// `Timeout` at `deadline` (the connection is then shut down).
     pub async fn ready(&mut self, deadline: u64) -> Result<(), Fault> {
-        self.ticket.arm_read(deadline, OnDeadline::Shutdown);
+        if self.joint.is_ready_before_rest() {
+            return Ok(());
+        }
+        self.joint.ticket.arm_read(deadline, OnDeadline::Shutdown);
         let result = each!(ReadHalf, &self.half, half => sys::stream(half).readable(false).await);
-        let fired = self.ticket.disarm_read();
-        outcome(result, fired)
+        let fired = self.joint.ticket.disarm_read();
+        outcome(result.map_err(|error| Fault::of(&error)), fired)
+    }
+}
+
+impl Joint {
+    fn tls(&self) -> Option<&Tls> {
+        self.tls.get().map(|tls| &**tls)
+    }
+
+    /// From now on everything is encrypted. Once: a handshake on top of another is not made.
+    fn set_tls(&self, tls: Tls) {
+        let _ = self.tls.set(Box::new(tls));
+    }
+
+    /// What a read gives without asking the socket: decrypted before.
+    fn ready(&self, buffer: &mut Vec<u8>, keep_free: usize) -> Option<Result<usize, Fault>> {
+        self.tls()?.ready(buffer, keep_free)
+    }
+
+    /// What a read of the socket came to; `None` when it was not enough.
+    fn took(
+        &self,
+        buffer: &mut Vec<u8>,
+        keep_free: usize,
+        result: io::Result<usize>,
+    ) -> Option<Result<usize, Fault>> {
+        match (self.tls(), result) {
+            (None, Ok(n)) => Some(Ok(n)),
+            (Some(tls), Ok(n)) => tls.took(buffer, n, keep_free, self.ticket.socket()),
+            (_, Err(error)) => Some(Err(Fault::of(&error))),
+        }
+    }
+
+    /// As [`Joint::took`], but a read that was cancelled while it came is not begun again.
+    fn took_unless_cancelled(
+        &self,
+        buffer: &mut Vec<u8>,
+        keep_free: usize,
+        result: io::Result<usize>,
+    ) -> Option<Result<usize, Fault>> {
+        self.took(buffer, keep_free, result)
+            .or_else(|| self.ticket.is_cancelled().then_some(Err(Fault::Cancelled)))
+    }
+
+    /// Whether something is there that the socket does not know of; else nothing is held that can be given back.
+    fn is_ready_before_rest(&self) -> bool {
+        self.tls().is_some_and(|tls| {
+            let ready = tls.is_ready();
+            if !ready {
+                tls.rest();
+            }
+            ready
+        })
+    }
+}
+
+impl Drop for Writer {
+    fn drop(&mut self) {
+        if let Some(tls) = self.joint.tls()
+            && !std::thread::panicking()
+        {
+            tls.close(self.joint.ticket.socket());
+        }
     }
 }
 
 impl Control {
     /// Ends a [`Reader::read_cancelable`] in flight.
     pub fn cancel_read(&self) {
-        self.ticket.cancel_read();
+        self.joint.ticket.cancel_read();
     }
 
     /// Ends all waits on the connection, and the connection.
     pub fn shutdown(&self) {
-        sys::shutdown_both(self.ticket.socket());
+        sys::shutdown_both(self.joint.ticket.socket());
     }
 
     /// Brings the deadline of a read in flight forward to `deadline`.
     pub fn read_by(&self, deadline: u64) {
-        self.ticket.read_by(deadline);
+        self.joint.ticket.read_by(deadline);
     }
 }
 
@@ -313,34 +422,56 @@ impl Writer {
         patience: Patience<'_>,
     ) -> Result<(), Fault> {
         let mut at = from;
-        while at < buffer.len() {
-            self.ticket.arm_write(patience.deadline());
-            let slice = std::mem::take(buffer).slice(at..);
+        let mut untouched = true;
+        loop {
+            let slice = match self.joint.tls() {
+                None if at < buffer.len() => std::mem::take(buffer).slice(at..),
+                None => return Ok(()),
+                Some(tls) => match tls.seal(buffer, &mut at)? {
+                    Some((sealed, from)) => sealed.slice(from..),
+                    None => return Ok(()),
+                },
+            };
+            self.joint.ticket.arm_write(patience.deadline());
             let (written, slice) = each!(WriteHalf, &mut self.half, half => half.write(slice).await);
-            *buffer = slice.into_inner();
-            let fired = self.ticket.disarm_write();
+            let fired = self.joint.ticket.disarm_write();
+            let n = *written.as_ref().unwrap_or(&0);
+            match self.joint.tls() {
+                None => {
+                    *buffer = slice.into_inner();
+                    at += n;
+                }
+                Some(tls) if n > 0 => tls.sent(slice.into_inner(), n),
+                // A record may be cut.
+                Some(tls) => tls.mute(),
+            }
             let fault = match written {
                 Ok(n) if n > 0 => {
-                    at += n;
+                    untouched = false;
                     continue;
                 }
                 _ if fired => Fault::Timeout,
                 Ok(_) => Fault::Reset,
                 Err(error) => Fault::of(&error),
             };
-            return Err(if at == from && fault == Fault::Reset { Fault::Unsent } else { fault });
+            return Err(if untouched && fault == Fault::Reset { Fault::Unsent } else { fault });
         }
-        Ok(())
     }
 
     /// Says that nothing more will be sent.
     pub fn finish(&self) {
-        sys::shutdown_write(self.ticket.socket());
+        if let Some(tls) = self.joint.tls() {
+            tls.close(self.joint.ticket.socket());
+        }
+        sys::shutdown_write(self.joint.ticket.socket());
     }
 }
 
 impl Fault {
     fn of(error: &io::Error) -> Self {
+        if error.raw_os_error() == Some(rustix::io::Errno::CANCELED.raw_os_error()) {
+            return Self::Cancelled;
+        }
         match error.kind() {
             io::ErrorKind::TimedOut => Self::Timeout,
             io::ErrorKind::OutOfMemory => Self::Exhausted,
@@ -375,13 +506,9 @@ fn spare(buffer: &mut Vec<u8>, keep_free: usize) -> SliceMut<Vec<u8>> {
     std::mem::take(buffer).slice_mut(from..to)
 }
 
-fn outcome<T>(result: io::Result<T>, fired: bool) -> Result<T, Fault> {
-    match result {
-        // The deadline shuts the socket down, which a read sees as end of file.
-        _ if fired => Err(Fault::Timeout),
-        Ok(value) => Ok(value),
-        Err(error) => Err(Fault::of(&error)),
-    }
+fn outcome<T>(result: Result<T, Fault>, fired: bool) -> Result<T, Fault> {
+    // The deadline shuts the socket down, which a read sees as end of file.
+    if fired { Err(Fault::Timeout) } else { result }
 }
 
 /// The peer's address, for log and `X-Forwarded-For`.

@@ -7,9 +7,10 @@
     reason = "borrowing a raw descriptor is unsafe; the invariant is stated above and kept by io"
 )]
 
+use std::io;
 use std::os::fd::{BorrowedFd, RawFd};
 
-use rustix::net::{RecvFlags, Shutdown};
+use rustix::net::{RecvFlags, SendFlags, Shutdown};
 
 /// What waits in a socket that nothing should wait in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,6 +32,17 @@ pub(crate) fn peek(socket: RawFd) -> Peek {
         Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => Peek::Silent,
         Err(_) => Peek::Closed,
     }
+}
+
+/// Takes what is there without waiting.
+pub(crate) fn receive_now(socket: RawFd, bytes: &mut [u8]) -> io::Result<usize> {
+    let (n, _) = rustix::net::recv(borrow(socket), bytes, RecvFlags::DONTWAIT)?;
+    Ok(n)
+}
+
+/// Sends as much as goes without waiting.
+pub(crate) fn send_now(socket: RawFd, bytes: &[u8]) -> io::Result<usize> {
+    Ok(rustix::net::send(borrow(socket), bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL)?)
 }
 
 /// Ends the waits on one or both directions: a pending receive returns what is there, then end of file.

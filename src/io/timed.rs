@@ -50,6 +50,8 @@ struct Slot {
     on_read: OnDeadline,
     read_fired: bool,
     write_fired: bool,
+    /// The read in flight was cancelled from outside.
+    cancelled: bool,
     /// Waiting for the next request and holding nothing: closed first when the proxy drains.
     idle: bool,
     canceller: Option<Canceller>,
@@ -83,6 +85,7 @@ impl Deadlines {
             on_read: OnDeadline::Shutdown,
             read_fired: false,
             write_fired: false,
+            cancelled: false,
             idle: false,
             canceller: None,
             waker: None,
@@ -243,6 +246,7 @@ impl Ticket {
             slot.read_at = deadline;
             slot.on_read = OnDeadline::Cancel;
             slot.read_fired = false;
+            slot.cancelled = false;
             slot.idle = true;
             slot.canceller.get_or_insert_with(Canceller::new).handle()
         };
@@ -257,10 +261,25 @@ impl Ticket {
         handle
     }
 
+    /// For the next operation of a cancelable read that is made of several.
+    pub(super) fn cancel_handle(&self) -> CancelHandle {
+        let mut slots = self.deadlines.slots.borrow_mut();
+        slots[self.slot as usize].canceller.get_or_insert_with(Canceller::new).handle()
+    }
+
+    /// Whether the cancelable read that is armed was cancelled, by its deadline or from outside: maybe just when an
+    /// operation of it had ended by itself.
+    pub(super) fn is_cancelled(&self) -> bool {
+        let slots = self.deadlines.slots.borrow();
+        let slot = &slots[self.slot as usize];
+        slot.read_fired || slot.cancelled
+    }
+
     /// Cancels what was armed as cancelable.
     pub(super) fn cancel_read(&self) {
         let mut slots = self.deadlines.slots.borrow_mut();
         let slot = &mut slots[self.slot as usize];
+        slot.cancelled = true;
         slot.canceller = slot.canceller.take().map(Canceller::cancel);
     }
 
@@ -281,7 +300,8 @@ impl Ticket {
         } else {
             deadline
         };
-        self.arm_read(deadline, OnDeadline::Shutdown);
+        // Its task closes it then, and says so where it is encrypted.
+        self.arm_read(deadline, OnDeadline::ShutdownRead);
         self.deadlines.slots.borrow_mut()[self.slot as usize].idle = true;
     }
 

@@ -7,10 +7,10 @@ use std::time::Duration;
 
 use smallvec::SmallVec;
 
-use super::{Path, cause, h2_client};
-use crate::failure::{Cause, Failure, Stage};
+use super::{Path, h2_client, handshake};
+use crate::downstream::Protocol as Spoken;
+use crate::failure::{Cause, Failure, Side, Stage};
 use crate::http::h2 as message;
-use crate::io::Connection;
 use crate::upstream::pool::Pooled;
 use crate::upstream::service::Attempt;
 use crate::upstream::shared::{Lease, Opening};
@@ -84,7 +84,9 @@ impl Path<'_> {
                 Found::Room(opening) => {
                     match self.open(&attempt, opening).await {
                         Ok(to) => return Ok((attempt, to)),
-                        Err(why) => failure = why,
+                        // The same at every endpoint, and no fault of this one.
+                        Err(ours) if ours.side == Side::Local => return Err(ours),
+                        Err(theirs) => failure = theirs,
                     }
                     attempt.failed(shard.clock.now());
                 }
@@ -147,16 +149,18 @@ impl Path<'_> {
         let Self { shard, account, service, .. } = self;
         let timeout = self.connect_timeout(shard.clock.now());
         account.wait(shard.clock.now());
-        let connected = Connection::connect(attempt.address(), timeout, &shard.deadlines).await;
+        let connected = handshake::with_service(shard, &service.spec, attempt.address(), timeout).await;
         account.waited(shard.clock.now());
-        let connection = connected.map_err(|fault| Failure::upstream(Stage::Connect, cause(fault)))?;
-        let http2 = service.spec.protocol == Protocol::Http2;
+        let connection = connected?;
+        let chosen = Spoken::of(&connection);
+        let http2 = chosen != Spoken::Http1 || service.spec.protocol == Protocol::Http2;
+        attempt.shared().chose(http2);
         if !http2 {
             return Ok(To::H1(attempt.pool().opened(connection, &shard.tally)));
         }
         let refused = |error: h2::Error| Failure::upstream(Stage::Connect, message::cause(&error));
         let opened = h2_client::open(shard, connection, &service.spec).await.map_err(refused)?;
-        let (shared, lease) = attempt.shared().opened(opened.send.clone(), false);
+        let (shared, lease) = attempt.shared().opened(opened.send.clone(), chosen == Spoken::Mesh);
         drop(opening);
         opened.drive(shard, Rc::clone(&shared), &service.spec);
         Ok(To::H2(lease))

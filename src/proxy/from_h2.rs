@@ -24,6 +24,7 @@ use super::h2_io::{Floods, Keepalive, Lent};
 use super::over_h2::{Head, give_up, head};
 use super::relay::{Direction, unless_reset};
 use super::{First, InProgress, Path, SHED, both};
+use crate::downstream::Downstream;
 use crate::failure::{Cause, Failure, Side, Stage};
 use crate::http::body::{Reframer, TAILROOM};
 use crate::http::h1::{self, Parsed};
@@ -44,11 +45,14 @@ use crate::upstream::shared::Lease;
 pub(super) struct Caller {
     pub(super) peer: SocketAddr,
     pub(super) listener: Arc<str>,
+    pub(super) encrypted: bool,
 }
 
-/// Serves one connection to its end. `seen` are its first octets, the preface or a part of it.
-pub(super) async fn serve(shard: Rc<Shard>, connection: Connection, seen: Buffer, caller: Caller) {
-    let caller = Rc::new(caller);
+/// Serves one connection to its end. Its input are its first octets, the preface or a part of it.
+pub(super) async fn serve(shard: Rc<Shard>, downstream: Downstream) {
+    let Downstream { connection, input: seen, peer, listener, .. } = downstream;
+    let encrypted = connection.tls().is_some();
+    let caller = Rc::new(Caller { peer, listener, encrypted });
     let view = shard.view();
     let snapshot = &view.snapshot;
     let settings = snapshot.http2;
@@ -300,6 +304,7 @@ impl Call<'_> {
             forwarded: forwarding.forwarded,
             peer: self.caller.peer,
             default_host: &self.path.service.spec.name,
+            encrypted: self.caller.encrypted,
         }
     }
 

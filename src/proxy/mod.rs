@@ -10,6 +10,7 @@ mod connect;
 mod from_h2;
 mod h2_client;
 mod h2_io;
+mod handshake;
 mod over_h2;
 mod relay;
 mod request;
@@ -25,7 +26,7 @@ use std::task::Poll;
 
 use monoio::net::TcpStream;
 
-use crate::downstream::{Asked, Downstream, Next};
+use crate::downstream::{Asked, Downstream, Next, Protocol};
 use crate::failure::{Cause, Failure, Side, Stage};
 use crate::http::respond::{self, Told};
 use crate::http::{Framing, Method, Version};
@@ -37,43 +38,71 @@ use crate::upstream::pool::Pooled;
 use crate::upstream::service::{Attempt, Service};
 use account::{Account, Shown};
 use connect::{To, Tried};
-use from_h2::Caller;
 use response::Answered;
 
 /// There is no memory for one more buffer.
 const SHED: Failure = Failure::local(Stage::Response, Cause::Overloaded);
 
 /// Serves one downstream connection to its end.
-pub async fn serve(shard: Rc<Shard>, stream: TcpStream, peer: SocketAddr, listener: Arc<str>) {
-    let _open = Open::count(&shard);
+pub fn serve(
+    shard: Rc<Shard>,
+    stream: TcpStream,
+    peer: SocketAddr,
+    listener: Arc<str>,
+) -> impl Future<Output = ()> + 'static {
+    // Not an `async fn`: its arguments would lie in the future beside what is made of them, 56 bytes a connection.
+    let open = Open::count(&shard);
     let mut downstream = Downstream::new(&shard, stream, peer, listener);
+    async move {
+        let _open = &open;
+        let http2 = match begin(&shard, &mut downstream).await {
+            None => false,
+            Some(Protocol::Http1) => serve_http1(&shard, &mut downstream).await,
+            Some(Protocol::Http2 | Protocol::Mesh) => true,
+        };
+        if http2 {
+            // Boxed: a future of another size than what most connections need.
+            Box::pin(from_h2::serve(shard, downstream)).await;
+        } else {
+            shard.buffers.give(std::mem::take(&mut downstream.input));
+        }
+    }
+}
+
+/// The handshake, where there is to be one; what is spoken from here, `None` when the connection is over.
+async fn begin(shard: &Rc<Shard>, downstream: &mut Downstream) -> Option<Protocol> {
+    if let Some(mode) = handshake::mode(shard, &downstream.listener) {
+        // Boxed: once per connection, and large.
+        if !Box::pin(handshake::with_caller(shard, downstream, mode)).await {
+            return None;
+        }
+    }
+    Some(Protocol::of(&downstream.connection))
+}
+
+/// Serves requests one after the other; whether HTTP/2 turned out to be spoken in their place.
+async fn serve_http1(shard: &Rc<Shard>, downstream: &mut Downstream) -> bool {
     let mut first = true;
     loop {
-        let fate = match downstream.next(&shard, std::mem::take(&mut first)).await {
+        let fate = match downstream.next(shard, std::mem::take(&mut first)).await {
             Next::Nothing => Fate::Close,
-            Next::Http2 => {
-                let Downstream { connection, input, peer, listener, .. } = downstream;
-                // Boxed: a future of another size than what most connections need.
-                Box::pin(from_h2::serve(shard, connection, input, Caller { peer, listener })).await;
-                return;
-            }
-            Next::Refused(failure, started) => refuse(&shard, &mut downstream, failure, started).await,
-            Next::Request(mut asked) => exchange(&shard, &mut downstream, &mut asked).await,
+            Next::Http2 => return true,
+            Next::Refused(failure, started) => refuse(shard, downstream, failure, started).await,
+            Next::Request(mut asked) => exchange(shard, downstream, &mut asked).await,
         };
         match fate {
             Fate::Again => {}
-            Fate::Close if !downstream.connection.has_unread() => break,
+            Fate::Close if !downstream.connection.has_unread() => return false,
             Fate::Close | Fate::Linger => {
-                downstream.linger(&shard).await;
-                break;
+                downstream.linger(shard).await;
+                return false;
             }
             Fate::Reset => {
                 downstream.connection.reset();
-                break;
+                return false;
             }
         }
     }
-    shard.buffers.give(std::mem::take(&mut downstream.input));
 }
 
 /// What becomes of the downstream connection after an exchange.
@@ -432,6 +461,7 @@ fn cause(fault: Fault) -> Cause {
         Fault::Timeout => Cause::Timeout,
         Fault::Closed | Fault::Cancelled => Cause::Closed,
         Fault::Reset | Fault::Unsent => Cause::Reset,
+        Fault::Alert => Cause::HandshakeRefused,
         Fault::Refused => Cause::Refused,
         Fault::Unreachable => Cause::Unreachable,
         Fault::Exhausted => Cause::Overloaded,

@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crossbeam::atomic::AtomicCell;
 use crossbeam::queue::ArrayQueue;
 
+use crate::failure::Failure;
 use crate::snapshot::Snapshot;
 use crate::telemetry::Interval;
 
@@ -68,6 +69,8 @@ pub enum Notice {
     Runtime { used: Option<&'static str>, refused: String, cost: &'static str },
     /// Accepting failed (out of file descriptors, for instance).
     Accept { listener: Arc<str>, error: String },
+    /// A TLS handshake failed: with whom (address, and listener or service), and in whose words why.
+    Handshake { failure: Failure, peer: String, words: String },
     /// An order could not be carried out.
     Failed { what: String },
 }

@@ -11,11 +11,12 @@ use super::buffers::Buffers;
 use super::clock::{Clock, ns};
 use super::link::{Link, Notice};
 use super::watched::Watch;
+use crate::failure::Failure;
 use crate::io::timed::Deadlines;
 use crate::snapshot::Snapshot;
 use crate::telemetry::access::AccessLog;
 use crate::telemetry::recorder::{NO_SERVICE_SLOT, Recorder};
-use crate::telemetry::{FLOODS, ShardTotals};
+use crate::telemetry::{CONNECTION_FAILURES_MAX, FLOODS, ShardTotals};
 use crate::upstream::pool::Tally;
 use crate::upstream::service::Service;
 
@@ -40,6 +41,8 @@ pub struct Shard {
     /// What the shard counts of itself.
     pub totals: Totals,
     pub(super) stall_threshold_ns: u64,
+    /// When control was last told of each kind of failed handshake.
+    told: RefCell<Vec<(Failure, u64)>>,
     /// How many shards share the limits that are per proxy.
     shards: u32,
     rng: RefCell<fastrand::Rng>,
@@ -70,6 +73,10 @@ pub struct Totals {
     pub downstream_accepted: Cell<u64>,
     /// Those over the limit.
     pub downstream_refused: Cell<u64>,
+    /// TLS handshakes with callers in progress.
+    pub handshakes_open: Cell<u64>,
+    /// TLS handshakes that succeeded, with callers and with services.
+    pub tls_handshakes: Cell<u64>,
     /// Exchanges in progress.
     pub exchanges_open: Cell<u64>,
     /// Exchanges replayed on another connection.
@@ -102,6 +109,7 @@ impl Shard {
             tally: Rc::default(),
             watch: Watch::default(),
             totals: Totals::default(),
+            told: RefCell::default(),
             stall_threshold_ns: ns(stall_threshold),
             shards: shards.max(1).into(),
             rng: RefCell::new(fastrand::Rng::new()),
@@ -171,6 +179,46 @@ impl Shard {
         self.totals.downstream_open.get() < share.into()
     }
 
+    /// Whether one more handshake with a caller may begin: this shard's share of `handshakes_max`.
+    pub fn has_room_for_handshake(&self) -> bool {
+        let share = self.view.borrow().snapshot.limits.handshakes_max.div_ceil(self.shards);
+        self.totals.handshakes_open.get() < share.into()
+    }
+
+    /// Counts a connection that failed before there was an exchange, and tells control, once a second for each cause.
+    /// `words` are for the log.
+    pub(crate) fn connection_failed(
+        &self,
+        failure: Failure,
+        peer: impl std::fmt::Display,
+        words: impl std::fmt::Display,
+    ) {
+        self.recorder.borrow_mut().connection_failed(failure);
+        self.tell_handshake(failure, peer, words);
+    }
+
+    /// Tells control of a handshake that failed, once a second for each failure.
+    pub(crate) fn tell_handshake(
+        &self,
+        failure: Failure,
+        peer: impl std::fmt::Display,
+        words: impl std::fmt::Display,
+    ) {
+        const PACE_NS: u64 = 1_000_000_000;
+        let now = self.clock.now();
+        {
+            let mut told = self.told.borrow_mut();
+            let kinds = told.len();
+            match told.iter_mut().find(|(f, _)| *f == failure) {
+                Some((_, at)) if now < *at + PACE_NS => return,
+                Some((_, at)) => *at = now,
+                None if kinds < CONNECTION_FAILURES_MAX => told.push((failure, now)),
+                None => return,
+            }
+        }
+        self.notice(Notice::Handshake { failure, peer: peer.to_string(), words: words.to_string() });
+    }
+
     /// Whether the proxy is draining: every response is the last on its connection.
     pub fn is_draining(&self) -> bool {
         self.draining.get()
@@ -229,6 +277,7 @@ impl Shard {
             downstream_open: totals.downstream_open.get(),
             downstream_accepted: totals.downstream_accepted.get(),
             downstream_refused: totals.downstream_refused.get(),
+            tls_handshakes: totals.tls_handshakes.get(),
             exchanges_open: totals.exchanges_open.get(),
             upstream_open: self.tally.open.get(),
             upstream_idle: self.tally.idle.get(),

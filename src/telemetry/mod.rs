@@ -24,14 +24,21 @@ pub const NO_SERVICE: &str = "(none)";
 /// Kinds of HTTP/2 floods, as [`ShardTotals::floods`] counts them: frames of which a peer sent far more than it can need.
 pub const FLOODS: [&str; 8] =
     ["ping", "settings", "priority", "reset", "continuation", "empty_data", "window_update", "unknown_frame"];
+/// Kinds of failures of connections told apart per interval, and by control.
+pub const CONNECTION_FAILURES_MAX: usize = 64;
 
 /// What one shard saw since the last interval that it could hand over (one second, unless control was late).
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Interval {
     /// Which shard.
     pub shard: u16,
     /// Per service with at least one exchange in the interval.
     pub services: Vec<ServiceInterval>,
+    /// Connections that failed before there was an exchange (their handshake, as a rule), by failure; at most
+    /// [`CONNECTION_FAILURES_MAX`].
+    pub connection_failures: Vec<(Failure, u64)>,
+    /// Those of further kinds.
+    pub connection_failures_other: u64,
     /// State and totals of the shard at the end of the interval.
     pub shard_totals: ShardTotals,
 }
@@ -156,6 +163,8 @@ pub struct ShardTotals {
     pub downstream_accepted: u64,
     /// Downstream connections refused because `connections_max` was reached.
     pub downstream_refused: u64,
+    /// TLS handshakes that succeeded, with callers and with services.
+    pub tls_handshakes: u64,
     /// Exchanges in progress (gauge).
     pub exchanges_open: u64,
     /// Open upstream connections, idle ones included (gauge).

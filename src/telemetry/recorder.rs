@@ -8,7 +8,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::{
-    Interval, NO_SERVICE, OVERFLOW_SERVICE, SERVICES_MAX, ServiceCounts, ServiceInterval, ShardTotals,
+    CONNECTION_FAILURES_MAX, Interval, NO_SERVICE, OVERFLOW_SERVICE, SERVICES_MAX, ServiceCounts,
+    ServiceInterval, ShardTotals,
 };
 use crate::failure::Failure;
 use crate::shard::link::Link;
@@ -25,6 +26,9 @@ pub struct Recorder {
     #[expect(clippy::vec_box, reason = "they travel boxed")]
     envelopes: Vec<Box<Interval>>,
     intervals_merged: u64,
+    /// As in [`Interval`].
+    connection_failures: Vec<(Failure, u64)>,
+    connection_failures_other: u64,
 }
 
 /// One ended exchange.
@@ -69,6 +73,8 @@ impl Recorder {
             spare: Vec::new(),
             envelopes: Vec::new(),
             intervals_merged: 0,
+            connection_failures: Vec::new(),
+            connection_failures_other: 0,
         }
     }
 
@@ -118,6 +124,16 @@ impl Recorder {
         counts.own.saturating_record(ended.own_ns);
     }
 
+    /// Counts a connection that failed before there was an exchange.
+    pub fn connection_failed(&mut self, failure: Failure) {
+        let kinds = self.connection_failures.len();
+        match self.connection_failures.iter_mut().find(|(f, _)| *f == failure) {
+            Some((_, n)) => *n += 1,
+            None if kinds < CONNECTION_FAILURES_MAX => self.connection_failures.push((failure, 1)),
+            None => self.connection_failures_other += 1,
+        }
+    }
+
     /// Hands the interval over, if control has taken the ones before.
     pub fn hand_over(&mut self, link: &Link, mut totals: ShardTotals) {
         while let Some(mut envelope) = link.spent.pop() {
@@ -129,14 +145,15 @@ impl Recorder {
             return;
         }
         totals.intervals_merged = self.intervals_merged;
-        let mut interval = self.envelopes.pop().unwrap_or_else(|| {
-            Box::new(Interval {
-                shard: link.shard,
-                services: Vec::new(),
-                shard_totals: ShardTotals::default(),
-            })
-        });
+        let mut interval = self
+            .envelopes
+            .pop()
+            .unwrap_or_else(|| Box::new(Interval { shard: link.shard, ..Interval::default() }));
         interval.shard_totals = totals;
+        // The emptied one comes back for the next interval.
+        std::mem::swap(&mut interval.connection_failures, &mut self.connection_failures);
+        self.connection_failures.clear();
+        interval.connection_failures_other = std::mem::take(&mut self.connection_failures_other);
         for (n, slot) in self.slots.iter_mut().enumerate() {
             if let Some(counts) = slot.counts.take() {
                 interval.services.push(ServiceInterval { service: Arc::clone(&slot.service), counts });

@@ -54,7 +54,12 @@ impl Service {
         balancer.carry_over(&old.balancer.borrow(), &places);
         let mut left: Vec<Option<&Rc<Pools>>> = old.pools.iter().map(Some).collect();
         let mut take = |place: usize| left.get_mut(place).and_then(Option::take).map(Rc::clone);
-        let pools = places.into_iter().map(|place| place.and_then(&mut take).unwrap_or_default()).collect();
+        // What was spoken in plain text yesterday, or to somebody else, is no connection for today.
+        let same = old.spec.tls == spec.tls && old.spec.protocol == spec.protocol;
+        let pools = places
+            .into_iter()
+            .map(|place| place.filter(|_| same).and_then(&mut take).unwrap_or_default())
+            .collect();
         for gone in left.into_iter().flatten() {
             gone.h1.close_idle();
             gone.h2.leave();

@@ -2,15 +2,24 @@
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::sync::Arc;
+
+use rustls::pki_types::ServerName;
+use rustls::{ClientConfig, ClientConnection, StreamOwned};
 
 use super::wire::{Kind, Message, Parse, parse, shown};
 use super::{End, GUARD};
 
 pub struct Client {
-    stream: TcpStream,
+    stream: Stream,
     /// What has come and was not yet taken.
     input: Vec<u8>,
     end: Option<End>,
+}
+
+enum Stream {
+    Plain(TcpStream),
+    Tls(Box<StreamOwned<ClientConnection, TcpStream>>),
 }
 
 /// What came in place of a whole response.
@@ -28,14 +37,44 @@ impl Client {
         stream.set_nodelay(true).unwrap();
         stream.set_read_timeout(Some(GUARD)).unwrap();
         stream.set_write_timeout(Some(GUARD)).unwrap();
-        Self { stream, input: Vec::new(), end: None }
+        Self { stream: Stream::Plain(stream), input: Vec::new(), end: None }
+    }
+
+    /// Begins TLS on what was connected; the handshake is done with the first bytes that are sent.
+    pub fn tls(self, config: ClientConfig, name: &str) -> Self {
+        let Stream::Plain(stream) = self.stream else { panic!("encrypted already") };
+        let name = ServerName::try_from(name.to_owned()).unwrap();
+        let connection = ClientConnection::new(Arc::new(config), name).unwrap();
+        Self { stream: Stream::Tls(Box::new(StreamOwned::new(connection, stream))), ..self }
+    }
+
+    /// The client's state of TLS.
+    pub fn rustls(&mut self) -> &mut ClientConnection {
+        match &mut self.stream {
+            Stream::Tls(stream) => &mut stream.conn,
+            Stream::Plain(_) => panic!("not encrypted"),
+        }
+    }
+
+    /// The socket, past any encryption.
+    pub fn socket(&mut self) -> &mut TcpStream {
+        match &mut self.stream {
+            Stream::Plain(stream) => stream,
+            Stream::Tls(stream) => &mut stream.sock,
+        }
     }
 
     /// Sends bytes. That the proxy has closed meanwhile is seen by reading.
     pub fn send(&mut self, bytes: impl AsRef<[u8]>) -> &mut Self {
-        match self.stream.write_all(bytes.as_ref()) {
+        let sent = match &mut self.stream {
+            Stream::Plain(stream) => stream.write_all(bytes.as_ref()),
+            Stream::Tls(stream) => stream.write_all(bytes.as_ref()).and_then(|()| stream.flush()),
+        };
+        match sent {
             Ok(()) => {}
             Err(error) if matches!(error.kind(), ErrorKind::BrokenPipe | ErrorKind::ConnectionReset) => {}
+            // Also that it refused the handshake.
+            Err(error) if matches!(error.kind(), ErrorKind::InvalidData | ErrorKind::UnexpectedEof) => {}
             Err(error) => panic!("sending: {error}"),
         }
         self
@@ -51,13 +90,17 @@ impl Client {
 
     /// Sends no more.
     pub fn finish(&mut self) -> &mut Self {
-        let _ = self.stream.shutdown(Shutdown::Write);
+        if let Stream::Tls(stream) = &mut self.stream {
+            stream.conn.send_close_notify();
+            let _ = stream.flush();
+        }
+        let _ = self.socket().shutdown(Shutdown::Write);
         self
     }
 
     /// Resets the connection.
-    pub fn reset(self) {
-        socket2::SockRef::from(&self.stream).set_linger(Some(std::time::Duration::ZERO)).unwrap();
+    pub fn reset(mut self) {
+        socket2::SockRef::from(&*self.socket()).set_linger(Some(std::time::Duration::ZERO)).unwrap();
     }
 
     /// The response to a request that was not HEAD, whole.
@@ -134,10 +177,16 @@ impl Client {
 
     fn more(&mut self) {
         let mut buffer = vec![0; 64 * 1024];
-        match self.stream.read(&mut buffer) {
+        let read = match &mut self.stream {
+            Stream::Plain(stream) => stream.read(&mut buffer),
+            Stream::Tls(stream) => stream.read(&mut buffer),
+        };
+        match read {
             Ok(0) => self.end = Some(End::Fin),
             Ok(n) => self.input.extend_from_slice(&buffer[..n]),
             Err(error) if error.kind() == ErrorKind::ConnectionReset => self.end = Some(End::Reset),
+            Err(error) if error.kind() == ErrorKind::UnexpectedEof => self.end = Some(End::Cut),
+            Err(error) if error.kind() == ErrorKind::InvalidData => self.end = Some(End::Tls),
             Err(error) => panic!("receiving: {error}; so far: {}", shown(&self.input)),
         }
     }

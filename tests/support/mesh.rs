@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use ringmesh::config;
 use ringmesh::shard::link::{Link, Notice, Order};
 use ringmesh::shard::{Plan, spawn};
+use ringmesh::snapshot::Snapshot;
 use ringmesh::telemetry::ShardTotals;
 
 use super::GUARD;
@@ -25,7 +26,11 @@ pub struct Config {
     services: Vec<Service>,
     /// Routes, when not simply all to the first service.
     routes: String,
+    /// What keys do not say.
+    change: Option<Change>,
 }
+
+type Change = Arc<dyn Fn(&mut Snapshot) + Send + Sync>;
 
 #[derive(Clone)]
 struct Service {
@@ -49,6 +54,10 @@ pub struct Mesh {
 pub struct Seen {
     /// Exchanges that ended badly, by `stage.side.cause`.
     pub failures: BTreeMap<String, u64>,
+    /// Connections that failed before there was an exchange, by `stage.side.cause`.
+    pub connection_failures: BTreeMap<String, u64>,
+    /// What was told of handshakes: failure, peer and words.
+    pub handshakes: Vec<(String, String)>,
     /// Exchanges by status class.
     pub by_class: [u64; 6],
     /// Totals at the end.
@@ -101,6 +110,12 @@ impl Config {
     /// Whole `[[route]]` tables in place of the one to the first service.
     pub fn routes(mut self, tables: &str) -> Self {
         self.routes = tables.to_owned();
+        self
+    }
+
+    /// Changes what the keys make.
+    pub fn change(mut self, change: impl Fn(&mut Snapshot) + Send + Sync + 'static) -> Self {
+        self.change = Some(Arc::new(change));
         self
     }
 
@@ -206,6 +221,11 @@ impl Mesh {
                 Arc::make_mut(service).protocol = ringmesh::upstream::spec::Protocol::Http2;
             }
         }
+        // It is found by its name when a connection comes.
+        snapshot.listeners[0].name = "inbound".into();
+        if let Some(change) = &config.change {
+            change(&mut snapshot);
+        }
         self.link.publish(Arc::new(snapshot));
     }
 
@@ -238,6 +258,9 @@ impl Seen {
     fn take(&mut self, link: &Link) {
         while let Some(interval) = link.intervals.pop() {
             self.totals = interval.shard_totals;
+            for (failure, count) in &interval.connection_failures {
+                *self.connection_failures.entry(failure.to_string()).or_default() += count;
+            }
             for service in &interval.services {
                 for (failure, count) in &service.counts.failures {
                     *self.failures.entry(failure.to_string()).or_default() += count;
@@ -248,8 +271,12 @@ impl Seen {
             }
         }
         while let Some(notice) = link.notices.pop() {
-            if let Notice::Panic { cause } = notice {
-                self.panics.push(cause);
+            match notice {
+                Notice::Panic { cause } => self.panics.push(cause),
+                Notice::Handshake { failure, words, .. } => {
+                    self.handshakes.push((failure.to_string(), words));
+                }
+                _ => {}
             }
         }
     }

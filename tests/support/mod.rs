@@ -5,6 +5,7 @@
 #![allow(dead_code, reason = "each test binary uses a part of it")]
 #![allow(unreachable_pub, reason = "a module of test binaries, which export nothing")]
 
+pub mod authority;
 pub mod client;
 pub mod folder;
 pub mod http2;
@@ -79,4 +80,8 @@ pub enum End {
     Fin,
     /// The peer reset the connection.
     Reset,
+    /// The peer closed its side of an encrypted connection without saying so.
+    Cut,
+    /// TLS failed: the peer sent an alert, for instance.
+    Tls,
 }

@@ -9,6 +9,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use rustls::{ServerConfig, ServerConnection, StreamOwned};
+
 use super::wire::{Kind, Message, Parse, parse, parse_all, shown};
 use super::{End, GUARD, Gate, Watched};
 
@@ -47,6 +49,7 @@ pub struct Visit {
 
 enum Stream {
     Tcp(TcpStream),
+    Tls(Box<StreamOwned<ServerConnection, TcpStream>>),
     Unix(UnixStream),
 }
 
@@ -66,6 +69,20 @@ impl Origin {
     pub fn on(listener: TcpListener, script: impl Fn(&mut Visit) + Send + Sync + 'static) -> Self {
         let address = listener.local_addr().unwrap();
         let accept = move || listener.accept().map(|(stream, _)| Stream::Tcp(stream));
+        Self::run(address.to_string(), Wake::Tcp(address), accept, script)
+    }
+
+    /// As [`Origin::scripted`], by TLS.
+    pub fn tls(config: ServerConfig, script: impl Fn(&mut Visit) + Send + Sync + 'static) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let config = Arc::new(config);
+        let accept = move || {
+            listener.accept().map(|(stream, _)| {
+                let connection = ServerConnection::new(Arc::clone(&config)).unwrap();
+                Stream::Tls(Box::new(StreamOwned::new(connection, stream)))
+            })
+        };
         Self::run(address.to_string(), Wake::Tcp(address), accept, script)
     }
 
@@ -203,8 +220,14 @@ impl Visit {
         if let Stream::Tcp(stream) = &stream {
             stream.set_nodelay(true).unwrap();
         }
+        if let Stream::Tls(stream) = &stream {
+            stream.sock.set_nodelay(true).unwrap();
+        }
         let timeout = Some(GUARD);
         match &stream {
+            Stream::Tls(s) => {
+                s.sock.set_read_timeout(timeout).and_then(|()| s.sock.set_write_timeout(timeout))
+            }
             Stream::Tcp(s) => s.set_read_timeout(timeout).and_then(|()| s.set_write_timeout(timeout)),
             Stream::Unix(s) => s.set_read_timeout(timeout).and_then(|()| s.set_write_timeout(timeout)),
         }
@@ -216,6 +239,7 @@ impl Visit {
     pub fn waits_for(&mut self, idle: Duration) {
         self.impatient = true;
         match &self.stream {
+            Stream::Tls(stream) => stream.sock.set_read_timeout(Some(idle)),
             Stream::Tcp(stream) => stream.set_read_timeout(Some(idle)),
             Stream::Unix(stream) => stream.set_read_timeout(Some(idle)),
         }
@@ -281,6 +305,7 @@ impl Visit {
     /// Sends bytes; whether the proxy took them.
     pub fn send(&mut self, bytes: impl AsRef<[u8]>) -> bool {
         match &mut self.stream {
+            Stream::Tls(stream) => stream.write_all(bytes.as_ref()).and_then(|()| stream.flush()),
             Stream::Tcp(stream) => stream.write_all(bytes.as_ref()),
             Stream::Unix(stream) => stream.write_all(bytes.as_ref()),
         }
@@ -290,9 +315,26 @@ impl Visit {
     /// Sends no more.
     pub fn finish(&self) {
         let _ = match &self.stream {
+            Stream::Tls(stream) => stream.sock.shutdown(Shutdown::Write),
             Stream::Tcp(stream) => stream.shutdown(Shutdown::Write),
             Stream::Unix(stream) => stream.shutdown(Shutdown::Write),
         };
+    }
+
+    /// Says by TLS that nothing more will be sent.
+    pub fn close_notify(&mut self) {
+        if let Stream::Tls(stream) = &mut self.stream {
+            stream.conn.send_close_notify();
+            let _ = stream.flush();
+        }
+    }
+
+    /// The state of TLS.
+    pub fn rustls(&mut self) -> &mut ServerConnection {
+        match &mut self.stream {
+            Stream::Tls(stream) => &mut stream.conn,
+            _ => panic!("not encrypted"),
+        }
     }
 
     /// Makes the end of the script a reset.
@@ -305,6 +347,7 @@ impl Visit {
     fn more(&mut self) {
         let mut buffer = vec![0; 64 * 1024];
         let read = match &mut self.stream {
+            Stream::Tls(stream) => stream.read(&mut buffer),
             Stream::Tcp(stream) => stream.read(&mut buffer),
             Stream::Unix(stream) => stream.read(&mut buffer),
         };

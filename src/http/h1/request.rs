@@ -82,8 +82,17 @@ pub struct Forwarding<'s> {
     pub forwarded: ForwardedFields,
     /// Who sent the request.
     pub peer: SocketAddr,
+    /// Whether it came encrypted.
+    pub encrypted: bool,
     /// The Host for a request without one (HTTP/1.0).
     pub default_host: &'s str,
+}
+
+impl Forwarding<'_> {
+    /// The line that says by which scheme the request came.
+    pub fn proto_line(&self) -> &'static [u8] {
+        if self.encrypted { b"x-forwarded-proto: https\r\n" } else { b"x-forwarded-proto: http\r\n" }
+    }
 }
 
 /// Reads a request head from the front of `buffer` and calls `then` with it.
@@ -375,7 +384,7 @@ impl<'b> Request<'b> {
             write_ip(forwarding.peer, out);
             out.extend_from_slice(b"\r\n");
             if !has_proto {
-                out.extend_from_slice(b"x-forwarded-proto: http\r\n");
+                out.extend_from_slice(forwarding.proto_line());
             }
         }
         if let Some(via) = forwarding.via {

@@ -11,6 +11,7 @@ const PLAIN: Forwarding<'static> = Forwarding {
     via: None,
     forwarded: ForwardedFields::Keep,
     peer: SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 7)), 5000),
+    encrypted: false,
     default_host: "app",
 };
 
@@ -184,6 +185,8 @@ fn forwarded_fields_are_kept_appended_to_or_replaced() {
     let peer = "[2001:db8::1]:80".parse().unwrap();
     let forwarding = Forwarding { forwarded: ForwardedFields::Append, peer, ..PLAIN };
     assert_eq!(fields("", &forwarding), "x-forwarded-for: 2001:db8::1\r\nx-forwarded-proto: http\r\n");
+    let forwarding = Forwarding { encrypted: true, ..forwarding };
+    assert_eq!(fields("", &forwarding), "x-forwarded-for: 2001:db8::1\r\nx-forwarded-proto: https\r\n");
 }
 
 #[test]

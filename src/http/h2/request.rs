@@ -381,7 +381,7 @@ fn add_forwarded(headers: &mut HeaderMap, mut list: Vec<u8>, forwarding: &Forwar
         headers.insert(FOR, value);
     }
     if !headers.contains_key(PROTO) {
-        headers.insert(PROTO, HeaderValue::from_static("http"));
+        headers.insert(PROTO, HeaderValue::from_static(if forwarding.encrypted { "https" } else { "http" }));
     }
 }
 
@@ -403,7 +403,7 @@ fn write_added(
         h1::write_ip(forwarding.peer, out);
         out.extend_from_slice(b"\r\n");
         if !has_proto {
-            out.extend_from_slice(b"x-forwarded-proto: http\r\n");
+            out.extend_from_slice(forwarding.proto_line());
         }
     }
     if let Some(via) = forwarding.via {

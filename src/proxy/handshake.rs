@@ -1,0 +1,195 @@
+//! TLS handshakes: with a caller before its first request, with a service before the first to it.
+//!
+//! Which of TLS and plain text a caller speaks is told by its first octet. Credentials are those of the newest snapshot;
+//! a connection keeps what it began with. A handshake with a caller that fails is no exchange: it is counted and logged
+//! as a connection that failed. One with a service is a failure of the exchange that wanted it.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::rc::Rc;
+use std::time::Duration;
+
+use rustls::pki_types::ServerName;
+
+use super::{cause, tell};
+use crate::downstream::Downstream;
+use crate::failure::{Cause, Failure, Stage};
+use crate::http::respond::Told;
+use crate::identity::{self, Credentials, IdMatch, Peer};
+use crate::io::Connection;
+use crate::io::tls::{Tls, TlsFault};
+use crate::shard::Shard;
+use crate::snapshot::ListenerTls;
+use crate::upstream::spec::{self, Address};
+
+/// The first octet of every handshake (RFC 8446 §5.1), and of nothing that HTTP/1.1 begins with.
+const HANDSHAKE_RECORD: u8 = 0x16;
+
+/// How callers of a listener come; `None` where all speak plain text.
+pub(super) fn mode(shard: &Shard, listener: &str) -> Option<ListenerTls> {
+    let view = shard.view();
+    let listener = view.snapshot.listeners.iter().find(|l| *l.name == *listener)?;
+    (listener.tls != ListenerTls::Off).then(|| listener.tls.clone())
+}
+
+/// Waits for the caller to begin and does the handshake if there is to be one; whether requests may follow.
+pub(super) async fn with_caller(shard: &Rc<Shard>, downstream: &mut Downstream, mode: ListenerTls) -> bool {
+    let view = shard.view();
+    let timeouts = &view.snapshot.timeouts;
+    let patience = match mode {
+        // Whoever speaks plain text may take its time.
+        ListenerTls::Off | ListenerTls::Permissive => timeouts.idle,
+        ListenerTls::Strict | ListenerTls::Terminate(_) => timeouts.handshake,
+    };
+    if !downstream.first_bytes(shard, patience).await {
+        return false;
+    }
+    let failed = |failure, words: &dyn std::fmt::Display| {
+        let peer = format_args!("{} at {}", downstream.peer, downstream.listener);
+        shard.connection_failed(failure, peer, words);
+    };
+    if downstream.input.first() != Some(&HANDSHAKE_RECORD) {
+        if matches!(mode, ListenerTls::Off | ListenerTls::Permissive) {
+            return true;
+        }
+        let failure = Failure::downstream(Stage::Handshake, Cause::TlsRequired);
+        failed(failure, &"plain text where TLS is required");
+        refuse_plain(shard, downstream, failure).await;
+        return false;
+    }
+    // The newest credentials: it may have been long since the view was taken.
+    let view = shard.view();
+    let (config, mutual) = match mode {
+        ListenerTls::Terminate(termination) => (Some(termination.server), false),
+        ListenerTls::Off | ListenerTls::Permissive | ListenerTls::Strict => {
+            (view.snapshot.identity.as_ref().map(|own| std::sync::Arc::clone(&own.server)), true)
+        }
+    };
+    let Some(config) = config else {
+        let failure = Failure::local(Stage::Handshake, Cause::IdentityMissing);
+        failed(failure, &"this proxy has no certificate (yet)");
+        return false;
+    };
+    if !shard.has_room_for_handshake() {
+        let failure = Failure::local(Stage::Handshake, Cause::Overloaded);
+        failed(failure, &"limits.handshakes_max is reached");
+        return false;
+    }
+    let open = Handshaking::count(shard);
+    let deadline = shard.clock.after(view.snapshot.timeouts.handshake);
+    let done = downstream.connection.accept_tls(config, &downstream.input, deadline).await;
+    drop(open);
+    downstream.input.clear();
+    let peer = match done {
+        Err(fault) => Err((why(&fault), fault.to_string())),
+        Ok(()) if mutual => verified(downstream.connection.tls()).map(Some),
+        Ok(()) => Ok(None),
+    };
+    match peer {
+        Ok(peer) => {
+            shard.totals.tls_handshakes.set(shard.totals.tls_handshakes.get() + 1);
+            downstream.identity = peer.map(Rc::new);
+            true
+        }
+        Err((cause, words)) => {
+            let peer = format_args!("{} at {}", downstream.peer, downstream.listener);
+            shard.connection_failed(Failure::downstream(Stage::Handshake, cause), peer, words);
+            // So that the caller reads the alert and not that it was reset.
+            downstream.linger(shard).await;
+            false
+        }
+    }
+}
+
+/// Opens a connection to an endpoint, with the handshake that the service wants, all within `timeout`.
+///
+/// # Errors
+/// The failure; nothing of a request was sent. Those on the side of this proxy are the same for all endpoints.
+pub(super) async fn with_service(
+    shard: &Rc<Shard>,
+    service: &spec::Service,
+    address: &Address,
+    timeout: Duration,
+) -> Result<Connection, Failure> {
+    let deadline = shard.clock.after(timeout);
+    let own = shard.view().snapshot.identity.clone();
+    let missing = Failure::local(Stage::Handshake, Cause::IdentityMissing);
+    let wanted = match &service.tls {
+        spec::Tls::Off => None,
+        spec::Tls::Mesh(ids) => {
+            let own = own.as_ref().ok_or(missing)?;
+            // Neither sent nor compared: who the peer is stands in its certificate.
+            let name = ServerName::IpAddress(IpAddr::V4(Ipv4Addr::UNSPECIFIED).into());
+            Some((std::sync::Arc::clone(&own.client), name, Some((own, ids))))
+        }
+        spec::Tls::Edge(edge) => Some((std::sync::Arc::clone(&edge.client), edge.server_name.clone(), None)),
+    };
+    let mut connection = Connection::connect(address, timeout, &shard.deadlines)
+        .await
+        .map_err(|fault| Failure::upstream(Stage::Connect, cause(fault)))?;
+    let Some((config, name, expected)) = wanted else { return Ok(connection) };
+    let failed = |cause, words: &dyn std::fmt::Display| {
+        let failure = Failure::upstream(Stage::Handshake, cause);
+        shard.tell_handshake(failure, format_args!("{address} of service {}", service.name), words);
+        failure
+    };
+    connection.connect_tls(config, name, deadline).await.map_err(|fault| failed(why(&fault), &fault))?;
+    if let Some((own, ids)) = expected {
+        let peer = verified(connection.tls()).map_err(|(cause, words)| failed(cause, &words))?;
+        if !is_expected(&peer, ids, own) {
+            return Err(failed(Cause::WrongIdentity, &format_args!("it is {}", peer.id)));
+        }
+    }
+    shard.totals.tls_handshakes.set(shard.totals.tls_handshakes.get() + 1);
+    Ok(connection)
+}
+
+/// Answers a caller that speaks plain text where it may not: whoever tries it with curl shall see why.
+async fn refuse_plain(shard: &Rc<Shard>, downstream: &mut Downstream, failure: Failure) {
+    let told = Told {
+        service: None,
+        failure_field: shard.view().snapshot.forwarding.failure_header,
+        head: downstream.input.starts_with(b"HEAD "),
+        close: true,
+        http10: false,
+    };
+    tell(shard, downstream, Some(failure), told).await;
+    downstream.linger(shard).await;
+}
+
+/// Who a peer is whose certificate a handshake has verified.
+fn verified(tls: Option<&Tls>) -> Result<Peer, (Cause, String)> {
+    let chain = tls.map(Tls::peer_certificates).unwrap_or_default();
+    identity::verify::peer(&chain)
+        .map_err(|cause| (cause, format!("the peer's certificate is refused: {}", cause.label())))
+}
+
+/// Whether a verified peer is one that the service may be.
+fn is_expected(peer: &Peer, ids: &[IdMatch], own: &Credentials) -> bool {
+    if ids.is_empty() {
+        return peer.id.trust_domain() == own.id.trust_domain();
+    }
+    ids.iter().any(|id| id.matches(&peer.id))
+}
+
+fn why(fault: &TlsFault) -> Cause {
+    match fault {
+        TlsFault::Io(fault) => cause(*fault),
+        TlsFault::Tls(error) => identity::handshake::cause(error),
+    }
+}
+
+/// Counts a handshake in progress until it is dropped.
+struct Handshaking<'s>(&'s Shard);
+
+impl<'s> Handshaking<'s> {
+    fn count(shard: &'s Shard) -> Self {
+        shard.totals.handshakes_open.set(shard.totals.handshakes_open.get() + 1);
+        Self(shard)
+    }
+}
+
+impl Drop for Handshaking<'_> {
+    fn drop(&mut self) {
+        self.0.totals.handshakes_open.set(self.0.totals.handshakes_open.get() - 1);
+    }
+}
