@@ -11,6 +11,10 @@ impl Fields for Lines<'_> {
     }
 }
 
+fn made(rules: Vec<Rule>, default: Verdict) -> Policy {
+    Policy::new(rules, default).unwrap()
+}
+
 fn text(text: &str) -> TextMatch {
     match text.strip_suffix('*') {
         Some("") => TextMatch::Any,
@@ -75,7 +79,7 @@ fn decide(
         path: path.as_bytes(),
         fields: &Lines(lines),
     };
-    let decision = policy.decide(&call);
+    let decision = policy.decide(&call, |_| {});
     let rule = decision.rule.map_or("", |id| &policy.rule(id).unwrap().name);
     (decision.verdict == Verdict::Allow, rule.to_owned())
 }
@@ -89,7 +93,7 @@ fn a_deny_wins_then_an_allow_then_the_default() {
     let allow = || paths(rule("allow", Action::Allow), &["/a*"]);
     let deny = || methods(rule("deny", Action::Deny), &["POST"]);
     for rules in [vec![allow(), deny()], vec![deny(), allow()]] {
-        let policy = Policy::new(rules, Verdict::Deny);
+        let policy = made(rules, Verdict::Deny);
         for (method, path, want) in [
             ("GET", "/a", (true, "allow")),
             ("POST", "/a", (false, "deny")),
@@ -99,8 +103,8 @@ fn a_deny_wins_then_an_allow_then_the_default() {
             assert_eq!(decide(&policy, None, method, path, &[]), (want.0, want.1.into()), "{method} {path}");
         }
     }
-    assert!(passes(&Policy::new(Vec::new(), Verdict::Allow), "/"));
-    assert!(!passes(&Policy::new(Vec::new(), Verdict::Deny), "/"));
+    assert!(passes(&made(Vec::new(), Verdict::Allow), "/"));
+    assert!(!passes(&made(Vec::new(), Verdict::Deny), "/"));
     assert!(passes(&Policy::default(), "/"), "who configures nothing changes nothing");
 }
 
@@ -112,7 +116,7 @@ fn every_condition_must_hold_and_one_value_of_each() {
     one.sources = vec!["127.0.0.0/8".parse().unwrap(), "::1/128".parse().unwrap()];
     one.ports = vec![1, 8080];
     one.listeners = vec!["other".into(), "inbound".into()];
-    let policy = Policy::new(vec![one], Verdict::Deny);
+    let policy = made(vec![one], Verdict::Deny);
     let fields = [("X-A", "1"), ("x-b", "23")];
     let peer = id("spiffe://b/c");
     assert!(decide(&policy, Some(&peer), "PUT", "/q/r", &fields).0);
@@ -140,19 +144,19 @@ fn every_condition_must_hold_and_one_value_of_each() {
     let fields = Lines(&fields);
     for caller in elsewhere {
         let call = Call { caller, method: b"PUT", path: b"/q", fields: &fields };
-        assert_eq!(policy.decide(&call).verdict, Verdict::Deny, "{caller:?}");
+        assert_eq!(policy.decide(&call, |_| {}).verdict, Verdict::Deny, "{caller:?}");
     }
     // An IPv4 caller on an IPv6 socket is what it is.
     let caller = Caller { source: "::ffff:127.0.0.1".parse().unwrap(), ..caller(Some(&peer)) };
     assert_eq!(
-        policy.decide(&Call { caller, method: b"PUT", path: b"/q", fields: &fields }).verdict,
+        policy.decide(&Call { caller, method: b"PUT", path: b"/q", fields: &fields }, |_| {}).verdict,
         Verdict::Allow
     );
 }
 
 #[test]
 fn who_proves_no_identity_meets_no_condition_on_it() {
-    let policy = Policy::new(vec![from(rule("r", Action::Allow), &["*"])], Verdict::Deny);
+    let policy = made(vec![from(rule("r", Action::Allow), &["*"])], Verdict::Deny);
     assert!(!decide(&policy, None, "GET", "/", &[]).0);
     assert!(decide(&policy, Some(&id("spiffe://any/one")), "GET", "/", &[]).0);
 }
@@ -160,7 +164,7 @@ fn who_proves_no_identity_meets_no_condition_on_it() {
 /// T-8: the right trust domain and the wrong account.
 #[test]
 fn t08_another_account_of_the_same_domain_is_not_the_one_allowed() {
-    let policy = Policy::new(
+    let policy = made(
         vec![from(rule("cart", Action::Allow), &["spiffe://mesh.local/ns/shop/sa/cart"])],
         Verdict::Deny,
     );
@@ -209,8 +213,8 @@ const AMBIGUOUS: [&str; 30] = [
 
 #[test]
 fn a_path_of_several_meanings_meets_every_deny_and_no_allow() {
-    let deny = Policy::new(vec![paths(rule("deny", Action::Deny), &["/admin", "/admin/*"])], Verdict::Allow);
-    let allow = Policy::new(vec![paths(rule("allow", Action::Allow), &["/public/*", "/*"])], Verdict::Deny);
+    let deny = made(vec![paths(rule("deny", Action::Deny), &["/admin", "/admin/*"])], Verdict::Allow);
+    let allow = made(vec![paths(rule("allow", Action::Allow), &["/public/*", "/*"])], Verdict::Deny);
     for path in AMBIGUOUS {
         assert!(ambiguity(path.as_bytes()).is_some(), "{path:?}");
         assert!(!passes(&deny, path), "{path:?}");
@@ -220,7 +224,7 @@ fn a_path_of_several_meanings_meets_every_deny_and_no_allow() {
                 || ambiguity(format!("/public{path}").as_bytes()).is_none()
         );
         let call = Call { caller: caller(None), method: b"GET", path: path.as_bytes(), fields: &Lines(&[]) };
-        assert!(deny.decide(&call).ambiguous_path, "{path:?}");
+        assert!(deny.decide(&call, |_| {}).ambiguous_path, "{path:?}");
     }
     for path in [
         "/",
@@ -240,22 +244,21 @@ fn a_path_of_several_meanings_meets_every_deny_and_no_allow() {
         assert_eq!(passes(&allow, path), path != "*", "{path:?}");
     }
     // Where no rule asks for paths, they do not matter.
-    let policy = Policy::new(vec![methods(rule("r", Action::Deny), &["PUT"])], Verdict::Allow);
+    let policy = made(vec![methods(rule("r", Action::Deny), &["PUT"])], Verdict::Allow);
     assert!(passes(&policy, "/a/../b") && passes(&policy, "/a%2fb"));
     // Nor for whom a rule does not mean.
-    let policy =
-        Policy::new(vec![methods(paths(rule("r", Action::Deny), &["/admin"]), &["PUT"])], Verdict::Allow);
+    let policy = made(vec![methods(paths(rule("r", Action::Deny), &["/admin"]), &["PUT"])], Verdict::Allow);
     assert!(passes(&policy, "/a/../b"));
     // An allow that does not ask for the path holds.
     let rules = vec![paths(rule("one", Action::Allow), &["/a"]), rule("all", Action::Allow)];
-    assert!(passes(&Policy::new(rules, Verdict::Deny), "/a/../b"));
+    assert!(passes(&made(rules, Verdict::Deny), "/a/../b"));
 }
 
 #[test]
 fn a_path_means_what_it_decodes_to() {
     let both = |path: &str, asked: &str| {
-        let deny = Policy::new(vec![paths(rule("r", Action::Deny), &[path])], Verdict::Allow);
-        let allow = Policy::new(vec![paths(rule("r", Action::Allow), &[path])], Verdict::Deny);
+        let deny = made(vec![paths(rule("r", Action::Deny), &[path])], Verdict::Allow);
+        let allow = made(vec![paths(rule("r", Action::Allow), &[path])], Verdict::Deny);
         (!passes(&deny, asked), passes(&allow, asked))
     };
     for (path, asked, denied, allowed) in [
@@ -286,8 +289,8 @@ fn a_path_means_what_it_decodes_to() {
 
 #[test]
 fn fields_that_come_twice_or_in_disguise_decide_nothing_in_the_callers_favour() {
-    let deny = Policy::new(vec![header(rule("r", Action::Deny), "x-role", "guest")], Verdict::Allow);
-    let allow = Policy::new(vec![header(rule("r", Action::Allow), "x-role", "admin")], Verdict::Deny);
+    let deny = made(vec![header(rule("r", Action::Deny), "x-role", "guest")], Verdict::Allow);
+    let allow = made(vec![header(rule("r", Action::Allow), "x-role", "admin")], Verdict::Deny);
     for (lines, denied, allowed) in [
         (&[("x-role", "guest")][..], true, false),
         (&[("X-Role", "admin")], false, true),
@@ -305,15 +308,15 @@ fn fields_that_come_twice_or_in_disguise_decide_nothing_in_the_callers_favour() 
         assert_eq!(!decide(&deny, None, "GET", "/", lines).0, denied, "{lines:?}");
         assert_eq!(decide(&allow, None, "GET", "/", lines).0, allowed, "{lines:?}");
     }
-    let present = Policy::new(vec![header(rule("r", Action::Deny), "x-debug", "*")], Verdict::Allow);
+    let present = made(vec![header(rule("r", Action::Deny), "x-debug", "*")], Verdict::Allow);
     assert!(!decide(&present, None, "GET", "/", &[("x-debug", "")]).0);
     assert!(decide(&present, None, "GET", "/", &[]).0);
 }
 
 #[test]
 fn a_method_is_allowed_as_it_is_written_and_denied_in_any_case() {
-    let deny = Policy::new(vec![methods(rule("r", Action::Deny), &["POST"])], Verdict::Allow);
-    let allow = Policy::new(vec![methods(rule("r", Action::Allow), &["POST"])], Verdict::Deny);
+    let deny = made(vec![methods(rule("r", Action::Deny), &["POST"])], Verdict::Allow);
+    let allow = made(vec![methods(rule("r", Action::Allow), &["POST"])], Verdict::Deny);
     for (method, denied, allowed) in [("POST", true, true), ("post", true, false), ("POSTS", false, false)] {
         assert_eq!(!decide(&deny, None, method, "/", &[]).0, denied, "{method}");
         assert_eq!(decide(&allow, None, method, "/", &[]).0, allowed, "{method}");
@@ -328,12 +331,14 @@ fn audit_rules_are_noted_whatever_is_decided() {
         paths(rule("other", Action::Audit), &["/x"]),
         from(rule("known", Action::Audit), &["spiffe://a/b"]),
     ];
-    let policy = Policy::new(rules, Verdict::Allow);
+    let policy = made(rules, Verdict::Allow);
     let audited = |peer: Option<&SpiffeId>, method: &str| {
         let call = Call { caller: caller(peer), method: method.as_bytes(), path: b"/", fields: &Lines(&[]) };
-        let decision = policy.decide(&call);
-        let names = decision.audited.iter().map(|id| policy.rule(*id).unwrap().name.to_string());
-        (decision.verdict, names.collect::<Vec<_>>())
+        let mut names = Vec::new();
+        let decision = policy.decide(&call, |id| names.push(policy.rule(id).unwrap().name.to_string()));
+        let first = decision.audited.iter().flatten().map(|id| policy.rule(*id).unwrap().name.to_string());
+        assert_eq!(first.collect::<Vec<_>>(), names);
+        (decision.verdict, names)
     };
     assert_eq!(audited(None, "GET"), (Verdict::Allow, vec!["first".into()]));
     assert_eq!(audited(None, "PUT"), (Verdict::Deny, vec!["first".into()]));
@@ -343,10 +348,29 @@ fn audit_rules_are_noted_whatever_is_decided() {
 }
 
 #[test]
+fn of_many_audits_the_first_four_are_told_and_all_are_counted() {
+    let policy = made((0..9).map(|n| rule(&n.to_string(), Action::Audit)).collect(), Verdict::Allow);
+    let call = Call { caller: caller(None), method: b"GET", path: b"/", fields: &Lines(&[]) };
+    let mut noted = 0;
+    let decision = policy.decide(&call, |_| noted += 1);
+    assert_eq!((noted, decision.audited.map(|id| id.unwrap().index())), (9, [0, 1, 2, 3]));
+    assert!(size_of::<Decision>() <= 12, "there is one in every connection's future");
+}
+
+#[test]
+fn there_are_at_most_a_thousand_rules() {
+    let of = |count| Policy::new(vec![rule("r", Action::Deny); count], Verdict::Allow);
+    assert_eq!(of(Policy::RULES_MAX + 1), Err(TooManyRules));
+    let policy = of(Policy::RULES_MAX).unwrap();
+    assert!(RuleId::at(Policy::RULES_MAX - 1).is_some_and(|last| policy.rule(last).is_some()));
+    assert!(!passes(&policy, "/"));
+}
+
+#[test]
 fn a_connection_is_decided_when_no_request_can_change_it() {
     let peer = id("spiffe://a/b");
     let on = |rules: Vec<Rule>, default| {
-        let decided = Policy::new(rules, default).decide_connection(&caller(Some(&peer)));
+        let decided = made(rules, default).decide_connection(&caller(Some(&peer)));
         decided.map(|decision| decision.verdict)
     };
     use Action::{Allow, Audit, Deny};
@@ -504,7 +528,7 @@ fn the_index_decides_as_a_model_that_asks_every_rule() {
     for _ in 0..cases {
         let rules: Vec<Rule> = (0..rng.usize(0..12)).map(|n| random_rule(&mut rng, n)).collect();
         let default = if rng.bool() { Verdict::Allow } else { Verdict::Deny };
-        let policy = Policy::new(rules.clone(), default);
+        let policy = made(rules.clone(), default);
         for _ in 0..8 {
             let peer = (rng.u8(..4) > 0).then(|| id(pick(&mut rng, &IDS)));
             let caller = Caller {
@@ -519,13 +543,13 @@ fn the_index_decides_as_a_model_that_asks_every_rule() {
             let (method, path) = (pick(&mut rng, &METHODS), pick(&mut rng, &PATHS));
             let call =
                 Call { caller, method: method.as_bytes(), path: path.as_bytes(), fields: &Lines(&lines) };
-            let decision = policy.decide(&call);
+            let mut noted = Vec::new();
+            let decision = policy.decide(&call, |id| noted.push(id.index()));
             let asked = model::Asked { caller, method, path, lines: &lines };
             let (verdict, rule, mut audited) = model::decide(&rules, default, &asked);
-            let mut noted: Vec<usize> = decision.audited.iter().map(|id| id.0 as usize).collect();
             noted.sort_unstable();
             audited.sort_unstable();
-            let rule_told = decision.rule.map(|id| id.0 as usize);
+            let rule_told = decision.rule.map(RuleId::index);
             assert_eq!(
                 (decision.verdict, rule_told, &noted),
                 (verdict, rule, &audited),
@@ -563,21 +587,21 @@ fn pick<T: Copy>(rng: &mut fastrand::Rng, from: &[T]) -> T {
 }
 
 fn random_rule(rng: &mut fastrand::Rng, n: usize) -> Rule {
-    let mut made =
+    let mut random =
         rule(&format!("rule-{n}"), pick(rng, &[Action::Allow, Action::Deny, Action::Audit, Action::Allow]));
     let some = |rng: &mut fastrand::Rng| if rng.u8(..3) == 0 { rng.usize(1..4) } else { 0 };
-    made.listeners = (0..some(rng)).map(|_| Arc::from(pick(rng, &LISTENERS[..2]))).collect();
+    random.listeners = (0..some(rng)).map(|_| Arc::from(pick(rng, &LISTENERS[..2]))).collect();
     let ids = [&IDS[..], &["spiffe://a/*", "spiffe://a/y/*", "*"]].concat();
-    made.from = (0..some(rng)).map(|_| IdMatch::parse(pick(rng, &ids)).unwrap()).collect();
-    made.sources =
+    random.from = (0..some(rng)).map(|_| IdMatch::parse(pick(rng, &ids)).unwrap()).collect();
+    random.sources =
         (0..some(rng)).map(|_| pick(rng, &["127.0.0.0/8", "10.1.0.0/16", "::/0"]).parse().unwrap()).collect();
-    made.ports = (0..some(rng)).map(|_| pick(rng, &PORTS)).collect();
-    made.methods = (0..some(rng)).map(|_| Box::from(pick(rng, &["GET", "POST"]))).collect();
-    made.paths = (0..some(rng))
+    random.ports = (0..some(rng)).map(|_| pick(rng, &PORTS)).collect();
+    random.methods = (0..some(rng)).map(|_| Box::from(pick(rng, &["GET", "POST"]))).collect();
+    random.paths = (0..some(rng))
         .map(|_| text(pick(rng, &["/a", "/a/", "/a/*", "/a*", "/%61*", "/*", "*", "/ab"])))
         .collect();
     if rng.u8(..4) == 0 {
-        made = header(made, pick(rng, &["x-a", "x-b"]), pick(rng, &["1", "1*", "*", "2"]));
+        random = header(random, pick(rng, &["x-a", "x-b"]), pick(rng, &["1", "1*", "*", "2"]));
     }
-    made
+    random
 }

@@ -56,8 +56,8 @@ impl Index {
             rules.iter().flat_map(|rule| &rule.listeners).map(|name| (name, Set::default())).collect();
         let mut index = Self::default();
         for (n, rule) in rules.iter().enumerate() {
-            // Nobody has four thousand million rules.
-            let id = RuleId(u32::try_from(n).unwrap_or(u32::MAX));
+            // There are at most `RULES_MAX`.
+            let Some(id) = RuleId::at(n) else { break };
             let asked = Asked::new(rule);
             if rule.listeners.is_empty() {
                 index.others.add(id, rule, &asked);
@@ -89,12 +89,12 @@ impl Index {
 
     /// Whether a rule asks for anything beside the caller.
     pub(super) fn asks_request(&self, id: RuleId) -> bool {
-        self.asked.get(id.0 as usize).is_none_or(|asked| asked.request)
+        self.asked.get(id.index()).is_none_or(|asked| asked.request)
     }
 
     /// The paths that a rule asks for; `None` for every path.
     pub(super) fn paths(&self, id: RuleId) -> Option<&[PathTest]> {
-        self.asked.get(id.0 as usize)?.paths.as_deref()
+        self.asked.get(id.index())?.paths.as_deref()
     }
 
     /// Whether a rule asks for paths.
@@ -131,9 +131,8 @@ impl Group {
         mut matches: impl FnMut(RuleId, bool) -> bool,
     ) -> Option<RuleId> {
         let own = self.own(peer).iter().copied().find(|id| matches(*id, true));
-        let before = own.unwrap_or(RuleId(u32::MAX));
-        let rest = self.rest.iter().copied().take_while(|id| *id < before);
-        rest.into_iter().find(|id| matches(*id, false)).or(own)
+        let mut before = self.rest.iter().copied().take_while(|id| own.is_none_or(|own| *id < own));
+        before.find(|id| matches(*id, false)).or(own)
     }
 
     /// Every rule that may match.

@@ -22,9 +22,8 @@ mod index;
 mod matching;
 
 use std::net::IpAddr;
+use std::num::NonZeroU16;
 use std::sync::Arc;
-
-use smallvec::SmallVec;
 
 use crate::identity::{IdMatch, SpiffeId};
 use index::{Index, Set};
@@ -129,10 +128,14 @@ pub trait Fields {
 
 /// The number of a rule in its policy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct RuleId(u32);
+pub struct RuleId(NonZeroU16);
 
-/// What was decided, and why.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+/// More rules than [`Policy::RULES_MAX`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TooManyRules;
+
+/// What was decided, and why. Small, because every open connection has room for one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Decision {
     /// Whether it passes.
     pub verdict: Verdict,
@@ -140,26 +143,40 @@ pub struct Decision {
     pub rule: Option<RuleId>,
     /// The path was ambiguous and a deny with paths matched for that reason.
     pub ambiguous_path: bool,
-    /// Audit rules that matched. More than four at a time cost an allocation.
-    pub audited: SmallVec<[RuleId; 4]>,
+    /// The first audit rules that matched; which they all are is told while it is decided.
+    pub audited: [Option<RuleId>; 4],
 }
 
 impl Policy {
+    /// Each may be tried for each request.
+    pub const RULES_MAX: usize = 1000;
+
     /// Rules in the order of the files, and what holds when none matches.
-    pub fn new(rules: Vec<Rule>, default: Verdict) -> Self {
+    ///
+    /// # Errors
+    /// When there are more than [`Self::RULES_MAX`].
+    pub fn new(rules: Vec<Rule>, default: Verdict) -> Result<Self, TooManyRules> {
+        if rules.len() > Self::RULES_MAX {
+            return Err(TooManyRules);
+        }
         let index = Index::new(&rules);
-        Self { rules, default, index }
+        Ok(Self { rules, default, index })
     }
 
-    /// Decides about a request. On a listener without rules it costs a look at the listener's name.
-    pub fn decide<F: Fields>(&self, call: &Call<'_, F>) -> Decision {
+    /// Decides about a request, and tells `audited` each audit rule that matched. On a listener without rules it costs a
+    /// look at the listener's name. Never allocates.
+    pub fn decide<F: Fields>(&self, call: &Call<'_, F>, mut audited: impl FnMut(RuleId)) -> Decision {
         let Some(set) = self.set(call.caller.listener) else { return self.by_default() };
         let path = if set.has_paths() { Path::of(call.path) } else { Path::unread() };
         let peer = call.caller.peer;
         let mut decision = self.by_default();
+        let mut free = decision.audited.iter_mut();
         set.audit.each(peer, |id, from_is_met| {
             if self.matches(id, from_is_met, call, path, Reading::Wide) {
-                decision.audited.push(id);
+                audited(id);
+                if let Some(free) = free.next() {
+                    *free = Some(id);
+                }
             }
         });
         let matches = |reading| move |id, from_is_met| self.matches(id, from_is_met, call, path, reading);
@@ -199,7 +216,7 @@ impl Policy {
 
     /// A rule of this policy.
     pub fn rule(&self, id: RuleId) -> Option<&Rule> {
-        self.rules.get(id.0 as usize)
+        self.rules.get(id.index())
     }
 
     /// All rules, in the order of the files.
@@ -250,6 +267,17 @@ impl Policy {
                 let source = caller.source.to_canonical();
                 rule.sources.iter().any(|range| range.contains(&source))
             })
+    }
+}
+
+impl RuleId {
+    /// By its place in the policy; `None` beyond [`Policy::RULES_MAX`].
+    fn at(index: usize) -> Option<Self> {
+        u16::try_from(index + 1).ok().and_then(NonZeroU16::new).map(Self)
+    }
+
+    fn index(self) -> usize {
+        usize::from(self.0.get() - 1)
     }
 }
 

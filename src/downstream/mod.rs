@@ -9,9 +9,12 @@ use std::sync::Arc;
 
 use monoio::net::TcpStream;
 
+use crate::authorize::{self, Call, Caller, Decision, Fields, Verdict};
 use crate::failure::{Cause, Failure, Stage};
-use crate::http::h1::{self, Parsed};
+use crate::http::client_cert::ClientCert;
+use crate::http::h1::{self, Parsed, Target};
 use crate::http::{Framing, Method, Version};
+use crate::identity;
 use crate::io::timed::OnDeadline;
 use crate::io::{Connection, Fault, Waited};
 use crate::shard::buffers::Buffers;
@@ -29,6 +32,10 @@ pub struct Downstream {
     pub peer: SocketAddr,
     /// The listener that accepted it.
     pub listener: Arc<str>,
+    /// The port of that listener.
+    pub port: u16,
+    /// Who the caller is, where its certificate was verified.
+    pub identity: Option<Rc<identity::Peer>>,
 }
 
 /// What came next on a connection.
@@ -63,6 +70,8 @@ pub struct Asked {
     pub nominated_trailers: Vec<Box<str>>,
     /// Whether the caller lets the connection live.
     pub keep_alive: bool,
+    /// Whether it may be served, and which rules say so.
+    pub decision: Decision,
     /// Whether it may not go further (OPTIONS with Max-Forwards: 0).
     pub answer_here: bool,
     /// Where the log finds what it shows.
@@ -92,9 +101,19 @@ impl Downstream {
     const HOLD_NS: u64 = 1_000_000_000;
 
     /// Takes an accepted connection.
-    pub fn new(shard: &Shard, stream: TcpStream, peer: SocketAddr, listener: Arc<str>) -> Self {
+    pub fn new(shard: &Shard, stream: TcpStream, peer: SocketAddr, listener: Arc<str>, port: u16) -> Self {
         let connection = Connection::accepted(stream, &shard.deadlines);
-        Self { connection, input: Vec::new(), peer, listener }
+        Self { connection, input: Vec::new(), peer, listener, port, identity: None }
+    }
+
+    /// Who calls, as rules see it.
+    pub fn caller(&self) -> Caller<'_> {
+        Caller {
+            listener: &self.listener,
+            port: self.port,
+            source: self.peer.ip(),
+            peer: self.identity.as_ref().map(|peer| &peer.id),
+        }
     }
 
     /// Waits for the next request head.
@@ -213,18 +232,23 @@ impl Downstream {
         Err(Failure::downstream(Stage::Head, cause))
     }
 
-    /// Reads the head, finds its route and writes the head to be sent upstream: all that needs the head's parts, in one
-    /// step without a wait.
+    /// Reads the head, finds its route, decides whether it may go there, and writes the head to be sent upstream: all that
+    /// needs the head's parts, in one step without a wait.
     fn read_head(&self, shard: &Rc<Shard>, started: u64) -> Parsed<Result<Asked, Failure>> {
         let view: Rc<View> = shard.view();
         let snapshot = &view.snapshot;
         let via = snapshot.forwarding.via.as_deref();
         h1::read_request(&self.input, &snapshot.limits, via, |request| {
             let route = snapshot.routes.find_id(request.host(), request.path().unwrap_or("/").as_bytes());
+            let decision = self.authorize(shard, &snapshot.authorization, request);
             let mut head = Vec::new();
-            if let Some(route) = route.and_then(|r| snapshot.routes.routes().get(r as usize)) {
+            let allowed = route.filter(|_| decision.verdict == Verdict::Allow);
+            if let Some(route) = allowed.and_then(|r| snapshot.routes.routes().get(r as usize)) {
+                let by = snapshot.identity.as_ref().map(|credentials| &credentials.id);
+                let client_cert = self.identity.as_ref().map(|peer| ClientCert { by, peer });
                 // Room for what is added to the head, and for a short body behind it.
-                let needed = request.head_len + 1024;
+                let needed =
+                    request.head_len + 1024 + client_cert.map_or(0, |client_cert| client_cert.value_len());
                 head = if needed <= Buffers::SMALL {
                     shard.buffers.take_small()
                 } else {
@@ -236,6 +260,7 @@ impl Downstream {
                     forwarded: snapshot.forwarding.forwarded,
                     peer: self.peer,
                     default_host: &snapshot.services[route.service as usize].name,
+                    client_cert,
                 };
                 request.write_head(&forwarding, &mut head);
             }
@@ -250,6 +275,7 @@ impl Downstream {
                 framing: request.framing,
                 nominated_trailers: request.nominated_trailers(),
                 keep_alive: request.keep_alive,
+                decision,
                 answer_here: request.method_name == "OPTIONS" && request.max_forwards == Some(0),
                 places: Places {
                     method: request.place(request.method_name.as_bytes()),
@@ -258,5 +284,28 @@ impl Downstream {
                 },
             })
         })
+    }
+
+    /// Asks the rules, and counts what they say.
+    fn authorize(&self, shard: &Shard, policy: &authorize::Policy, request: &h1::Request<'_>) -> Decision {
+        let path = match request.target {
+            Target::Asterisk => "*",
+            Target::Path(_) => request.path().unwrap_or_default(),
+        };
+        let (method, path) = (request.method_name.as_bytes(), path.as_bytes());
+        let call = Call { caller: self.caller(), method, path, fields: request };
+        let decision = policy.decide(&call, |id| {
+            shard.recorder.borrow_mut().record_audit(policy, &self.listener, id);
+        });
+        if decision.verdict == Verdict::Deny {
+            shard.recorder.borrow_mut().record_denial(policy, &self.listener, decision.rule);
+        }
+        decision
+    }
+}
+
+impl Fields for h1::Request<'_> {
+    fn values(&self, name: &str) -> impl Iterator<Item = &[u8]> {
+        h1::Request::values(self, name)
     }
 }

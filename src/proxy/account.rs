@@ -90,6 +90,8 @@ impl Account {
             let line = Line {
                 started: self.started,
                 peer: downstream.peer,
+                identity: downstream.identity.as_ref().map(|peer| &peer.id),
+                decided: asked.map(|asked| (&asked.decision, &*view.snapshot.authorization)),
                 listener: &downstream.listener,
                 method: part(asked.map(|a| &a.places.method)),
                 target: part(asked.map(|a| &a.places.target)),

@@ -20,6 +20,7 @@ use std::task::Poll;
 use monoio::net::TcpStream;
 use smallvec::SmallVec;
 
+use crate::authorize::Verdict;
 use crate::downstream::{Asked, Downstream, Next};
 use crate::failure::{Cause, Failure, Side, Stage};
 use crate::http::respond::{self, Told};
@@ -33,30 +34,40 @@ use crate::upstream::service::{Attempt, Service};
 use account::Account;
 use response::Answered;
 
-/// Serves one downstream connection to its end.
-pub async fn serve(shard: Rc<Shard>, stream: TcpStream, peer: SocketAddr, listener: Arc<str>) {
-    let _open = Open::count(&shard);
-    let mut downstream = Downstream::new(&shard, stream, peer, listener);
-    loop {
-        let fate = match downstream.next(&shard).await {
-            Next::Nothing => Fate::Close,
-            Next::Refused(failure, started) => refuse(&shard, &mut downstream, failure, started).await,
-            Next::Request(mut asked) => exchange(&shard, &mut downstream, &mut asked).await,
-        };
-        match fate {
-            Fate::Again => {}
-            Fate::Close if !downstream.connection.has_unread() => break,
-            Fate::Close | Fate::Linger => {
-                downstream.linger(&shard).await;
-                break;
-            }
-            Fate::Reset => {
-                downstream.connection.reset();
-                break;
+/// Serves one downstream connection to its end. Not an `async fn`, which would have room for its arguments twice.
+pub fn serve(
+    shard: Rc<Shard>,
+    stream: TcpStream,
+    peer: SocketAddr,
+    listener: Arc<str>,
+    port: u16,
+) -> impl Future<Output = ()> {
+    let open = Open::count(&shard);
+    // Together, so that it is counted until it has been closed.
+    let mut served = (Downstream::new(&shard, stream, peer, listener, port), open);
+    async move {
+        let (downstream, _open) = &mut served;
+        loop {
+            let fate = match downstream.next(&shard).await {
+                Next::Nothing => Fate::Close,
+                Next::Refused(failure, started) => refuse(&shard, downstream, failure, started).await,
+                Next::Request(mut asked) => exchange(&shard, downstream, &mut asked).await,
+            };
+            match fate {
+                Fate::Again => {}
+                Fate::Close if !downstream.connection.has_unread() => break,
+                Fate::Close | Fate::Linger => {
+                    downstream.linger(&shard).await;
+                    break;
+                }
+                Fate::Reset => {
+                    downstream.connection.reset();
+                    break;
+                }
             }
         }
+        shard.buffers.give(std::mem::take(&mut downstream.input));
     }
-    shard.buffers.give(std::mem::take(&mut downstream.input));
 }
 
 /// What becomes of the downstream connection after an exchange.
@@ -83,6 +94,9 @@ async fn exchange(shard: &Rc<Shard>, downstream: &mut Downstream, asked: &mut As
     // Bytes of the body that are in the input, when all are; what is streamed takes its bytes from there itself.
     let mut body = whole_body(asked, &downstream.input);
     let result = match &service {
+        _ if asked.decision.verdict == Verdict::Deny => {
+            Err(Some(Failure::downstream(Stage::Authorize, Cause::Denied)))
+        }
         _ if asked.answer_here => Err(None),
         None => Err(Some(Failure::local(Stage::Route, Cause::NoRoute))),
         Some(_) if asked.is_too_large() => Err(Some(Failure::downstream(Stage::Head, Cause::BodyTooLarge))),
@@ -488,7 +502,7 @@ mod tests {
         assert!((1700..=1992).contains(&size), "{size} bytes");
     }
 
-    fn size_of_output<A, B, C, D, F: Future>(_: &impl Fn(A, B, C, D) -> F) -> usize {
+    fn size_of_output<A, B, C, D, E, F: Future>(_: &impl Fn(A, B, C, D, E) -> F) -> usize {
         size_of::<F>()
     }
 }
