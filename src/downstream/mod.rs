@@ -19,6 +19,7 @@ use crate::io::timed::OnDeadline;
 use crate::io::{Connection, Fault, Waited};
 use crate::shard::buffers::Buffers;
 use crate::shard::clock::ns;
+use crate::shard::live::Open;
 use crate::shard::{Shard, View};
 
 /// A caller's connection. Between two requests it holds no buffer once it has been quiet for a moment.
@@ -113,6 +114,17 @@ impl Downstream {
             port: self.port,
             source: self.peer.ip(),
             peer: self.identity.as_ref().map(|peer| &peer.id),
+        }
+    }
+
+    /// As one of the connections that end when they are not allowed any more.
+    pub fn as_open(&self) -> Open {
+        Open {
+            peer: self.identity.clone(),
+            source: self.peer.ip(),
+            listener: Arc::clone(&self.listener),
+            port: self.port,
+            control: self.connection.control(),
         }
     }
 

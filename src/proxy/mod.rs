@@ -47,6 +47,7 @@ pub fn serve(
     let mut served = (Downstream::new(&shard, stream, peer, listener, port), open);
     async move {
         let (downstream, _open) = &mut served;
+        let _listed = downstream.identity.is_some().then(|| shard.live.list(downstream.as_open()));
         loop {
             let fate = match downstream.next(&shard).await {
                 Next::Nothing => Fate::Close,
