@@ -7,9 +7,11 @@ use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use ringmesh::authorize::{Policy, Rule, Verdict};
 use ringmesh::config;
 use ringmesh::shard::link::{Link, Notice, Order};
 use ringmesh::shard::{Plan, spawn};
+use ringmesh::snapshot::AccessLogFormat;
 use ringmesh::telemetry::ShardTotals;
 
 use super::GUARD;
@@ -25,6 +27,8 @@ pub struct Config {
     services: Vec<Service>,
     /// Routes, when not simply all to the first service.
     routes: String,
+    policy: Arc<Policy>,
+    logs: bool,
 }
 
 #[derive(Clone)]
@@ -55,6 +59,10 @@ pub struct Seen {
     pub totals: ShardTotals,
     /// Causes of panics.
     pub panics: Vec<String>,
+    /// What rules did: `listener rule outcome`, and how often.
+    pub rules: BTreeMap<String, u64>,
+    /// Lines of the access log, if there is one.
+    pub log: String,
 }
 
 impl Config {
@@ -101,6 +109,18 @@ impl Config {
     /// Whole `[[route]]` tables in place of the one to the first service.
     pub fn routes(mut self, tables: &str) -> Self {
         self.routes = tables.to_owned();
+        self
+    }
+
+    /// Who may do what, in place of everybody everything.
+    pub fn authorization(mut self, rules: Vec<Rule>, default: Verdict) -> Self {
+        self.policy = Arc::new(Policy::new(rules, default).unwrap());
+        self
+    }
+
+    /// With an access log, as JSON: in [`Seen::log`] at the end.
+    pub fn logged(mut self) -> Self {
+        self.logs = true;
         self
     }
 
@@ -197,7 +217,10 @@ impl Mesh {
         let loaded = config::parse("test.toml", &text, &|_| None)
             .unwrap_or_else(|report| panic!("{report}\nin:\n{text}"));
         self.generation += 1;
-        self.link.publish(Arc::new(loaded.compiled.snapshot(self.generation, &|_, _| Vec::new())));
+        let mut snapshot = loaded.compiled.snapshot(self.generation, &|_, _| Vec::new());
+        snapshot.authorization = Arc::clone(&config.policy);
+        snapshot.access_log = config.logs.then_some(AccessLogFormat::Json);
+        self.link.publish(Arc::new(snapshot));
     }
 
     fn end(&mut self) {
@@ -229,6 +252,10 @@ impl Seen {
     fn take(&mut self, link: &Link) {
         while let Some(interval) = link.intervals.pop() {
             self.totals = interval.shard_totals;
+            for counted in &interval.rules {
+                let key = format!("{} {} {}", counted.listener, counted.rule, counted.outcome.label());
+                *self.rules.entry(key).or_default() += counted.count;
+            }
             for service in &interval.services {
                 for (failure, count) in &service.counts.failures {
                     *self.failures.entry(failure.to_string()).or_default() += count;
@@ -237,6 +264,9 @@ impl Seen {
                     *mine += theirs;
                 }
             }
+        }
+        while let Some(chunk) = link.chunks.pop() {
+            self.log += &String::from_utf8(chunk).unwrap();
         }
         while let Some(notice) = link.notices.pop() {
             if let Notice::Panic { cause } = notice {
