@@ -358,7 +358,7 @@ fn of_many_audits_the_first_four_are_told_and_all_are_counted() {
 }
 
 #[test]
-fn there_are_at_most_a_thousand_rules() {
+fn there_are_not_more_rules_than_can_be_told_apart() {
     let of = |count| Policy::new(vec![rule("r", Action::Deny); count], Verdict::Allow);
     assert_eq!(of(Policy::RULES_MAX + 1), Err(TooManyRules));
     let policy = of(Policy::RULES_MAX).unwrap();
