@@ -62,6 +62,7 @@ fn requests(criterion: &mut Criterion) {
             peer: ([10, 0, 0, 7], 40_000).into(),
             encrypted: false,
             default_host: "orders",
+            client_cert: None,
         };
         let mut out = Vec::with_capacity(16 * 1024);
         group.bench_function("read_and_write", |bencher| {

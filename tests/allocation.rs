@@ -21,6 +21,7 @@ use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use ringmesh::authorize::{Action, Policy, Rule, TextMatch, Verdict};
 use ringmesh::config;
 use ringmesh::shard::link::{Link, Order};
 use ringmesh::shard::{Plan, spawn};
@@ -174,7 +175,8 @@ impl Proxy {
              [[route]]\nservice = \"app\"\n{more}"
         );
         let loaded = config::parse("test.toml", &text, &|_| None).unwrap();
-        let snapshot = loaded.compiled.snapshot(1, &|_, _| Vec::new());
+        let mut snapshot = loaded.compiled.snapshot(1, &|_, _| Vec::new());
+        snapshot.authorization = Arc::new(rules());
         let socket = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = socket.local_addr().unwrap();
         let (link, doorbell) = Link::new(0).unwrap();
@@ -219,6 +221,23 @@ impl Proxy {
         self.stop.store(true, Ordering::SeqCst);
         self.merging.join().unwrap();
     }
+}
+
+/// Rules of every kind, all of which are asked for each request and one of which is to be noted.
+fn rules() -> Policy {
+    let rule = |action, path: &str| Rule {
+        name: format!("{action:?} {path}").into(),
+        action,
+        listeners: vec!["in".into()],
+        from: Vec::new(),
+        sources: vec!["127.0.0.0/8".parse().unwrap()],
+        ports: Vec::new(),
+        methods: vec!["GET".into(), "POST".into()],
+        paths: vec![TextMatch::Prefix(path.into())],
+        headers: vec![("host".into(), TextMatch::Any)],
+    };
+    let rules = vec![rule(Action::Deny, "/no"), rule(Action::Audit, "/"), rule(Action::Allow, "/")];
+    Policy::new(rules, Verdict::Deny).unwrap()
 }
 
 /// What control does with intervals and log lines: takes them, clears them, sends them back.

@@ -14,8 +14,7 @@ mod support;
 mod config; // TOML to checked values: every error at once, with its place and remedy
 
 // HTTP/1.1 as an intermediary must do it. Tests are named by the rows h01 to h95 of a list of what sound proxies do and
-// what attackers try. Rows that come with later features: h94 (TLS closed without close_notify), the part of h95 about
-// X-Forwarded-Client-Cert, h96 (the PROXY protocol).
+// what attackers try. Rows that come with later features: h94 (TLS closed without close_notify), h96 (the PROXY protocol).
 #[path = "suite/http1_around.rs"]
 mod http1_around; // h87 to h95: loops, slow peers, what is added, what is never touched
 #[path = "suite/http1_chunked.rs"]
@@ -38,6 +37,8 @@ mod http2; // from callers and to services, and every translation
 #[path = "suite/http2_floods.rs"]
 mod http2_floods; // a01 to a15: what attackers send
 
+#[path = "suite/authorize.rs"]
+mod authorize; // who may do what: rules, spellings, what the caller, the log and the metrics are told
 #[path = "suite/docs.rs"]
 mod docs; // the documents say what the code does
 #[path = "suite/drain.rs"]

@@ -20,7 +20,7 @@ struct Direction {
 
 const DIRECTIONS: &[Direction] = &[
     Direction {
-        from: &["route", "upstream::balance", "upstream::spec"],
+        from: &["authorize", "route", "upstream::balance", "upstream::spec"],
         not: &[
             "crate::io",
             "crate::http",
@@ -70,6 +70,7 @@ const DIRECTIONS: &[Direction] = &[
     },
     Direction {
         from: &[
+            "authorize",
             "downstream",
             "failure",
             "http",

@@ -104,6 +104,7 @@ impl Collector for Scrape {
         let mut page = Page(&mut encoder);
         let store = self.0.store();
         services(&mut page, &store)?;
+        authorization(&mut page, &store)?;
         shards(&mut page, &self.0, &store)?;
         drop(store);
         process(&mut page, &self.0)
@@ -168,6 +169,23 @@ fn services(page: &mut Page<'_, '_>, store: &Store) -> fmt::Result {
         "The part of an exchange that this proxy itself took: the whole less the waits for either peer",
         &OWN_BOUNDS_NS,
         spread(|s| &s.own),
+    )
+}
+
+fn authorization(page: &mut Page<'_, '_>, store: &Store) -> fmt::Result {
+    page.counter(
+        "authorization",
+        "Requests that a rule of [[authorization]] or the default refused, or that an audit rule met",
+        None,
+        store.rules().map(|(listener, rule, outcome, n)| {
+            ([("action", outcome.label()), ("rule", rule), ("listener", listener)], n)
+        }),
+    )?;
+    page.counter(
+        "connections_revoked",
+        "Open connections closed because what was allowed or trusted before is not any more",
+        None,
+        store.revoked().map(|(cause, n)| ([("cause", cause)], n)),
     )
 }
 

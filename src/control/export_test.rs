@@ -189,7 +189,7 @@ fn record(state: &State, service: &str) {
     let services = vec![ServiceInterval { service: service.into(), counts }];
     let shard_totals = ShardTotals { downstream_open: 7, stall_max_ns: 1_500_000, ..ShardTotals::default() };
     let now = Instant::now();
-    state.store().merge(&mut Interval { shard: 1, services, shard_totals, ..Interval::default() }, now);
+    state.store().merge(&mut Interval { services, shard_totals, ..Interval::new(1) }, now);
 }
 
 /// Sorted, with bounds as numbers: OpenMetrics writes `1.0` where the older format writes `1`.

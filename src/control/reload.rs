@@ -198,7 +198,9 @@ impl Control {
         };
         let snapshot = self.publish(generation);
         let names = snapshot.services.iter().map(|s| Arc::clone(&s.name));
+        let rules = snapshot.authorization.rules().iter().map(|r| Arc::clone(&r.name));
         self.state.store().configure(names, Instant::now());
+        self.state.store().configure_rules(rules);
         if let Some((to, writer)) = log {
             tracing::info!(destination = log_writer::shown(&to), "access log");
             self.log_to = Some(to);

@@ -12,9 +12,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::latency::Latency;
-use crate::failure::Failure;
+use crate::failure::{Cause, Failure};
+use crate::telemetry::rules::{Outcome, RuleCount};
 use crate::telemetry::{
-    CONNECTION_FAILURES_MAX, Interval, NO_SERVICE, OVERFLOW_SERVICE, ServiceCounts, ShardTotals,
+    CONNECTION_FAILURES_MAX, DEFAULT_RULE, Interval, NO_SERVICE, OVERFLOW_RULE, OVERFLOW_SERVICE,
+    ServiceCounts, ShardTotals,
 };
 
 /// All that control knows from the shards.
@@ -27,11 +29,19 @@ pub(super) struct Store {
     connection_failures: BTreeMap<Failure, u64>,
     /// Those of kinds past [`CONNECTION_FAILURES_MAX`].
     connection_failures_other: u64,
+    /// What rules did: how often, and when that was told last.
+    rules: BTreeMap<RuleKey, (u64, Instant)>,
+    configured_rules: HashSet<Arc<str>>,
+    /// Connections closed because they were not allowed any more.
+    revoked: BTreeMap<Cause, u64>,
     /// When the last seconds ended, newest last; one more than `WINDOW` to measure from.
     ends: VecDeque<Instant>,
     /// Number of the second that is being filled.
     second: u64,
 }
+
+/// Listener, rule, outcome.
+type RuleKey = (Arc<str>, Arc<str>, Outcome);
 
 /// One service since the start of the process, or since it was last forgotten.
 #[derive(Debug, Default)]
@@ -100,7 +110,9 @@ impl Store {
     pub(super) const SERVICES_MAX: usize = 2 * crate::telemetry::SERVICES_MAX;
     /// Kinds of failure told apart per service.
     pub(super) const FAILURES_MAX: usize = 64;
-    /// How long a service that is not configured any more is kept.
+    /// Listeners × rules × outcomes told apart; further ones are counted under [`OVERFLOW_RULE`].
+    pub(super) const RULES_MAX: usize = 4096;
+    /// How long a service or rule that is not configured any more is kept.
     pub(super) const EXPIRY: Duration = Duration::from_secs(300);
     /// Seconds kept one by one.
     pub(super) const WINDOW: u64 = 10;
@@ -113,6 +125,9 @@ impl Store {
             shards: vec![Shard::default(); shards],
             connection_failures: BTreeMap::new(),
             connection_failures_other: 0,
+            rules: BTreeMap::new(),
+            configured_rules: HashSet::new(),
+            revoked: BTreeMap::new(),
             ends: VecDeque::from([now]),
             second: 0,
         }
@@ -124,6 +139,11 @@ impl Store {
         for (name, service) in &mut self.services {
             service.gone = if self.configured.contains(name) { None } else { service.gone.or(Some(now)) };
         }
+    }
+
+    /// Says which rules are configured from now on.
+    pub(super) fn configure_rules(&mut self, names: impl Iterator<Item = Arc<str>>) {
+        self.configured_rules = names.chain([DEFAULT_RULE.into(), OVERFLOW_RULE.into()]).collect();
     }
 
     /// Adds an interval and clears its counts, so that it can go back to its shard. The names stay in it: the shard
@@ -148,6 +168,12 @@ impl Store {
             }
             part.counts.clear();
         }
+        for counted in &interval.rules {
+            self.merge_rule(counted, now);
+        }
+        for (cause, count) in &interval.revoked {
+            *self.revoked.entry(*cause).or_default() += count;
+        }
     }
 
     /// Ends the second that is being filled, and forgets what is too old.
@@ -164,6 +190,19 @@ impl Store {
             }
             service.gone.is_none_or(|gone| now.saturating_duration_since(gone) < Self::EXPIRY)
         });
+        self.rules.retain(|(_, rule, _), (_, told)| {
+            self.configured_rules.contains(rule) || now.saturating_duration_since(*told) < Self::EXPIRY
+        });
+    }
+
+    /// What rules did: listener, rule, outcome, how often.
+    pub(super) fn rules(&self) -> impl Iterator<Item = (&str, &str, Outcome, u64)> {
+        self.rules.iter().map(|((listener, rule, outcome), (n, _))| (&**listener, &**rule, *outcome, *n))
+    }
+
+    /// Connections closed because they were not allowed any more, by cause.
+    pub(super) fn revoked(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        self.revoked.iter().map(|(cause, n)| (cause.label(), *n))
     }
 
     /// Notes which runtime a shard got; whether it is the first that got this one.
@@ -214,6 +253,16 @@ impl Store {
             window.own.add(&second.own);
         }
         window
+    }
+
+    fn merge_rule(&mut self, counted: &RuleCount, now: Instant) {
+        let mut key = (Arc::clone(&counted.listener), Arc::clone(&counted.rule), counted.outcome);
+        if self.rules.len() >= Self::RULES_MAX && !self.rules.contains_key(&key) {
+            key.1 = OVERFLOW_RULE.into();
+        }
+        let (count, told) = self.rules.entry(key).or_insert((0, now));
+        *count += counted.count;
+        *told = now;
     }
 
     fn merge_service(&mut self, name: &Arc<str>, counts: &ServiceCounts, now: Instant) {

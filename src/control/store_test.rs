@@ -3,6 +3,7 @@
 use super::*;
 use crate::failure::{Cause, Stage};
 use crate::telemetry::ServiceInterval;
+use crate::telemetry::rules::RuleCount;
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -19,12 +20,8 @@ fn interval(shard: u16, service: &str, ok: u64, bad: u64, latency: Duration) -> 
         counts.count_failure(Failure::upstream(Stage::Connect, Cause::Refused));
     }
     let totals = ShardTotals { downstream_accepted: 7, ..ShardTotals::default() };
-    Interval {
-        shard,
-        services: vec![ServiceInterval { service: service.into(), counts }],
-        shard_totals: totals,
-        ..Interval::default()
-    }
+    let services = vec![ServiceInterval { service: service.into(), counts }];
+    Interval { services, shard_totals: totals, ..Interval::new(shard) }
 }
 
 #[test]
@@ -109,7 +106,7 @@ fn services_and_failures_past_the_ceiling_are_counted_as_other() {
         let mut counts = Box::new(ServiceCounts::new());
         counts.by_class[2] = 1;
         let services = vec![ServiceInterval { service: format!("s{n}").into(), counts }];
-        store.merge(&mut Interval { shard: 0, services, ..Interval::default() }, now);
+        store.merge(&mut Interval { services, ..Interval::new(0) }, now);
     }
     assert_eq!(store.services().count(), Store::SERVICES_MAX + 1);
     assert_eq!(store.service(OVERFLOW_SERVICE).unwrap().exchanges(), 10);
@@ -124,8 +121,38 @@ fn services_and_failures_past_the_ceiling_are_counted_as_other() {
     }
     let all = counts.failures.len() as u64;
     let services = vec![ServiceInterval { service: "s0".into(), counts }];
-    store.merge(&mut Interval { shard: 0, services, ..Interval::default() }, now);
+    store.merge(&mut Interval { services, ..Interval::new(0) }, now);
     let service = store.service("s0").unwrap();
     assert_eq!(service.failures.len(), Store::FAILURES_MAX);
     assert_eq!(service.failures.values().sum::<u64>() + service.failures_other, all);
+}
+
+#[test]
+fn rules_are_summed_bounded_and_forgotten_when_they_are_gone() {
+    let start = Instant::now();
+    let mut store = Store::new(1, start);
+    store.configure_rules(["kept".into()].into_iter());
+    let of = |rule: &str, outcome| RuleCount { listener: "in".into(), rule: rule.into(), outcome, count: 2 };
+    let interval =
+        |rules| Interval { rules, revoked: [(Cause::Denied, 3)].into_iter().collect(), ..Interval::new(0) };
+    let told = |store: &Store| -> Vec<String> {
+        store.rules().map(|(_, rule, outcome, n)| format!("{rule} {} {n}", outcome.label())).collect()
+    };
+    let rules =
+        vec![of("kept", Outcome::Deny), of("gone", Outcome::Audit), of("(default)", Outcome::DefaultDeny)];
+    store.merge(&mut interval(rules), start);
+    store.merge(&mut interval(vec![of("kept", Outcome::Deny)]), start);
+    assert_eq!(told(&store), ["(default) default-deny 2", "gone audit 2", "kept deny 4"]);
+    assert_eq!(store.revoked().collect::<Vec<_>>(), [("denied", 6)]);
+    store.tick(start + Store::EXPIRY);
+    assert_eq!(
+        told(&store),
+        ["(default) default-deny 2", "kept deny 4"],
+        "counted for the last time 5 minutes ago"
+    );
+    let many = (0..2 * Store::RULES_MAX).map(|n| of(&format!("rule-{n:05}"), Outcome::Deny)).collect();
+    store.merge(&mut interval(many), start);
+    let told = told(&store);
+    assert_eq!(told.len(), Store::RULES_MAX + 1);
+    assert!(told.contains(&format!("(other) deny {}", 2 * (Store::RULES_MAX + 2))), "{}", told[1]);
 }

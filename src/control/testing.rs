@@ -99,10 +99,10 @@ fn fake(plan: Plan, habit: Habit) -> std::io::Result<JoinHandle<()>> {
                         let empty =
                             |s: &ServiceInterval| s.counts.exchanges() == 0 && s.counts.whole.is_empty();
                         assert!(spent.services.iter().all(empty), "what comes back is cleared");
-                        *spent = Interval { shard, services, shard_totals, ..Interval::default() };
+                        *spent = Interval { services, shard_totals, ..Interval::new(shard) };
                         spent
                     }
-                    None => Box::new(Interval { shard, services, shard_totals, ..Interval::default() }),
+                    None => Box::new(Interval { services, shard_totals, ..Interval::new(shard) }),
                 };
                 // Full: dropped here; a real shard would keep it.
                 let _ = link.intervals.push(interval);

@@ -33,6 +33,8 @@ pub struct Accepting {
 
 struct Listener {
     name: Arc<str>,
+    /// Which rules may ask for.
+    port: u16,
     socket: Rc<TcpListener>,
     stopped: Rc<Cell<bool>>,
 }
@@ -54,11 +56,13 @@ impl Accepting {
         socket: std::net::TcpListener,
     ) -> io::Result<()> {
         socket.set_nonblocking(self.non_blocking)?;
-        let listener =
-            Listener { name, socket: Rc::new(TcpListener::from_std(socket)?), stopped: Rc::default() };
+        let port = socket.local_addr()?.port();
+        let socket = Rc::new(TcpListener::from_std(socket)?);
+        let listener = Listener { name, port, socket, stopped: Rc::default() };
         let accept = accept(
             Rc::clone(shard),
             Arc::clone(&listener.name),
+            listener.port,
             Rc::clone(&listener.socket),
             Rc::clone(&listener.stopped),
         );
@@ -111,7 +115,13 @@ impl Listener {
 }
 
 /// Accepts until the listener is stopped.
-async fn accept(shard: Rc<Shard>, name: Arc<str>, socket: Rc<TcpListener>, stopped: Rc<Cell<bool>>) {
+async fn accept(
+    shard: Rc<Shard>,
+    name: Arc<str>,
+    port: u16,
+    socket: Rc<TcpListener>,
+    stopped: Rc<Cell<bool>>,
+) {
     // Out of descriptors or memory: others must end before a new one can begin.
     const PAUSE: Duration = Duration::from_millis(100);
     let mut told = false;
@@ -131,7 +141,7 @@ async fn accept(shard: Rc<Shard>, name: Arc<str>, socket: Rc<TcpListener>, stopp
                 totals.downstream_accepted.set(totals.downstream_accepted.get() + 1);
                 // An IPv4 caller on an IPv6 socket is shown as what it is.
                 let peer = SocketAddr::new(peer.ip().to_canonical(), peer.port());
-                task::spawn(&shard, proxy::serve(Rc::clone(&shard), stream, peer, Arc::clone(&name)));
+                task::spawn(&shard, proxy::serve(Rc::clone(&shard), stream, peer, Arc::clone(&name), port));
             }
             Err(error) if is_of_the_connection(&error) => {}
             Err(error) => {

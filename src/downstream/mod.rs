@@ -10,15 +10,18 @@ use std::time::Duration;
 
 use monoio::net::TcpStream;
 
+use crate::authorize::{self, Call, Caller, Decision, Fields, Verdict};
 use crate::failure::{Cause, Failure, Stage};
-use crate::http::h1::{self, Parsed};
+use crate::http::client_cert::ClientCert;
+use crate::http::h1::{self, Parsed, Target};
 use crate::http::{Framing, Method, Version};
-use crate::identity::{ALPN_MESH, Peer};
+use crate::identity::{self, ALPN_MESH};
 use crate::io::timed::OnDeadline;
 use crate::io::tls::Tls;
 use crate::io::{Connection, Fault, Waited};
 use crate::shard::buffers::{Buffer, Buffers};
 use crate::shard::clock::ns;
+use crate::shard::live::Open;
 use crate::shard::{Shard, View};
 
 /// A caller's connection. Between two requests it holds no buffer once it has been quiet for a moment.
@@ -32,8 +35,10 @@ pub struct Downstream {
     pub peer: SocketAddr,
     /// The listener that accepted it.
     pub listener: Arc<str>,
-    /// Who the caller is, where a handshake has shown it.
-    pub identity: Option<Rc<Peer>>,
+    /// The port of that listener.
+    pub port: u16,
+    /// Who the caller is, where its certificate was verified.
+    pub identity: Option<Rc<identity::Peer>>,
 }
 
 /// What is spoken on a connection.
@@ -93,6 +98,8 @@ pub struct Asked {
     pub nominated_trailers: Vec<Box<str>>,
     /// Whether the caller lets the connection live.
     pub keep_alive: bool,
+    /// Whether it may be served, and which rules say so.
+    pub decision: Decision,
     /// Whether it may not go further (OPTIONS with Max-Forwards: 0).
     pub answer_here: bool,
     /// Where the log finds what it shows.
@@ -141,9 +148,30 @@ impl Downstream {
     const HOLD_NS: u64 = 1_000_000_000;
 
     /// Takes an accepted connection.
-    pub fn new(shard: &Shard, stream: TcpStream, peer: SocketAddr, listener: Arc<str>) -> Self {
+    pub fn new(shard: &Shard, stream: TcpStream, peer: SocketAddr, listener: Arc<str>, port: u16) -> Self {
         let connection = Connection::accepted(stream, &shard.deadlines);
-        Self { connection, input: Buffer::default(), peer, listener, identity: None }
+        Self { connection, input: Buffer::default(), peer, listener, port, identity: None }
+    }
+
+    /// Who calls, as rules see it.
+    pub fn caller(&self) -> Caller<'_> {
+        Caller {
+            listener: &self.listener,
+            port: self.port,
+            source: self.peer.ip(),
+            peer: self.identity.as_ref().map(|peer| &peer.id),
+        }
+    }
+
+    /// As one of the connections that end when they are not allowed any more.
+    pub fn as_open(&self) -> Open {
+        Open {
+            peer: self.identity.clone(),
+            source: self.peer.ip(),
+            listener: Arc::clone(&self.listener),
+            port: self.port,
+            control: self.connection.control(),
+        }
     }
 
     /// Waits for the next request head; for the `first` one, it may turn out that HTTP/2 is spoken.
@@ -274,18 +302,23 @@ impl Downstream {
         Err(Failure::downstream(Stage::Head, cause))
     }
 
-    /// Reads the head, finds its route and writes the head to be sent upstream: all that needs the head's parts, in one
-    /// step without a wait.
+    /// Reads the head, finds its route, decides whether it may go there, and writes the head to be sent upstream: all that
+    /// needs the head's parts, in one step without a wait.
     fn read_head(&self, shard: &Rc<Shard>, started: u64) -> Parsed<Result<Asked, Failure>> {
         let view: Rc<View> = shard.view();
         let snapshot = &view.snapshot;
         let via = snapshot.forwarding.via.as_deref();
         h1::read_request(&self.input, &snapshot.limits, via, |request| {
             let route = snapshot.routes.find_id(request.host(), request.path().unwrap_or("/").as_bytes());
+            let decision = self.authorize(shard, &snapshot.authorization, request);
             let mut head = Buffer::default();
-            if let Some(route) = route.and_then(|r| snapshot.routes.routes().get(r as usize)) {
+            let allowed = route.filter(|_| decision.verdict == Verdict::Allow);
+            if let Some(route) = allowed.and_then(|r| snapshot.routes.routes().get(r as usize)) {
+                let by = snapshot.identity.as_ref().map(|credentials| &credentials.id);
+                let client_cert = self.identity.as_ref().map(|peer| ClientCert { by, peer });
                 // Room for what is added to the head, and for a short body behind it.
-                let needed = request.head_len + 1024;
+                let needed =
+                    request.head_len + 1024 + client_cert.map_or(0, |client_cert| client_cert.value_len());
                 head = if needed <= Buffers::SMALL {
                     shard.buffers.take_small()
                 } else {
@@ -298,6 +331,7 @@ impl Downstream {
                     peer: self.peer,
                     encrypted: self.connection.tls().is_some(),
                     default_host: &snapshot.services[route.service as usize].name,
+                    client_cert,
                 };
                 request.write_head(&forwarding, &mut head);
             }
@@ -312,6 +346,7 @@ impl Downstream {
                 framing: request.framing,
                 nominated_trailers: request.nominated_trailers(),
                 keep_alive: request.keep_alive,
+                decision,
                 answer_here: request.method_name == "OPTIONS" && request.max_forwards == Some(0),
                 places: Places {
                     method: request.place(request.method_name.as_bytes()),
@@ -320,5 +355,28 @@ impl Downstream {
                 },
             })
         })
+    }
+
+    /// Asks the rules, and counts what they say.
+    fn authorize(&self, shard: &Shard, policy: &authorize::Policy, request: &h1::Request<'_>) -> Decision {
+        let path = match request.target {
+            Target::Asterisk => "*",
+            Target::Path(_) => request.path().unwrap_or_default(),
+        };
+        let (method, path) = (request.method_name.as_bytes(), path.as_bytes());
+        let call = Call { caller: self.caller(), method, path, fields: request };
+        let decision = policy.decide(&call, |id| {
+            shard.recorder.borrow_mut().record_audit(policy, &self.listener, id);
+        });
+        if decision.verdict == Verdict::Deny {
+            shard.recorder.borrow_mut().record_denial(policy, &self.listener, decision.rule);
+        }
+        decision
+    }
+}
+
+impl Fields for h1::Request<'_> {
+    fn values(&self, name: &str) -> impl Iterator<Item = &[u8]> {
+        h1::Request::values(self, name)
     }
 }

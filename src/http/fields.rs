@@ -3,6 +3,7 @@
 use smallvec::SmallVec;
 
 use super::Framing;
+use crate::authorize;
 use crate::failure::Cause;
 
 /// What an intermediary does with a field.
@@ -27,6 +28,8 @@ pub(super) enum Known {
     XForwardedProto,
     /// Says which hop failed; only this proxy may say so for itself.
     FailureReport,
+    /// Says who called by which certificate; only this proxy may say so, to the service.
+    ClientCert,
     Other,
 }
 
@@ -54,6 +57,8 @@ pub(super) fn known(name: &str) -> Known {
         18 if name.as_bytes()[0] | 0x20 == b'x' => ("x-ringmesh-failure", Known::FailureReport),
         18 => ("proxy-authenticate", Known::HopByHop),
         19 => ("proxy-authorization", Known::HopByHop),
+        // With `_` for `-`, too: to CGI and what came of it that is the same field.
+        23 if authorize::same_name("x-forwarded-client-cert", name) => return Known::ClientCert,
         _ => return Known::Other,
     };
     if name.eq_ignore_ascii_case(candidate.0) { candidate.1 } else { Known::Other }
@@ -418,6 +423,10 @@ mod tests {
             ("Content_Length", Known::Other),
             ("Proxy-Authorization", Known::HopByHop),
             ("X-Ringmesh-Failure", Known::FailureReport),
+            ("X-Forwarded-Client-Cert", Known::ClientCert),
+            ("X_FORWARDED-client_cert", Known::ClientCert),
+            ("x-forwarded-client-cerT", Known::ClientCert),
+            ("x-forwarded-client-dent", Known::Other),
             ("", Known::Other),
         ] {
             assert_eq!(known(name), want, "{name:?}");

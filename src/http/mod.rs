@@ -1,6 +1,7 @@
 //! One message model and its wire format; knows nothing of routes or services.
 
 pub mod body;
+pub mod client_cert;
 pub mod fields;
 pub mod grpc;
 pub mod h1;

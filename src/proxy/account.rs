@@ -5,8 +5,10 @@ use std::net::SocketAddr;
 use std::ops::Range;
 use std::rc::Rc;
 
+use crate::authorize::Decision;
 use crate::downstream::{Asked, Downstream};
 use crate::failure::Failure;
+use crate::identity::SpiffeId;
 use crate::shard::{Shard, View};
 use crate::telemetry::access::Line;
 use crate::telemetry::recorder::Ended;
@@ -96,6 +98,8 @@ impl Account {
             let line = Line {
                 started: self.started,
                 peer: shown.peer,
+                identity: shown.identity,
+                decided: shown.decision.map(|decision| (decision, &*view.snapshot.authorization)),
                 listener: shown.listener,
                 method: shown.method,
                 target: shown.target,
@@ -122,11 +126,13 @@ pub(super) struct Shown<'x> {
     pub(super) target: &'x [u8],
     pub(super) host: &'x [u8],
     pub(super) route: Option<u32>,
+    pub(super) identity: Option<&'x SpiffeId>,
+    pub(super) decision: Option<&'x Decision>,
 }
 
 impl<'x> Shown<'x> {
     /// Of a request that came by HTTP/1.1: parts of the head, which still lies in the input.
-    pub(super) fn of(downstream: &'x Downstream, asked: Option<&Asked>) -> Self {
+    pub(super) fn of(downstream: &'x Downstream, asked: Option<&'x Asked>) -> Self {
         let part = |place: Option<&Range<u32>>| -> &'x [u8] {
             place.and_then(|p| downstream.input.get(p.start as usize..p.end as usize)).unwrap_or_default()
         };
@@ -137,6 +143,8 @@ impl<'x> Shown<'x> {
             target: part(asked.map(|a| &a.places.target)),
             host: part(asked.map(|a| &a.places.host)),
             route: asked.and_then(|a| a.route),
+            identity: downstream.identity.as_ref().map(|peer| &peer.id),
+            decision: asked.map(|a| &a.decision),
         }
     }
 }

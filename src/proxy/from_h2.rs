@@ -24,13 +24,16 @@ use super::h2_io::{Floods, Keepalive, Lent};
 use super::over_h2::{Head, give_up, head};
 use super::relay::{Direction, unless_reset};
 use super::{First, InProgress, Path, SHED, both};
+use crate::authorize::{self, Decision, Verdict};
 use crate::downstream::Downstream;
 use crate::failure::{Cause, Failure, Side, Stage};
 use crate::http::body::{Reframer, TAILROOM};
+use crate::http::client_cert::ClientCert;
 use crate::http::h1::{self, Parsed};
 use crate::http::h2::{self as message, Facts, Tunnel};
 use crate::http::respond::{self, Told};
 use crate::http::{Framing, Method, grpc};
+use crate::identity;
 use crate::io::gather;
 use crate::io::timed::OnDeadline;
 use crate::io::{Connection, Patience};
@@ -45,14 +48,16 @@ use crate::upstream::shared::Lease;
 pub(super) struct Caller {
     pub(super) peer: SocketAddr,
     pub(super) listener: Arc<str>,
+    pub(super) port: u16,
+    pub(super) identity: Option<Rc<identity::Peer>>,
     pub(super) encrypted: bool,
 }
 
 /// Serves one connection to its end. Its input are its first octets, the preface or a part of it.
 pub(super) async fn serve(shard: Rc<Shard>, downstream: Downstream) {
-    let Downstream { connection, input: seen, peer, listener, .. } = downstream;
+    let Downstream { connection, input: seen, peer, listener, port, identity } = downstream;
     let encrypted = connection.tls().is_some();
-    let caller = Rc::new(Caller { peer, listener, encrypted });
+    let caller = Rc::new(Caller { peer, listener, port, identity, encrypted });
     let view = shard.view();
     let snapshot = &view.snapshot;
     let settings = snapshot.http2;
@@ -140,7 +145,8 @@ async fn exchange(
     let limits = &view.snapshot.limits;
     let account = Account::new(shard.clock.now());
     let respond = RefCell::new(respond);
-    let (parts, body) = request.into_parts();
+    let (mut parts, body) = request.into_parts();
+    message::join_cookies(&mut parts.headers);
     let via = view.snapshot.forwarding.via.as_deref();
     let checked = message::check(&parts, body.is_end_stream(), limits, via);
     let grpc = checked.as_ref().is_ok_and(|facts| facts.grpc);
@@ -150,8 +156,11 @@ async fn exchange(
     let service = route
         .and_then(|id| view.snapshot.routes.routes().get(id as usize))
         .map(|route| (route, shard.service(&view, route.service)));
+    let decision = checked.is_ok().then(|| caller.authorize(&shard, &view.snapshot.authorization, &parts));
+    let denied = decision.as_ref().is_some_and(|decision| decision.verdict == Verdict::Deny);
     let result = match (&checked, &service) {
         (Err(cause), _) => Err(Some(Failure::downstream(Stage::Head, *cause))),
+        _ if denied => Err(Some(Failure::downstream(Stage::Authorize, Cause::Denied))),
         (Ok(facts), _) if facts.max_forwards == Some(0) => Err(None),
         (Ok(facts), _) if facts.tunnel == Some(Tunnel::Unknown) => {
             Err(Some(Failure::downstream(Stage::Head, Cause::UpgradeRefused)))
@@ -196,8 +205,45 @@ async fn exchange(
         target: parts.uri.path_and_query().map_or(b"", |p| p.as_str().as_bytes()),
         host: host.as_bytes(),
         route,
+        identity: caller.identity.as_ref().map(|peer| &peer.id),
+        decision: decision.as_ref(),
     };
     account.close(&shard, &view, &shown, service.as_ref().map(|(_, s)| s), result.err().flatten());
+}
+
+impl Caller {
+    /// Asks the rules, and counts what they say.
+    fn authorize(&self, shard: &Shard, policy: &authorize::Policy, parts: &Parts) -> Decision {
+        let path = match parts.uri.path_and_query() {
+            // A plain CONNECT has none.
+            None => "",
+            Some(_) => parts.uri.path(),
+        };
+        let caller = authorize::Caller {
+            listener: &self.listener,
+            port: self.port,
+            source: self.peer.ip(),
+            peer: self.identity.as_ref().map(|peer| &peer.id),
+        };
+        let (method, path) = (parts.method.as_str().as_bytes(), path.as_bytes());
+        let call = authorize::Call { caller, method, path, fields: &Fields(parts) };
+        let decision = policy.decide(&call, |id| {
+            shard.recorder.borrow_mut().record_audit(policy, &self.listener, id);
+        });
+        if decision.verdict == Verdict::Deny {
+            shard.recorder.borrow_mut().record_denial(policy, &self.listener, decision.rule);
+        }
+        decision
+    }
+}
+
+/// A head, as rules see it.
+struct Fields<'p>(&'p Parts);
+
+impl authorize::Fields for Fields<'_> {
+    fn values(&self, name: &str) -> impl Iterator<Item = &[u8]> {
+        message::values(self.0, name)
+    }
 }
 
 fn is_too_large(facts: &Facts, limit: u64) -> bool {
@@ -305,6 +351,10 @@ impl Call<'_> {
             peer: self.caller.peer,
             default_host: &self.path.service.spec.name,
             encrypted: self.caller.encrypted,
+            client_cert: self.caller.identity.as_ref().map(|peer| ClientCert {
+                by: self.view.snapshot.identity.as_ref().map(|credentials| &credentials.id),
+                peer,
+            }),
         }
     }
 

@@ -26,6 +26,7 @@ use std::task::Poll;
 
 use monoio::net::TcpStream;
 
+use crate::authorize::Verdict;
 use crate::downstream::{Asked, Downstream, Next, Protocol};
 use crate::failure::{Cause, Failure, Side, Stage};
 use crate::http::respond::{self, Told};
@@ -43,26 +44,29 @@ use response::Answered;
 /// There is no memory for one more buffer.
 const SHED: Failure = Failure::local(Stage::Response, Cause::Overloaded);
 
-/// Serves one downstream connection to its end.
+/// Serves one downstream connection to its end. Not an `async fn`, which would have room for its arguments twice.
 pub fn serve(
     shard: Rc<Shard>,
     stream: TcpStream,
     peer: SocketAddr,
     listener: Arc<str>,
+    port: u16,
 ) -> impl Future<Output = ()> + 'static {
-    // Not an `async fn`: its arguments would lie in the future beside what is made of them, 56 bytes a connection.
     let open = Open::count(&shard);
-    let mut downstream = Downstream::new(&shard, stream, peer, listener);
+    // Together, so that it is counted until it has been closed.
+    let mut served = (Downstream::new(&shard, stream, peer, listener, port), open);
     async move {
-        let _open = &open;
-        let http2 = match begin(&shard, &mut downstream).await {
+        let (downstream, _) = &mut served;
+        let begun = begin(&shard, downstream).await;
+        let _listed = downstream.identity.is_some().then(|| shard.live.list(downstream.as_open()));
+        let http2 = match begun {
             None => false,
-            Some(Protocol::Http1) => serve_http1(&shard, &mut downstream).await,
+            Some(Protocol::Http1) => serve_http1(&shard, downstream).await,
             Some(Protocol::Http2 | Protocol::Mesh) => true,
         };
         if http2 {
             // Boxed: a future of another size than what most connections need.
-            Box::pin(from_h2::serve(shard, downstream)).await;
+            Box::pin(from_h2::serve(shard, served.0)).await;
         } else {
             shard.buffers.give(std::mem::take(&mut downstream.input));
         }
@@ -129,6 +133,9 @@ async fn exchange(shard: &Rc<Shard>, downstream: &mut Downstream, asked: &mut As
     // Bytes of the body that are in the input, when all are; what is streamed takes its bytes from there itself.
     let mut body = whole_body(asked, &downstream.input);
     let result = match &service {
+        _ if asked.decision.verdict == Verdict::Deny => {
+            Err(Some(Failure::downstream(Stage::Authorize, Cause::Denied)))
+        }
         _ if asked.answer_here => Err(None),
         None => Err(Some(Failure::local(Stage::Route, Cause::NoRoute))),
         Some(_) if asked.is_too_large() => Err(Some(Failure::downstream(Stage::Head, Cause::BodyTooLarge))),
@@ -512,7 +519,7 @@ mod tests {
         assert!((1700..=1992).contains(&size), "{size} bytes");
     }
 
-    fn size_of_output<A, B, C, D, F: Future>(_: &impl Fn(A, B, C, D) -> F) -> usize {
+    fn size_of_output<A, B, C, D, E, F: Future>(_: &impl Fn(A, B, C, D, E) -> F) -> usize {
         size_of::<F>()
     }
 }

@@ -18,7 +18,7 @@ use monoio::{IoUringDriver, LegacyDriver, RuntimeBuilder};
 
 use super::link::{Link, Notice, Order};
 use super::state::Shard;
-use super::task;
+use super::{live, task};
 use crate::downstream::listener::Accepting;
 
 /// What a shard's thread is started with. Its first snapshot and its listeners' sockets are already in `link`.
@@ -162,8 +162,10 @@ async fn serve(plan: Plan, kind: Kind) {
 
 /// Does what control left in the link.
 fn obey(shard: &Rc<Shard>, listeners: &Rc<RefCell<Accepting>>) {
-    if let Some(snapshot) = shard.link.take_snapshot() {
-        shard.apply(snapshot);
+    if let Some(snapshot) = shard.link.take_snapshot()
+        && shard.apply(snapshot)
+    {
+        task::spawn(shard, live::look_through(Rc::clone(shard)));
     }
     while let Some(order) = shard.link.take_order() {
         match order {

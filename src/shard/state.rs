@@ -10,6 +10,7 @@ use std::time::Duration;
 use super::buffers::Buffers;
 use super::clock::{Clock, ns};
 use super::link::{Link, Notice};
+use super::live::Live;
 use super::watched::Watch;
 use crate::failure::Failure;
 use crate::io::timed::Deadlines;
@@ -38,6 +39,8 @@ pub struct Shard {
     pub tally: Rc<Tally>,
     /// Connections that are looked after.
     pub watch: Watch,
+    /// Connections that end when they are not allowed any more.
+    pub live: Rc<Live>,
     /// What the shard counts of itself.
     pub totals: Totals,
     pub(super) stall_threshold_ns: u64,
@@ -108,6 +111,7 @@ impl Shard {
             access_log: RefCell::default(),
             tally: Rc::default(),
             watch: Watch::default(),
+            live: Rc::default(),
             totals: Totals::default(),
             told: RefCell::default(),
             stall_threshold_ns: ns(stall_threshold),
@@ -126,8 +130,10 @@ impl Shard {
     }
 
     /// Puts a new snapshot in place: the next exchange sees it. Cannot fail. Services that stay keep pools and
-    /// averages; the cost is that of the services in use, not of those configured.
-    pub(super) fn apply(&self, snapshot: Arc<Snapshot>) {
+    /// averages; the cost is that of the services in use, not of those configured. Whether open connections must be
+    /// looked through, because it changes who may do what or whom this proxy trusts, and nobody is at it.
+    #[must_use]
+    pub(super) fn apply(&self, snapshot: Arc<Snapshot>) -> bool {
         let generation = snapshot.generation;
         let new = View::new(snapshot, Arc::clone(&self.link));
         {
@@ -152,8 +158,10 @@ impl Shard {
                 }
             }
         }
+        let differs = new.judges_differently(&self.view.borrow());
         drop(self.view.replace(Rc::new(new)));
         self.link.vitals.generation.store(generation, Ordering::Release);
+        differs && self.live.renew()
     }
 
     /// This shard's state of a service of a view.
@@ -299,6 +307,15 @@ impl Shard {
 impl View {
     fn new(snapshot: Arc<Snapshot>, link: Arc<Link>) -> Self {
         Self { snapshot, services: RefCell::default(), link }
+    }
+
+    /// Whether a connection may be allowed by the one and not by the other.
+    fn judges_differently(&self, other: &Self) -> bool {
+        let (new, old) = (&self.snapshot, &other.snapshot);
+        let same_rules =
+            Arc::ptr_eq(&new.authorization, &old.authorization) || new.authorization == old.authorization;
+        let bundles = |snapshot: &Snapshot| snapshot.identity.as_ref().map(|own| Arc::clone(&own.bundles));
+        !same_rules || bundles(new) != bundles(old)
     }
 
     /// Where exchanges are counted that met no service.

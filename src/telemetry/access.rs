@@ -8,6 +8,9 @@ use std::net::SocketAddr;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::recorder::Ended;
+use super::{DEFAULT_RULE, OVERFLOW_RULE};
+use crate::authorize::{Decision, Policy, Verdict};
+use crate::identity::SpiffeId;
 use crate::shard::clock::Clock;
 use crate::shard::link::Link;
 use crate::snapshot::AccessLogFormat;
@@ -33,6 +36,10 @@ pub struct Line<'l> {
     pub started: u64,
     /// Who sent it.
     pub peer: SocketAddr,
+    /// Who that is, where its certificate was verified.
+    pub identity: Option<&'l SpiffeId>,
+    /// What the rules decided and whose rules; `None` where no head was understood.
+    pub decided: Option<(&'l Decision, &'l Policy)>,
     /// Where it was accepted.
     pub listener: &'l str,
     /// The request's method, target and host, as they came; empty when no head was understood.
@@ -125,7 +132,11 @@ impl AccessLog {
         out.extend_from_slice(b"{\"time\":\"");
         out.extend_from_slice(&self.date);
         // Writing to a Vec cannot fail, here and below.
-        let _ = write!(out, "\",\"listener\":\"{}\",\"peer\":\"{}\",\"method\":\"", line.listener, line.peer);
+        let _ = write!(out, "\",\"listener\":\"{}\",\"peer\":\"{}\"", line.listener, line.peer);
+        if let Some(identity) = line.identity {
+            let _ = write!(out, ",\"peer_identity\":\"{identity}\"");
+        }
+        out.extend_from_slice(b",\"method\":\"");
         escape(line.method, out);
         out.extend_from_slice(b"\",\"host\":\"");
         escape(cut(line.host), out);
@@ -143,6 +154,22 @@ impl AccessLog {
         }
         if let Some(failure) = ended.failure {
             let _ = write!(out, ",\"failure\":\"{failure}\"");
+        }
+        if let Some(rule) = line.denied_by() {
+            out.extend_from_slice(b",\"rule\":\"");
+            escape(rule.as_bytes(), out);
+            out.push(b'"');
+        }
+        if line.is_ambiguous() {
+            out.extend_from_slice(b",\"ambiguous_path\":true");
+        }
+        for (n, rule) in line.audited().enumerate() {
+            out.extend_from_slice(if n == 0 { b",\"audit\":[\"" } else { b",\"" });
+            escape(rule.as_bytes(), out);
+            out.push(b'"');
+        }
+        if line.audited().next().is_some() {
+            out.push(b']');
         }
         let _ = write!(
             out,
@@ -178,7 +205,7 @@ impl AccessLog {
             }
             None => out.extend_from_slice(b" -"),
         }
-        let _ = writeln!(
+        let _ = write!(
             out,
             " attempts={} in={} out={} first_byte={}us whole={}us own={}us",
             ended.attempts,
@@ -188,6 +215,21 @@ impl AccessLog {
             ended.whole_ns / 1000,
             ended.own_ns / 1000
         );
+        if let Some(identity) = line.identity {
+            let _ = write!(out, " peer_identity={identity}");
+        }
+        if let Some(rule) = line.denied_by() {
+            out.extend_from_slice(b" rule=");
+            escape(rule.as_bytes(), out);
+        }
+        if line.is_ambiguous() {
+            out.extend_from_slice(b" ambiguous_path");
+        }
+        for (n, rule) in line.audited().enumerate() {
+            out.extend_from_slice(if n == 0 { b" audit=" } else { b"," });
+            escape(rule.as_bytes(), out);
+        }
+        out.push(b'\n');
     }
 
     /// RFC 3339 with milliseconds, UTC.
@@ -212,6 +254,28 @@ impl AccessLog {
         for (place, divisor) in [100, 10, 1].into_iter().enumerate() {
             self.date[at + place] = b'0' + u8::try_from(millis / divisor % 10).unwrap_or(0);
         }
+    }
+}
+
+impl<'l> Line<'l> {
+    /// The name of the rule that refused.
+    fn denied_by(&self) -> Option<&'l str> {
+        let (decision, policy) = self.decided?;
+        (decision.verdict == Verdict::Deny).then_some(match decision.rule {
+            Some(id) => policy.rule(id).map_or(OVERFLOW_RULE, |rule| &rule.name),
+            None => DEFAULT_RULE,
+        })
+    }
+
+    fn is_ambiguous(&self) -> bool {
+        self.decided.is_some_and(|(decision, _)| decision.ambiguous_path)
+    }
+
+    /// The names of rules that were to be noted: the first four. All are counted.
+    fn audited(&self) -> impl Iterator<Item = &'l str> {
+        self.decided.into_iter().flat_map(|(decision, policy)| {
+            decision.audited.iter().flatten().filter_map(|id| policy.rule(*id)).map(|rule| &*rule.name)
+        })
     }
 }
 
@@ -276,6 +340,8 @@ mod tests {
         Line {
             started: 5_000_000,
             peer: ([127, 0, 0, 1], 9).into(),
+            identity: None,
+            decided: None,
             listener: "in",
             method: b"GET",
             target,
@@ -312,6 +378,53 @@ mod tests {
         assert_eq!(value["target"], "/\"\n{\"status\":200}\u{ff}");
         assert_eq!(value["status"], 200);
         assert!(value["time"].as_str().unwrap().ends_with('Z'));
+    }
+
+    #[test]
+    fn who_called_and_what_the_rules_said_is_told_in_both_formats() {
+        use crate::authorize::{Action, Call, Caller, Fields, Rule, TextMatch};
+        struct Nothing;
+        impl Fields for Nothing {
+            fn values(&self, _: &str) -> impl Iterator<Item = &[u8]> {
+                std::iter::empty()
+            }
+        }
+        let rule = |name: &str, action| Rule {
+            name: name.into(),
+            action,
+            listeners: Vec::new(),
+            from: Vec::new(),
+            sources: Vec::new(),
+            ports: Vec::new(),
+            methods: Vec::new(),
+            paths: vec![TextMatch::Exact("/admin".into())],
+            headers: Vec::new(),
+        };
+        let rules =
+            vec![rule("no \"admin\"", Action::Deny), rule("a", Action::Audit), rule("b", Action::Audit)];
+        let policy = Policy::new(rules, Verdict::Allow).unwrap();
+        let caller = Caller { listener: "in", port: 1, source: [127, 0, 0, 1].into(), peer: None };
+        let decision =
+            policy.decide(&Call { caller, method: b"GET", path: b"//admin", fields: &Nothing }, |_| {});
+        let id = SpiffeId::parse("spiffe://mesh.local/web").unwrap();
+        let ended = ended();
+        let written = |format| {
+            let (link, _bell) = Link::new(0).unwrap();
+            let mut log = AccessLog::new();
+            let told =
+                Line { identity: Some(&id), decided: Some((&decision, &policy)), ..line(b"/", &ended) };
+            log.write(format, &told, &Clock::new(), &link);
+            log.flush(&link);
+            String::from_utf8(link.chunks.pop().unwrap()).unwrap()
+        };
+        let json: serde_json::Value = serde_json::from_str(&written(AccessLogFormat::Json)).unwrap();
+        assert_eq!(json["peer_identity"], "spiffe://mesh.local/web");
+        assert_eq!(json["rule"], "no \"admin\"");
+        assert_eq!(json["ambiguous_path"], true);
+        assert_eq!(json["audit"], serde_json::json!(["a", "b"]));
+        let text = written(AccessLogFormat::Text);
+        let end = " peer_identity=spiffe://mesh.local/web rule=no \\\"admin\\\" ambiguous_path audit=a,b\n";
+        assert!(text.ends_with(end), "{text}");
     }
 
     #[test]

@@ -6,13 +6,14 @@
 
 pub mod access;
 pub mod recorder;
+pub mod rules;
 
 use std::sync::Arc;
 
 use hdrhistogram::Histogram;
 use smallvec::SmallVec;
 
-use crate::failure::Failure;
+use crate::failure::{Cause, Failure};
 
 /// Services told apart per shard; the exchanges of further ones are counted under [`OVERFLOW_SERVICE`].
 pub const SERVICES_MAX: usize = 1024;
@@ -20,6 +21,10 @@ pub const SERVICES_MAX: usize = 1024;
 pub const OVERFLOW_SERVICE: &str = "(other)";
 /// The name under which requests are counted that met no service (refused heads, no route).
 pub const NO_SERVICE: &str = "(none)";
+/// The name under which requests are counted that no rule of `[[authorization]]` met and the default refused.
+pub const DEFAULT_RULE: &str = "(default)";
+/// The name under which rules beyond the number told apart are counted together.
+pub const OVERFLOW_RULE: &str = "(other)";
 
 /// Kinds of HTTP/2 floods, as [`ShardTotals::floods`] counts them: frames of which a peer sent far more than it can need.
 pub const FLOODS: [&str; 8] =
@@ -41,6 +46,25 @@ pub struct Interval {
     pub connection_failures_other: u64,
     /// State and totals of the shard at the end of the interval.
     pub shard_totals: ShardTotals,
+    /// What rules of `[[authorization]]` did.
+    pub rules: Vec<rules::RuleCount>,
+    /// Open connections that were closed because they are not allowed any more, by cause.
+    pub revoked: SmallVec<[(Cause, u64); 4]>,
+}
+
+impl Interval {
+    /// One in which nothing happened.
+    pub fn new(shard: u16) -> Self {
+        Self {
+            shard,
+            services: Vec::new(),
+            connection_failures: Vec::new(),
+            connection_failures_other: 0,
+            shard_totals: ShardTotals::default(),
+            rules: Vec::new(),
+            revoked: SmallVec::new(),
+        }
+    }
 }
 
 /// One service's part of an interval.
@@ -205,7 +229,7 @@ fn histogram(max_ns: u64) -> Histogram<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::failure::{Cause, Stage};
+    use crate::failure::Stage;
 
     #[test]
     fn adding_and_clearing_keeps_sums() {

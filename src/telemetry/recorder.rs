@@ -7,11 +7,15 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use smallvec::SmallVec;
+
+use super::rules::{Outcome, RuleCounts};
 use super::{
-    CONNECTION_FAILURES_MAX, Interval, NO_SERVICE, OVERFLOW_SERVICE, SERVICES_MAX, ServiceCounts,
-    ServiceInterval, ShardTotals,
+    CONNECTION_FAILURES_MAX, DEFAULT_RULE, Interval, NO_SERVICE, OVERFLOW_SERVICE, SERVICES_MAX,
+    ServiceCounts, ServiceInterval, ShardTotals,
 };
-use crate::failure::Failure;
+use crate::authorize::{Policy, RuleId};
+use crate::failure::{Cause, Failure};
 use crate::shard::link::Link;
 
 /// A shard's recorder.
@@ -29,6 +33,9 @@ pub struct Recorder {
     /// As in [`Interval`].
     connection_failures: Vec<(Failure, u64)>,
     connection_failures_other: u64,
+    rules: RuleCounts,
+    default_rule: Arc<str>,
+    revoked: SmallVec<[(Cause, u64); 4]>,
 }
 
 /// One ended exchange.
@@ -75,6 +82,9 @@ impl Recorder {
             intervals_merged: 0,
             connection_failures: Vec::new(),
             connection_failures_other: 0,
+            rules: RuleCounts::default(),
+            default_rule: DEFAULT_RULE.into(),
+            revoked: SmallVec::new(),
         }
     }
 
@@ -134,10 +144,35 @@ impl Recorder {
         }
     }
 
+    /// Counts an audit rule that was met.
+    pub fn record_audit(&mut self, policy: &Policy, listener: &Arc<str>, id: RuleId) {
+        if let Some(rule) = policy.rule(id) {
+            self.rules.count(listener, &rule.name, Outcome::Audit);
+        }
+    }
+
+    /// Counts a refusal by a rule, or by the default.
+    pub fn record_denial(&mut self, policy: &Policy, listener: &Arc<str>, id: Option<RuleId>) {
+        match id.and_then(|id| policy.rule(id)) {
+            Some(rule) => self.rules.count(listener, &rule.name, Outcome::Deny),
+            None => self.rules.count(listener, &self.default_rule, Outcome::DefaultDeny),
+        }
+    }
+
+    /// Counts an open connection that was closed because it is not allowed any more.
+    pub fn record_revoked(&mut self, cause: Cause) {
+        match self.revoked.iter_mut().find(|(c, _)| *c == cause) {
+            Some((_, n)) => *n += 1,
+            None => self.revoked.push((cause, 1)),
+        }
+    }
+
     /// Hands the interval over, if control has taken the ones before.
     pub fn hand_over(&mut self, link: &Link, mut totals: ShardTotals) {
         while let Some(mut envelope) = link.spent.pop() {
             self.spare.extend(envelope.services.drain(..).map(|s| s.counts));
+            envelope.rules.clear();
+            envelope.revoked.clear();
             self.envelopes.push(envelope);
         }
         if link.intervals.is_full() {
@@ -145,15 +180,14 @@ impl Recorder {
             return;
         }
         totals.intervals_merged = self.intervals_merged;
-        let mut interval = self
-            .envelopes
-            .pop()
-            .unwrap_or_else(|| Box::new(Interval { shard: link.shard, ..Interval::default() }));
+        let mut interval = self.envelopes.pop().unwrap_or_else(|| Box::new(Interval::new(link.shard)));
         interval.shard_totals = totals;
         // The emptied one comes back for the next interval.
         std::mem::swap(&mut interval.connection_failures, &mut self.connection_failures);
         self.connection_failures.clear();
         interval.connection_failures_other = std::mem::take(&mut self.connection_failures_other);
+        self.rules.drain_into(&mut interval.rules);
+        interval.revoked.extend(self.revoked.drain(..));
         for (n, slot) in self.slots.iter_mut().enumerate() {
             if let Some(counts) = slot.counts.take() {
                 interval.services.push(ServiceInterval { service: Arc::clone(&slot.service), counts });

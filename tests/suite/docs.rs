@@ -92,6 +92,23 @@ fn every_metric_and_every_field_of_the_access_log_is_told_of() {
     assert!(missing.is_empty(), "docs/operations.md does not tell of:\n{missing}");
 }
 
+/// Those that only show themselves with rules and certificates.
+#[test]
+fn what_authorization_tells_is_told_of() {
+    let operations = read("docs/operations.md");
+    for name in [
+        "authorization",
+        "connections_revoked",
+        "peer_identity",
+        "rule",
+        "ambiguous_path",
+        "audit",
+        "default-deny",
+    ] {
+        assert!(operations.contains(&format!("`{name}`")), "docs/operations.md does not tell of {name}");
+    }
+}
+
 #[test]
 fn every_example_of_a_configuration_is_right() {
     let mut examples = 0;

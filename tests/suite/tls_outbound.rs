@@ -67,7 +67,7 @@ fn assert_refuses(rig: Rig, cause: &str) {
     client.send("POST /a HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n1\r\n");
     assert_eq!(client.response().status(), 503);
     drop(client);
-    let Rig { mesh, origin } = rig;
+    let Rig { mesh, origin, .. } = rig;
     let seen = mesh.finish();
     assert!(origin.settle().iter().all(|r| r.bytes.is_empty()), "not an octet");
     assert_eq!(seen.failures.get(&label), Some(&2), "{:?}", seen.failures);
@@ -157,7 +157,7 @@ fn t23_a_service_in_plain_text_is_refused() {
         visit.drain();
     });
     let change = speaking(&authority, Tls::Mesh(Vec::new()));
-    let Rig { mesh, origin } = Rig::before_with(origin, |config| config.change(change));
+    let Rig { mesh, origin, .. } = Rig::before_with(origin, |config| config.change(change));
     let mut client = mesh.client();
     client.send(GET);
     let response = client.response();
@@ -344,7 +344,7 @@ fn long_bodies_pass_in_both_directions_at_once() {
         visit.drain();
     });
     let change = speaking(&authority, Tls::Mesh(Vec::new()));
-    let Rig { mesh, origin } = Rig::before_with(origin, |config| config.change(change));
+    let Rig { mesh, origin, .. } = Rig::before_with(origin, |config| config.change(change));
     let body: Vec<u8> = (0..2_000_000_u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
     let mut client = mesh.client();
     client.send(format!("POST /a HTTP/1.1\r\nHost: a\r\nContent-Length: {}\r\n\r\n", body.len()));

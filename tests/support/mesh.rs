@@ -7,10 +7,11 @@ use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use ringmesh::authorize::{Policy, Rule, Verdict};
 use ringmesh::config;
 use ringmesh::shard::link::{Link, Notice, Order};
 use ringmesh::shard::{Plan, spawn};
-use ringmesh::snapshot::Snapshot;
+use ringmesh::snapshot::{AccessLogFormat, Snapshot};
 use ringmesh::telemetry::ShardTotals;
 
 use super::GUARD;
@@ -28,6 +29,8 @@ pub struct Config {
     routes: String,
     /// What keys do not say.
     change: Option<Change>,
+    policy: Arc<Policy>,
+    logs: bool,
 }
 
 type Change = Arc<dyn Fn(&mut Snapshot) + Send + Sync>;
@@ -64,6 +67,10 @@ pub struct Seen {
     pub totals: ShardTotals,
     /// Causes of panics.
     pub panics: Vec<String>,
+    /// What rules did: `listener rule outcome`, and how often.
+    pub rules: BTreeMap<String, u64>,
+    /// Lines of the access log, if there is one.
+    pub log: String,
 }
 
 impl Config {
@@ -116,6 +123,18 @@ impl Config {
     /// Changes what the keys make.
     pub fn change(mut self, change: impl Fn(&mut Snapshot) + Send + Sync + 'static) -> Self {
         self.change = Some(Arc::new(change));
+        self
+    }
+
+    /// Who may do what, in place of everybody everything.
+    pub fn authorization(mut self, rules: Vec<Rule>, default: Verdict) -> Self {
+        self.policy = Arc::new(Policy::new(rules, default).unwrap());
+        self
+    }
+
+    /// With an access log, as JSON: in [`Seen::log`] at the end.
+    pub fn logged(mut self) -> Self {
+        self.logs = true;
         self
     }
 
@@ -223,6 +242,8 @@ impl Mesh {
         }
         // It is found by its name when a connection comes.
         snapshot.listeners[0].name = "inbound".into();
+        snapshot.authorization = Arc::clone(&config.policy);
+        snapshot.access_log = config.logs.then_some(AccessLogFormat::Json);
         if let Some(change) = &config.change {
             change(&mut snapshot);
         }
@@ -261,6 +282,10 @@ impl Seen {
             for (failure, count) in &interval.connection_failures {
                 *self.connection_failures.entry(failure.to_string()).or_default() += count;
             }
+            for counted in &interval.rules {
+                let key = format!("{} {} {}", counted.listener, counted.rule, counted.outcome.label());
+                *self.rules.entry(key).or_default() += counted.count;
+            }
             for service in &interval.services {
                 for (failure, count) in &service.counts.failures {
                     *self.failures.entry(failure.to_string()).or_default() += count;
@@ -269,6 +294,9 @@ impl Seen {
                     *mine += theirs;
                 }
             }
+        }
+        while let Some(chunk) = link.chunks.pop() {
+            self.log += &String::from_utf8(chunk).unwrap();
         }
         while let Some(notice) = link.notices.pop() {
             match notice {

@@ -13,6 +13,7 @@ pub const SMUGGLED: &str = "GET /smuggled HTTP/1.1\r\nHost: smuggled\r\n\r\n";
 pub struct Rig {
     pub mesh: Mesh,
     pub origin: Origin,
+    config: Config,
 }
 
 /// What the service saw in the end, and what the shard counted.
@@ -31,8 +32,7 @@ impl Rig {
     }
 
     pub fn before(origin: Origin) -> Self {
-        let mesh = Config::new(&[&origin]).start();
-        Self { mesh, origin }
+        Self::before_with(origin, |config| config)
     }
 
     /// Before a service that answers everything with 200, with more configuration.
@@ -41,8 +41,14 @@ impl Rig {
     }
 
     pub fn before_with(origin: Origin, more: impl FnOnce(Config) -> Config) -> Self {
-        let mesh = more(Config::new(&[&origin])).start();
-        Self { mesh, origin }
+        let config = more(Config::new(&[&origin]));
+        Self { mesh: config.start(), origin, config }
+    }
+
+    /// Changes the configuration.
+    pub fn reload(&mut self, change: impl FnOnce(Config) -> Config) {
+        self.config = change(self.config.clone());
+        self.mesh.reload(&self.config);
     }
 
     pub fn client(&self) -> Client {
@@ -101,7 +107,7 @@ impl Rig {
     /// Ends both, in order, and gives what the service saw.
     #[track_caller]
     pub fn done(self) -> Done {
-        let Self { mesh, origin } = self;
+        let Self { mesh, origin, .. } = self;
         let seen = mesh.finish();
         let recorded = origin.settle();
         recorded.iter().for_each(super::origin::Recorded::assert_sound);

@@ -5,7 +5,9 @@ use std::net::SocketAddr;
 use std::ops::Range;
 
 use super::{Parsed, cause_of, has_bare_line_ends};
+use crate::authorize;
 use crate::failure::Cause;
+use crate::http::client_cert::ClientCert;
 use crate::http::fields::{self, ConnectionOptions, FramingFields, Known, known, list, write_u64};
 use crate::http::{Framing, Method, Version};
 use crate::snapshot::{ForwardedFields, Limits};
@@ -86,6 +88,8 @@ pub struct Forwarding<'s> {
     pub encrypted: bool,
     /// The Host for a request without one (HTTP/1.0).
     pub default_host: &'s str,
+    /// Who sent it, where its certificate was verified. What callers say of that themselves is removed in any case.
+    pub client_cert: Option<ClientCert<'s>>,
 }
 
 impl Forwarding<'_> {
@@ -214,6 +218,7 @@ impl<'b> Request<'b> {
                 Known::XForwardedFor
                 | Known::XForwardedHost
                 | Known::XForwardedProto
+                | Known::ClientCert
                 | Known::FailureReport => {}
                 Known::Connection => request.connection.read(part.value)?,
                 Known::ContentLength => framing.length(part.value)?,
@@ -294,6 +299,16 @@ impl<'b> Request<'b> {
         self.authority.map(fields::host_of)
     }
 
+    /// The values of all lines of a field, for rules: `_` in a name is `-`, `host` is what the request is forwarded with,
+    /// and what is always removed is not there.
+    pub fn values(&self, name: &str) -> impl Iterator<Item = &[u8]> {
+        let asked = known(name);
+        let own = if asked == Known::Host { self.authority } else { None };
+        let parts = if matches!(asked, Known::Host | Known::ClientCert) { &[] } else { self.parts };
+        own.into_iter()
+            .chain(parts.iter().filter(move |p| authorize::same_name(p.name, name)).map(|part| part.value))
+    }
+
     /// Where a part of the head lies in the buffer that it was read from, to find it again later.
     pub fn place(&self, part: &[u8]) -> Range<u32> {
         let base = self.base.as_ptr() as usize;
@@ -330,6 +345,7 @@ impl<'b> Request<'b> {
                 Known::TransferEncoding | Known::ContentLength | Known::Host | Known::FailureReport => {
                     continue;
                 }
+                Known::ClientCert => continue,
                 Known::Expect if !self.expect_continue => continue,
                 Known::MaxForwards if self.method_name == "OPTIONS" => continue,
                 Known::XForwardedFor | Known::XForwardedHost | Known::XForwardedProto | Known::Forwarded
@@ -386,6 +402,11 @@ impl<'b> Request<'b> {
             if !has_proto {
                 out.extend_from_slice(forwarding.proto_line());
             }
+        }
+        if let Some(client_cert) = &forwarding.client_cert {
+            out.extend_from_slice(b"x-forwarded-client-cert: ");
+            client_cert.write(out);
+            out.extend_from_slice(b"\r\n");
         }
         if let Some(via) = forwarding.via {
             out.extend_from_slice(match self.version {

@@ -13,6 +13,7 @@ const PLAIN: Forwarding<'static> = Forwarding {
     peer: SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 7)), 5000),
     encrypted: false,
     default_host: "app",
+    client_cert: None,
 };
 
 /// What is written for `wire`, or how it is refused.
@@ -187,6 +188,37 @@ fn forwarded_fields_are_kept_appended_to_or_replaced() {
     assert_eq!(fields("", &forwarding), "x-forwarded-for: 2001:db8::1\r\nx-forwarded-proto: http\r\n");
     let forwarding = Forwarding { encrypted: true, ..forwarding };
     assert_eq!(fields("", &forwarding), "x-forwarded-for: 2001:db8::1\r\nx-forwarded-proto: https\r\n");
+}
+
+#[test]
+fn t30_who_called_is_said_by_the_proxy_alone() {
+    let forged = "X-Forwarded-Client-Cert: URI=spiffe://mesh.local/admin\r\nA: 1\r\nx_forwarded_client_cert: x\r\n\
+                  x-forwarded-CLIENT_cert: y\r\nX-FORWARDED-CLIENT-CERT: z\r\nConnection: x-forwarded-client-cert\r\n";
+    assert_eq!(fields(forged, &PLAIN), "A: 1\r\n");
+    let id = |text| crate::identity::SpiffeId::parse(text).unwrap();
+    let (own, peer) = (id("spiffe://mesh.local/cart"), id("spiffe://mesh.local/web"));
+    let peer = crate::identity::Peer { id: peer, chain: Vec::new(), fingerprint: [0xab; 32] };
+    let forwarding = Forwarding { client_cert: Some(ClientCert { by: Some(&own), peer: &peer }), ..PLAIN };
+    let said = format!(
+        "x-forwarded-client-cert: By=spiffe://mesh.local/cart;Hash={};URI=spiffe://mesh.local/web\r\n",
+        "ab".repeat(32)
+    );
+    assert_eq!(fields(forged, &forwarding), format!("A: 1\r\n{said}"));
+    assert_eq!(fields("", &forwarding), said);
+}
+
+#[test]
+fn rules_are_shown_what_is_forwarded() {
+    let wire = "GET http://real.example/ HTTP/1.1\r\nHost: other\r\nX-A: 1\r\nx_a: 2\r\nX-A:\r\n\
+                X-Forwarded-Client-Cert: URI=x\r\n\r\n";
+    let values = |name: &'static str| {
+        of(wire, |request| {
+            request.values(name).map(|v| String::from_utf8(v.to_vec()).unwrap()).collect::<Vec<_>>()
+        })
+    };
+    assert_eq!(values("x-a"), ["1", "2", ""]);
+    assert_eq!(values("host"), ["real.example"]);
+    assert!(values("x-forwarded-client-cert").is_empty() && values("x-b").is_empty());
 }
 
 #[test]

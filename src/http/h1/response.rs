@@ -111,6 +111,7 @@ impl<'b> Response<'b> {
                 Known::KeepAlive => response.idle_seconds = idle_seconds(part.value),
                 Known::Other | Known::HopByHop | Known::Expect | Known::Forwarded | Known::Host => {}
                 Known::MaxForwards | Known::Te | Known::Upgrade | Known::Via | Known::FailureReport => {}
+                Known::ClientCert => {}
                 Known::XForwardedFor | Known::XForwardedHost | Known::XForwardedProto => {}
             }
         }
@@ -195,7 +196,7 @@ pub fn write_response_head(
             | Known::Expect
             | Known::Forwarded
             | Known::Host => {}
-            Known::MaxForwards | Known::Via => {}
+            Known::MaxForwards | Known::Via | Known::ClientCert => {}
             Known::XForwardedFor | Known::XForwardedHost | Known::XForwardedProto => {}
         }
         if !response.connection.nominates(part.name) {

@@ -6,7 +6,9 @@ use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Request, Uri, request};
 
 use super::ORIGIN_FIELD;
+use crate::authorize;
 use crate::failure::Cause;
+use crate::http::client_cert;
 use crate::http::fields::{self, Known, known, write_u64};
 use crate::http::h1::{self, write_field};
 use crate::http::{Framing, Method, Version};
@@ -120,6 +122,36 @@ pub fn host_of(authority: &str) -> &[u8] {
     fields::host_of(authority.as_bytes())
 }
 
+/// Makes one field of the crumbs that a cookie may come in (RFC 9113 §8.2.3), so that whoever looks at it sees what a server
+/// will.
+pub fn join_cookies(headers: &mut HeaderMap) {
+    let mut crumbs = headers.get_all(header::COOKIE).iter();
+    let (Some(first), Some(_)) = (crumbs.next(), crumbs.next()) else { return };
+    let mut cookie = first.as_bytes().to_vec();
+    for crumb in headers.get_all(header::COOKIE).iter().skip(1) {
+        cookie.extend_from_slice(b"; ");
+        cookie.extend_from_slice(crumb.as_bytes());
+    }
+    if let Ok(cookie) = HeaderValue::from_bytes(&cookie) {
+        headers.insert(header::COOKIE, cookie);
+    }
+}
+
+/// The values of all lines of a field, for rules: `_` in a name is `-`, `host` is what the request is forwarded with, and
+/// what is always removed is not there.
+pub fn values<'p>(parts: &'p request::Parts, name: &str) -> impl Iterator<Item = &'p [u8]> {
+    let asked = known(name);
+    let own = if asked == Known::Host { authority(parts).map(str::as_bytes) } else { None };
+    let elsewhere = matches!(asked, Known::Host | Known::ClientCert);
+    own.into_iter().chain(
+        parts
+            .headers
+            .iter()
+            .filter(move |(field, _)| !elsewhere && authorize::same_name(field.as_str(), name))
+            .map(|(_, value)| value.as_bytes()),
+    )
+}
+
 /// Makes a request that came by HTTP/2 ready for a service that speaks it: without what concerned only the last hop.
 pub fn forward(parts: &mut request::Parts, facts: &Facts, forwarding: &Forwarded<'_>) {
     if parts.uri.authority().is_none() {
@@ -134,6 +166,19 @@ pub fn forward(parts: &mut request::Parts, facts: &Facts, forwarding: &Forwarded
     }
     headers.remove(FAILURE);
     headers.remove(ORIGIN);
+    // In any spelling: see `http::client_cert`.
+    let forged: Vec<HeaderName> =
+        headers.keys().filter(|name| known(name.as_str()) == Known::ClientCert).cloned().collect();
+    for name in forged {
+        headers.remove(name);
+    }
+    if let Some(client_cert) = &forwarding.client_cert {
+        let mut value = Vec::with_capacity(client_cert.value_len());
+        client_cert.write(&mut value);
+        if let Ok(value) = HeaderValue::from_bytes(&value) {
+            headers.insert(client_cert::NAME, value);
+        }
+    }
     match forwarding.forwarded {
         ForwardedFields::Keep => {}
         ForwardedFields::Append => {
@@ -178,11 +223,11 @@ pub fn write_h1(parts: &request::Parts, facts: &Facts, forwarding: &Forwarded<'_
     out.extend_from_slice(authority(parts).unwrap_or(forwarding.default_host).as_bytes());
     out.extend_from_slice(b"\r\n");
     let mut has_proto = false;
-    let mut cookies = false;
     for (name, value) in &parts.headers {
         match known(name.as_str()) {
             Known::Connection | Known::HopByHop | Known::KeepAlive | Known::Upgrade | Known::Te => continue,
             Known::TransferEncoding | Known::ContentLength | Known::Host | Known::FailureReport => continue,
+            Known::ClientCert => continue,
             Known::Expect if !facts.expect_continue => continue,
             Known::MaxForwards if facts.max_forwards.is_some() => continue,
             Known::XForwardedFor | Known::XForwardedHost | Known::XForwardedProto | Known::Forwarded
@@ -192,25 +237,10 @@ pub fn write_h1(parts: &request::Parts, facts: &Facts, forwarding: &Forwarded<'_
             }
             Known::XForwardedFor if forwarding.forwarded == ForwardedFields::Append => continue,
             Known::XForwardedProto => has_proto = true,
-            Known::Other if *name == header::COOKIE => {
-                cookies = true;
-                continue;
-            }
             Known::Other if name.as_str() == ORIGIN_FIELD => continue,
             _ => {}
         }
         write_field(name.as_str(), value.as_bytes(), out);
-    }
-    if cookies {
-        // The crumbs of RFC 9113 §8.2.3 are one field again.
-        out.extend_from_slice(b"cookie: ");
-        for (n, crumb) in parts.headers.get_all(header::COOKIE).iter().enumerate() {
-            if n > 0 {
-                out.extend_from_slice(b"; ");
-            }
-            out.extend_from_slice(crumb.as_bytes());
-        }
-        out.extend_from_slice(b"\r\n");
     }
     write_added(parts, facts, forwarding, has_proto, out);
     match facts.framing {
@@ -405,6 +435,11 @@ fn write_added(
         if !has_proto {
             out.extend_from_slice(forwarding.proto_line());
         }
+    }
+    if let Some(client_cert) = &forwarding.client_cert {
+        out.extend_from_slice(b"x-forwarded-client-cert: ");
+        client_cert.write(out);
+        out.extend_from_slice(b"\r\n");
     }
     if let Some(via) = forwarding.via {
         // What came over HTTP/2 from another ringmesh came to that one by another version, which it has said itself.

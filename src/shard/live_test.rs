@@ -1,0 +1,182 @@
+//! Real sockets on a runtime of the test: what ends when the rules change, and what does not.
+
+use super::*;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use monoio::net::{TcpListener, TcpStream};
+use monoio::{LegacyDriver, RuntimeBuilder};
+
+use crate::authorize::{Action, Policy, Rule, TextMatch};
+use crate::identity::{IdMatch, SpiffeId};
+use crate::io::timed::OnDeadline;
+use crate::io::{Connection, Fault};
+use crate::route;
+use crate::shard::clock::NEVER;
+use crate::shard::link::Link;
+use crate::snapshot::{ForwardedFields, Forwarding, Http2, Limits, Timeouts};
+
+fn snapshot(generation: u64, rules: Vec<Rule>) -> Arc<Snapshot> {
+    let second = Duration::from_secs(1);
+    Arc::new(Snapshot {
+        generation,
+        listeners: Vec::new(),
+        routes: route::Table::default(),
+        services: Vec::new(),
+        by_name: Vec::new(),
+        limits: Limits {
+            head_bytes_max: 1024,
+            target_bytes_max: 1024,
+            fields_max: 16,
+            body_bytes_max: 0,
+            connections_max: 100,
+            interim_responses_max: 1,
+            handshakes_max: 1,
+        },
+        timeouts: Timeouts {
+            head: second,
+            idle: second,
+            body_stall: second,
+            drain: second,
+            handshake: second,
+        },
+        forwarding: Forwarding { via: None, forwarded: ForwardedFields::Keep, failure_header: true },
+        access_log: None,
+        identity: None,
+        authorization: Arc::new(Policy::new(rules, Verdict::Allow).unwrap()),
+        http2: Http2::default(),
+    })
+}
+
+fn deny(from: &str) -> Rule {
+    Rule {
+        name: "gone".into(),
+        action: Action::Deny,
+        listeners: vec!["in".into()],
+        from: vec![IdMatch::parse(from).unwrap()],
+        sources: Vec::new(),
+        ports: Vec::new(),
+        methods: Vec::new(),
+        paths: Vec::new(),
+        headers: Vec::new(),
+    }
+}
+
+/// A shard, and connections to it whose other ends are kept open.
+struct Rig {
+    shard: Rc<Shard>,
+    listener: TcpListener,
+    callers: Vec<TcpStream>,
+    generation: u64,
+}
+
+impl Rig {
+    fn new() -> Self {
+        let (link, _bell) = Link::new(0).unwrap();
+        let shard = Rc::new(Shard::new(link, 1, Duration::from_secs(60), snapshot(1, Vec::new())));
+        let listener = TcpListener::bind::<SocketAddr>(([127, 0, 0, 1], 0).into()).unwrap();
+        Self { shard, listener, callers: Vec::new(), generation: 1 }
+    }
+
+    /// A connection of that peer, on the list.
+    async fn open(&mut self, peer: &str) -> (Listed, Connection) {
+        let address = self.listener.local_addr().unwrap();
+        self.callers.push(TcpStream::connect_addr(address).await.unwrap());
+        let (stream, from) = self.listener.accept().await.unwrap();
+        let connection = Connection::accepted(stream, &self.shard.deadlines);
+        let id = SpiffeId::parse(peer).unwrap();
+        let peer = Some(Rc::new(Peer { id, chain: Vec::new(), fingerprint: [0; 32] }));
+        let control = connection.control();
+        let open = Open { peer, source: from.ip(), listener: "in".into(), port: address.port(), control };
+        (self.shard.live.list(open), connection)
+    }
+
+    /// Puts rules in place; whether connections are to be looked through.
+    fn rules(&mut self, rules: Vec<Rule>) -> bool {
+        self.generation += 1;
+        self.shard.apply(snapshot(self.generation, rules))
+    }
+
+    /// Connections that were closed, by cause.
+    fn revoked(&self) -> Vec<(Cause, u64)> {
+        self.shard.tick();
+        let mut all = Vec::new();
+        while let Some(interval) = self.shard.link.intervals.pop() {
+            all.extend(interval.revoked);
+        }
+        all
+    }
+}
+
+/// Whether it was ended from here; one that goes on has nothing to read.
+fn is_ended(connection: &Connection) -> bool {
+    !connection.is_usable()
+}
+
+fn run(test: impl Future<Output = ()>) {
+    RuntimeBuilder::<LegacyDriver>::new().enable_timer().build().unwrap().block_on(test);
+}
+
+#[test]
+fn a_connection_that_is_not_allowed_any_more_ends_and_the_others_go_on() {
+    run(async {
+        let mut rig = Rig::new();
+        let (_gone, mut gone) = rig.open("spiffe://mesh.local/web").await;
+        let (_stays, stays) = rig.open("spiffe://mesh.local/cart").await;
+        let (left, _) = rig.open("spiffe://mesh.local/web").await;
+        drop(left);
+        assert!(!rig.rules(Vec::new()), "the same rules");
+        assert!(rig.rules(vec![deny("spiffe://mesh.local/web")]));
+        assert!(
+            !rig.rules(vec![deny("spiffe://mesh.local/web"), deny("spiffe://other/*")]),
+            "once at a time"
+        );
+        look_through(Rc::clone(&rig.shard)).await;
+        // A wait that was going on ends, too.
+        let mut buffer = Vec::with_capacity(16);
+        let read = gone.reader.read(&mut buffer, 0, NEVER, OnDeadline::Shutdown).await;
+        assert!(matches!(read, Ok(0) | Err(Fault::Reset)), "{read:?}");
+        assert!(!is_ended(&stays));
+        assert_eq!(rig.revoked(), [(Cause::Denied, 1)]);
+        assert!(rig.rules(vec![deny("spiffe://mesh.local/*")]), "and again");
+        look_through(Rc::clone(&rig.shard)).await;
+        assert!(is_ended(&stays));
+        drop((_gone, _stays));
+        assert!(!rig.rules(Vec::new()), "nobody to look at");
+    });
+}
+
+#[test]
+fn what_depends_on_the_request_ends_no_connection() {
+    run(async {
+        let mut rig = Rig::new();
+        let (_listed, connection) = rig.open("spiffe://mesh.local/web").await;
+        let admin = Rule { paths: vec![TextMatch::Prefix("/admin".into())], ..deny("*") };
+        assert!(rig.rules(vec![admin]));
+        look_through(Rc::clone(&rig.shard)).await;
+        assert!(!is_ended(&connection));
+        assert!(rig.revoked().is_empty());
+    });
+}
+
+#[test]
+fn a_place_is_used_again_and_more_connections_than_one_look_takes_are_all_seen() {
+    run(async {
+        let mut rig = Rig::new();
+        let (_first, connection) = rig.open("spiffe://mesh.local/web").await;
+        let list = |n: u32| {
+            let id = SpiffeId::parse(&format!("spiffe://mesh.local/web-{n}")).unwrap();
+            let peer = Rc::new(Peer { id, chain: Vec::new(), fingerprint: [0; 32] });
+            let (source, control) = ([127, 0, 0, 1].into(), connection.control());
+            rig.shard.live.list(Open { peer: Some(peer), source, listener: "in".into(), port: 1, control })
+        };
+        let mut listed: Vec<Listed> = (0..1000).map(list).collect();
+        listed.retain(|listed| listed.slot % 2 == 0);
+        listed.extend((1000..1400).map(list));
+        assert_eq!(rig.shard.live.slots.borrow().len(), 1001);
+        assert!(rig.rules(vec![deny("spiffe://mesh.local/*")]));
+        look_through(Rc::clone(&rig.shard)).await;
+        assert!(is_ended(&connection));
+        assert_eq!(rig.revoked(), [(Cause::Denied, 1 + listed.len() as u64)]);
+    });
+}
