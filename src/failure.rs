@@ -192,10 +192,6 @@ causes! {
     NoRoute = "no_route", 404;
     /// The service has no endpoint (none configured, or its names do not resolve).
     NoEndpoint = "no_endpoint", 503;
-    /// The proxy is draining.
-    Draining = "draining", 503;
-    /// A bug of this proxy: the task that served the connection panicked.
-    Internal = "internal", 500;
 }
 
 /// Stage × side × cause.

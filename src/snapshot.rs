@@ -131,7 +131,7 @@ impl Default for Http2 {
 /// Ceilings on what one peer may take. All are inclusive.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limits {
-    /// Bytes of a head (request or response line and all fields).
+    /// Bytes of a head (request or response line and all fields). At most [`Limits::HEAD_CEILING`].
     pub head_bytes_max: u32,
     /// Bytes of a request target.
     pub target_bytes_max: u32,
@@ -148,6 +148,8 @@ pub struct Limits {
 }
 
 impl Limits {
+    /// The largest head that any configuration may allow: what a large buffer takes, because a head is read into one.
+    pub const HEAD_CEILING: u32 = 128 * 1024;
     /// The most fields that any configuration may allow: the size of the table that a head is split into.
     pub const FIELDS_CEILING: u16 = 256;
 }

@@ -56,11 +56,13 @@ pub(super) const ACCESS_LOG_FORMAT: AccessLogFormat = AccessLogFormat::Json;
 // --- what a caller may take ---
 
 /// 64 KiB: room for the largest cookies and tokens met in practice. Envoy 60 KiB, nginx 32 KiB in 8 KiB lines,
-/// HAProxy 16 KiB. At least 1 KiB, or ordinary requests fail; at most 1 MiB, because each connection may hold as much.
-pub(super) const HEAD_BYTES_MAX: Key<u64> = key("limits.head_bytes_max", 64 << 10, 1 << 10, 1 << 20);
+/// HAProxy 16 KiB. At least 1 KiB, or ordinary requests fail; the ceiling is the buffer that a head is read into.
+pub(super) const HEAD_BYTES_MAX: Key<u64> =
+    key("limits.head_bytes_max", 64 << 10, 1 << 10, Limits::HEAD_CEILING as u64);
 
 /// 16 KiB: RFC 9112 section 3 wants 8000 octets supported; browsers and caches stop at 8 to 64 KiB. nginx 8 KiB.
-pub(super) const TARGET_BYTES_MAX: Key<u64> = key("limits.target_bytes_max", 16 << 10, 64, 1 << 20);
+pub(super) const TARGET_BYTES_MAX: Key<u64> =
+    key("limits.target_bytes_max", 16 << 10, 64, HEAD_BYTES_MAX.max);
 
 /// 128 fields. Envoy 100, HAProxy 101, Apache 100. The ceiling is the size of the table that a head is split into.
 pub(super) const FIELDS_MAX: Key<u16> = key("limits.fields_max", 128, 1, Limits::FIELDS_CEILING);

@@ -17,7 +17,7 @@ use crate::identity::{ALPN_MESH, Peer};
 use crate::io::timed::OnDeadline;
 use crate::io::tls::Tls;
 use crate::io::{Connection, Fault, Waited};
-use crate::shard::buffers::Buffers;
+use crate::shard::buffers::{Buffer, Buffers};
 use crate::shard::clock::ns;
 use crate::shard::{Shard, View};
 
@@ -27,13 +27,15 @@ pub struct Downstream {
     pub connection: Connection,
     /// What was read and not yet used up: from the front the head of the present request, which stays until the
     /// exchange has ended (the log shows parts of it).
-    pub input: Vec<u8>,
+    pub input: Buffer,
     /// The caller's address.
     pub peer: SocketAddr,
     /// The listener that accepted it.
     pub listener: Arc<str>,
     /// Who the caller is, where a handshake has shown it.
     pub identity: Option<Rc<Peer>>,
+    /// Nothing was served on it yet: it may turn out to speak HTTP/2.
+    fresh: bool,
 }
 
 /// What is spoken on a connection.
@@ -65,6 +67,8 @@ pub enum Next {
     Request(Asked),
     /// Bytes that cannot be served, since when.
     Refused(Failure, u64),
+    /// The preface of HTTP/2, which lies in the input: the connection speaks that from now on.
+    Http2,
     /// Nothing: the caller has closed, or was idle for too long.
     Nothing,
 }
@@ -78,7 +82,7 @@ pub struct Asked {
     /// Bytes of the head in the input.
     pub head_len: usize,
     /// The head for the next hop, with room for a short body; empty when there is no route.
-    pub head: Vec<u8>,
+    pub head: Buffer,
     /// Index of its route.
     pub route: Option<u32>,
     /// What matters of the method.
@@ -105,6 +109,25 @@ impl Asked {
     }
 }
 
+/// What a connection begins with (RFC 9113 §3.4).
+enum Preface {
+    Whole,
+    Partial,
+    Other,
+}
+
+impl Preface {
+    fn of(input: &[u8]) -> Self {
+        const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+        let common = input.iter().zip(PREFACE).take_while(|(a, b)| a == b).count();
+        match common {
+            _ if common == PREFACE.len() => Self::Whole,
+            _ if common >= b"PRI".len() && common == input.len() => Self::Partial,
+            _ => Self::Other,
+        }
+    }
+}
+
 /// Where parts of a head lie in the input.
 pub struct Places {
     /// The method.
@@ -122,7 +145,7 @@ impl Downstream {
     /// Takes an accepted connection.
     pub fn new(shard: &Shard, stream: TcpStream, peer: SocketAddr, listener: Arc<str>) -> Self {
         let connection = Connection::accepted(stream, &shard.deadlines);
-        Self { connection, input: Vec::new(), peer, listener, identity: None }
+        Self { connection, input: Buffer::default(), peer, listener, identity: None, fresh: true }
     }
 
     /// Waits for the next request head.
@@ -133,6 +156,19 @@ impl Downstream {
         }
         let started = shard.clock.now();
         let mut parsed_len = 0;
+        while std::mem::take(&mut self.fresh) {
+            // The two have `P` in common with POST and its like, not more.
+            match Preface::of(&self.input) {
+                Preface::Whole => return Next::Http2,
+                Preface::Partial => {
+                    self.fresh = true;
+                    if let Err(failure) = self.more_head(shard, started).await {
+                        return Next::Refused(failure, started);
+                    }
+                }
+                Preface::Other => {}
+            }
+        }
         loop {
             // A head that comes in pieces is parsed again when its end is there or it has doubled, not at each piece.
             if parsed_len == 0
@@ -221,7 +257,7 @@ impl Downstream {
     async fn more_head(&mut self, shard: &Shard, started: u64) -> Result<(), Failure> {
         if self.input.len() == self.input.capacity() {
             if self.input.capacity() >= Buffers::LARGE {
-                // A head never takes more than a large buffer, whatever the configured limit.
+                // Full, and no end in sight: more than the largest limit that can be configured.
                 return Err(Failure::downstream(Stage::Head, Cause::HeadTooLarge));
             }
             let Some(mut large) = shard.buffers.take_large() else {
@@ -249,7 +285,7 @@ impl Downstream {
         let via = snapshot.forwarding.via.as_deref();
         h1::read_request(&self.input, &snapshot.limits, via, |request| {
             let route = snapshot.routes.find_id(request.host(), request.path().unwrap_or("/").as_bytes());
-            let mut head = Vec::new();
+            let mut head = Buffer::default();
             if let Some(route) = route.and_then(|r| snapshot.routes.routes().get(r as usize)) {
                 // Room for what is added to the head, and for a short body behind it.
                 let needed = request.head_len + 1024;

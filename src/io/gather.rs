@@ -10,6 +10,7 @@
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::io;
+use std::ops::DerefMut;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
@@ -22,12 +23,14 @@ use crate::shard::clock::{Clock, NEVER};
 
 /// Who lends buffers, and tells the time.
 pub trait Lender {
+    /// What is lent. The default was not lent, and has no room.
+    type Buffer: DerefMut<Target = Vec<u8>> + Default;
     /// An empty small buffer; `None` when there is no memory for it.
-    fn small(&self) -> Option<Vec<u8>>;
+    fn small(&self) -> Option<Self::Buffer>;
     /// An empty large buffer; `None` when there is no memory for it.
-    fn large(&self) -> Option<Vec<u8>>;
+    fn large(&self) -> Option<Self::Buffer>;
     /// Takes one back.
-    fn give(&self, buffer: Vec<u8>);
+    fn give(&self, buffer: Self::Buffer);
     /// The shard's clock.
     fn clock(&self) -> &Clock;
 }
@@ -42,40 +45,39 @@ pub trait Inspect {
 pub const OUT_MAX: usize = 128 * 1024;
 
 /// The side of the connection that h2 uses.
-pub struct Gathered {
-    shared: Rc<Shared>,
+pub struct Gathered<L: Lender> {
+    shared: Rc<Shared<L>>,
 }
 
 /// What comes from the peer; to be run as a task.
-pub struct Inward<L, I> {
-    shared: Rc<Shared>,
+pub struct Inward<L: Lender, I> {
+    shared: Rc<Shared<L>>,
     reader: Reader,
-    lender: L,
     inspect: I,
 }
 
 /// What goes to the peer; to be run as a task.
-pub struct Outward<L> {
-    shared: Rc<Shared>,
+pub struct Outward<L: Lender> {
+    shared: Rc<Shared<L>>,
     writer: Writer,
-    lender: L,
     stall: Duration,
     control: Control,
 }
 
 /// How the connection is getting on, for whoever watches over it.
-pub struct Vital {
-    shared: Rc<Shared>,
+pub struct Vital<L: Lender> {
+    shared: Rc<Shared<L>>,
 }
 
-struct Shared {
+struct Shared<L: Lender> {
+    lender: L,
     /// What was read, from where on h2 has not taken it.
-    inbound: RefCell<Vec<u8>>,
+    inbound: RefCell<L::Buffer>,
     taken: Cell<usize>,
     inbound_end: Cell<Option<End>>,
     /// What comes in is thrown away, because of what came before it.
     stopped: Cell<bool>,
-    out: RefCell<Vec<u8>>,
+    out: RefCell<L::Buffer>,
     out_failed: Cell<Option<Fault>>,
     /// h2 has nothing more to say.
     finished: Cell<bool>,
@@ -107,13 +109,13 @@ enum Waits {
 }
 
 /// Splits a connection for h2. `seen` was read from it already.
-pub fn gather<L: Lender + Clone, I: Inspect>(
+pub fn gather<L: Lender, I: Inspect>(
     connection: Connection,
-    seen: Vec<u8>,
-    lender: &L,
+    seen: L::Buffer,
+    lender: L,
     inspect: I,
     stall: Duration,
-) -> (Gathered, Inward<L, I>, Outward<L>) {
+) -> (Gathered<L>, Inward<L, I>, Outward<L>) {
     let control = connection.control();
     let Connection { reader, writer, .. } = connection;
     let shared = Rc::new(Shared {
@@ -128,9 +130,10 @@ pub fn gather<L: Lender + Clone, I: Inspect>(
         linger_until: Cell::new(NEVER),
         last_read_at: Cell::new(lender.clock().now()),
         wakers: Default::default(),
+        lender,
     });
-    let inward = Inward { shared: Rc::clone(&shared), reader, lender: lender.clone(), inspect };
-    let outward = Outward { shared: Rc::clone(&shared), writer, lender: lender.clone(), stall, control };
+    let inward = Inward { shared: Rc::clone(&shared), reader, inspect };
+    let outward = Outward { shared: Rc::clone(&shared), writer, stall, control };
     (Gathered { shared }, inward, outward)
 }
 
@@ -154,7 +157,8 @@ impl<L: Lender, I: Inspect> Inward<L, I> {
 
     /// Reads once. `busy` is whether a small buffer was too small the last time.
     async fn read(&mut self, busy: &mut bool) -> Result<(), End> {
-        let Self { shared, reader, lender, .. } = self;
+        let Self { shared, reader, .. } = self;
+        let lender = &shared.lender;
         let hold_until = lender.clock().after(Self::HOLD).min(shared.linger_until.get());
         if hold_until <= lender.clock().now() {
             return Err(End::Closed);
@@ -196,20 +200,20 @@ impl<L: Lender, I: Inspect> Inward<L, I> {
 impl<L: Lender, I: Inspect> Inward<L, I> {
     /// Hands octets to h2, unless it is gone or they may not pass: then it is only waited for the peer to have read
     /// the last of what was sent.
-    fn pass_on(&mut self, buffer: Vec<u8>) {
+    fn pass_on(&mut self, buffer: L::Buffer) {
         let shared = &self.shared;
         if !shared.dropped.get() && !shared.stopped.get() {
             if self.inspect.inspect(&buffer) {
                 let used = shared.inbound.replace(buffer);
                 shared.taken.set(0);
-                self.lender.give(used);
+                shared.lender.give(used);
                 shared.wake(Waits::Read);
                 return;
             }
             shared.stopped.set(true);
             shared.wake(Waits::Read);
         }
-        self.lender.give(buffer);
+        shared.lender.give(buffer);
     }
 }
 
@@ -222,9 +226,9 @@ impl<L: Lender> Outward<L> {
         while self.shared.until_out().await {
             let mut out = std::mem::take(&mut *self.shared.out.borrow_mut());
             self.shared.wake(Waits::Write);
-            let patience = Patience { clock: self.lender.clock(), stall: self.stall, until: NEVER };
+            let patience = Patience { clock: self.shared.lender.clock(), stall: self.stall, until: NEVER };
             let written = self.writer.write_all(&mut out, 0, patience).await;
-            self.lender.give(out);
+            self.shared.lender.give(out);
             if let Err(fault) = written {
                 self.shared.out_failed.set(Some(fault));
                 self.shared.wake(Waits::Write);
@@ -235,7 +239,7 @@ impl<L: Lender> Outward<L> {
             }
         }
         self.writer.finish();
-        let clock = self.lender.clock();
+        let clock = self.shared.lender.clock();
         let until = clock.after(Self::LINGER);
         self.shared.linger_until.set(until);
         self.control.read_by(until);
@@ -243,7 +247,7 @@ impl<L: Lender> Outward<L> {
     }
 }
 
-impl<L, I> Drop for Inward<L, I> {
+impl<L: Lender, I> Drop for Inward<L, I> {
     fn drop(&mut self) {
         // Also when the task panicked: h2 must not wait for ever.
         if self.shared.inbound_end.get().is_none() {
@@ -253,7 +257,7 @@ impl<L, I> Drop for Inward<L, I> {
     }
 }
 
-impl<L> Drop for Outward<L> {
+impl<L: Lender> Drop for Outward<L> {
     fn drop(&mut self) {
         if self.shared.out_failed.get().is_none() {
             self.shared.out_failed.set(Some(Fault::Closed));
@@ -262,14 +266,14 @@ impl<L> Drop for Outward<L> {
     }
 }
 
-impl Gathered {
+impl<L: Lender> Gathered<L> {
     /// How it is getting on.
-    pub fn vital(&self) -> Vital {
+    pub fn vital(&self) -> Vital<L> {
         Vital { shared: Rc::clone(&self.shared) }
     }
 }
 
-impl Vital {
+impl<L: Lender> Vital<L> {
     /// When something last came from the peer.
     pub fn last_read_at(&self) -> u64 {
         self.shared.last_read_at.get()
@@ -289,7 +293,7 @@ impl Vital {
     }
 }
 
-impl Shared {
+impl<L: Lender> Shared<L> {
     fn wait(&self, who: Waits, cx: &Context<'_>) {
         let mut slot = self.wakers[who as usize].borrow_mut();
         if !slot.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
@@ -345,6 +349,12 @@ impl Shared {
             return Poll::Pending;
         }
         let was_empty = out.is_empty();
+        if was_empty && out.capacity() == 0 {
+            let Some(lent) = self.lender.small() else {
+                return Poll::Ready(Err(io::ErrorKind::OutOfMemory.into()));
+            };
+            *out = lent;
+        }
         let before = out.len();
         for part in parts {
             let room = OUT_MAX - out.len();
@@ -359,7 +369,7 @@ impl Shared {
     }
 }
 
-impl AsyncRead for Gathered {
+impl<L: Lender> AsyncRead for Gathered<L> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, to: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let shared = &self.shared;
         let taken = shared.taken.get();
@@ -387,7 +397,7 @@ impl AsyncRead for Gathered {
     }
 }
 
-impl AsyncWrite for Gathered {
+impl<L: Lender> AsyncWrite for Gathered<L> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         self.shared.poll_append(cx, &[io::IoSlice::new(bytes)])
     }
@@ -419,7 +429,7 @@ impl AsyncWrite for Gathered {
     }
 }
 
-impl Drop for Gathered {
+impl<L: Lender> Drop for Gathered<L> {
     fn drop(&mut self) {
         self.shared.dropped.set(true);
         self.shared.wake(Waits::Outward);

@@ -6,13 +6,13 @@ use std::rc::Rc;
 use std::task::Poll;
 
 use bytes::Bytes;
-use h2::Ping;
 use h2::client::SendRequest;
 
-use super::h2_io::{Floods, Lent};
+use super::h2_io::{Floods, Keepalive, Lent};
 use crate::io::Connection;
 use crate::io::gather::{self, Gathered, Vital};
-use crate::shard::clock::{NEVER, ns};
+use crate::shard::buffers::Buffer;
+use crate::shard::clock::ns;
 use crate::shard::{Shard, task};
 use crate::upstream::shared::Shared;
 use crate::upstream::spec;
@@ -20,8 +20,8 @@ use crate::upstream::spec;
 /// A connection that speaks HTTP/2 and is not driven yet.
 pub(super) struct Opened {
     pub(super) send: SendRequest<Bytes>,
-    connection: h2::client::Connection<Gathered, Bytes>,
-    vital: Vital,
+    connection: h2::client::Connection<Gathered<Lent>, Bytes>,
+    vital: Vital<Lent>,
 }
 
 /// Begins to speak HTTP/2 on a connection.
@@ -37,8 +37,8 @@ pub(super) async fn open(
     let header_list = shard.view().snapshot.limits.head_bytes_max;
     let (io, inward, outward) = gather::gather(
         connection,
-        Vec::new(),
-        &Lent::new(shard),
+        Buffer::default(),
+        Lent::new(shard),
         Floods::of_service(shard),
         service.timeouts.body_stall,
     );
@@ -67,50 +67,32 @@ impl Opened {
 
 async fn drive(
     shard: Rc<Shard>,
-    mut connection: h2::client::Connection<Gathered, Bytes>,
-    vital: Vital,
+    mut connection: h2::client::Connection<Gathered<Lent>, Bytes>,
+    vital: Vital<Lent>,
     shared: Rc<Shared>,
     limits: spec::Http2,
     idle_ns: u64,
 ) {
     let _open = Counted::new(&shard);
     let watched = shard.watch.register();
-    let mut ping = connection.ping_pong();
-    let mut pinged_at = None;
+    let mut keepalive = Keepalive::new(connection.ping_pong(), limits.ping_interval, limits.ping_timeout);
     let mut used_at = shard.clock.now();
     poll_fn(|cx| {
         if Pin::new(&mut connection).poll(cx).is_ready() || vital.was_stopped() {
             return Poll::Ready(());
         }
         let now = shard.clock.now();
-        let mut due = NEVER;
-        if shared.exchanges() > 0 {
+        let due = if shared.exchanges() > 0 {
             used_at = now;
-            if !limits.ping_interval.is_zero()
-                && let Some(ping) = &mut ping
-            {
-                if pinged_at.is_some() && matches!(ping.poll_pong(cx), Poll::Ready(Ok(_))) {
-                    pinged_at = None;
-                }
-                due = match pinged_at {
-                    Some(at) if now >= at + ns(limits.ping_timeout) => return Poll::Ready(()),
-                    Some(at) => at + ns(limits.ping_timeout),
-                    None if now >= vital.last_read_at() + ns(limits.ping_interval) => {
-                        if ping.send_ping(Ping::opaque()).is_ok() {
-                            pinged_at = Some(now);
-                            // Sent by the next poll of the connection, which is now.
-                            cx.waker().wake_by_ref();
-                        }
-                        now + ns(limits.ping_timeout)
-                    }
-                    None => vital.last_read_at() + ns(limits.ping_interval),
-                };
+            match keepalive.poll(&vital, now, cx) {
+                Some(due) => due,
+                None => return Poll::Ready(()),
             }
         } else if shared.is_leaving() || now >= used_at + idle_ns {
             return Poll::Ready(());
         } else {
-            due = used_at + idle_ns;
-        }
+            used_at + idle_ns
+        };
         watched.look_at(due, cx);
         Poll::Pending
     })

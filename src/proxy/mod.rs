@@ -6,9 +6,12 @@
 //! answers what failed, and records it.
 
 mod account;
+mod connect;
+mod from_h2;
 mod h2_client;
 mod h2_io;
 mod handshake;
+mod over_h2;
 mod relay;
 mod request;
 mod response;
@@ -22,7 +25,6 @@ use std::sync::Arc;
 use std::task::Poll;
 
 use monoio::net::TcpStream;
-use smallvec::SmallVec;
 
 use crate::downstream::{Asked, Downstream, Next, Protocol};
 use crate::failure::{Cause, Failure, Side, Stage};
@@ -35,7 +37,12 @@ use crate::shard::clock::{NEVER, ns};
 use crate::upstream::pool::Pooled;
 use crate::upstream::service::{Attempt, Service};
 use account::{Account, Shown};
+use connect::{To, Tried};
+use from_h2::Caller;
 use response::Answered;
+
+/// There is no memory for one more buffer.
+const SHED: Failure = Failure::local(Stage::Response, Cause::Overloaded);
 
 /// Serves one downstream connection to its end.
 pub fn serve(
@@ -49,53 +56,52 @@ pub fn serve(
     let mut downstream = Downstream::new(&shard, stream, peer, listener);
     async move {
         let _open = &open;
-        if begin(&shard, &mut downstream).await {
-            serve_http1(&shard, &mut downstream).await;
+        let http2 = match begin(&shard, &mut downstream).await {
+            None => false,
+            Some(Protocol::Http1) => serve_http1(&shard, &mut downstream).await,
+            Some(Protocol::Http2 | Protocol::Mesh) => true,
+        };
+        if http2 {
+            let Downstream { connection, input, peer, listener, identity, .. } = downstream;
+            let caller = Caller { peer, listener, encrypted: connection.tls().is_some(), identity };
+            // Boxed: a future of another size than what most connections need.
+            Box::pin(from_h2::serve(shard, connection, input, caller)).await;
+        } else {
+            shard.buffers.give(std::mem::take(&mut downstream.input));
         }
-        shard.buffers.give(std::mem::take(&mut downstream.input));
     }
 }
 
-/// The handshake, where there is to be one; whether HTTP/1.1 is spoken from here.
-async fn begin(shard: &Rc<Shard>, downstream: &mut Downstream) -> bool {
+/// The handshake, where there is to be one, and what was agreed on; `None` when the connection is over.
+async fn begin(shard: &Rc<Shard>, downstream: &mut Downstream) -> Option<Protocol> {
     if let Some(mode) = handshake::mode(shard, &downstream.listener) {
         // Boxed: once per connection, and large.
         if !Box::pin(handshake::with_caller(shard, downstream, mode)).await {
-            return false;
+            return None;
         }
     }
-    match Protocol::of(&downstream.connection) {
-        Protocol::Http1 => true,
-        // HTTP/2 with callers goes on from here.
-        Protocol::Http2 | Protocol::Mesh => {
-            let failure = Failure::local(Stage::Handshake, Cause::BadHandshake);
-            shard.connection_failed(
-                failure,
-                downstream.peer,
-                "HTTP/2 was agreed on, which is not spoken yet",
-            );
-            false
-        }
-    }
+    Some(Protocol::of(&downstream.connection))
 }
 
-async fn serve_http1(shard: &Rc<Shard>, downstream: &mut Downstream) {
+/// Serves requests by HTTP/1.1 until the connection is over; `true` when it turns out to speak HTTP/2.
+async fn serve_http1(shard: &Rc<Shard>, downstream: &mut Downstream) -> bool {
     loop {
         let fate = match downstream.next(shard).await {
             Next::Nothing => Fate::Close,
+            Next::Http2 => return true,
             Next::Refused(failure, started) => refuse(shard, downstream, failure, started).await,
             Next::Request(mut asked) => exchange(shard, downstream, &mut asked).await,
         };
         match fate {
             Fate::Again => {}
-            Fate::Close if !downstream.connection.has_unread() => break,
+            Fate::Close if !downstream.connection.has_unread() => return false,
             Fate::Close | Fate::Linger => {
                 downstream.linger(shard).await;
-                break;
+                return false;
             }
             Fate::Reset => {
                 downstream.connection.reset();
-                break;
+                return false;
             }
         }
     }
@@ -184,7 +190,22 @@ async fn whole(
     let mut tried = Tried::new();
     let mut replayed = false;
     loop {
-        let (attempt, mut pooled) = path.connect(&mut tried, replayed).await?;
+        let (attempt, to) = path.connect(&mut tried, replayed).await?;
+        let mut pooled = match to {
+            To::H1(pooled) => pooled,
+            To::H2(lease) => {
+                // Boxed: a future of another size than what most connections need.
+                let carried = over_h2::carry(path, downstream, asked, request, Some(body), &attempt, &lease);
+                match Box::pin(carried).await {
+                    Err(failure) if failure.nothing_was_sent() && !replayed => {
+                        replayed = true;
+                        shard.totals.replays.set(shard.totals.replays.get() + 1);
+                        continue;
+                    }
+                    result => return result,
+                }
+            }
+        };
         let began = shard.clock.now();
         let stall = service.spec.timeouts.body_stall;
         let patience = Patience { clock: &shard.clock, stall, until: path.deadline };
@@ -227,7 +248,13 @@ async fn streamed(
     head: &mut Vec<u8>,
 ) -> Result<Fate, Failure> {
     let Path { shard, account, service, .. } = path;
-    let (attempt, mut pooled) = path.connect(&mut Tried::new(), false).await?;
+    let (attempt, to) = path.connect(&mut Tried::new(), false).await?;
+    let mut pooled = match to {
+        To::H1(pooled) => pooled,
+        To::H2(lease) => {
+            return over_h2::carry(path, downstream, asked, head, None, &attempt, &lease).await;
+        }
+    };
     let began = shard.clock.now();
     let (request_sent, answered, over) = (Cell::new(false), Cell::new(false), Cell::new(false));
     // The head of the request stays where it is, for the log; what is behind it is the body's.
@@ -293,54 +320,7 @@ async fn streamed(
     }
 }
 
-/// Endpoints tried without success in this exchange.
-type Tried = SmallVec<[u32; 4]>;
-
 impl Path<'_> {
-    /// A connection to an endpoint: from its pool, or a new one. Endpoints that cannot be reached are passed over, which
-    /// is safe for every method: nothing was sent. `fresh` wants a new connection.
-    async fn connect(&self, tried: &mut Tried, fresh: bool) -> Result<(Attempt, Pooled), Failure> {
-        let Self { shard, account, service, .. } = self;
-        let mut failure = Failure::upstream(Stage::Balance, Cause::NoEndpoint);
-        loop {
-            let now = shard.clock.now();
-            let Some(attempt) = shard.rng(|rng| service.pick(now, rng, tried)) else { return Err(failure) };
-            account.attempts.set(account.attempts.get() + 1);
-            account.endpoint.set(Some(attempt.endpoint));
-            let limits = &service.spec.pool;
-            if !fresh && let Some(pooled) = attempt.pool().checkout(limits, now) {
-                return Ok((attempt, pooled));
-            }
-            if attempt.pool().has_room(limits) {
-                let left = std::time::Duration::from_nanos(self.deadline.saturating_sub(now));
-                let timeout = service.spec.timeouts.connect.min(left);
-                account.wait(now);
-                // Boxed: seldom needed, and its timer would make every connection's future a third larger.
-                let opened =
-                    Box::pin(handshake::with_service(shard, &service.spec, attempt.address(), timeout)).await;
-                account.waited(shard.clock.now());
-                match opened {
-                    Ok(connection) => {
-                        let pooled = attempt.pool().opened(connection, &shard.tally);
-                        return Ok((attempt, pooled));
-                    }
-                    // The same at every endpoint, and no fault of this one.
-                    Err(ours) if ours.side == Side::Local => return Err(ours),
-                    Err(theirs) => failure = theirs,
-                }
-                attempt.failed(shard.clock.now());
-            } else {
-                failure = Failure::upstream(Stage::Connect, Cause::Overloaded);
-            }
-            tried.push(attempt.endpoint);
-            if tried.len() >= usize::from(service.spec.connect_attempts_max)
-                || shard.clock.now() >= self.deadline
-            {
-                return Err(failure);
-            }
-        }
-    }
-
     /// Tells the balancer how the attempt went.
     fn judge(&self, attempt: &Attempt, began: u64, answered: bool, failure: Option<&Failure>) {
         match failure {

@@ -2,7 +2,7 @@
 
 use std::cell::Cell;
 
-use super::Path;
+use super::{Path, SHED};
 use crate::downstream::Asked;
 use crate::failure::{Cause, Failure, Stage};
 use crate::http::body::{HEADROOM, Reframer, TAILROOM};
@@ -10,7 +10,7 @@ use crate::http::h1::{self, Parsed, ResponseOptions};
 use crate::http::{Framing, Method, Version};
 use crate::io::timed::OnDeadline;
 use crate::io::{Fault, Patience, Reader, Writer};
-use crate::shard::buffers::Buffers;
+use crate::shard::buffers::{Buffer, Buffers};
 use crate::shard::clock::{NEVER, ns};
 
 /// What both ends of the way back share.
@@ -52,7 +52,7 @@ pub(super) struct Answered {
 /// The failure; whether something was sent to the caller stands in the account.
 pub(super) async fn carry(way: &Way<'_>, from: &mut Reader, to: &mut Writer) -> Result<Answered, Failure> {
     let input = way.path.shard.buffers.take_small().ok_or(SHED)?;
-    let mut held = Held { input, out: Vec::new() };
+    let mut held = Held { input, out: Buffer::default() };
     let result = async {
         let mut answer = way.head(from, to, &mut held).await?;
         let reusable = way.body(from, to, &mut held, &mut answer).await?;
@@ -64,15 +64,12 @@ pub(super) async fn carry(way: &Way<'_>, from: &mut Reader, to: &mut Writer) -> 
     result
 }
 
-/// There is no memory for one more buffer.
-const SHED: Failure = Failure::local(Stage::Response, Cause::Overloaded);
-
 /// The buffers of the way back, given back however it ends.
 struct Held {
     /// What came from the service.
-    input: Vec<u8>,
+    input: Buffer,
     /// What goes to the caller; taken when the service has answered, so that a waiting exchange holds one buffer less.
-    out: Vec<u8>,
+    out: Buffer,
 }
 
 impl Way<'_> {
@@ -131,15 +128,19 @@ impl Way<'_> {
     }
 
     async fn more_head(&self, from: &mut Reader, held: &mut Held) -> Result<(), Failure> {
+        let mut keep_free = TAILROOM;
         if held.input.len() + TAILROOM >= held.input.capacity() {
-            // A head larger than a small buffer: rare enough to be moved.
-            let mut large = self.path.shard.buffers.take_large().ok_or(SHED)?;
-            if large.capacity() <= held.input.len() + TAILROOM {
-                self.path.shard.buffers.give(large);
+            if held.input.capacity() < Buffers::LARGE {
+                // A head larger than a small buffer: rare enough to be moved.
+                let mut large = self.path.shard.buffers.take_large().ok_or(SHED)?;
+                large.extend_from_slice(&held.input);
+                self.path.shard.buffers.give(std::mem::replace(&mut held.input, large));
+            } else if held.input.len() < held.input.capacity() {
+                // The largest head fills the buffer. A chunk's end that comes with it makes the buffer grow.
+                keep_free = 0;
+            } else {
                 return Err(Failure::upstream(Stage::Response, Cause::HeadTooLarge));
             }
-            large.extend_from_slice(&held.input);
-            self.path.shard.buffers.give(std::mem::replace(&mut held.input, large));
         }
         let patience = if self.request_sent.get() {
             self.path.shard.clock.now().saturating_add(ns(self.path.service.spec.timeouts.response))
@@ -147,7 +148,7 @@ impl Way<'_> {
             // Begins when the request has been sent: see `Control::read_by`.
             NEVER
         };
-        match self.read(from, &mut held.input, patience).await {
+        match self.read(from, &mut held.input, keep_free, patience).await {
             Ok(0) => Err(Failure::upstream(Stage::Response, Cause::Closed)),
             Ok(_) => {
                 if !self.answered.replace(true) {
@@ -224,7 +225,7 @@ impl Way<'_> {
             held.resize(HEADROOM, 0);
             let stall =
                 self.path.shard.clock.now().saturating_add(ns(self.path.service.spec.timeouts.body_stall));
-            match self.read(from, held, stall).await {
+            match self.read(from, held, TAILROOM, stall).await {
                 Ok(0) if reframer.ends_with_connection() => {
                     held.clear();
                     reframer.finish(held);
@@ -247,11 +248,17 @@ impl Way<'_> {
         }
     }
 
-    /// Reads from the service: a wait for a peer. Leaves room for what a chunk's end needs.
-    async fn read(&self, from: &mut Reader, buffer: &mut Vec<u8>, patience: u64) -> Result<usize, Fault> {
+    /// Reads from the service: a wait for a peer. Bytes of a body need [`TAILROOM`] kept free behind them.
+    async fn read(
+        &self,
+        from: &mut Reader,
+        buffer: &mut Vec<u8>,
+        keep_free: usize,
+        patience: u64,
+    ) -> Result<usize, Fault> {
         self.path.account.wait(self.path.shard.clock.now());
         let deadline = patience.min(self.path.deadline);
-        let read = from.read(buffer, TAILROOM, deadline, OnDeadline::Shutdown).await;
+        let read = from.read(buffer, keep_free, deadline, OnDeadline::Shutdown).await;
         self.path.account.waited(self.path.shard.clock.now());
         read
     }

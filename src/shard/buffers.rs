@@ -6,22 +6,78 @@
 //! reaching it, `take_*` refuses and the exchange is shed.
 
 use std::cell::{Cell, RefCell};
+use std::ops::{Deref, DerefMut};
+
+use crate::snapshot::Limits;
+
+const _: () = assert!(Limits::HEAD_CEILING as usize == Buffers::LARGE, "what may be configured must fit");
 
 /// A shard's buffers.
 #[derive(Debug, Default)]
 pub struct Buffers {
-    small: RefCell<Vec<Vec<u8>>>,
-    large: RefCell<Vec<Vec<u8>>>,
+    small: RefCell<Vec<Buffer>>,
+    large: RefCell<Vec<Buffer>>,
     /// Bytes taken and not given back.
     taken: Cell<usize>,
     /// The fewest small and large buffers that lay ready since the last trim.
     spare_min: Cell<(usize, usize)>,
 }
 
+/// A buffer that was taken: a `Vec<u8>`, and what it counts as, which stays however it grows. Its capacity alone would not
+/// tell: a small one that doubles three times is as large as a large one. One word, because the future of a connection
+/// has room for many. The default was not taken: it has no room, counts as nothing, and is only freed when given back.
+#[derive(Debug, Default)]
+pub struct Buffer(Option<Box<Taken>>);
+
+#[derive(Debug, Default)]
+struct Taken {
+    bytes: Vec<u8>,
+    counts_as: Size,
+}
+
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+enum Size {
+    #[default]
+    Nothing,
+    Small,
+    Large,
+}
+
+impl Buffer {
+    fn new(counts_as: Size) -> Self {
+        Self(Some(Box::new(Taken { bytes: Vec::with_capacity(counts_as.bytes()), counts_as })))
+    }
+}
+
+impl Size {
+    const fn bytes(self) -> usize {
+        match self {
+            Self::Nothing => 0,
+            Self::Small => Buffers::SMALL,
+            Self::Large => Buffers::LARGE,
+        }
+    }
+}
+
+impl Deref for Buffer {
+    type Target = Vec<u8>;
+
+    fn deref(&self) -> &Vec<u8> {
+        static EMPTY: Vec<u8> = Vec::new();
+        self.0.as_ref().map_or(&EMPTY, |taken| &taken.bytes)
+    }
+}
+
+impl DerefMut for Buffer {
+    fn deref_mut(&mut self) -> &mut Vec<u8> {
+        &mut self.0.get_or_insert_default().bytes
+    }
+}
+
 impl Buffers {
     /// Bytes of a small buffer: the head of nearly every message and a body of a few KiB in one read.
     pub const SMALL: usize = 16 * 1024;
-    /// Bytes of a large buffer: 100 KiB in two reads, a socket's default receive window in one.
+    /// Bytes of a large buffer: 100 KiB in two reads, a socket's default receive window in one. It takes the largest head.
     pub const LARGE: usize = 128 * 1024;
     /// Small buffers kept ready (4 MiB).
     const SMALL_KEPT_MAX: usize = 256;
@@ -32,23 +88,25 @@ impl Buffers {
     pub const BYTES_MAX: usize = 1024 * 1024 * 1024;
 
     /// An empty small buffer, or `None` when `BYTES_MAX` are in use.
-    pub fn take_small(&self) -> Option<Vec<u8>> {
-        self.take(&self.small, Self::SMALL)
+    pub fn take_small(&self) -> Option<Buffer> {
+        self.take(&self.small, Size::Small)
     }
 
     /// An empty large buffer, or `None` when `BYTES_MAX` are in use.
-    pub fn take_large(&self) -> Option<Vec<u8>> {
-        self.take(&self.large, Self::LARGE)
+    pub fn take_large(&self) -> Option<Buffer> {
+        self.take(&self.large, Size::Large)
     }
 
-    /// Gives a buffer back. One that has grown beyond its size is freed.
-    pub fn give(&self, mut buffer: Vec<u8>) {
-        let (list, kept_max, size) = match buffer.capacity() {
-            0 => return,
-            Self::LARGE => (&self.large, Self::LARGE_KEPT_MAX, Self::LARGE),
-            // A small one that grew counts as the small one that it was taken as.
-            _ => (&self.small, Self::SMALL_KEPT_MAX, Self::SMALL),
+    /// Gives a buffer back. One that has grown beyond its size is freed, and counts no more than when it was taken.
+    pub fn give(&self, mut buffer: Buffer) {
+        let counts_as = buffer.0.as_ref().map_or(Size::Nothing, |taken| taken.counts_as);
+        let (list, kept_max) = match counts_as {
+            Size::Nothing => return,
+            Size::Small => (&self.small, Self::SMALL_KEPT_MAX),
+            Size::Large => (&self.large, Self::LARGE_KEPT_MAX),
         };
+        let size = counts_as.bytes();
+        debug_assert!(self.taken.get() >= size, "given back to other buffers than taken from");
         self.taken.set(self.taken.get().saturating_sub(size));
         let mut list = list.borrow_mut();
         if buffer.capacity() == size && list.len() < kept_max {
@@ -73,7 +131,8 @@ impl Buffers {
         self.taken.get() + self.small.borrow().len() * Self::SMALL + self.large.borrow().len() * Self::LARGE
     }
 
-    fn take(&self, list: &RefCell<Vec<Vec<u8>>>, size: usize) -> Option<Vec<u8>> {
+    fn take(&self, list: &RefCell<Vec<Buffer>>, counts_as: Size) -> Option<Buffer> {
+        let size = counts_as.bytes();
         if self.taken.get() + size > Self::BYTES_MAX {
             return None;
         }
@@ -81,12 +140,12 @@ impl Buffers {
         let mut list = list.borrow_mut();
         let buffer = list.pop();
         let (small, large) = self.spare_min.get();
-        self.spare_min.set(if size == Self::SMALL {
+        self.spare_min.set(if counts_as == Size::Small {
             (small.min(list.len()), large)
         } else {
             (small, large.min(list.len()))
         });
-        Some(buffer.unwrap_or_else(|| Vec::with_capacity(size)))
+        Some(buffer.unwrap_or_else(|| Buffer::new(counts_as)))
     }
 }
 
@@ -112,9 +171,29 @@ mod tests {
     #[test]
     fn a_grown_buffer_counts_as_what_it_was_taken_as() {
         let buffers = Buffers::default();
-        let mut a = buffers.take_small().unwrap();
-        a.resize(Buffers::SMALL * 3, 0);
+        let take: [fn(&Buffers) -> Option<Buffer>; 2] = [Buffers::take_small, Buffers::take_large];
+        for take in take {
+            // The third is a small one as large as a large one; the last is what doubling makes of either.
+            for capacity in [0, Buffers::SMALL * 3, Buffers::LARGE, Buffers::LARGE * 2] {
+                let _other = (buffers.take_small().unwrap(), buffers.take_large().unwrap());
+                let before = buffers.taken.get();
+                let mut a = take(&buffers).unwrap();
+                a.reserve_exact(capacity);
+                assert!(a.capacity() >= capacity);
+                buffers.give(a);
+                assert_eq!(buffers.taken.get(), before, "{capacity}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_buffer_whose_bytes_are_lent_or_lost_is_still_counted_back() {
+        let buffers = Buffers::default();
+        let mut a = buffers.take_large().unwrap();
+        drop(std::mem::take(&mut *a));
+        buffers.give(std::mem::take(&mut a));
         buffers.give(a);
+        buffers.give(Buffer::default());
         assert_eq!(buffers.bytes(), 0);
     }
 

@@ -28,7 +28,7 @@
 
 use fastrand::Rng;
 
-use super::spec::{Balance, Endpoint, Service};
+use super::spec::{Balance, Service};
 
 /// One shard's choice among the endpoints of one service, and what it has seen of them. Endpoints are named by their
 /// index in `Service::endpoints`.
@@ -133,28 +133,15 @@ impl Balancer {
         }
     }
 
-    /// Takes over what `old` learned of the endpoints that are still there, by address. What is in flight stays with
-    /// the old balancer, where it will end.
-    pub fn carry_over(&mut self, old: &Self, old_service: &Service, new_service: &Service) {
+    /// Takes over what `old` learned of the endpoints that are still there; `places` as `spec::former_places` gives them.
+    /// What is in flight stays with the old balancer, where it will end.
+    pub fn carry_over(&mut self, old: &Self, places: &[Option<usize>]) {
         if self.balance != Balance::PeakEwma || old.balance != Balance::PeakEwma {
             return;
         }
         self.usual = old.usual;
-        let mut moved = None;
-        for (n, (load, endpoint)) in self.loads.iter_mut().zip(&new_service.endpoints).enumerate() {
-            let same = |(_, e): &(usize, &Endpoint)| e.address == endpoint.address;
-            // Most reloads leave most endpoints where they were.
-            let found = match old_service.endpoints.get(n) {
-                Some(e) if e.address == endpoint.address => Some(n),
-                _ if old_service.endpoints.len() <= 16 => {
-                    old_service.endpoints.iter().enumerate().find(same).map(|(n, _)| n)
-                }
-                _ => moved
-                    .get_or_insert_with(|| by_address(&old_service.endpoints))
-                    .get(&endpoint.address)
-                    .copied(),
-            };
-            if let Some(before) = found.and_then(|n| old.loads.get(n)) {
+        for (load, place) in self.loads.iter_mut().zip(places) {
+            if let Some(before) = place.and_then(|n| old.loads.get(n)) {
                 (load.estimate_ns, load.at_ns) = (before.estimate_ns, before.at_ns);
             }
         }
@@ -475,10 +462,6 @@ fn decay(elapsed_ns: u64) -> f32 {
 /// An even number below `count`, which is at most 2³² (one multiplication; the bias of at most count / 2³² is nothing).
 fn below(rng: &mut Rng, count: usize) -> usize {
     ((u64::from(rng.u32(..)) * count as u64) >> 32) as usize
-}
-
-fn by_address(endpoints: &[Endpoint]) -> std::collections::HashMap<&super::spec::Address, usize> {
-    endpoints.iter().enumerate().map(|(n, e)| (&e.address, n)).collect()
 }
 
 /// The time constant of the average: 10 s, as Finagle and Linkerd have it. After 23 s a tenth of a peak is left.

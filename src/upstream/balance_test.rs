@@ -1,10 +1,9 @@
 //! What one balancer promises, case by case. Distributions and behaviour over time: tests/simulation.rs.
 
 use std::collections::HashSet;
-use std::net::SocketAddr;
-use std::time::Duration;
 
-use super::super::spec::{Address, Pool, Timeouts};
+use super::super::spec::former_places;
+use super::super::spec::testing::{endpoint, service};
 use super::*;
 
 const ALL: [Balance; 4] = [Balance::PeakEwma, Balance::LeastRequest, Balance::RoundRobin, Balance::Random];
@@ -179,7 +178,6 @@ fn a_cancelled_attempt_says_nothing_of_the_endpoint() {
 
 #[test]
 fn averages_survive_a_reload_by_address() {
-    // Few endpoints and many: two ways of finding them.
     for count in [3, 40] {
         let old_service = service(Balance::PeakEwma, &vec![1; count]);
         let mut old = Balancer::new(&old_service);
@@ -191,7 +189,8 @@ fn averages_survive_a_reload_by_address() {
         new_service.endpoints.remove(1);
         new_service.endpoints.insert(0, endpoint(999, 7));
         let mut new = Balancer::new(&new_service);
-        new.carry_over(&old, &old_service, &new_service);
+        let places = former_places(&old_service.endpoints, &new_service.endpoints);
+        new.carry_over(&old, &places);
         assert_eq!(new.latency_ns(0, SECOND), None, "a new one");
         near(new.latency_ns(1, SECOND), 1e6);
         near(new.latency_ns(2, SECOND), 3e6);
@@ -204,7 +203,7 @@ fn averages_survive_a_reload_by_address() {
         );
 
         let mut other = Balancer::new(&service(Balance::Random, &vec![1; count]));
-        other.carry_over(&old, &old_service, &new_service);
+        other.carry_over(&old, &places);
         assert_eq!(other.latency_ns(1, SECOND), None, "it would not keep them fresh");
     }
 }
@@ -256,26 +255,4 @@ fn answer(balancer: &mut Balancer, endpoint: usize, now_ns: u64, latency_ns: u64
 fn near(latency_ns: Option<u64>, expected: f64) {
     let latency_ns = latency_ns.unwrap() as f64;
     assert!((latency_ns / expected - 1.0).abs() < 1e-3, "{latency_ns} ns for {expected}");
-}
-
-fn service(balance: Balance, weights: &[u16]) -> Service {
-    Service {
-        name: "s".into(),
-        balance,
-        endpoints: weights.iter().enumerate().map(|(n, &weight)| endpoint(n as u16 + 1, weight)).collect(),
-        pool: Pool { idle_max: 1, idle_timeout: Duration::from_secs(1), connections_max: 1 },
-        timeouts: Timeouts {
-            connect: Duration::from_secs(1),
-            response: Duration::from_secs(1),
-            body_stall: Duration::from_secs(1),
-        },
-        connect_attempts_max: 1,
-        protocol: super::super::spec::Protocol::Auto,
-        tls: super::super::spec::Tls::Off,
-        http2: super::super::spec::Http2::default(),
-    }
-}
-
-fn endpoint(port: u16, weight: u16) -> Endpoint {
-    Endpoint { address: Address::Ip(SocketAddr::from(([127, 0, 0, 1], port))), weight, zone: None }
 }

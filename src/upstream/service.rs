@@ -49,22 +49,15 @@ impl Service {
 
     /// The same service under a new declaration: endpoints that are still there keep pools and averages.
     pub fn carried_over(old: &Self, spec: Arc<spec::Service>) -> Self {
+        let places = spec::former_places(&old.spec.endpoints, &spec.endpoints);
         let mut balancer = Balancer::new(&spec);
-        balancer.carry_over(&old.balancer.borrow(), &old.spec, &spec);
-        let mut pools: Vec<Rc<Pools>> = Vec::with_capacity(spec.endpoints.len());
+        balancer.carry_over(&old.balancer.borrow(), &places);
+        let mut left: Vec<Option<&Rc<Pools>>> = old.pools.iter().map(Some).collect();
         // What was spoken in plain text yesterday, or to somebody else, is no connection for today.
-        let same_tls = old.spec.tls == spec.tls;
-        // A service has few endpoints or changes seldom; both lists in the same order is the usual case.
-        for (n, endpoint) in spec.endpoints.iter().enumerate() {
-            let same_place = old.spec.endpoints.get(n).is_some_and(|e| e.address == endpoint.address);
-            let at = if same_place {
-                Some(n)
-            } else {
-                old.spec.endpoints.iter().position(|e| e.address == endpoint.address)
-            };
-            pools.push(at.filter(|_| same_tls).map_or_else(Rc::default, |at| Rc::clone(&old.pools[at])));
-        }
-        for gone in old.pools.iter().filter(|p| !pools.iter().any(|q| Rc::ptr_eq(p, q))) {
+        let places = places.into_iter().map(|place| place.filter(|_| old.spec.tls == spec.tls));
+        let mut take = |place: usize| left.get_mut(place).and_then(Option::take).map(Rc::clone);
+        let pools = places.map(|place| place.and_then(&mut take).unwrap_or_default()).collect();
+        for gone in left.into_iter().flatten() {
             gone.h1.close_idle();
             gone.h2.leave();
         }
@@ -138,5 +131,80 @@ impl Attempt {
 impl Drop for Attempt {
     fn drop(&mut self) {
         self.service.balancer.borrow_mut().ended(self.endpoint as usize, self.now.get(), self.outcome.get());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::spec::testing::{endpoint, service};
+    use super::*;
+
+    const MS: u64 = 1_000_000;
+
+    #[test]
+    fn endpoints_that_stay_keep_pools_and_averages_whatever_becomes_of_the_list() {
+        let lists: [&[u16]; 9] = [
+            &[1, 2, 3, 4],
+            &[4, 3, 2, 1],
+            &[9, 1, 2, 3, 4],
+            &[1, 2, 9, 3, 4],
+            &[2, 3, 4],
+            &[1, 4],
+            &[3, 8, 1, 9],
+            &[9, 8],
+            &[],
+        ];
+        for ports in lists {
+            let old = seen(&[1, 2, 3, 4]);
+            let new = Service::carried_over(&old, declared(ports));
+            assert_eq!(new.pools.len(), ports.len());
+            let balancer = new.balancer.borrow();
+            for (n, port) in ports.iter().enumerate() {
+                let before = (1..=4).contains(port).then(|| usize::from(*port) - 1);
+                for (place, pool) in old.pools.iter().enumerate() {
+                    assert_eq!(Rc::ptr_eq(&new.pools[n], pool), before == Some(place), "{ports:?}: {port}");
+                }
+                let expected = before.map(|_| u64::from(*port) * MS);
+                assert_eq!(balancer.latency_ns(n, 0), expected, "{ports:?}: {port}");
+            }
+        }
+    }
+
+    #[test]
+    fn thousands_in_another_order_are_all_found_again() {
+        let mut ports: Vec<u16> = (1..=10_000).collect();
+        let old = seen(&ports);
+        ports.rotate_left(4_321);
+        let new = Service::carried_over(&old, declared(&ports));
+        for (n, port) in ports.iter().enumerate() {
+            assert!(Rc::ptr_eq(&new.pools[n], &old.pools[usize::from(*port) - 1]), "{port}");
+        }
+    }
+
+    #[test]
+    fn an_address_that_is_listed_twice_has_two_pools() {
+        for (before, after) in [(&[1, 1, 2], &[2, 1, 1]), (&[1, 2, 3], &[1, 1, 1]), (&[1, 1, 1], &[2, 3, 1])]
+        {
+            let new = Service::carried_over(&seen(before), declared(after));
+            let different = |a: usize, b: usize| !Rc::ptr_eq(&new.pools[a], &new.pools[b]);
+            assert!(different(0, 1) && different(1, 2) && different(0, 2), "{before:?} {after:?}");
+        }
+    }
+
+    /// A service of which every endpoint has answered within as many milliseconds as its port says.
+    fn seen(ports: &[u16]) -> Service {
+        let service = Service::new(declared(ports), 0);
+        for (n, port) in ports.iter().enumerate() {
+            let mut balancer = service.balancer.borrow_mut();
+            balancer.started(n, 0);
+            balancer.ended(n, 0, Outcome::Answered { latency_ns: u64::from(*port) * MS });
+        }
+        service
+    }
+
+    fn declared(ports: &[u16]) -> Arc<spec::Service> {
+        let mut declared = service(spec::Balance::PeakEwma, &[]);
+        declared.endpoints = ports.iter().map(|port| endpoint(*port, 1)).collect();
+        Arc::new(declared)
     }
 }

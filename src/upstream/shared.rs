@@ -14,6 +14,7 @@ use bytes::Bytes;
 use h2::client::SendRequest;
 
 use super::spec;
+use crate::failure::{Cause, Failure};
 
 /// The shared connections of an endpoint.
 #[derive(Default)]
@@ -155,6 +156,13 @@ impl Lease {
     /// Whether the peer is a ringmesh.
     pub fn is_mesh(&self) -> bool {
         self.shared.mesh
+    }
+
+    /// After an exchange that the service has not seen: whether to give the connection nothing more.
+    pub fn leave_if_going<T>(&self, result: &Result<T, Failure>) {
+        if matches!(result, Err(failure) if failure.cause == Cause::GoingAway) {
+            self.leave();
+        }
     }
 
     /// The connection turned out to be unusable for new exchanges.

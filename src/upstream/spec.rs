@@ -1,5 +1,6 @@
 //! What control declares of a service: immutable, shared by all shards, built by `config::compile`.
 
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
@@ -165,11 +166,60 @@ pub struct Timeouts {
     pub body_stall: Duration,
 }
 
+/// For each endpoint of `new` its place in `old`, by address: how a shard finds again what it knows of those that stay.
+/// An address that is listed twice has the same place or its first one. O(old + new): it runs on shards, and a service
+/// has up to 10 000 endpoints.
+pub fn former_places(old: &[Endpoint], new: &[Endpoint]) -> Vec<Option<usize>> {
+    // Made for the first that has moved: most reloads leave most endpoints where they were.
+    let mut by_address = None;
+    let place = |(n, endpoint): (usize, &Endpoint)| match old.get(n) {
+        Some(same) if same.address == endpoint.address => Some(n),
+        _ => by_address
+            .get_or_insert_with(|| -> HashMap<&Address, usize> {
+                old.iter().enumerate().rev().map(|(n, e)| (&e.address, n)).collect()
+            })
+            .get(&endpoint.address)
+            .copied(),
+    };
+    new.iter().enumerate().map(place).collect()
+}
+
 impl std::fmt::Display for Address {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Ip(address) => address.fmt(f),
             Self::Unix(path) => write!(f, "unix:{}", path.display()),
         }
+    }
+}
+
+#[cfg(test)]
+pub(super) mod testing {
+    //! Declarations for the tests of this folder.
+
+    use super::*;
+
+    /// A service with these weights, its endpoints on ports from 1 on.
+    pub(in crate::upstream) fn service(balance: Balance, weights: &[u16]) -> Service {
+        Service {
+            name: "s".into(),
+            balance,
+            endpoints: (1..).zip(weights).map(|(port, &weight)| endpoint(port, weight)).collect(),
+            pool: Pool { idle_max: 1, idle_timeout: Duration::from_secs(1), connections_max: 1 },
+            timeouts: Timeouts {
+                connect: Duration::from_secs(1),
+                response: Duration::from_secs(1),
+                body_stall: Duration::from_secs(1),
+            },
+            connect_attempts_max: 1,
+            protocol: Protocol::Auto,
+            tls: Tls::Off,
+            http2: Http2::default(),
+        }
+    }
+
+    /// An endpoint on that port.
+    pub(in crate::upstream) fn endpoint(port: u16, weight: u16) -> Endpoint {
+        Endpoint { address: Address::Ip(SocketAddr::from(([127, 0, 0, 1], port))), weight, zone: None }
     }
 }

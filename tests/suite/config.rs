@@ -259,7 +259,7 @@ fn each_mistake_has_its_own_words() {
         ("[timeouts]\nhead = \"0s\"", "timeouts.head is \"0s\", out of its bounds; the least is \"1ms\""),
         ("[timeouts]\nhead = true", "timeouts.head must be a string; write it in quotes, such as \"10s\""),
         ("[limits]\nhead_bytes_max = 65536", "limits.head_bytes_max needs a unit; write \"64KiB\""),
-        ("[limits]\nhead_bytes_max = \"2MiB\"", "out of its bounds; the most is \"1MiB\""),
+        ("[limits]\nhead_bytes_max = \"129KiB\"", "out of its bounds; the most is \"128KiB\""),
         ("[limits]\nbody_bytes_max = \"unlimitd\"", "`unlimitd` is not a size"),
         (
             "[limits]\nfields_max = 257",

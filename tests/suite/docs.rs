@@ -12,6 +12,8 @@ use ringmesh::config;
 use ringmesh::control::{Proxy, Start};
 use ringmesh::failure::{Cause, Failure, Stage};
 
+use crate::support::folder::Folder;
+
 /// A hung test fails; nothing is expected to take this long.
 const GUARD: Duration = Duration::from_secs(20);
 
@@ -41,7 +43,8 @@ fn every_cause_has_a_row_with_its_statuses() {
 #[test]
 fn every_metric_and_every_field_of_the_access_log_is_told_of() {
     let operations = read("docs/operations.md");
-    let log = std::env::temp_dir().join(format!("ringmesh-docs-{}.log", std::process::id()));
+    let folder = Folder::new();
+    let log = folder.path("access.log");
     let proxy = Proxy::start(Start::text(format!(
         "shards = 1\n[admin]\naddress = \"127.0.0.1:0\"\n[access_log]\npath = \"{}\"\n[[listener]]\nname = \"in\"\naddress = \
          \"127.0.0.1:0\"\n[[service]]\nname = \"app\"\nendpoints = [\"{}\"]\n[[route]]\npath_prefix = \"/app\"\nservice = \
@@ -77,7 +80,6 @@ fn every_metric_and_every_field_of_the_access_log_is_told_of() {
     proxy.drain();
     proxy.join();
     let lines = std::fs::read_to_string(&log).unwrap();
-    std::fs::remove_file(&log).unwrap();
     assert_eq!(lines.lines().count(), 2, "{lines}");
     for line in lines.lines() {
         let line: serde_json::Value = serde_json::from_str(line).unwrap();

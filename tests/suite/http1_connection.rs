@@ -1,13 +1,11 @@
 //! The life of a caller's connection, rows h63 to h67.
 
-use std::sync::Arc;
-
 use ringmesh::telemetry::ShardTotals;
 
+use crate::support::End;
 use crate::support::client::Cut;
 use crate::support::origin::{Origin, ok};
 use crate::support::rig::Rig;
-use crate::support::{End, Gate};
 
 fn get(target: &str) -> String {
     format!("GET {target} HTTP/1.1\r\nHost: a\r\n\r\n")
@@ -125,14 +123,8 @@ fn h64_http10_may_ask_to_keep_the_connection() {
 
 #[test]
 fn h65_a_caller_that_half_closes_gets_its_response() {
-    let gate = Arc::new(Gate::default());
-    let theirs = Arc::clone(&gate);
-    let rig = Rig::before(Origin::scripted(move |visit| {
-        while let Some(request) = visit.request() {
-            theirs.pass();
-            visit.send(ok(&request));
-        }
-    }));
+    let (gate, origin) = Origin::gated();
+    let rig = Rig::before(origin);
     let mut clients = Vec::new();
     for bytes in [
         get("/a"),

@@ -564,6 +564,39 @@ fn h84_a_response_head_without_end_is_a_bad_response() {
 }
 
 #[test]
+fn h84_the_largest_head_that_can_be_configured_is_passed_on_to_its_last_byte() {
+    const LARGEST: usize = 128 * 1024;
+    let response = |len: usize, more: &str, body: &str| {
+        let front = format!("HTTP/1.1 200 OK\r\n{more}\r\nX: ");
+        let bytes = format!("{front}{}\r\n\r\n{body}", "x".repeat(len - front.len() - 4)).into_bytes();
+        (bytes, Then::Keep)
+    };
+    let (length, chunked) = ("Content-Length: 5", "Transfer-Encoding: chunked");
+    let table = vec![
+        response(LARGEST, length, "hello"),
+        response(LARGEST, chunked, "5\r\nhello\r\n0\r\n\r\n"),
+        // With a buffer that is full of head and body, the end of a chunk finds no room in it.
+        response(LARGEST - 100, chunked, &format!("100\r\n{}\r\n0\r\n\r\n", "y".repeat(256))),
+        response(LARGEST + 1, length, "hello"),
+        response(LARGEST + 1, chunked, "5\r\nhello\r\n0\r\n\r\n"),
+    ];
+    let rig = Rig::before_with(answers(table), |c| c.limits("head_bytes_max = \"128KiB\""));
+    let mut client = rig.client();
+    for (n, body) in ["hello".to_owned(), "hello".to_owned(), "y".repeat(256)].into_iter().enumerate() {
+        client.send(get(n));
+        let response = client.response();
+        assert_eq!((response.status(), response.text() == body), (200, true), "{n}");
+        assert!(response.one("x").unwrap().len() > LARGEST - 200, "{n}");
+    }
+    for n in [3, 4] {
+        client.send(get(n));
+        let response = client.response();
+        let label = response.one("x-ringmesh-failure").unwrap();
+        assert_eq!((response.status(), label.as_str()), (502, "response.upstream.head_too_large"), "{n}");
+    }
+}
+
+#[test]
 fn h85_a_service_that_closes_without_an_answer_is_reported_and_not_asked_again() {
     for then in [Then::Close, Then::Reset] {
         for part in ["", "HTTP/1.1 200 OK\r\nContent-Le", "H"] {

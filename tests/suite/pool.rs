@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use socket2::{Domain, Socket, Type};
 
+use crate::support::folder::Folder;
 use crate::support::mesh::Config;
 use crate::support::origin::{Origin, ok};
 use crate::support::rig::Rig;
@@ -343,10 +344,8 @@ fn no_more_endpoints_are_tried_than_configured() {
 
 #[test]
 fn a_service_on_a_unix_socket_is_served() {
-    let directory = std::env::temp_dir().join(format!("ringmesh-test-{}", std::process::id()));
-    std::fs::create_dir_all(&directory).unwrap();
-    let path = directory.join("origin.sock");
-    let rig = Rig::before(Origin::unix(&path, |visit| {
+    let folder = Folder::new();
+    let rig = Rig::before(Origin::unix(&folder.path("origin.sock"), |visit| {
         while let Some(request) = visit.request() {
             visit.send(ok(&request));
         }
@@ -367,17 +366,8 @@ fn a_service_on_a_unix_socket_is_served() {
 
 #[test]
 fn connections_over_an_endpoints_limit_are_shed_with_503() {
-    let gate = Arc::new(Gate::default());
-    let theirs = Arc::clone(&gate);
-    let rig = Rig::before_with(
-        Origin::scripted(move |visit| {
-            while let Some(request) = visit.request() {
-                theirs.pass();
-                visit.send(ok(&request));
-            }
-        }),
-        |c| c.keys("pool = { connections_max = 2 }"),
-    );
+    let (gate, origin) = Origin::gated();
+    let rig = Rig::before_with(origin, |c| c.keys("pool = { connections_max = 2 }"));
     let mut held: Vec<_> = (0..2).map(|_| rig.client()).collect();
     for client in &mut held {
         client.send(get("/held"));

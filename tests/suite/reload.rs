@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
+use crate::support::End;
 use crate::support::mesh::Config;
-use crate::support::origin::{Origin, ok};
-use crate::support::{End, Gate};
+use crate::support::origin::Origin;
 
 fn get(target: &str) -> String {
     format!("GET {target} HTTP/1.1\r\nHost: a\r\n\r\n")
@@ -37,14 +37,7 @@ fn the_next_request_of_an_open_connection_sees_the_new_snapshot() {
 
 #[test]
 fn an_exchange_ends_with_the_snapshot_that_it_began_with() {
-    let gate = Arc::new(Gate::default());
-    let theirs = Arc::clone(&gate);
-    let old = Origin::scripted(move |visit| {
-        while let Some(request) = visit.request() {
-            theirs.pass();
-            visit.send(ok(&request));
-        }
-    });
+    let (gate, old) = Origin::gated();
     let new = Origin::plain();
     let mut mesh = Config::default().service("old", &[&old], "").start();
     let mut client = mesh.client();
@@ -138,14 +131,7 @@ fn a_hundred_reloads_fail_no_request() {
 
 #[test]
 fn a_connection_that_outlives_its_service_or_endpoint_is_closed_after_its_exchange() {
-    let gate = Arc::new(Gate::default());
-    let theirs = Arc::clone(&gate);
-    let old = Origin::scripted(move |visit| {
-        while let Some(request) = visit.request() {
-            theirs.pass();
-            visit.send(ok(&request));
-        }
-    });
+    let (gate, old) = Origin::gated();
     let new = Origin::plain();
     let config = Config::default().service("app", &[&old], "");
     let mut mesh = config.start();

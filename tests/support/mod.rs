@@ -7,6 +7,7 @@
 
 pub mod authority;
 pub mod client;
+pub mod folder;
 pub mod mesh;
 pub mod origin;
 pub mod rig;

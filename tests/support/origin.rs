@@ -12,7 +12,7 @@ use std::time::Duration;
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
 
 use super::wire::{Kind, Message, Parse, parse, parse_all, shown};
-use super::{End, GUARD, Watched};
+use super::{End, GUARD, Gate, Watched};
 
 /// A service that listens until it is dropped.
 pub struct Origin {
@@ -100,6 +100,17 @@ impl Origin {
                 visit.send(answer(&request));
             }
         })
+    }
+
+    /// As [`Origin::plain`], when the gate has been opened.
+    pub fn gated() -> (Arc<Gate>, Self) {
+        let gate = Arc::new(Gate::default());
+        let theirs = Arc::clone(&gate);
+        let origin = Self::answering(move |request| {
+            theirs.pass();
+            ok(request)
+        });
+        (gate, origin)
     }
 
     /// Answers every request with 200 and its target.

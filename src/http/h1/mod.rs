@@ -4,6 +4,8 @@
 //! passed on. What is passed on is never a copy of what came: each line is written anew from the parts that were
 //! understood, so that the next hop cannot understand it differently.
 
+#[cfg(test)]
+mod head_test;
 mod request;
 mod response;
 

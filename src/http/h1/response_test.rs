@@ -1,18 +1,9 @@
 //! Tests of `response`: what is accepted leaves as one canonical head, what is refused says why, whatever the cuts.
 
+use super::super::head_test::{LIMITS, NEXT_LIMITS, assert_canonical};
 use super::*;
 use proptest::prelude::*;
 use proptest::strategy::ValueTree as _;
-
-const LIMITS: Limits = Limits {
-    head_bytes_max: 4096,
-    target_bytes_max: 1024,
-    fields_max: 64,
-    body_bytes_max: 0,
-    connections_max: 1,
-    interim_responses_max: 1,
-    handshakes_max: 16,
-};
 
 /// A response as it is passed on where nothing is special.
 const PLAIN: ResponseOptions =
@@ -359,23 +350,11 @@ fn check_round_trip(wire: &[u8], method: Method) -> bool {
         (seen(response), out)
     });
     let Parsed::Whole((first, out)) = first else { return false };
-    let limits = Limits { head_bytes_max: 65_536, fields_max: 256, ..LIMITS };
-    let Parsed::Whole(again) = read_response(&out, &limits, method, |r| (seen(r), r.head_len)) else {
+    let Parsed::Whole(again) = read_response(&out, &NEXT_LIMITS, method, |r| (seen(r), r.head_len)) else {
         panic!("{} became {}", wire.escape_ascii(), out.escape_ascii());
     };
     assert_eq!((first, out.len()), again, "{} became {}", wire.escape_ascii(), out.escape_ascii());
-    let text = out.to_ascii_lowercase();
-    let lines: Vec<&[u8]> = text.strip_suffix(b"\r\n\r\n").unwrap().split(|b| *b == b'\n').collect();
-    let count = |name: &[u8]| lines.iter().filter(|line| line.starts_with(name)).count();
-    assert!(count(b"content-length:") + count(b"transfer-encoding:") <= 1);
-    for (n, line) in lines.iter().enumerate() {
-        let line = if n + 1 < lines.len() { line.strip_suffix(b"\r").unwrap() } else { line };
-        assert!(
-            !line.is_empty() && !line.iter().any(|b| b.is_ascii_control() && *b != b'\t'),
-            "{}",
-            out.escape_ascii()
-        );
-    }
+    assert_canonical(&out);
     true
 }
 

@@ -8,7 +8,9 @@ mod request;
 mod response;
 pub mod watch;
 
-pub use request::{Facts, Forwarded, check, forward, from_canonical, write_h1};
+pub(crate) use request::authority;
+pub use request::{Facts, Forwarded, Tunnel, check, forward, from_canonical, host_of, write_h1};
+pub(crate) use response::framing;
 pub use response::{append_via, end_to_end, from_h1, write_h1_response};
 
 use crate::failure::Cause;

@@ -110,9 +110,14 @@ pub fn check(
 }
 
 /// Host and port that a request is for.
-pub(super) fn authority(parts: &request::Parts) -> Option<&str> {
+pub(crate) fn authority(parts: &request::Parts) -> Option<&str> {
     let of_host = || parts.headers.get(header::HOST).and_then(|host| host.to_str().ok());
     parts.uri.authority().map(http::uri::Authority::as_str).or_else(of_host)
+}
+
+/// The host of an authority, without port: for routing.
+pub fn host_of(authority: &str) -> &[u8] {
+    fields::host_of(authority.as_bytes())
 }
 
 /// Makes a request that came by HTTP/2 ready for a service that speaks it: without what concerned only the last hop.

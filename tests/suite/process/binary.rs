@@ -2,13 +2,14 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
+
+pub(crate) use crate::support::folder::Folder;
 
 /// How long anything may take before the test is called hung. Far more than any of it needs.
 const HANG: Duration = Duration::from_secs(20);
@@ -200,39 +201,4 @@ pub(crate) fn page(address: SocketAddr, path: &str) -> std::io::Result<(u16, Str
     let (head, body) = answer.split_once("\r\n\r\n").ok_or(std::io::ErrorKind::UnexpectedEof)?;
     let status = head.get(9..12).and_then(|status| status.parse().ok());
     Ok((status.ok_or(std::io::ErrorKind::InvalidData)?, body.to_owned()))
-}
-
-/// A folder of the test's own, removed with it.
-pub(crate) struct Folder(PathBuf);
-
-impl Folder {
-    pub(crate) fn new() -> Self {
-        static NUMBER: AtomicU64 = AtomicU64::new(0);
-        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
-        // In memory where that is to be had: a hundred renames wait for a busy disk, for a minute if need be.
-        let memory = Path::new("/dev/shm");
-        let parent = if memory.is_dir() { memory.to_owned() } else { std::env::temp_dir() };
-        let path = parent.join(format!("ringmesh-process-{}-{number}", std::process::id()));
-        std::fs::create_dir_all(&path).unwrap();
-        Self(path)
-    }
-
-    /// A path in it.
-    pub(crate) fn path(&self, name: &str) -> PathBuf {
-        self.0.join(name)
-    }
-
-    /// A file in it, put in place as editors do: written beside it, then renamed over it.
-    pub(crate) fn write(&self, name: &str, text: &str) -> PathBuf {
-        let (path, new) = (self.path(name), self.path(&format!(".{name}.new")));
-        std::fs::write(&new, text).unwrap();
-        std::fs::rename(&new, &path).unwrap();
-        path
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
 }

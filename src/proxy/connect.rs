@@ -1,0 +1,137 @@
+//! From a service to a connection for one attempt: an endpoint, then a pooled, shared or new connection to it.
+//!
+//! Endpoints that cannot be reached are passed over, which is safe for every method: nothing was sent.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use smallvec::SmallVec;
+
+use super::{Path, h2_client, handshake};
+use crate::downstream::Protocol as Agreed;
+use crate::failure::{Cause, Failure, Side, Stage};
+use crate::http::h2 as message;
+use crate::upstream::pool::Pooled;
+use crate::upstream::service::Attempt;
+use crate::upstream::shared::{Lease, Opening};
+use crate::upstream::spec::{Protocol, Tls};
+
+/// Endpoints tried without success in this exchange.
+pub(super) type Tried = SmallVec<[u32; 4]>;
+
+/// A connection for one exchange.
+pub(super) enum To {
+    /// One of its own, HTTP/1.1.
+    H1(Pooled),
+    /// A place on a shared one, HTTP/2.
+    H2(Lease),
+}
+
+/// What there is for an attempt.
+enum Found {
+    Connection(To),
+    /// A new connection may be opened; by nobody else meanwhile, where it will be shared.
+    Room(Option<Opening>),
+    Nothing(Cause),
+}
+
+impl Path<'_> {
+    /// A connection to an endpoint: pooled, shared, or a new one. `fresh` wants no pooled one.
+    pub(super) async fn connect(&self, tried: &mut Tried, fresh: bool) -> Result<(Attempt, To), Failure> {
+        let Self { shard, account, service, .. } = self;
+        let mut failure = Failure::upstream(Stage::Balance, Cause::NoEndpoint);
+        loop {
+            let now = shard.clock.now();
+            let Some(attempt) = shard.rng(|rng| service.pick(now, rng, tried)) else { return Err(failure) };
+            account.attempts.set(account.attempts.get() + 1);
+            account.endpoint.set(Some(attempt.endpoint));
+            let found = if self.may_share(&attempt) {
+                // Boxed: its wait is seldom needed.
+                Box::pin(self.share(&attempt, now)).await
+            } else {
+                self.pooled(&attempt, fresh, now)
+            };
+            match found {
+                Found::Connection(to) => return Ok((attempt, to)),
+                Found::Nothing(cause) => failure = Failure::upstream(Stage::Connect, cause),
+                Found::Room(opening) => {
+                    // Boxed: seldom needed, and its timer would make every connection's future a third larger.
+                    match Box::pin(self.open(&attempt, opening)).await {
+                        Ok(to) => return Ok((attempt, to)),
+                        // The same at every endpoint, and no fault of this one.
+                        Err(ours) if ours.side == Side::Local => return Err(ours),
+                        Err(why) => failure = why,
+                    }
+                    attempt.failed(shard.clock.now());
+                }
+            }
+            tried.push(attempt.endpoint);
+            if tried.len() >= usize::from(service.spec.connect_attempts_max)
+                || shard.clock.now() >= self.deadline
+            {
+                return Err(failure);
+            }
+        }
+    }
+
+    fn may_share(&self, attempt: &Attempt) -> bool {
+        match self.service.spec.protocol {
+            Protocol::Http1 => false,
+            Protocol::Http2 => true,
+            // Chosen by the endpoint at each handshake; believed to choose as the last time.
+            Protocol::Auto => self.service.spec.tls != Tls::Off && attempt.shared().speaks(),
+        }
+    }
+
+    fn pooled(&self, attempt: &Attempt, fresh: bool, now: u64) -> Found {
+        let limits = &self.service.spec.pool;
+        if !fresh && let Some(pooled) = attempt.pool().checkout(limits, now) {
+            return Found::Connection(To::H1(pooled));
+        }
+        if attempt.pool().has_room(limits) { Found::Room(None) } else { Found::Nothing(Cause::Overloaded) }
+    }
+
+    /// A place on a shared connection, waited for as long as for a connection.
+    async fn share(&self, attempt: &Attempt, now: u64) -> Found {
+        let limits = &self.service.spec.http2;
+        let deadline = now.saturating_add(crate::shard::clock::ns(self.connect_timeout(now)));
+        let alarm = self.shard.deadlines.alarm();
+        loop {
+            if let Some(lease) = attempt.shared().lease(limits) {
+                return Found::Connection(To::H2(lease));
+            }
+            if let Some(opening) = attempt.shared().open_one(limits) {
+                return Found::Room(Some(opening));
+            }
+            self.account.wait(self.shard.clock.now());
+            let changed = alarm.until(deadline, Box::pin(attempt.shared().changed())).await;
+            self.account.waited(self.shard.clock.now());
+            if changed.is_none() {
+                return Found::Nothing(Cause::Overloaded);
+            }
+        }
+    }
+
+    async fn open(&self, attempt: &Attempt, opening: Option<Opening>) -> Result<To, Failure> {
+        let Self { shard, account, service, .. } = self;
+        let timeout = self.connect_timeout(shard.clock.now());
+        account.wait(shard.clock.now());
+        let connected = handshake::with_service(shard, &service.spec, attempt.address(), timeout).await;
+        account.waited(shard.clock.now());
+        let (connection, agreed) = connected?;
+        attempt.shared().chose(agreed != Agreed::Http1);
+        if agreed == Agreed::Http1 {
+            return Ok(To::H1(attempt.pool().opened(connection, &shard.tally)));
+        }
+        let refused = |error: h2::Error| Failure::upstream(Stage::Connect, message::cause(&error));
+        let opened = h2_client::open(shard, connection, &service.spec).await.map_err(refused)?;
+        let (shared, lease) = attempt.shared().opened(opened.send.clone(), agreed == Agreed::Mesh);
+        drop(opening);
+        opened.drive(shard, Rc::clone(&shared), &service.spec);
+        Ok(To::H2(lease))
+    }
+
+    fn connect_timeout(&self, now: u64) -> Duration {
+        self.service.spec.timeouts.connect.min(Duration::from_nanos(self.deadline.saturating_sub(now)))
+    }
+}

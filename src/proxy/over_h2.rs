@@ -1,0 +1,275 @@
+//! A request that came by HTTP/1.1, to a service that speaks HTTP/2.
+
+use std::cell::{Cell, RefCell};
+use std::future::poll_fn;
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use h2::client::ResponseFuture;
+use h2::{RecvStream, SendStream};
+use http::Response;
+
+use super::relay::Direction;
+use super::{Fate, First, Path, SHED, both};
+use crate::downstream::{Asked, Downstream};
+use crate::failure::{Cause, Failure, Side, Stage};
+use crate::http::body::Reframer;
+use crate::http::h1::ResponseOptions;
+use crate::http::{Framing, Method, Version, h2 as message};
+use crate::io::timed::Alarm;
+use crate::io::{Connection, Patience, Writer};
+use crate::shard::clock::{NEVER, ns};
+use crate::upstream::service::Attempt;
+use crate::upstream::shared::Lease;
+
+/// Carries one exchange. `head` is the canonical head, `body` the length of the body where all of it is in the input.
+///
+/// # Errors
+/// The failure. `StreamRefused` and `GoingAway` say that the service has seen nothing.
+pub(super) async fn carry(
+    path: &Path<'_>,
+    downstream: &mut Downstream,
+    asked: &Asked,
+    head: &[u8],
+    body: Option<usize>,
+    attempt: &Attempt,
+    lease: &Lease,
+) -> Result<Fate, Failure> {
+    let began = path.shard.clock.now();
+    let answered = Cell::new(false);
+    let result = exchange(path, downstream, asked, head, body, lease, &answered).await;
+    if let Err(failure) = &result
+        && failure.cause == Cause::GoingAway
+    {
+        lease.leave();
+    }
+    path.judge(attempt, began, answered.get(), result.as_ref().err());
+    result
+}
+
+async fn exchange(
+    path: &Path<'_>,
+    downstream: &mut Downstream,
+    asked: &Asked,
+    head: &[u8],
+    body: Option<usize>,
+    lease: &Lease,
+    answered: &Cell<bool>,
+) -> Result<Fate, Failure> {
+    let request = message::from_canonical(head, asked.version, asked.framing, lease.is_mesh())
+        .map_err(|cause| Failure::local(Stage::Request, cause))?;
+    let ended = matches!((asked.framing, body), (Framing::None, _) | (_, Some(0)));
+    let sent = lease.send().send_request(request, ended);
+    let (response, stream) =
+        sent.map_err(|error| Failure::upstream(Stage::Request, message::cause(&error)))?;
+    let stream = RefCell::new(stream);
+    let alarm = path.shard.deadlines.alarm();
+    let limits = &asked.view.snapshot.limits;
+    let there = Direction {
+        shard: path.shard,
+        account: path.account,
+        alarm: &path.shard.deadlines.alarm(),
+        limits,
+        deadline: path.deadline,
+        read_stall: asked.view.snapshot.timeouts.body_stall,
+        write_stall: path.service.spec.timeouts.body_stall,
+        octets: &path.account.request_body_bytes,
+        octets_max: limits.body_bytes_max,
+        sender: |cause| Failure::downstream(Stage::Request, cause),
+        receiver: |cause| Failure::upstream(Stage::Request, cause),
+    };
+    if let Some(length) = body {
+        let octets = &downstream.input[asked.head_len..asked.head_len + length];
+        path.account.request_body_bytes.set(length as u64);
+        if length > 0 {
+            there.put(&stream, Bytes::copy_from_slice(octets), true).await?;
+        }
+        let back = Back { path, asked, alarm: &alarm, answered, sent: &Cell::new(true) };
+        return back.carry(response, &mut downstream.connection.writer).await;
+    }
+    let sent = Cell::new(false);
+    let back = Back { path, asked, alarm: &alarm, answered, sent: &sent };
+    let mut input = path.shard.buffers.take_large().ok_or(SHED)?;
+    input.extend_from_slice(&downstream.input[asked.head_len..]);
+    downstream.input.truncate(asked.head_len);
+    let caller = downstream.connection.control();
+    let (there_result, back_result, back_was_first) = {
+        let Connection { reader, writer, .. } = &mut downstream.connection;
+        let mut reframer = Reframer::new(asked.framing, Framing::UntilClose)
+            .without_trailers(asked.nominated_trailers.clone());
+        let there = pin!(async {
+            let clean = there.h1_to_h2(reader, &mut input, &mut reframer, &stream).await.map(drop);
+            sent.set(clean.is_ok());
+            clean
+        });
+        let back = pin!(back.carry(response, writer));
+        both(there, back, |first| match first {
+            First::There(Ok(())) if path.account.status.get() == 0 => {
+                let timeout = ns(path.service.spec.timeouts.response);
+                alarm.by(path.shard.clock.now().saturating_add(timeout));
+            }
+            First::There(Ok(())) => {}
+            First::There(Err(failure)) if failure.side == Side::Upstream => {
+                let timeout = ns(path.service.spec.timeouts.response);
+                alarm.by(path.shard.clock.now().saturating_add(timeout));
+            }
+            // Nothing of this may look whole to the service; the reset ends the way back as well.
+            First::There(Err(_)) => stream.borrow_mut().send_reset(h2::Reason::CANCEL),
+            First::Back => {
+                stream.borrow_mut().send_reset(h2::Reason::NO_ERROR);
+                caller.cancel_read();
+            }
+        })
+        .await
+    };
+    downstream.input.append(&mut input);
+    path.shard.buffers.give(input);
+    match (there_result, back_result) {
+        (Ok(()), Ok(fate)) if !back_was_first => Ok(fate),
+        (_, Ok(_)) => Ok(Fate::Linger),
+        (Err(there), Err(_)) if there.side != Side::Upstream && !back_was_first => Err(there),
+        (_, Err(back)) => Err(back),
+    }
+}
+
+/// The way back.
+struct Back<'x> {
+    path: &'x Path<'x>,
+    asked: &'x Asked,
+    alarm: &'x Alarm,
+    answered: &'x Cell<bool>,
+    sent: &'x Cell<bool>,
+}
+
+impl Back<'_> {
+    async fn carry(&self, mut response: ResponseFuture, to: &mut Writer) -> Result<Fate, Failure> {
+        let shard = self.path.shard;
+        let mut out = shard.buffers.take_small().ok_or(SHED)?;
+        let result = self.carry_with(&mut response, to, &mut out).await;
+        shard.buffers.give(out);
+        result
+    }
+
+    async fn carry_with(
+        &self,
+        response: &mut ResponseFuture,
+        to: &mut Writer,
+        out: &mut Vec<u8>,
+    ) -> Result<Fate, Failure> {
+        let Self { path, asked, .. } = self;
+        let response = loop {
+            match head(path, self.alarm, response, self.sent.get(), self.answered).await? {
+                Head::Interim(_) if asked.version == Version::Http10 => {}
+                Head::Interim(interim) => {
+                    let (parts, ()) = interim.into_parts();
+                    let options =
+                        ResponseOptions { version: asked.version, framing: Framing::None, close: false };
+                    message::write_h1_response(&parts, options, &path.shard.clock, out);
+                    self.send(to, out).await?;
+                }
+                Head::Final(response) => break response,
+            }
+        };
+        let (parts, mut body) = response.into_parts();
+        let ended = body.is_end_stream();
+        let refused = |cause| Failure::upstream(Stage::Response, cause);
+        let framing =
+            message::framing(&parts, ended, asked.method == Method::Head, asked.version).map_err(refused)?;
+        let close = !asked.keep_alive
+            || !self.sent.get()
+            || path.shard.is_draining()
+            || framing == Framing::UntilClose;
+        let options = ResponseOptions { version: asked.version, framing, close };
+        message::write_h1_response(&parts, options, &path.shard.clock, out);
+        path.account.note_trailers(&parts.headers);
+        path.account.status.set(parts.status.as_u16());
+        if ended || framing == Framing::None {
+            if framing == Framing::Chunked {
+                out.extend_from_slice(b"0\r\n\r\n");
+            }
+            self.send(to, out).await?;
+        } else {
+            let way = Direction {
+                shard: path.shard,
+                account: path.account,
+                alarm: self.alarm,
+                limits: &asked.view.snapshot.limits,
+                deadline: path.deadline,
+                read_stall: path.service.spec.timeouts.body_stall,
+                write_stall: asked.view.snapshot.timeouts.body_stall,
+                octets: &path.account.response_body_bytes,
+                octets_max: 0,
+                sender: |cause| Failure::upstream(Stage::Body, cause),
+                receiver: |cause| Failure::downstream(Stage::Body, cause),
+            };
+            if !is_there(&mut body) {
+                // The head does not wait for the body.
+                self.send(to, out).await?;
+            }
+            way.h2_to_h1(&mut body, to, framing, out).await?;
+        }
+        Ok(if close { Fate::Close } else { Fate::Again })
+    }
+
+    async fn send(&self, to: &mut Writer, out: &mut Vec<u8>) -> Result<(), Failure> {
+        let stall = self.asked.view.snapshot.timeouts.body_stall;
+        let patience = Patience { clock: &self.path.shard.clock, stall, until: self.path.deadline };
+        let result = to.write_all(out, 0, patience).await;
+        out.clear();
+        result.map_err(|fault| Failure::downstream(Stage::Body, super::cause(fault)))
+    }
+}
+
+/// A head that came from a service by HTTP/2.
+pub(super) enum Head {
+    Interim(Response<()>),
+    Final(Response<RecvStream>),
+}
+
+/// The next head of a response. `sent` is whether the request is: before that the service has all the time.
+pub(super) async fn head(
+    path: &Path<'_>,
+    alarm: &Alarm,
+    response: &mut ResponseFuture,
+    sent: bool,
+    answered: &Cell<bool>,
+) -> Result<Head, Failure> {
+    let shard = path.shard;
+    let patience = match sent {
+        true => shard.clock.now().saturating_add(ns(path.service.spec.timeouts.response)),
+        false => NEVER,
+    };
+    path.account.wait(shard.clock.now());
+    let next = alarm.until(patience.min(path.deadline), poll_fn(|cx| poll_head(response, cx))).await;
+    let now = shard.clock.now();
+    path.account.waited(now);
+    match next {
+        Some(Ok(head)) => {
+            if !answered.replace(true) {
+                path.account.first_byte_at.set(now);
+            }
+            Ok(head)
+        }
+        Some(Err(error)) => Err(Failure::upstream(Stage::Response, message::cause(&error))),
+        None => Err(Failure::upstream(Stage::Response, Cause::Timeout)),
+    }
+}
+
+fn poll_head(response: &mut ResponseFuture, cx: &mut Context<'_>) -> Poll<Result<Head, h2::Error>> {
+    if let Poll::Ready(Some(interim)) = response.poll_informational(cx) {
+        return Poll::Ready(interim.map(Head::Interim));
+    }
+    Pin::new(response).poll(cx).map(|response| response.map(Head::Final))
+}
+
+/// Whether the first piece of a body has come with its head.
+fn is_there(body: &mut RecvStream) -> bool {
+    // Octets that count against the window are those that have come and were not released.
+    body.flow_control().used_capacity() > 0
+}
+
+/// A stream that ends with a reset when the exchange is given up.
+pub(super) fn give_up(stream: &RefCell<SendStream<Bytes>>) {
+    stream.borrow_mut().send_reset(h2::Reason::INTERNAL_ERROR);
+}
