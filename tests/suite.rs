@@ -33,6 +33,11 @@ mod http1_origin; // h68 to h86: responses from a bad service
 #[path = "suite/http1_request_line.rs"]
 mod http1_request_line; // h22 to h41
 
+#[path = "suite/http2.rs"]
+mod http2; // from callers and to services, and every translation
+#[path = "suite/http2_floods.rs"]
+mod http2_floods; // a01 to a15: what attackers send
+
 #[path = "suite/docs.rs"]
 mod docs; // the documents say what the code does
 #[path = "suite/drain.rs"]

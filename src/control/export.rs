@@ -16,7 +16,7 @@ use prometheus_client::registry::{Registry, Unit};
 use super::latency::Latency;
 use super::state::State;
 use super::store::{Service, Store};
-use crate::telemetry::ShardTotals;
+use crate::telemetry::{FLOODS, ShardTotals};
 
 /// Bounds of latency histograms, ns: 1-2.5-5 from 500 µs (a healthy call on the same machine) to 30 s.
 pub(super) const LATENCY_BOUNDS_NS: [u64; 15] = [
@@ -226,6 +226,14 @@ fn shards(page: &mut Page<'_, '_>, state: &State, store: &Store) -> fmt::Result 
     for (name, help, value) in SHARD_GAUGES {
         page.gauge(name, help, None, totals().map(|(l, s)| (l, value(&s.totals) as f64)))?;
     }
+    page.counter(
+        "http2_floods",
+        "HTTP/2 connections ended because of a flood of frames",
+        None,
+        totals().flat_map(|([shard], s)| {
+            FLOODS.into_iter().zip(s.totals.floods).map(move |(kind, n)| ([shard, ("kind", kind)], n))
+        }),
+    )?;
     page.gauge(
         "buffer",
         "Bytes of I/O buffers held",

@@ -34,8 +34,6 @@ pub struct Downstream {
     pub listener: Arc<str>,
     /// Who the caller is, where a handshake has shown it.
     pub identity: Option<Rc<Peer>>,
-    /// Nothing was served on it yet: it may turn out to speak HTTP/2.
-    fresh: bool,
 }
 
 /// What is spoken on a connection.
@@ -145,28 +143,27 @@ impl Downstream {
     /// Takes an accepted connection.
     pub fn new(shard: &Shard, stream: TcpStream, peer: SocketAddr, listener: Arc<str>) -> Self {
         let connection = Connection::accepted(stream, &shard.deadlines);
-        Self { connection, input: Buffer::default(), peer, listener, identity: None, fresh: true }
+        Self { connection, input: Buffer::default(), peer, listener, identity: None }
     }
 
-    /// Waits for the next request head.
-    pub async fn next(&mut self, shard: &Rc<Shard>) -> Next {
+    /// Waits for the next request head; for the `first` one, it may turn out that HTTP/2 is spoken.
+    pub async fn next(&mut self, shard: &Rc<Shard>, first: bool) -> Next {
         let idle = shard.view().snapshot.timeouts.idle;
         if self.input.is_empty() && !self.first_bytes(shard, idle).await {
             return Next::Nothing;
         }
         let started = shard.clock.now();
         let mut parsed_len = 0;
-        while std::mem::take(&mut self.fresh) {
+        while first {
             // The two have `P` in common with POST and its like, not more.
             match Preface::of(&self.input) {
                 Preface::Whole => return Next::Http2,
+                Preface::Other => break,
                 Preface::Partial => {
-                    self.fresh = true;
                     if let Err(failure) = self.more_head(shard, started).await {
                         return Next::Refused(failure, started);
                     }
                 }
-                Preface::Other => {}
             }
         }
         loop {

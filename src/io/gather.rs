@@ -113,16 +113,17 @@ pub fn gather<L: Lender, I: Inspect>(
     connection: Connection,
     seen: L::Buffer,
     lender: L,
-    inspect: I,
+    mut inspect: I,
     stall: Duration,
 ) -> (Gathered<L>, Inward<L, I>, Outward<L>) {
     let control = connection.control();
     let Connection { reader, writer, .. } = connection;
+    let passes = inspect.inspect(&seen);
     let shared = Rc::new(Shared {
-        inbound: RefCell::new(seen),
+        inbound: RefCell::new(if passes { seen } else { L::Buffer::default() }),
         taken: Cell::new(0),
         inbound_end: Cell::new(None),
-        stopped: Cell::new(false),
+        stopped: Cell::new(!passes),
         out: RefCell::default(),
         out_failed: Cell::new(None),
         finished: Cell::new(false),
@@ -143,8 +144,6 @@ impl<L: Lender, I: Inspect> Inward<L, I> {
 
     /// Reads until the peer closes or h2 is gone.
     pub async fn run(mut self) {
-        let seen = std::mem::take(&mut *self.shared.inbound.borrow_mut());
-        self.pass_on(seen);
         let mut end = None;
         let mut busy = false;
         while end.is_none() {

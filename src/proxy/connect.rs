@@ -38,16 +38,43 @@ enum Found {
 impl Path<'_> {
     /// A connection to an endpoint: pooled, shared, or a new one. `fresh` wants no pooled one.
     pub(super) async fn connect(&self, tried: &mut Tried, fresh: bool) -> Result<(Attempt, To), Failure> {
-        let Self { shard, account, service, .. } = self;
+        match self.at_hand(tried, fresh) {
+            Ok(connected) => Ok(connected),
+            // Boxed: seldom needed, and it would make every connection's future a third larger.
+            Err(picked) => Box::pin(self.slowly(picked, tried, fresh)).await,
+        }
+    }
+
+    /// What needs no wait; else the endpoint that was chosen, if there is one.
+    fn at_hand(&self, tried: &Tried, fresh: bool) -> Result<(Attempt, To), Option<Attempt>> {
+        let now = self.shard.clock.now();
+        let attempt = self.pick(tried, now).ok_or(None)?;
+        let to = if self.may_share(&attempt) {
+            attempt.shared().lease(&self.service.spec.http2).map(To::H2)
+        } else if fresh {
+            None
+        } else {
+            attempt.pool().checkout(&self.service.spec.pool, now).map(To::H1)
+        };
+        match to {
+            Some(to) => Ok((attempt, to)),
+            None => Err(Some(attempt)),
+        }
+    }
+
+    async fn slowly(
+        &self,
+        mut picked: Option<Attempt>,
+        tried: &mut Tried,
+        fresh: bool,
+    ) -> Result<(Attempt, To), Failure> {
+        let Self { shard, service, .. } = self;
         let mut failure = Failure::upstream(Stage::Balance, Cause::NoEndpoint);
         loop {
             let now = shard.clock.now();
-            let Some(attempt) = shard.rng(|rng| service.pick(now, rng, tried)) else { return Err(failure) };
-            account.attempts.set(account.attempts.get() + 1);
-            account.endpoint.set(Some(attempt.endpoint));
+            let Some(attempt) = picked.take().or_else(|| self.pick(tried, now)) else { return Err(failure) };
             let found = if self.may_share(&attempt) {
-                // Boxed: its wait is seldom needed.
-                Box::pin(self.share(&attempt, now)).await
+                self.share(&attempt, now).await
             } else {
                 self.pooled(&attempt, fresh, now)
             };
@@ -55,8 +82,7 @@ impl Path<'_> {
                 Found::Connection(to) => return Ok((attempt, to)),
                 Found::Nothing(cause) => failure = Failure::upstream(Stage::Connect, cause),
                 Found::Room(opening) => {
-                    // Boxed: seldom needed, and its timer would make every connection's future a third larger.
-                    match Box::pin(self.open(&attempt, opening)).await {
+                    match self.open(&attempt, opening).await {
                         Ok(to) => return Ok((attempt, to)),
                         // The same at every endpoint, and no fault of this one.
                         Err(ours) if ours.side == Side::Local => return Err(ours),
@@ -72,6 +98,13 @@ impl Path<'_> {
                 return Err(failure);
             }
         }
+    }
+
+    fn pick(&self, tried: &Tried, now: u64) -> Option<Attempt> {
+        let attempt = self.shard.rng(|rng| self.service.pick(now, rng, tried))?;
+        self.account.attempts.set(self.account.attempts.get() + 1);
+        self.account.endpoint.set(Some(attempt.endpoint));
+        Some(attempt)
     }
 
     fn may_share(&self, attempt: &Attempt) -> bool {

@@ -6,11 +6,14 @@ use std::time::Duration;
 
 use h2::{Ping, PingPong};
 
-use crate::http::h2::watch::Watch;
+use crate::http::h2::watch::{Flood, Watch};
 use crate::io::gather::{Inspect, Lender, Vital};
 use crate::shard::Shard;
 use crate::shard::buffers::Buffer;
 use crate::shard::clock::{Clock, NEVER, ns};
+use crate::telemetry::FLOODS;
+
+const _: () = assert!(Flood::ALL.len() == FLOODS.len(), "each has a label");
 
 /// A shard as lender.
 #[derive(Clone)]

@@ -85,8 +85,9 @@ async fn begin(shard: &Rc<Shard>, downstream: &mut Downstream) -> Option<Protoco
 
 /// Serves requests by HTTP/1.1 until the connection is over; `true` when it turns out to speak HTTP/2.
 async fn serve_http1(shard: &Rc<Shard>, downstream: &mut Downstream) -> bool {
+    let mut first = true;
     loop {
-        let fate = match downstream.next(shard).await {
+        let fate = match downstream.next(shard, std::mem::take(&mut first)).await {
             Next::Nothing => Fate::Close,
             Next::Http2 => return true,
             Next::Refused(failure, started) => refuse(shard, downstream, failure, started).await,

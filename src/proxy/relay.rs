@@ -19,6 +19,7 @@ use crate::http::{Framing, h2 as message};
 use crate::io::timed::Alarm;
 use crate::io::{Patience, Reader, Writer};
 use crate::shard::Shard;
+use crate::shard::buffers::{Buffer, Buffers};
 use crate::shard::clock::ns;
 use crate::snapshot::Limits;
 
@@ -114,7 +115,7 @@ impl Direction<'_> {
     pub(super) async fn h1_to_h2(
         &self,
         from: &mut Reader,
-        input: &mut Vec<u8>,
+        input: &mut Buffer,
         reframer: &mut Reframer,
         to: &RefCell<SendStream<Bytes>>,
     ) -> Result<bool, Failure> {
@@ -144,6 +145,12 @@ impl Direction<'_> {
                 }
             }
             input.clear();
+            if reframer.left() > Buffers::SMALL as u64 / 2 && input.capacity() < Buffers::LARGE {
+                // Large and few operations for a long body; without memory for that, small and many.
+                if let Some(large) = self.shard.buffers.take_large() {
+                    self.shard.buffers.give(std::mem::replace(input, large));
+                }
+            }
             input.resize(HEADROOM, 0);
             start = HEADROOM;
             let stall = self.shard.clock.now().saturating_add(ns(self.read_stall));

@@ -16,7 +16,7 @@ use crate::io::timed::Deadlines;
 use crate::snapshot::Snapshot;
 use crate::telemetry::access::AccessLog;
 use crate::telemetry::recorder::{NO_SERVICE_SLOT, Recorder};
-use crate::telemetry::{CONNECTION_FAILURES_MAX, ShardTotals};
+use crate::telemetry::{CONNECTION_FAILURES_MAX, FLOODS, ShardTotals};
 use crate::upstream::pool::Tally;
 use crate::upstream::service::Service;
 
@@ -86,7 +86,7 @@ pub struct Totals {
     /// The longest of them.
     pub stall_max_ns: Cell<u64>,
     /// HTTP/2 connections ended because of a flood, by `http::h2::watch::Flood`.
-    pub floods: [Cell<u64>; 8],
+    pub floods: [Cell<u64>; FLOODS.len()],
     /// Panics caught.
     pub panics: Cell<u64>,
     notices_dropped: Cell<u64>,
@@ -286,6 +286,7 @@ impl Shard {
             replays: totals.replays.get(),
             stalls: totals.stalls.get(),
             stall_max_ns: totals.stall_max_ns.get(),
+            floods: std::array::from_fn(|n| totals.floods[n].get()),
             panics: totals.panics.get(),
             log_lines_dropped: self.access_log.borrow().dropped(),
             notices_dropped: totals.notices_dropped.get(),

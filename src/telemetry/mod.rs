@@ -21,6 +21,10 @@ pub const OVERFLOW_SERVICE: &str = "(other)";
 /// The name under which requests are counted that met no service (refused heads, no route).
 pub const NO_SERVICE: &str = "(none)";
 
+/// Kinds of HTTP/2 floods, as [`ShardTotals::floods`] counts them: frames of which a peer sent far more than it can need.
+pub const FLOODS: [&str; 8] =
+    ["ping", "settings", "priority", "reset", "continuation", "empty_data", "window_update", "unknown_frame"];
+
 /// Kinds of failures of connections told apart per interval, and by control.
 pub const CONNECTION_FAILURES_MAX: usize = 64;
 
@@ -178,6 +182,8 @@ pub struct ShardTotals {
     pub stalls: u64,
     /// The longest of them, ns.
     pub stall_max_ns: u64,
+    /// HTTP/2 connections ended because of a flood, by the index in [`FLOODS`].
+    pub floods: [u64; FLOODS.len()],
     /// Panics caught in a connection's task.
     pub panics: u64,
     /// Access log lines dropped because control could not keep up.

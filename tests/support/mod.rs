@@ -8,6 +8,7 @@
 pub mod authority;
 pub mod client;
 pub mod folder;
+pub mod http2;
 pub mod mesh;
 pub mod origin;
 pub mod rig;

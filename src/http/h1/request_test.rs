@@ -397,6 +397,29 @@ fn every_cause_that_a_request_head_can_have_is_in_the_table() {
         Cause::Unreachable,
         Cause::NoRoute,
         Cause::NoEndpoint,
+        // Identity and encryption.
+        Cause::TlsRequired,
+        Cause::BadHandshake,
+        Cause::HandshakeRefused,
+        Cause::CertificateMissing,
+        Cause::CertificateExpired,
+        Cause::CertificateNotYetValid,
+        Cause::UnknownIssuer,
+        Cause::WrongUsage,
+        Cause::BadCertificate,
+        Cause::BadIdentity,
+        Cause::UntrustedDomain,
+        Cause::WrongIdentity,
+        Cause::IdentityMissing,
+        Cause::Denied,
+        Cause::Misdirected,
+        // HTTP/2.
+        Cause::ProtocolError,
+        Cause::StreamReset,
+        Cause::StreamRefused,
+        Cause::GoingAway,
+        Cause::Flood,
+        Cause::PingTimeout,
     ];
     for cause in Cause::ALL {
         assert_ne!(seen.contains(cause), made_elsewhere.contains(cause), "{cause:?}");

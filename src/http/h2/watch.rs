@@ -40,20 +40,6 @@ impl Flood {
         Self::Unknown,
     ];
 
-    /// The word used in log and metric.
-    pub const fn label(self) -> &'static str {
-        match self {
-            Self::Ping => "ping",
-            Self::Settings => "settings",
-            Self::Priority => "priority",
-            Self::Reset => "reset",
-            Self::Continuation => "continuation",
-            Self::EmptyData => "empty_data",
-            Self::WindowUpdate => "window_update",
-            Self::Unknown => "unknown_frame",
-        }
-    }
-
     /// Frames that may come without anything of use, and how many a request earns back.
     const fn budget(self) -> (u32, u32) {
         match self {
