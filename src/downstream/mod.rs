@@ -182,14 +182,16 @@ impl Downstream {
         }
         let started = shard.clock.now();
         let mut parsed_len = 0;
-        while first {
+        if first {
             // The two have `P` in common with POST and its like, not more.
-            match Preface::of(&self.input) {
-                Preface::Whole => return Next::Http2,
-                Preface::Other => break,
-                Preface::Partial => {
-                    if let Err(failure) = self.more_head(shard, started).await {
-                        return Next::Refused(failure, started);
+            loop {
+                match Preface::of(&self.input) {
+                    Preface::Whole => return Next::Http2,
+                    Preface::Other => break,
+                    Preface::Partial => {
+                        if let Err(failure) = self.more_head(shard, started).await {
+                            return Next::Refused(failure, started);
+                        }
                     }
                 }
             }

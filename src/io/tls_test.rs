@@ -170,3 +170,27 @@ fn a_connection_agrees_on_what_both_sides_offer() {
 fn the_state_itself_stays_small() {
     assert!(size_of::<Tls>() <= 2048, "{} bytes", size_of::<Tls>());
 }
+
+#[test]
+fn what_tls_says_to_itself_does_not_make_a_connection_at_rest_unusable() {
+    let (client, server) = pair();
+    let (ours, mut theirs) = UnixStream::pair().unwrap();
+    let new_keys = |from: &Tls| {
+        let mut state = from.state.borrow_mut();
+        state.rustls.refresh_traffic_keys().unwrap();
+        drained(&mut state)
+    };
+    theirs.write_all(&new_keys(&server)).unwrap();
+    assert!(client.is_at_rest(ours.as_raw_fd()));
+    // And the connection goes on with them.
+    let wire = sealed(&server, b"hello", usize::MAX);
+    assert_eq!(read_all(&client, &wire, usize::MAX, 16_384).0, b"hello");
+    theirs.write_all(&new_keys(&server)).unwrap();
+    theirs.write_all(&sealed(&server, b"more than that", usize::MAX)).unwrap();
+    assert!(!client.is_at_rest(ours.as_raw_fd()));
+
+    let (client, server) = pair();
+    theirs.write_all(&new_keys(&server)).unwrap();
+    drop(theirs);
+    assert!(!client.is_at_rest(ours.as_raw_fd()), "closed behind it");
+}

@@ -8,7 +8,7 @@ use std::time::Duration;
 use smallvec::SmallVec;
 
 use super::{Path, h2_client, handshake};
-use crate::downstream::Protocol as Spoken;
+use crate::downstream::Protocol as Agreed;
 use crate::failure::{Cause, Failure, Side, Stage};
 use crate::http::h2 as message;
 use crate::upstream::pool::Pooled;
@@ -86,7 +86,7 @@ impl Path<'_> {
                         Ok(to) => return Ok((attempt, to)),
                         // The same at every endpoint, and no fault of this one.
                         Err(ours) if ours.side == Side::Local => return Err(ours),
-                        Err(theirs) => failure = theirs,
+                        Err(why) => failure = why,
                     }
                     attempt.failed(shard.clock.now());
                 }
@@ -151,16 +151,14 @@ impl Path<'_> {
         account.wait(shard.clock.now());
         let connected = handshake::with_service(shard, &service.spec, attempt.address(), timeout).await;
         account.waited(shard.clock.now());
-        let connection = connected?;
-        let chosen = Spoken::of(&connection);
-        let http2 = chosen != Spoken::Http1 || service.spec.protocol == Protocol::Http2;
-        attempt.shared().chose(http2);
-        if !http2 {
+        let (connection, agreed) = connected?;
+        attempt.shared().chose(agreed != Agreed::Http1);
+        if agreed == Agreed::Http1 {
             return Ok(To::H1(attempt.pool().opened(connection, &shard.tally)));
         }
         let refused = |error: h2::Error| Failure::upstream(Stage::Connect, message::cause(&error));
         let opened = h2_client::open(shard, connection, &service.spec).await.map_err(refused)?;
-        let (shared, lease) = attempt.shared().opened(opened.send.clone(), chosen == Spoken::Mesh);
+        let (shared, lease) = attempt.shared().opened(opened.send.clone(), agreed == Agreed::Mesh);
         drop(opening);
         opened.drive(shard, Rc::clone(&shared), &service.spec);
         Ok(To::H2(lease))

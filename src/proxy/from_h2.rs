@@ -349,8 +349,8 @@ impl Call<'_> {
             via: forwarding.via.as_deref(),
             forwarded: forwarding.forwarded,
             peer: self.caller.peer,
-            default_host: &self.path.service.spec.name,
             encrypted: self.caller.encrypted,
+            default_host: &self.path.service.spec.name,
             client_cert: self.caller.identity.as_ref().map(|peer| ClientCert {
                 by: self.view.snapshot.identity.as_ref().map(|credentials| &credentials.id),
                 peer,

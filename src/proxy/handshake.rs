@@ -6,6 +6,7 @@
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use rustls::pki_types::ServerName;
@@ -61,7 +62,7 @@ pub(super) async fn with_caller(shard: &Rc<Shard>, downstream: &mut Downstream, 
     let (config, mutual) = match mode {
         ListenerTls::Terminate(termination) => (Some(termination.server), false),
         ListenerTls::Off | ListenerTls::Permissive | ListenerTls::Strict => {
-            (view.snapshot.identity.as_ref().map(|own| std::sync::Arc::clone(&own.server)), true)
+            (view.snapshot.identity.as_ref().map(|own| Arc::clone(&own.server)), true)
         }
     };
     let Some(config) = config else {
@@ -100,7 +101,8 @@ pub(super) async fn with_caller(shard: &Rc<Shard>, downstream: &mut Downstream, 
     }
 }
 
-/// Opens a connection to an endpoint, with the handshake that the service wants, all within `timeout`.
+/// Opens a connection to an endpoint, with the handshake that the service wants, all within `timeout`. Also what is spoken
+/// on it.
 ///
 /// # Errors
 /// The failure; nothing of a request was sent. Those on the side of this proxy are the same for all endpoints.
@@ -109,7 +111,7 @@ pub(super) async fn with_service(
     service: &spec::Service,
     address: &Address,
     timeout: Duration,
-) -> Result<Connection, Failure> {
+) -> Result<(Connection, Protocol), Failure> {
     let deadline = shard.clock.after(timeout);
     let own = shard.view().snapshot.identity.clone();
     let missing = Failure::local(Stage::Handshake, Cause::IdentityMissing);
@@ -119,14 +121,21 @@ pub(super) async fn with_service(
             let own = own.as_ref().ok_or(missing)?;
             // Neither sent nor compared: who the peer is stands in its certificate.
             let name = ServerName::IpAddress(IpAddr::V4(Ipv4Addr::UNSPECIFIED).into());
-            Some((std::sync::Arc::clone(&own.client), name, Some((own, ids))))
+            Some((Arc::clone(&own.client), name, Some((own, ids))))
         }
-        spec::Tls::Edge(edge) => Some((std::sync::Arc::clone(&edge.client), edge.server_name.clone(), None)),
+        spec::Tls::Edge(edge) => Some((Arc::clone(&edge.client), edge.server_name.clone(), None)),
     };
     let mut connection = Connection::connect(address, timeout, &shard.deadlines)
         .await
         .map_err(|fault| Failure::upstream(Stage::Connect, cause(fault)))?;
-    let Some((config, name, expected)) = wanted else { return Ok(connection) };
+    let Some((mut config, name, expected)) = wanted else {
+        // By prior knowledge, or not at all.
+        let http2 = service.protocol == spec::Protocol::Http2;
+        return Ok((connection, if http2 { Protocol::Http2 } else { Protocol::Http1 }));
+    };
+    if service.protocol == spec::Protocol::Http1 {
+        Arc::make_mut(&mut config).alpn_protocols = vec![b"http/1.1".to_vec()];
+    }
     let failed = |cause, words: &dyn std::fmt::Display| {
         let failure = Failure::upstream(Stage::Handshake, cause);
         shard.tell_handshake(failure, format_args!("{address} of service {}", service.name), words);
@@ -140,7 +149,12 @@ pub(super) async fn with_service(
         }
     }
     shard.totals.tls_handshakes.set(shard.totals.tls_handshakes.get() + 1);
-    Ok(connection)
+    match (service.protocol, Protocol::of(&connection)) {
+        (spec::Protocol::Http2, Protocol::Http1) => {
+            Err(failed(Cause::BadHandshake, &"the endpoint does not agree on HTTP/2"))
+        }
+        (_, agreed) => Ok((connection, agreed)),
+    }
 }
 
 /// Answers a caller that speaks plain text where it may not: whoever tries it with curl shall see why.

@@ -7,9 +7,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rcgen::ExtendedKeyUsagePurpose;
-use ringmesh::identity::IdMatch;
-use ringmesh::snapshot::Snapshot;
-use ringmesh::upstream::spec::{EdgeTls, Tls};
+use ringmesh::identity::{ALPN_MESH, IdMatch};
+use ringmesh::snapshot::{ListenerTls, Snapshot};
+use ringmesh::upstream::spec::{EdgeTls, Protocol, Tls};
 use rustls::ServerConfig;
 use rustls::pki_types::ServerName;
 
@@ -358,4 +358,77 @@ fn long_bodies_pass_in_both_directions_at_once() {
     drop(client);
     mesh.finish();
     origin.settle();
+}
+
+/// Caller, proxy, proxy, service: what the two proxies agree on does not show at either end.
+#[test]
+fn two_proxies_speak_to_each_other_whatever_they_agree_on() {
+    let authority = Authority::new("mesh");
+    let body: Vec<u8> = (0..500_000_u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    for alpn in [&[ALPN_MESH, b"h2", b"http/1.1"][..], &[b"h2"], &[b"http/1.1"], &[]] {
+        let origin = Origin::answering(|request| {
+            let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", request.body.len());
+            [head.as_bytes(), &request.body].concat()
+        });
+        let theirs = authority.credentials(SERVICE, &authority.workload(SERVICE), alpn);
+        let far = Config::new(&[&origin]).forwarding("via = \"far\"\n").change(move |snapshot| {
+            snapshot.listeners[0].tls = ListenerTls::Strict;
+            snapshot.identity = Some(Arc::clone(&theirs));
+        });
+        let far = far.start();
+        let ours = authority.credentials(PROXY, &authority.workload(PROXY), alpn);
+        let near =
+            Config::default().service_at("app", &[&far.address.to_string()], "").change(move |snapshot| {
+                Arc::make_mut(&mut snapshot.services[0]).tls =
+                    Tls::Mesh(vec![IdMatch::parse(SERVICE).unwrap()]);
+                snapshot.identity = Some(Arc::clone(&ours));
+            });
+        let near = near.start();
+        let mut client = near.client();
+        for _ in 0..3 {
+            client.send(format!("POST /a HTTP/1.1\r\nHost: a\r\nContent-Length: {}\r\n\r\n", body.len()));
+            client.send(&body);
+            assert!(client.response().body == body);
+            client.send("POST /a HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nhi");
+            assert_eq!(client.response().text(), "hi");
+        }
+        drop(client);
+        // The far one says that it is going; the near one lives to hear it.
+        let far = far.finish();
+        let near = near.finish();
+        assert_eq!((near.totals.tls_handshakes, far.totals.tls_handshakes), (1, 1), "{alpn:?}");
+        assert!(
+            near.failures.is_empty() && far.failures.is_empty(),
+            "{:?} {:?}",
+            near.failures,
+            far.failures
+        );
+        let requests: usize = origin.settle().iter().map(|r| r.requests().len()).sum();
+        assert_eq!(requests, 6);
+    }
+}
+
+#[test]
+fn the_protocol_of_a_service_is_kept_to() {
+    let authority = Authority::new("mesh");
+    let with = |protocol: Protocol| {
+        let mut server = authority.mutual_server(&authority.workload(SERVICE), TLS13);
+        server.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        if protocol == Protocol::Http2 {
+            server.alpn_protocols.remove(0);
+        }
+        let ours = authority.credentials(PROXY, &authority.workload(PROXY), &[ALPN_MESH, b"h2", b"http/1.1"]);
+        Rig::before_with(Origin::tls(server, plain), |config| {
+            config.change(move |snapshot| {
+                let service = Arc::make_mut(&mut snapshot.services[0]);
+                service.tls = Tls::Mesh(Vec::new());
+                service.protocol = protocol;
+                snapshot.identity = Some(Arc::clone(&ours));
+            })
+        })
+    };
+    let rig = with(Protocol::Http1);
+    assert_serves(&rig);
+    rig.done();
+    assert_refuses(with(Protocol::Http2), "bad_handshake");
 }

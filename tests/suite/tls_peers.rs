@@ -44,7 +44,7 @@ fn shown(path: &Path) -> String {
 fn edge() -> (Authority, Rig) {
     let authority = Authority::new("public");
     let mut server = authority.host("shop.test").server();
-    server.alpn_protocols = vec![b"http/1.1".to_vec()];
+    server.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     let mode = ListenerTls::Terminate(Termination { server: Arc::new(server), digest: [1; 32] });
     let rig = Rig::with(|config| config.change(move |snapshot| snapshot.listeners[0].tls = mode.clone()));
     (authority, rig)
@@ -83,6 +83,9 @@ fn curl_is_served_at_an_edge_and_in_the_mesh() {
     };
     assert_eq!(curl(&ca, port, &["--http1.1"]), "/a");
     assert_eq!(curl(&ca, port, &["--http1.1", "--tls-max", "1.2"]), "/a");
+    assert_eq!(curl(&ca, port, &["--http2"]), "/a");
+    let version = curl(&ca, port, &["--http2", "-o", "/dev/null", "-w", "%{http_version}"]);
+    assert_eq!(version, "2");
     rig.done();
 
     // In the mesh curl wants a name and the mesh an id: this leaf has both.
