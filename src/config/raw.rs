@@ -259,6 +259,9 @@ pub(super) struct RawRoute {
     pub(super) match_is_right: bool,
 }
 
+/// Header fields of a rule, names in lower case.
+pub(super) type Fields = Vec<(Box<str>, TextMatch)>;
+
 /// Lists are without those entries that are in error.
 #[derive(Debug)]
 pub(super) struct RawAuthorization {
@@ -271,5 +274,5 @@ pub(super) struct RawAuthorization {
     pub(super) ports: Option<At<Vec<u16>>>,
     pub(super) methods: Option<At<Vec<Box<str>>>>,
     pub(super) paths: Option<At<Vec<TextMatch>>>,
-    pub(super) headers: Option<At<Vec<(Box<str>, TextMatch)>>>,
+    pub(super) headers: Option<At<Fields>>,
 }

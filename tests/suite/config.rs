@@ -208,6 +208,19 @@ timeout = true
 
 [[route]]
 service = "orders"
+
+[identity]
+source = "embedded"
+trust_domain = "shop.local"
+id = "spiffe://mesh.local/ns/shop/sa/orders"
+socket = "unix:/run/spire/agent.sock"
+
+[[authorization]]
+action = "deny"
+listeners = ["inbound"]
+sources = ["10.1.0.0/8"]
+methods = ["get"]
+from = ["spiffe://shop.local/ns/shop/"]
 "#;
 
 #[test]

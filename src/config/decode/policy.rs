@@ -5,14 +5,14 @@ use std::sync::Arc;
 
 use toml::de::DeValue;
 
-use super::super::raw::{At, RawAuthorization};
+use super::super::raw::{At, Fields, RawAuthorization};
 use super::super::reader::{Item, Opened, Reader};
 use super::super::report::{Place, Problem};
 use super::super::values::Complaint;
 use super::super::{defaults, policy_text};
 use super::tls::ID_EXAMPLE;
 use super::{missing, name};
-use crate::authorize::{Action, TextMatch};
+use crate::authorize::Action;
 
 /// How `authorization.action` is written.
 pub(in crate::config) const ACTION_WORDS: [(&str, Action); 3] =
@@ -113,7 +113,7 @@ fn ports(reader: &mut Reader<'_>, item: &Item<'_>) -> Option<At<Vec<u16>>> {
     Some(At { value: ports, place: reader.place(item.span()), variable })
 }
 
-fn headers(reader: &mut Reader<'_>, item: &Item<'_>) -> Option<At<Vec<(Box<str>, TextMatch)>>> {
+fn headers(reader: &mut Reader<'_>, item: &Item<'_>) -> Option<At<Fields>> {
     let key = "authorization.headers";
     let DeValue::Table(table) = item.get_ref() else {
         let help = "write { \"x-tier\" = \"gold\" }, with \"*\" for a field that is there".into();
@@ -123,7 +123,7 @@ fn headers(reader: &mut Reader<'_>, item: &Item<'_>) -> Option<At<Vec<(Box<str>,
         return None;
     }
     let mut variable = 0;
-    let mut headers: Vec<(Box<str>, TextMatch)> = Vec::with_capacity(table.len());
+    let mut headers: Fields = Vec::with_capacity(table.len());
     for (count, (name, value)) in table.iter().enumerate() {
         let place = reader.place(name.span());
         if count == HEADERS_MAX {

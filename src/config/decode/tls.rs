@@ -40,7 +40,7 @@ pub(in crate::config) const VERSION_WORDS: [(&str, TlsVersion); 2] =
 
 pub(super) fn identity(reader: &mut Reader<'_>, item: &Item<'_>, raw: &mut RawIdentity) {
     let errors_before = reader.problems.errors();
-    raw.place.get_or_insert(reader.place(item.span()));
+    raw.place.get_or_insert_with(|| reader.place(item.span()));
     if let Some(table) = reader.table(&schema::IDENTITY, item) {
         identity_keys(reader, &table, raw);
     }
