@@ -12,6 +12,8 @@ mod support;
 
 #[path = "suite/config.rs"]
 mod config; // TOML to checked values: every error at once, with its place and remedy
+#[path = "suite/config_mesh.rs"]
+mod config_mesh; // the same for TLS, identity, authorization, HTTP/2
 
 // HTTP/1.1 as an intermediary must do it. Tests are named by the rows h01 to h95 of a list of what sound proxies do and
 // what attackers try. Rows that come with later features: h94 (TLS closed without close_notify), h96 (the PROXY protocol).

@@ -2,12 +2,17 @@
 //! to be resolved; tells `effective` what stands where it does. Immutable, free of the files' text.
 
 use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
+
+use rustls::pki_types::ServerName;
 
 use super::defaults;
 use super::raw::{Destination, Shards};
 use super::values::Target;
+use crate::authorize::Policy;
+use crate::identity::{SpiffeId, TrustDomain};
 use crate::route::{HostMatch, PathMatch, Route, TableBuilder};
 use crate::shard::RuntimeChoice;
 use crate::snapshot::{AccessLogFormat, Forwarding, Http2, Limits, Listener, Snapshot, Timeouts};
@@ -21,13 +26,93 @@ pub type Names<'a> = &'a dyn Fn(&str, u16) -> Vec<SocketAddr>;
 pub struct Compiled {
     /// What concerns the process and the control thread, not the shards.
     pub settings: Settings,
+    /// Who this proxy is and by whose word; `None` without `[identity]`.
+    pub identity: Option<Identity>,
     pub(super) listeners: Vec<CompiledListener>,
     pub(super) services: Vec<CompiledService>,
     pub(super) routes: Vec<CompiledRoute>,
+    pub(super) authorization: Arc<Policy>,
+    /// For each rule where its values came from, in the order of `effective::RULE_KEYS`.
+    pub(super) rule_marks: Vec<RuleMarks>,
     pub(super) limits: Limits,
     pub(super) timeouts: Timeouts,
+    pub(super) http2: Http2,
     pub(super) forwarding: Forwarding,
     pub(super) origins: Origins,
+}
+
+/// `[identity]`: who this proxy is, by whose word, and which other trust domains it believes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identity {
+    /// Where its certificate comes from.
+    pub source: IdentitySource,
+    /// Other trust domains, each with the file of its roots (PEM). None twice, and none our own as far as it is known.
+    pub federated: Vec<(TrustDomain, PathBuf)>,
+}
+
+/// Where the certificate of this proxy comes from. Paths are as they are written; nothing has been read yet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum IdentitySource {
+    /// An authority of its own.
+    Embedded {
+        /// Where the authority keeps its key.
+        folder: PathBuf,
+        /// The trust domain that it signs for.
+        trust_domain: TrustDomain,
+        /// Within `trust_domain`.
+        id: SpiffeId,
+        /// How long a certificate is valid, 1 s to 30 days.
+        leaf_ttl: Duration,
+    },
+    /// PEM files that somebody else renews.
+    Files {
+        /// The chain, leaf first.
+        certificate: PathBuf,
+        /// The key of the leaf.
+        key: PathBuf,
+        /// The roots of our own trust domain.
+        bundle: PathBuf,
+    },
+    /// The SPIFFE Workload API.
+    WorkloadApi {
+        /// `unix:/absolute/path` or `unix:///absolute/path`; `None`: `$SPIFFE_ENDPOINT_SOCKET` of the process.
+        socket: Option<String>,
+        /// Which identity to take, if it offers several; `None`: its first.
+        id: Option<SpiffeId>,
+    },
+}
+
+/// The least version of TLS that is spoken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TlsVersion {
+    /// TLS 1.2.
+    V1_2,
+    /// TLS 1.3.
+    V1_3,
+}
+
+/// A listener with `tls = "terminate"`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Termination<'a> {
+    /// Its name.
+    pub listener: &'a str,
+    /// The file of its chain, leaf first (PEM).
+    pub certificate: &'a Path,
+    /// The file of its key (PEM).
+    pub key: &'a Path,
+    /// The least version of TLS.
+    pub version_min: TlsVersion,
+}
+
+/// A service with `tls = "edge"`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Edge<'a> {
+    /// Its name.
+    pub service: &'a str,
+    /// The name that its certificate must have.
+    pub server_name: &'a ServerName<'static>,
+    /// The file of the roots (PEM); `None`: the public ones.
+    pub ca: Option<&'a Path>,
 }
 
 /// What concerns the process and the control thread. `shards`, `runtime`, `stall_threshold` and `admin` are read once, at
@@ -103,8 +188,8 @@ impl Compiled {
             forwarding: self.forwarding.clone(),
             access_log: self.settings.access_log.as_ref().map(|log| log.format),
             identity: None,
-            authorization: Arc::default(),
-            http2: Http2::default(),
+            authorization: Arc::clone(&self.authorization),
+            http2: self.http2,
         }
     }
 
@@ -135,6 +220,25 @@ impl Compiled {
         self.listeners.iter().map(|compiled| &compiled.listener)
     }
 
+    /// The listeners that terminate TLS. In a snapshot they are strict, so that nobody is let in, until whoever reads the
+    /// files puts what was read in place.
+    pub fn terminations(&self) -> impl Iterator<Item = Termination<'_>> {
+        self.listeners.iter().filter_map(|compiled| {
+            let TerminationFiles { certificate, key, version_min } = compiled.termination.as_ref()?;
+            let listener = &*compiled.listener.name;
+            Some(Termination { listener, certificate, key, version_min: *version_min })
+        })
+    }
+
+    /// The services outside of the mesh. In a snapshot they have no endpoints, so that nothing is sent in plain text,
+    /// until whoever reads the files puts what was read in place.
+    pub fn edges(&self) -> impl Iterator<Item = Edge<'_>> {
+        self.services.iter().filter_map(|compiled| {
+            let EdgeFiles { server_name, ca } = compiled.edge.as_ref()?;
+            Some(Edge { service: &compiled.service.name, server_name, ca: ca.as_deref() })
+        })
+    }
+
     /// How many services there are.
     pub fn service_count(&self) -> usize {
         self.services.len()
@@ -149,8 +253,27 @@ impl Compiled {
 #[derive(Debug)]
 pub(super) struct CompiledListener {
     pub(super) listener: Listener,
-    pub(super) marks: [Mark; 1],
+    /// With `tls = "terminate"` only.
+    pub(super) termination: Option<TerminationFiles>,
+    /// Where its values came from, in the order of `effective::LISTENER_KEYS`.
+    pub(super) marks: [Mark; 5],
 }
+
+#[derive(Debug)]
+pub(super) struct TerminationFiles {
+    pub(super) certificate: PathBuf,
+    pub(super) key: PathBuf,
+    pub(super) version_min: TlsVersion,
+}
+
+#[derive(Debug)]
+pub(super) struct EdgeFiles {
+    pub(super) server_name: ServerName<'static>,
+    pub(super) ca: Option<PathBuf>,
+}
+
+/// Where the values of a rule came from.
+pub(super) type RuleMarks = [Mark; 8];
 
 #[derive(Debug)]
 pub(super) struct CompiledService {
@@ -158,8 +281,10 @@ pub(super) struct CompiledService {
     pub(super) service: Arc<Service>,
     /// All endpoints as declared, if there is a name among them.
     pub(super) declared: Option<Box<[Declared]>>,
+    /// With `tls = "edge"` only.
+    pub(super) edge: Option<EdgeFiles>,
     /// Where its values came from, in the order of `effective::SERVICE_KEYS`.
-    pub(super) marks: [Mark; 9],
+    pub(super) marks: [Mark; 20],
 }
 
 /// An endpoint as declared.
@@ -172,6 +297,9 @@ pub(super) struct Declared {
 
 impl CompiledService {
     fn resolved(&self, names: Names<'_>) -> Arc<Service> {
+        if self.edge.is_some() {
+            return Arc::new(Service { endpoints: Vec::new(), ..Service::clone(&self.service) });
+        }
         let Some(declared) = &self.declared else { return Arc::clone(&self.service) };
         let mut seen = std::collections::HashSet::new();
         let mut endpoints = Vec::with_capacity(declared.len());
@@ -199,10 +327,10 @@ pub(super) struct CompiledRoute {
     pub(super) hosts: Box<[HostMatch]>,
     pub(super) path: PathMatch,
     /// Where its values came from, in the order of `effective::ROUTE_KEYS`.
-    pub(super) marks: [Mark; 4],
+    pub(super) marks: [Mark; 6],
 }
 
-/// Where a value came from, in eight bytes: ten thousand services have ninety thousand of them.
+/// Where a value came from, in eight bytes: ten thousand services have two hundred thousand of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Mark {
     /// From 1; 0 means that no file says it: a default.

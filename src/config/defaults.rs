@@ -4,9 +4,12 @@
 
 use std::time::Duration;
 
+use super::compiled::TlsVersion;
+use crate::authorize::Verdict;
+use crate::route::Upgrades;
 use crate::shard::RuntimeChoice;
 use crate::snapshot::{AccessLogFormat, ForwardedFields, Limits};
-use crate::upstream::spec::Balance;
+use crate::upstream::spec::{Balance, Protocol};
 
 /// A key with a default and, both inclusive, the least and the largest value taken.
 #[derive(Debug)]
@@ -77,6 +80,10 @@ pub(super) const CONNECTIONS_MAX: Key<u32> = key("limits.connections_max", 20_00
 /// 16 interim responses: far more than any server sends, few enough to end a stream of them. Envoy and HAProxy: none.
 pub(super) const INTERIM_RESPONSES_MAX: Key<u16> = key("limits.interim_responses_max", 16, 0, 1000);
 
+/// 256 for the whole proxy: a handshake is the dearest thing that a caller without any right can ask for, so that few
+/// are under way at a time and the others wait. Envoy and nginx none, HAProxy none unless `maxsslconn` is set.
+pub(super) const HANDSHAKES_MAX: Key<u32> = key("limits.handshakes_max", 256, 1, 1_000_000);
+
 // --- how long a caller may take ---
 
 /// 10 s for a whole head once it has begun: any client that sends slower holds a connection for nothing. nginx 60 s,
@@ -92,6 +99,50 @@ pub(super) const BODY_STALL: Key<Duration> = key("timeouts.body_stall", seconds(
 
 /// 25 s: ends within the 30 s that Kubernetes gives before SIGKILL. Envoy 600 s, Istio 5 s, Linkerd 120 s.
 pub(super) const DRAIN: Key<Duration> = key("timeouts.drain", seconds(25), Duration::ZERO, DAY);
+
+/// 10 s for a TLS handshake: two round trips, even over a bad link. nginx 60 s, HAProxy as
+/// `timeout client`, Envoy none unless `transport_socket_connect_timeout` is set.
+pub(super) const HANDSHAKE: Key<Duration> = key("timeouts.handshake", seconds(10), MILLISECOND, DAY);
+
+// --- HTTP/2, with callers and with services ---
+
+/// 100 exchanges at a time on one connection: the least that RFC 9113 section 6.5.2 recommends. HAProxy 100,
+/// nginx 128, Envoy 1024.
+pub(super) const STREAMS_MAX: Key<u32> = key("http2.streams_max", 100, 1, 10_000);
+
+/// 256 KiB on the way per stream: 80 Mbit/s at 25 ms. At least the 64 KiB that a peer may send before it learns
+/// otherwise. Envoy 16 MiB, HAProxy and nginx 64 KiB.
+pub(super) const STREAM_WINDOW: Key<u64> = key("http2.stream_window", 256 << 10, 64 << 10, 16 << 20);
+
+/// 1 MiB on the way per connection: the most that a caller makes us keep if its service does not read. Envoy 24 MiB.
+pub(super) const CONNECTION_WINDOW: Key<u64> = key("http2.connection_window", 1 << 20, 64 << 10, 256 << 20);
+
+/// 30 s without a frame, then a ping: dead peers behind a NAT are found within a minute. Envoy none, Linkerd 10 s;
+/// gRPC servers take one ping in 5 min without exchanges, and any number with data between.
+pub(super) const PING_INTERVAL: Key<Duration> = key("http2.ping_interval", seconds(30), MILLISECOND, DAY);
+
+/// 10 s for the answer. Linkerd 3 s, gRPC 20 s.
+pub(super) const PING_TIMEOUT: Key<Duration> = key("http2.ping_timeout", seconds(10), MILLISECOND, DAY);
+
+// --- who this proxy is and who may call ---
+
+/// Everything is allowed that no rule denies: a first configuration works, and a proxy without identities could tell
+/// nobody apart. As Istio and Linkerd.
+pub(super) const AUTHORIZATION_DEFAULT: Verdict = Verdict::Allow;
+
+/// The domain that the embedded authority signs for: a name that nobody owns. Istio `cluster.local`, SPIRE must be told.
+pub(super) const TRUST_DOMAIN: &str = "mesh.local";
+
+/// Where the embedded authority keeps its key: state that must survive a restart belongs below /var/lib.
+pub(super) const FOLDER: &str = "/var/lib/ringmesh/ca";
+
+/// 24 h: a stolen key is of use for a day at most, and a broken authority may be broken for half a day. Istio and
+/// Linkerd 24 h, SPIRE 1 h.
+pub(super) const LEAF_TTL: Key<Duration> =
+    key("identity.leaf_ttl", seconds(24 * 3600), seconds(1), seconds(30 * 24 * 3600));
+
+/// TLS 1.3 at edges: every client of the last six years has it. nginx, HAProxy and Envoy 1.2.
+pub(super) const TLS_VERSION_MIN: TlsVersion = TlsVersion::V1_3;
 
 // --- what is added to messages ---
 
@@ -113,6 +164,10 @@ pub(super) const BALANCE: Balance = Balance::PeakEwma;
 /// 3 endpoints at most are tried for one request: two dead ones in a row are a rollout, three an outage. HAProxy
 /// 3 retries, nginx every server once, Envoy none unless asked.
 pub(super) const CONNECT_ATTEMPTS_MAX: Key<u8> = key("service.connect_attempts_max", 3, 1, 32);
+
+/// What the service chooses by ALPN; without TLS HTTP/1.1, which every server has. As Linkerd; Envoy and HAProxy
+/// HTTP/1.1, nginx HTTP/1.1.
+pub(super) const PROTOCOL: Protocol = Protocol::Auto;
 
 /// Every endpoint gets the same share. As all neighbours.
 pub(super) const WEIGHT: Key<u16> = key("service.endpoints.weight", 1, 1, 1000);
@@ -140,6 +195,32 @@ pub(super) const RESPONSE: Key<Duration> = key("service.timeouts.response", seco
 pub(super) const SERVICE_BODY_STALL: Key<Duration> =
     key("service.timeouts.body_stall", seconds(30), MILLISECOND, DAY);
 
+/// 8 HTTP/2 connections per endpoint and shard: 800 exchanges at a time. Linkerd 1.
+pub(super) const SERVICE_CONNECTIONS_MAX: Key<u32> = key("service.http2.connections_max", 8, 1, 1000);
+/// As with callers; a service that allows fewer gets fewer.
+pub(super) const SERVICE_STREAMS_MAX: Key<u32> = Key { name: "service.http2.streams_max", ..STREAMS_MAX };
+/// As with callers.
+pub(super) const SERVICE_STREAM_WINDOW: Key<u64> =
+    Key { name: "service.http2.stream_window", ..STREAM_WINDOW };
+/// As with callers.
+pub(super) const SERVICE_CONNECTION_WINDOW: Key<u64> =
+    Key { name: "service.http2.connection_window", ..CONNECTION_WINDOW };
+/// As with callers.
+pub(super) const SERVICE_PING_INTERVAL: Key<Duration> =
+    Key { name: "service.http2.ping_interval", ..PING_INTERVAL };
+/// As with callers.
+pub(super) const SERVICE_PING_TIMEOUT: Key<Duration> =
+    Key { name: "service.http2.ping_timeout", ..PING_TIMEOUT };
+
+/// WebSocket, because a client that asks for it has a server that answers; no CONNECT, because a tunnel is out of sight
+/// of all rules. Linkerd and HAProxy the same, Envoy none, nginx must be told.
+pub(super) const UPGRADES: Upgrades = Upgrades { websocket: true, connect: false };
+
+/// 1 h without a byte in either direction: a WebSocket whose ends keep it alive never meets it, a forgotten one goes.
+/// Envoy 1 h, HAProxy must be told (`timeout tunnel`), nginx 60 s.
+pub(super) const TUNNEL_IDLE: Key<Duration> =
+    key("route.tunnel_idle", seconds(3600), MILLISECOND, seconds(30 * 24 * 3600));
+
 /// A whole exchange has no limit unless its route sets one: only its author knows what is long (the 30 s here are what
 /// hints show). Envoy 15 s, Istio and Linkerd none, HAProxy and nginx none.
 pub(super) const ROUTE_TIMEOUT: Key<Duration> = key("route.timeout", seconds(30), MILLISECOND, DAY);
@@ -156,6 +237,12 @@ pub(super) const LISTENERS_MAX: usize = 64;
 pub(super) const SERVICES_MAX: usize = 100_000;
 /// As services.
 pub(super) const ROUTES_MAX: usize = 100_000;
+/// Each is looked at for each request.
+pub(super) const AUTHORIZATIONS_MAX: usize = 10_000;
+/// Values of one condition of a rule, and identities of a service.
+pub(super) const CONDITION_MAX: usize = 1000;
+/// Trust domains besides our own.
+pub(super) const FEDERATED_MAX: usize = 100;
 /// Hosts of one route.
 pub(super) const HOSTS_MAX: usize = 1000;
 /// Endpoints of one service, also after its names are resolved.

@@ -1,15 +1,24 @@
 //! What is in force, key by key, and where each value came from: for the admin's `/config`. Made on demand and bounded.
 
 use std::fmt::Write as _;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::compiled::{Compiled, CompiledRoute, CompiledService, Mark, Origins};
-use super::decode::{BALANCE_WORDS, FORWARDED_WORDS, RUNTIME_WORDS};
-use super::raw::{Destination, Shards};
+use super::compiled::{
+    Compiled, CompiledListener, CompiledRoute, CompiledService, Identity, IdentitySource, Mark, Origins,
+};
+use super::decode::{
+    ACTION_WORDS, BALANCE_WORDS, FORWARDED_WORDS, LISTENER_TLS_WORDS, PROTOCOL_WORDS, RUNTIME_WORDS,
+    SERVICE_TLS_WORDS, SOURCE_WORDS, VERDICT_WORDS, VERSION_WORDS,
+};
+use super::policy_text::match_text;
+use super::raw::{Destination, ListenerTlsWord, ServiceTlsWord, Shards, SourceWord};
 use super::values::{duration_text, host_text, quoted, size_text};
-use crate::route::PathMatch;
-use crate::snapshot::AccessLogFormat;
+use crate::authorize::Rule;
+use crate::route::{PathMatch, Upgrades};
+use crate::snapshot::{AccessLogFormat, ListenerTls};
+use crate::upstream::spec::Tls;
 
 /// Listeners, services and routes that are told of; of the rest their number.
 pub(super) const EFFECTIVE_ENTRIES_MAX: usize = 1000;
@@ -51,17 +60,35 @@ pub enum Origin {
 }
 
 /// The keys of a service, in the order of its marks.
-const SERVICE_KEYS: [&str; 9] = [
+const SERVICE_KEYS: [&str; 20] = [
     "balance",
     "endpoints",
     "connect_attempts_max",
+    "protocol",
+    "tls",
+    "identities",
+    "server_name",
+    "ca",
     "pool.idle_max",
     "pool.idle_timeout",
     "pool.connections_max",
     "timeouts.connect",
     "timeouts.response",
     "timeouts.body_stall",
+    "http2.connections_max",
+    "http2.streams_max",
+    "http2.stream_window",
+    "http2.connection_window",
+    "http2.ping_interval",
+    "http2.ping_timeout",
 ];
+
+/// The keys of a listener, in the order of its marks.
+const LISTENER_KEYS: [&str; 5] = ["address", "tls", "certificate", "key", "tls_version_min"];
+
+/// The keys of a rule, in the order of its marks.
+const RULE_KEYS: [&str; 8] =
+    ["action", "listeners", "from", "sources", "ports", "methods", "paths", "headers"];
 
 impl Compiled {
     /// Every key in force: first those that exist once, then listeners, services and routes, of each kind at most
@@ -69,33 +96,56 @@ impl Compiled {
     pub fn effective(&self) -> Vec<Setting> {
         let mut settings = self.scalars();
         for compiled in self.listeners.iter().take(EFFECTIVE_ENTRIES_MAX) {
-            settings.push(Setting {
-                key: format!("listener.{}.address", compiled.listener.name),
-                value: quoted(&compiled.listener.address.to_string()),
-                origin: self.origins.origin(compiled.marks[0]),
-            });
+            let values = listener_values(compiled);
+            let name = &compiled.listener.name;
+            self.entry(
+                &mut settings,
+                "listener",
+                name,
+                LISTENER_KEYS.into_iter().zip(values),
+                &compiled.marks,
+            );
         }
         left_out(&mut settings, "listener", self.listeners.len());
         for compiled in self.services.iter().take(EFFECTIVE_ENTRIES_MAX) {
             let values = service_values(compiled);
-            for ((key, value), mark) in SERVICE_KEYS.into_iter().zip(values).zip(compiled.marks) {
-                let key = format!("service.{}.{key}", compiled.service.name);
-                settings.push(Setting { key, value, origin: self.origins.origin(mark) });
-            }
+            let name = &compiled.service.name;
+            self.entry(&mut settings, "service", name, SERVICE_KEYS.into_iter().zip(values), &compiled.marks);
         }
         left_out(&mut settings, "service", self.services.len());
         for compiled in self.routes.iter().take(EFFECTIVE_ENTRIES_MAX) {
-            for ((key, value), mark) in self.route_values(compiled).into_iter().zip(compiled.marks) {
-                let key = format!("route.{}.{key}", compiled.route.name);
-                settings.push(Setting { key, value, origin: self.origins.origin(mark) });
-            }
+            let values = self.route_values(compiled).map(|(key, value)| (key, Some(value)));
+            self.entry(&mut settings, "route", &compiled.route.name, values, &compiled.marks);
         }
         left_out(&mut settings, "route", self.routes.len());
+        for (rule, marks) in self.authorization.rules.iter().zip(&self.rule_marks).take(EFFECTIVE_ENTRIES_MAX)
+        {
+            let values = RULE_KEYS.into_iter().zip(rule_values(rule));
+            self.entry(&mut settings, "authorization", &rule.name, values, marks);
+        }
+        left_out(&mut settings, "authorization", self.authorization.rules.len());
         settings
     }
 
+    /// Adds those keys of an entry that have a value.
+    fn entry(
+        &self,
+        settings: &mut Vec<Setting>,
+        kind: &str,
+        name: &str,
+        values: impl IntoIterator<Item = (&'static str, Option<String>)>,
+        marks: &[Mark],
+    ) {
+        for ((key, value), &mark) in values.into_iter().zip(marks) {
+            if let Some(value) = value {
+                let key = format!("{kind}.{name}.{key}");
+                settings.push(Setting { key, value, origin: self.origins.origin(mark) });
+            }
+        }
+    }
+
     fn scalars(&self) -> Vec<Setting> {
-        let Self { settings, limits, timeouts, forwarding, .. } = self;
+        let Self { settings, limits, timeouts, http2, forwarding, .. } = self;
         let time = |duration: Duration| quoted(&duration_text(duration));
         let bytes = |size: u64| quoted(&size_text(size));
         let word = |text: &str| quoted(text);
@@ -128,14 +178,25 @@ impl Compiled {
             ("limits.body_bytes_max", body),
             ("limits.connections_max", limits.connections_max.to_string()),
             ("limits.interim_responses_max", limits.interim_responses_max.to_string()),
+            ("limits.handshakes_max", limits.handshakes_max.to_string()),
             ("timeouts.head", time(timeouts.head)),
             ("timeouts.idle", time(timeouts.idle)),
             ("timeouts.body_stall", time(timeouts.body_stall)),
             ("timeouts.drain", time(timeouts.drain)),
+            ("timeouts.handshake", time(timeouts.handshake)),
+            ("http2.streams_max", http2.streams_max.to_string()),
+            ("http2.stream_window", bytes(http2.stream_window.into())),
+            ("http2.connection_window", bytes(http2.connection_window.into())),
+            ("http2.ping_interval", ping_text(http2.ping_interval)),
+            ("http2.ping_timeout", time(http2.ping_timeout)),
             ("forwarding.via", word(forwarding.via.as_deref().unwrap_or("off"))),
             ("forwarding.forwarded", word(written(&FORWARDED_WORDS, &forwarding.forwarded))),
             ("forwarding.failure_header", forwarding.failure_header.to_string()),
         ]);
+        values.push(("authorization_default", word(written(&VERDICT_WORDS, &self.authorization.default))));
+        if let Some(identity) = &self.identity {
+            values.extend(identity_values(identity));
+        }
         let origin =
             |key| self.origins.marks.get(key).map_or(Origin::Default, |&mark| self.origins.origin(mark));
         values
@@ -144,18 +205,30 @@ impl Compiled {
             .collect()
     }
 
-    fn route_values(&self, compiled: &CompiledRoute) -> [(&'static str, String); 4] {
+    fn route_values(&self, compiled: &CompiledRoute) -> [(&'static str, String); 6] {
         let path = match &compiled.path {
             PathMatch::Exact(path) => ("path", quoted(path)),
             PathMatch::Prefix(prefix) => ("path_prefix", quoted(prefix)),
         };
         let service = self.services.get(compiled.route.service as usize).map_or("", |to| &to.service.name);
+        let Upgrades { websocket, connect } = compiled.route.upgrades;
+        let upgrades: Vec<&str> = [(websocket, "websocket"), (connect, "connect")]
+            .iter()
+            .filter(|(on, _)| *on)
+            .map(|(_, word)| *word)
+            .collect();
+        let tunnel_idle = match compiled.route.tunnel_idle {
+            Duration::MAX => "off".into(),
+            idle => duration_text(idle),
+        };
         let timeout = compiled.route.timeout.map_or_else(|| "off".into(), duration_text);
         [
             ("hosts", list(compiled.hosts.iter().map(|host| quoted(&host_text(host))), compiled.hosts.len())),
             path,
             ("service", quoted(service)),
             ("timeout", quoted(&timeout)),
+            ("upgrades", list(upgrades.iter().map(|word| quoted(word)), upgrades.len())),
+            ("tunnel_idle", quoted(&tunnel_idle)),
         ]
     }
 }
@@ -167,7 +240,7 @@ fn left_out(settings: &mut Vec<Setting>, kind: &str, count: usize) {
     }
 }
 
-fn service_values(compiled: &CompiledService) -> [String; 9] {
+fn service_values(compiled: &CompiledService) -> [Option<String>; 20] {
     let service = &compiled.service;
     let time = |duration: Duration| quoted(&duration_text(duration));
     let endpoints = match &compiled.declared {
@@ -183,17 +256,118 @@ fn service_values(compiled: &CompiledService) -> [String; 9] {
             service.endpoints.len(),
         ),
     };
+    let (tls, identities) = match &service.tls {
+        _ if compiled.edge.is_some() => (ServiceTlsWord::Edge, None),
+        Tls::Mesh(ids) => {
+            (ServiceTlsWord::Mesh, Some(list(ids.iter().map(|id| quoted(&id.to_string())), ids.len())))
+        }
+        Tls::Off | Tls::Edge(_) => (ServiceTlsWord::Off, None),
+    };
+    let edge = compiled.edge.as_ref();
+    let http2 = &service.http2;
+    let bytes = |size: u32| quoted(&size_text(size.into()));
     [
-        quoted(written(&BALANCE_WORDS, &service.balance)),
-        endpoints,
-        service.connect_attempts_max.to_string(),
-        service.pool.idle_max.to_string(),
-        time(service.pool.idle_timeout),
-        service.pool.connections_max.to_string(),
-        time(service.timeouts.connect),
-        time(service.timeouts.response),
-        time(service.timeouts.body_stall),
+        Some(quoted(written(&BALANCE_WORDS, &service.balance))),
+        Some(endpoints),
+        Some(service.connect_attempts_max.to_string()),
+        Some(quoted(written(&PROTOCOL_WORDS, &service.protocol))),
+        Some(quoted(written(&SERVICE_TLS_WORDS, &tls))),
+        identities,
+        edge.map(|edge| quoted(&edge.server_name.to_str())),
+        edge.and_then(|edge| edge.ca.as_deref()).map(path_text),
+        Some(service.pool.idle_max.to_string()),
+        Some(time(service.pool.idle_timeout)),
+        Some(service.pool.connections_max.to_string()),
+        Some(time(service.timeouts.connect)),
+        Some(time(service.timeouts.response)),
+        Some(time(service.timeouts.body_stall)),
+        Some(http2.connections_max.to_string()),
+        Some(http2.streams_max.to_string()),
+        Some(bytes(http2.stream_window)),
+        Some(bytes(http2.connection_window)),
+        Some(ping_text(http2.ping_interval)),
+        Some(time(http2.ping_timeout)),
     ]
+}
+
+fn listener_values(compiled: &CompiledListener) -> [Option<String>; 5] {
+    let files = compiled.termination.as_ref();
+    let tls = match compiled.listener.tls {
+        _ if files.is_some() => ListenerTlsWord::Terminate,
+        ListenerTls::Off => ListenerTlsWord::Off,
+        ListenerTls::Permissive => ListenerTlsWord::Permissive,
+        ListenerTls::Strict => ListenerTlsWord::Strict,
+        ListenerTls::Terminate(_) => ListenerTlsWord::Terminate,
+    };
+    [
+        Some(quoted(&compiled.listener.address.to_string())),
+        Some(quoted(written(&LISTENER_TLS_WORDS, &tls))),
+        files.map(|files| path_text(&files.certificate)),
+        files.map(|files| path_text(&files.key)),
+        files.map(|files| quoted(written(&VERSION_WORDS, &files.version_min))),
+    ]
+}
+
+/// Conditions that are not given have no value.
+fn rule_values(rule: &Rule) -> [Option<String>; 8] {
+    fn shown<T>(values: &[T], text: impl Fn(&T) -> String) -> Option<String> {
+        (!values.is_empty()).then(|| list(values.iter().map(text), values.len()))
+    }
+    let fields: Vec<String> = rule
+        .headers
+        .iter()
+        .take(LIST_ENTRIES_MAX)
+        .map(|(name, value)| format!("{} = {}", quoted(name), quoted(&match_text(value))))
+        .collect();
+    [
+        Some(quoted(written(&ACTION_WORDS, &rule.action))),
+        shown(&rule.listeners, |name| quoted(name)),
+        shown(&rule.from, |id| quoted(&id.to_string())),
+        shown(&rule.sources, |net| quoted(&net.to_string())),
+        shown(&rule.ports, u16::to_string),
+        shown(&rule.methods, |method| quoted(method)),
+        shown(&rule.paths, |path| quoted(&match_text(path))),
+        (!fields.is_empty()).then(|| format!("{{ {} }}", fields.join(", "))),
+    ]
+}
+
+/// Where a key lies is no secret; its content is never read here.
+fn identity_values(identity: &Identity) -> Vec<(&'static str, String)> {
+    let word = |source: SourceWord| ("identity.source", quoted(written(&SOURCE_WORDS, &source)));
+    let mut values = match &identity.source {
+        IdentitySource::Embedded { folder, trust_domain, id, leaf_ttl } => vec![
+            word(SourceWord::Embedded),
+            ("identity.trust_domain", quoted(trust_domain.as_str())),
+            ("identity.id", quoted(id.as_str())),
+            ("identity.folder", path_text(folder)),
+            ("identity.leaf_ttl", quoted(&duration_text(*leaf_ttl))),
+        ],
+        IdentitySource::Files { certificate, key, bundle } => vec![
+            word(SourceWord::Files),
+            ("identity.certificate", path_text(certificate)),
+            ("identity.key", path_text(key)),
+            ("identity.bundle", path_text(bundle)),
+        ],
+        IdentitySource::WorkloadApi { socket, id } => {
+            let mut values = vec![word(SourceWord::WorkloadApi)];
+            values.extend(socket.as_ref().map(|socket| ("identity.socket", quoted(socket))));
+            values.extend(id.as_ref().map(|id| ("identity.id", quoted(id.as_str()))));
+            values
+        }
+    };
+    let entries = identity.federated.iter().map(|(domain, bundle)| {
+        format!("{{ trust_domain = {}, bundle = {} }}", quoted(domain.as_str()), path_text(bundle))
+    });
+    values.push(("identity.federated", list(entries, identity.federated.len())));
+    values
+}
+
+fn path_text(path: &Path) -> String {
+    quoted(&path.display().to_string())
+}
+
+fn ping_text(interval: Duration) -> String {
+    if interval.is_zero() { quoted("off") } else { quoted(&duration_text(interval)) }
 }
 
 fn endpoint(address: &str, weight: u16, zone: Option<&str>) -> String {

@@ -13,6 +13,7 @@ mod defaults;
 mod effective;
 mod environment;
 mod nearest;
+mod policy_text;
 mod raw;
 mod reader;
 mod report;
@@ -30,7 +31,9 @@ use std::path::{Path, PathBuf};
 
 use toml::de::DeTable;
 
-pub use compiled::{AccessLog, Compiled, Names, Settings};
+pub use compiled::{
+    AccessLog, Compiled, Edge, Identity, IdentitySource, Names, Settings, Termination, TlsVersion,
+};
 pub use defaults::SHARDS_MAX;
 pub use effective::{Origin, Setting};
 pub use environment::{Environment, process_environment};

@@ -6,12 +6,15 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::compiled::TlsVersion;
 use super::report::Place;
 use super::values::Target;
-use crate::route::HostMatch;
+use crate::authorize::{Action, TextMatch, Verdict};
+use crate::identity::{IdMatch, SpiffeId, TrustDomain};
+use crate::route::{HostMatch, Upgrades};
 use crate::shard::RuntimeChoice;
 use crate::snapshot::{AccessLogFormat, ForwardedFields};
-use crate::upstream::spec::Balance;
+use crate::upstream::spec::{Balance, Protocol};
 
 /// A value and where it came from.
 #[derive(Debug, Clone, Copy)]
@@ -43,10 +46,14 @@ pub(super) struct Raw {
     pub(super) access_log_format: Option<At<AccessLogFormat>>,
     pub(super) limits: RawLimits,
     pub(super) timeouts: RawTimeouts,
+    pub(super) http2: RawHttp2,
     pub(super) forwarding: RawForwarding,
+    pub(super) identity: RawIdentity,
+    pub(super) authorization_default: Option<At<Verdict>>,
     pub(super) listeners: Vec<RawListener>,
     pub(super) services: Vec<RawService>,
     pub(super) routes: Vec<RawRoute>,
+    pub(super) authorizations: Vec<RawAuthorization>,
     /// Names of the environment variables used.
     pub(super) variables: Vec<Arc<str>>,
 }
@@ -90,6 +97,7 @@ pub(super) struct RawLimits {
     pub(super) body_bytes_max: Option<At<u64>>,
     pub(super) connections_max: Option<At<u32>>,
     pub(super) interim_responses_max: Option<At<u16>>,
+    pub(super) handshakes_max: Option<At<u32>>,
 }
 
 #[derive(Debug, Default)]
@@ -98,6 +106,54 @@ pub(super) struct RawTimeouts {
     pub(super) idle: Option<At<Duration>>,
     pub(super) body_stall: Option<At<Duration>>,
     pub(super) drain: Option<At<Duration>>,
+    pub(super) handshake: Option<At<Duration>>,
+}
+
+/// `[http2]` and `http2` of a service; only the latter has `connections_max`.
+#[derive(Debug, Default)]
+pub(super) struct RawHttp2 {
+    pub(super) connections_max: Option<At<u32>>,
+    pub(super) streams_max: Option<At<u32>>,
+    pub(super) stream_window: Option<At<u64>>,
+    pub(super) connection_window: Option<At<u64>>,
+    /// Zero: `"off"`.
+    pub(super) ping_interval: Option<At<Duration>>,
+    pub(super) ping_timeout: Option<At<Duration>>,
+}
+
+/// `identity.source`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum SourceWord {
+    Embedded,
+    Files,
+    WorkloadApi,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct RawIdentity {
+    /// Where the table begins, if there is one.
+    pub(super) place: Option<Place>,
+    /// Whether its keys are free of errors, so that what is missing can be told.
+    pub(super) is_wrong: bool,
+    pub(super) source: Option<At<SourceWord>>,
+    pub(super) trust_domain: Option<At<TrustDomain>>,
+    pub(super) id: Option<At<SpiffeId>>,
+    pub(super) folder: Option<At<PathBuf>>,
+    pub(super) leaf_ttl: Option<At<Duration>>,
+    pub(super) certificate: Option<At<PathBuf>>,
+    pub(super) key: Option<At<PathBuf>>,
+    pub(super) bundle: Option<At<PathBuf>>,
+    pub(super) socket: Option<At<String>>,
+    /// Without those that are in error.
+    pub(super) federated: Option<At<Vec<RawFederated>>>,
+}
+
+/// The place is that of the trust domain.
+#[derive(Debug)]
+pub(super) struct RawFederated {
+    pub(super) place: Place,
+    pub(super) trust_domain: TrustDomain,
+    pub(super) bundle: PathBuf,
 }
 
 #[derive(Debug, Default)]
@@ -109,8 +165,37 @@ pub(super) struct RawForwarding {
 
 #[derive(Debug)]
 pub(super) struct RawListener {
+    /// Where the table begins.
+    pub(super) place: Place,
+    /// Which keys stand in the file, right or wrong.
+    pub(super) has: Has,
     pub(super) name: Option<At<Arc<str>>>,
     pub(super) address: Option<At<SocketAddr>>,
+    pub(super) tls: Option<At<ListenerTlsWord>>,
+    pub(super) certificate: Option<At<PathBuf>>,
+    pub(super) key: Option<At<PathBuf>>,
+    pub(super) version_min: Option<At<TlsVersion>>,
+}
+
+/// Keys that go with some values of `tls` only, and where each stands, so that what does not go with it is told even if
+/// its value is wrong.
+pub(super) type Has = Vec<(&'static str, Place)>;
+
+/// `listener.tls`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum ListenerTlsWord {
+    Off,
+    Permissive,
+    Strict,
+    Terminate,
+}
+
+/// `service.tls`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum ServiceTlsWord {
+    Off,
+    Mesh,
+    Edge,
 }
 
 #[derive(Debug)]
@@ -122,12 +207,27 @@ pub(super) struct RawService {
     /// Without those that are in error.
     pub(super) endpoints: Option<At<Vec<RawEndpoint>>>,
     pub(super) connect_attempts_max: Option<At<u8>>,
+    pub(super) protocol: Option<At<Protocol>>,
+    /// `tls` and what goes with some of its values only; boxed, because most services have none of it.
+    pub(super) tls: Box<RawServiceTls>,
+    pub(super) http2: Option<Box<RawHttp2>>,
     pub(super) idle_max: Option<At<u32>>,
     pub(super) idle_timeout: Option<At<Duration>>,
     pub(super) connections_max: Option<At<u32>>,
     pub(super) connect: Option<At<Duration>>,
     pub(super) response: Option<At<Duration>>,
     pub(super) body_stall: Option<At<Duration>>,
+}
+
+#[derive(Debug, Default)]
+pub(super) struct RawServiceTls {
+    /// Which keys stand in the file, right or wrong.
+    pub(super) has: Has,
+    pub(super) tls: Option<At<ServiceTlsWord>>,
+    /// Without those that are in error.
+    pub(super) identities: Option<At<Vec<IdMatch>>>,
+    pub(super) server_name: Option<At<rustls::pki_types::ServerName<'static>>>,
+    pub(super) ca: Option<At<PathBuf>>,
 }
 
 #[derive(Debug)]
@@ -152,6 +252,27 @@ pub(super) struct RawRoute {
     pub(super) service: Option<At<Box<str>>>,
     /// `None` inside: `"off"`.
     pub(super) timeout: Option<At<Option<Duration>>>,
+    pub(super) upgrades: Option<At<Upgrades>>,
+    /// The longest there is: `"off"`.
+    pub(super) tunnel_idle: Option<At<Duration>>,
     /// Whether hosts and path are free of errors, so that it can be compared with other routes.
     pub(super) match_is_right: bool,
+}
+
+/// Header fields of a rule, names in lower case.
+pub(super) type Fields = Vec<(Box<str>, TextMatch)>;
+
+/// Lists are without those entries that are in error.
+#[derive(Debug)]
+pub(super) struct RawAuthorization {
+    pub(super) name: Option<At<Arc<str>>>,
+    pub(super) action: Option<At<Action>>,
+    /// Each with its place.
+    pub(super) listeners: Option<At<Vec<At<Arc<str>>>>>,
+    pub(super) from: Option<At<Vec<IdMatch>>>,
+    pub(super) sources: Option<At<Vec<ipnet::IpNet>>>,
+    pub(super) ports: Option<At<Vec<u16>>>,
+    pub(super) methods: Option<At<Vec<Box<str>>>>,
+    pub(super) paths: Option<At<Vec<TextMatch>>>,
+    pub(super) headers: Option<At<Fields>>,
 }

@@ -19,14 +19,18 @@ pub(super) static TOP: Section = Section {
         "shards",
         "runtime",
         "stall_threshold",
+        "authorization_default",
         "admin",
         "access_log",
         "limits",
         "timeouts",
+        "http2",
         "forwarding",
+        "identity",
         "listener",
         "service",
         "route",
+        "authorization",
     ],
 };
 pub(super) static ADMIN: Section = Section { path: "admin", header: "[admin]", keys: &["address"] };
@@ -42,18 +46,64 @@ pub(super) static LIMITS: Section = Section {
         "body_bytes_max",
         "connections_max",
         "interim_responses_max",
+        "handshakes_max",
     ],
 };
-pub(super) static TIMEOUTS: Section =
-    Section { path: "timeouts", header: "[timeouts]", keys: &["head", "idle", "body_stall", "drain"] };
+pub(super) static TIMEOUTS: Section = Section {
+    path: "timeouts",
+    header: "[timeouts]",
+    keys: &["head", "idle", "body_stall", "drain", "handshake"],
+};
+pub(super) static HTTP2: Section = Section {
+    path: "http2",
+    header: "[http2]",
+    keys: &["streams_max", "stream_window", "connection_window", "ping_interval", "ping_timeout"],
+};
 pub(super) static FORWARDING: Section =
     Section { path: "forwarding", header: "[forwarding]", keys: &["via", "forwarded", "failure_header"] };
-pub(super) static LISTENER: Section =
-    Section { path: "listener", header: "[[listener]]", keys: &["name", "address"] };
+pub(super) static IDENTITY: Section = Section {
+    path: "identity",
+    header: "[identity]",
+    keys: &[
+        "source",
+        "trust_domain",
+        "id",
+        "folder",
+        "leaf_ttl",
+        "certificate",
+        "key",
+        "bundle",
+        "socket",
+        "federated",
+    ],
+};
+pub(super) static FEDERATED: Section = Section {
+    path: "identity.federated",
+    header: "an entry of `federated` in [identity]",
+    keys: &["trust_domain", "bundle"],
+};
+pub(super) static LISTENER: Section = Section {
+    path: "listener",
+    header: "[[listener]]",
+    keys: &["name", "address", "tls", "certificate", "key", "tls_version_min"],
+};
 pub(super) static SERVICE: Section = Section {
     path: "service",
     header: "[[service]]",
-    keys: &["name", "balance", "endpoints", "connect_attempts_max", "pool", "timeouts"],
+    keys: &[
+        "name",
+        "balance",
+        "endpoints",
+        "connect_attempts_max",
+        "protocol",
+        "tls",
+        "identities",
+        "server_name",
+        "ca",
+        "pool",
+        "timeouts",
+        "http2",
+    ],
 };
 pub(super) static ENDPOINT: Section = Section {
     path: "service.endpoints",
@@ -70,30 +120,52 @@ pub(super) static SERVICE_TIMEOUTS: Section = Section {
     header: "`timeouts` of a [[service]]",
     keys: &["connect", "response", "body_stall"],
 };
+pub(super) static SERVICE_HTTP2: Section = Section {
+    path: "service.http2",
+    header: "`http2` of a [[service]]",
+    keys: &[
+        "connections_max",
+        "streams_max",
+        "stream_window",
+        "connection_window",
+        "ping_interval",
+        "ping_timeout",
+    ],
+};
 pub(super) static ROUTE: Section = Section {
     path: "route",
     header: "[[route]]",
-    keys: &["name", "hosts", "path", "path_prefix", "service", "timeout"],
+    keys: &["name", "hosts", "path", "path_prefix", "service", "timeout", "upgrades", "tunnel_idle"],
+};
+pub(super) static AUTHORIZATION: Section = Section {
+    path: "authorization",
+    header: "[[authorization]]",
+    keys: &["name", "action", "listeners", "from", "sources", "ports", "methods", "paths", "headers"],
 };
 
 /// All of them, in the order of `config/reference.toml`.
-pub(super) static SECTIONS: [&Section; 12] = [
+pub(super) static SECTIONS: [&Section; 17] = [
     &TOP,
     &ADMIN,
     &ACCESS_LOG,
     &LIMITS,
     &TIMEOUTS,
+    &HTTP2,
     &FORWARDING,
+    &IDENTITY,
+    &FEDERATED,
     &LISTENER,
     &SERVICE,
     &ENDPOINT,
     &POOL,
     &SERVICE_TIMEOUTS,
+    &SERVICE_HTTP2,
     &ROUTE,
+    &AUTHORIZATION,
 ];
 
 /// Words of other proxies for what is called otherwise here.
-pub(super) static ELSEWHERE: [(&str, &str); 13] = [
+pub(super) static ELSEWHERE: [(&str, &str); 20] = [
     ("cluster", "service"),
     ("clusters", "service"),
     ("backend", "service"),
@@ -107,4 +179,11 @@ pub(super) static ELSEWHERE: [(&str, &str); 13] = [
     ("servers", "endpoints"),
     ("virtual_hosts", "route"),
     ("lb_policy", "balance"),
+    ("principals", "from"),
+    ("policy", "authorization"),
+    ("mtls", "tls"),
+    ("sni", "server_name"),
+    ("cert", "certificate"),
+    ("private_key", "key"),
+    ("trust_bundle", "bundle"),
 ];

@@ -30,6 +30,7 @@ pub(super) fn warn(raw: &Raw, found: &[u32], problems: &mut Problems) {
                 .help("write how long it may take to finish, such as \"25s\"")
         });
     }
+    super::compile::warn_of_policy(raw, problems);
     let listening: HashSet<_> =
         raw.listeners.iter().filter_map(|listener| listener.address).map(|at| at.value).collect();
     let used: HashSet<u32> = found.iter().copied().collect();

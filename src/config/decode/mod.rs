@@ -8,14 +8,21 @@ use std::time::Duration;
 
 use toml::de::{DeTable, DeValue};
 
-use super::raw::{
-    At, Destination, Hosts, Raw, RawEndpoint, RawForwarding, RawLimits, RawListener, RawRoute, RawService,
-    RawTimeouts, Shards, Via,
-};
+mod policy;
+mod service;
+mod tls;
+
+pub(super) use policy::ACTION_WORDS;
+pub(super) use service::PROTOCOL_WORDS;
+pub(super) use tls::{LISTENER_TLS_WORDS, SERVICE_TLS_WORDS, SOURCE_WORDS, VERSION_WORDS};
+
+use super::raw::{At, Destination, Hosts, Raw, RawForwarding, RawLimits, RawRoute, RawTimeouts, Shards, Via};
 use super::reader::{Item, Opened, Reader};
 use super::report::{Place, Problem};
 use super::values::{self, Complaint};
 use super::{defaults, schema};
+use crate::authorize::Verdict;
+use crate::route::Upgrades;
 use crate::shard::RuntimeChoice;
 use crate::snapshot::{AccessLogFormat, ForwardedFields};
 use crate::upstream::spec::Balance;
@@ -34,6 +41,10 @@ pub(super) fn file<'t>(reader: &mut Reader<'_>, table: &'t DeTable<'t>, raw: &mu
     if let Some(item) = top.value("stall_threshold") {
         let value = reader.duration(&defaults::STALL_THRESHOLD, item);
         once(reader, "stall_threshold", &mut raw.stall_threshold, value);
+    }
+    if let Some(item) = top.value("authorization_default") {
+        let value = reader.choice("authorization_default", item, &VERDICT_WORDS);
+        once(reader, "authorization_default", &mut raw.authorization_default, value);
     }
     if let Some(admin) = top.value("admin").and_then(|item| reader.table(&schema::ADMIN, item))
         && let Some(item) = admin.value("address")
@@ -56,6 +67,12 @@ pub(super) fn file<'t>(reader: &mut Reader<'_>, table: &'t DeTable<'t>, raw: &mu
     if let Some(table) = top.value("timeouts").and_then(|item| reader.table(&schema::TIMEOUTS, item)) {
         timeouts(reader, &table, &mut raw.timeouts);
     }
+    if let Some(table) = top.value("http2").and_then(|item| reader.table(&schema::HTTP2, item)) {
+        tls::http2(reader, &table, &mut raw.http2);
+    }
+    if let Some(item) = top.value("identity") {
+        tls::identity(reader, item, &mut raw.identity);
+    }
     if let Some(table) = top.value("forwarding").and_then(|item| reader.table(&schema::FORWARDING, item)) {
         forwarding(reader, &table, &mut raw.forwarding);
     }
@@ -63,19 +80,25 @@ pub(super) fn file<'t>(reader: &mut Reader<'_>, table: &'t DeTable<'t>, raw: &mu
         for (table, place) in
             reader.tables(&schema::LISTENER, item, defaults::LISTENERS_MAX - raw.listeners.len())
         {
-            raw.listeners.push(listener(reader, &table, place));
+            raw.listeners.push(tls::listener(reader, &table, place));
         }
     }
     if let Some(item) = top.value("service") {
         for (table, place) in
             reader.tables(&schema::SERVICE, item, defaults::SERVICES_MAX - raw.services.len())
         {
-            raw.services.push(service(reader, &table, place));
+            raw.services.push(service::service(reader, &table, place));
         }
     }
     if let Some(item) = top.value("route") {
         for (table, place) in reader.tables(&schema::ROUTE, item, defaults::ROUTES_MAX - raw.routes.len()) {
             raw.routes.push(route(reader, &table, place));
+        }
+    }
+    if let Some(item) = top.value("authorization") {
+        let left = defaults::AUTHORIZATIONS_MAX - raw.authorizations.len();
+        for (table, place) in reader.tables(&schema::AUTHORIZATION, item, left) {
+            raw.authorizations.push(policy::authorization(reader, &table, place));
         }
     }
 }
@@ -223,6 +246,10 @@ fn limits(reader: &mut Reader<'_>, table: &Opened<'_>, raw: &mut RawLimits) {
         let value = reader.count(&defaults::INTERIM_RESPONSES_MAX, item);
         once(reader, defaults::INTERIM_RESPONSES_MAX.name, &mut raw.interim_responses_max, value);
     }
+    if let Some(item) = table.value("handshakes_max") {
+        let value = reader.count(&defaults::HANDSHAKES_MAX, item);
+        once(reader, defaults::HANDSHAKES_MAX.name, &mut raw.handshakes_max, value);
+    }
 }
 
 /// A word that stands in place of a quantity, if the value is this word.
@@ -249,6 +276,7 @@ fn timeouts(reader: &mut Reader<'_>, table: &Opened<'_>, raw: &mut RawTimeouts) 
         ("idle", &defaults::IDLE, &mut raw.idle),
         ("body_stall", &defaults::BODY_STALL, &mut raw.body_stall),
         ("drain", &defaults::DRAIN, &mut raw.drain),
+        ("handshake", &defaults::HANDSHAKE, &mut raw.handshake),
     ] {
         if let Some(item) = table.value(name) {
             let value = reader.duration(key, item);
@@ -287,6 +315,9 @@ pub(super) const FORWARDED_WORDS: [(&str, ForwardedFields); 3] = [
     ("replace", ForwardedFields::Replace),
 ];
 
+/// How `authorization_default` is written.
+pub(super) const VERDICT_WORDS: [(&str, Verdict); 2] = [("allow", Verdict::Allow), ("deny", Verdict::Deny)];
+
 /// How `service.balance` is written.
 pub(super) const BALANCE_WORDS: [(&str, Balance); 4] = [
     ("peak-ewma", Balance::PeakEwma),
@@ -294,19 +325,6 @@ pub(super) const BALANCE_WORDS: [(&str, Balance); 4] = [
     ("round-robin", Balance::RoundRobin),
     ("random", Balance::Random),
 ];
-
-fn listener(reader: &mut Reader<'_>, table: &Opened<'_>, place: Place) -> RawListener {
-    let name = table.value("name").and_then(|item| name(reader, "listener.name", item, "inbound"));
-    let address = table.value("address").and_then(|item| {
-        reader.parsed("listener.address", item, "127.0.0.1:15001", |text| {
-            values::listen_address(text, "127.0.0.1:15001")
-        })
-    });
-    if table.value("address").is_none() {
-        missing(reader, place, "address", "a listener", "address = \"127.0.0.1:15001\"");
-    }
-    RawListener { name, address }
-}
 
 /// A name. One with wrong characters is kept, so that what refers to it is not reported as well.
 fn name(reader: &mut Reader<'_>, key: &str, item: &Item<'_>, example: &str) -> Option<At<Arc<str>>> {
@@ -322,92 +340,6 @@ fn missing(reader: &mut Reader<'_>, place: Place, key: &str, of: &str, example: 
     reader
         .problems
         .error(|| Problem::at(place, format!("{of} needs `{key}`")).help(format!("add `{example}`")));
-}
-
-fn service(reader: &mut Reader<'_>, table: &Opened<'_>, place: Place) -> RawService {
-    if table.value("name").is_none() {
-        missing(reader, place, "name", "a service", "name = \"app\"");
-    }
-    let mut raw = RawService {
-        place,
-        name: table.value("name").and_then(|item| name(reader, "service.name", item, "app")),
-        balance: table
-            .value("balance")
-            .and_then(|item| reader.choice("service.balance", item, &BALANCE_WORDS)),
-        endpoints: table.value("endpoints").and_then(|item| endpoints(reader, item)),
-        connect_attempts_max: table
-            .value("connect_attempts_max")
-            .and_then(|item| reader.count(&defaults::CONNECT_ATTEMPTS_MAX, item)),
-        idle_max: None,
-        idle_timeout: None,
-        connections_max: None,
-        connect: None,
-        response: None,
-        body_stall: None,
-    };
-    if let Some(pool) = table.value("pool").and_then(|item| reader.table(&schema::POOL, item)) {
-        raw.idle_max = pool.value("idle_max").and_then(|item| reader.count(&defaults::POOL_IDLE_MAX, item));
-        raw.idle_timeout =
-            pool.value("idle_timeout").and_then(|item| reader.duration(&defaults::POOL_IDLE_TIMEOUT, item));
-        raw.connections_max = pool
-            .value("connections_max")
-            .and_then(|item| reader.count(&defaults::POOL_CONNECTIONS_MAX, item));
-    }
-    if let Some(times) =
-        table.value("timeouts").and_then(|item| reader.table(&schema::SERVICE_TIMEOUTS, item))
-    {
-        raw.connect = times.value("connect").and_then(|item| reader.duration(&defaults::CONNECT, item));
-        raw.response = times.value("response").and_then(|item| reader.duration(&defaults::RESPONSE, item));
-        raw.body_stall =
-            times.value("body_stall").and_then(|item| reader.duration(&defaults::SERVICE_BODY_STALL, item));
-    }
-    raw
-}
-
-fn endpoints(reader: &mut Reader<'_>, item: &Item<'_>) -> Option<At<Vec<RawEndpoint>>> {
-    let entries = reader.list("service.endpoints", item, defaults::ENDPOINTS_MAX)?;
-    let mut variable = 0;
-    let mut endpoints = Vec::with_capacity(entries.len());
-    for entry in entries {
-        let place = reader.place(entry.span());
-        let (address, weight, zone) = match entry.get_ref() {
-            DeValue::Table(table) => {
-                let table = reader.open(&schema::ENDPOINT, table);
-                if table.value("address").is_none() {
-                    missing(reader, place, "address", "an endpoint", "address = \"127.0.0.1:9000\"");
-                }
-                (table.value("address"), table.value("weight"), table.value("zone"))
-            }
-            DeValue::String(_) => (Some(entry), None, None),
-            _ => {
-                let help = "write \"127.0.0.1:9000\" or { address = \"127.0.0.1:9000\", weight = 1 }";
-                reader.wrong_type::<()>("an endpoint", entry, "an address or a table", help.into());
-                (None, None, None)
-            }
-        };
-        let weight = weight.map(|item| reader.count(&defaults::WEIGHT, item));
-        let zone = zone.map(|item| name(reader, "service.endpoints.zone", item, "a"));
-        let target = address
-            .and_then(|item| reader.parsed("service.endpoints", item, "127.0.0.1:9000", values::target));
-        let variables = [
-            target.as_ref().map(|at| at.variable),
-            weight.flatten().map(|at| at.variable),
-            zone.as_ref().and_then(|zone| zone.as_ref().map(|at| at.variable)),
-        ];
-        variable = variables
-            .into_iter()
-            .flatten()
-            .fold(variable, |first, next| if first > 0 { first } else { next });
-        if let Some(target) = target {
-            endpoints.push(RawEndpoint {
-                place: target.place,
-                target: target.value,
-                weight: weight.flatten().map_or(defaults::WEIGHT.default, |at| at.value),
-                zone: zone.flatten().map(|zone| reader.word(&zone.value)),
-            });
-        }
-    }
-    Some(At { value: endpoints, place: reader.place(item.span()), variable })
 }
 
 fn route(reader: &mut Reader<'_>, table: &Opened<'_>, place: Place) -> RawRoute {
@@ -444,6 +376,14 @@ fn route(reader: &mut Reader<'_>, table: &Opened<'_>, place: Place) -> RawRoute 
             },
         ),
         timeout: table.value("timeout").and_then(|item| timeout(reader, item)),
+        upgrades: table.value("upgrades").and_then(|item| upgrades(reader, item)),
+        tunnel_idle: table.value("tunnel_idle").and_then(|item| {
+            let key = &defaults::TUNNEL_IDLE;
+            match word(reader, key.name, item, "off") {
+                Some(off) => Some(off.with(Duration::MAX)),
+                None => reader.duration(key, item),
+            }
+        }),
         match_is_right,
     }
 }
@@ -467,4 +407,21 @@ fn timeout(reader: &mut Reader<'_>, item: &Item<'_>) -> Option<At<Option<Duratio
         Some(off) => Some(off.with(None)),
         None => reader.duration(key, item).map(|at| at.with(Some(at.value))),
     }
+}
+
+fn upgrades(reader: &mut Reader<'_>, item: &Item<'_>) -> Option<At<Upgrades>> {
+    const WORDS: [(&str, bool); 2] = [("websocket", true), ("connect", false)];
+    let entries = reader.list("route.upgrades", item, WORDS.len())?;
+    let mut variable = 0;
+    let mut upgrades = Upgrades { websocket: false, connect: false };
+    for entry in entries {
+        let Some(word) = reader.choice("route.upgrades", entry, &WORDS) else { continue };
+        variable = if variable > 0 { variable } else { word.variable };
+        if word.value {
+            upgrades.websocket = true;
+        } else {
+            upgrades.connect = true;
+        }
+    }
+    Some(At { value: upgrades, place: reader.place(item.span()), variable })
 }

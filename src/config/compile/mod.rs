@@ -6,20 +6,21 @@ use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use super::compiled::{
-    AccessLog, Compiled, CompiledListener, CompiledRoute, CompiledService, Declared, Mark, Origins, Settings,
-};
+mod policy;
+mod service;
+
+pub(super) use policy::warn as warn_of_policy;
+
+use super::compiled::{AccessLog, Compiled, CompiledRoute, Mark, Origins, Settings};
 use super::defaults::{self, Key};
 use super::nearest::did_you_mean;
-use super::raw::{
-    At, Destination, Raw, RawEndpoint, RawForwarding, RawLimits, RawRoute, RawService, Shards, Via,
-};
+use super::raw::{At, Destination, Raw, RawForwarding, RawHttp2, RawLimits, RawRoute, Shards, Via};
 use super::report::{Place, Problem, Problems, Source};
-use super::values::{self, Target};
+use super::values;
 use super::warn;
-use crate::route::{HostMatch, PathMatch, Route, Upgrades};
-use crate::snapshot::{Forwarding, Limits, Listener, ListenerTls, Timeouts};
-use crate::upstream::spec::{self, Address, Endpoint, Service};
+use crate::authorize;
+use crate::route::{HostMatch, PathMatch, Route};
+use crate::snapshot::{Forwarding, Http2, Limits, Timeouts};
 
 /// Everything checked; `None` when `problems` has errors.
 pub(super) fn compile(raw: Raw, sources: &[Source], problems: &mut Problems) -> Option<Compiled> {
@@ -32,6 +33,7 @@ pub(super) fn compile(raw: Raw, sources: &[Source], problems: &mut Problems) -> 
     let found = find_services(&raw, &services_by_name, problems);
     check_overlaps(&raw.routes, problems);
     check_limits(&raw, problems);
+    policy::check(&raw, problems);
     if problems.errors() > 0 {
         return None;
     }
@@ -47,6 +49,8 @@ fn check_names(raw: &Raw, problems: &mut Problems) {
     unique("listener", listeners, true, problems);
     unique("service", raw.services.iter().map(|service| service.name.as_ref()), false, problems);
     unique("route", raw.routes.iter().map(|route| route.name.as_ref()), true, problems);
+    let rules = raw.authorizations.iter().map(|rule| rule.name.as_ref());
+    unique("authorization", rules, true, problems);
 }
 
 /// No two of a kind have the same name. What has none is called by its number, and may clash with a given name.
@@ -218,11 +222,15 @@ fn check_limits(raw: &Raw, problems: &mut Problems) {
         Some(At { value: Shards::Cpus(cpus), .. }) => u32::try_from(cpus.len()).unwrap_or(u32::MAX),
         Some(At { value: Shards::Auto, .. }) | None => 1,
     };
-    if let Some(connections) = raw.limits.connections_max.filter(|at| at.value < shards) {
-        problems.error(|| {
-            Problem::at(connections.place, format!("fewer connections than the {shards} shards"))
-                .help(format!("write at least {shards}: each shard gets an equal share"))
-        });
+    for (what, ceiling) in
+        [("connections", raw.limits.connections_max), ("handshakes", raw.limits.handshakes_max)]
+    {
+        if let Some(ceiling) = ceiling.filter(|at| at.value < shards) {
+            problems.error(|| {
+                Problem::at(ceiling.place, format!("fewer {what} than the {shards} shards"))
+                    .help(format!("write at least {shards}: each shard gets an equal share"))
+            });
+        }
     }
 }
 
@@ -240,7 +248,7 @@ fn assemble(raw: Raw, found: &[u32], sources: &[Source]) -> Compiled {
         idle: from.key(&defaults::IDLE, raw.timeouts.idle),
         body_stall: from.key(&defaults::BODY_STALL, raw.timeouts.body_stall),
         drain: from.key(&defaults::DRAIN, raw.timeouts.drain),
-        handshake: Duration::from_secs(10),
+        handshake: from.key(&defaults::HANDSHAKE, raw.timeouts.handshake),
     };
     let access_log = raw.access_log.then(|| AccessLog {
         path: from.value("access_log.path", raw.access_log_path, || Destination::Stdout),
@@ -255,22 +263,16 @@ fn assemble(raw: Raw, found: &[u32], sources: &[Source]) -> Compiled {
         drain: timeouts.drain,
     };
     let limits = limits(&raw.limits, &mut from);
+    let http2 = http2(&raw.http2, &mut from);
     let forwarding = forwarding(raw.forwarding, &mut from);
+    let identity = policy::identity(raw.identity, &mut from);
     let listeners = raw
         .listeners
         .into_iter()
         .enumerate()
-        .filter_map(|(index, raw)| {
-            let address = raw.address?;
-            let name = raw.name.map_or_else(|| numbered_name("listener", index), |at| at.value);
-            let marks = [from.mark(address.place, address.variable)];
-            Some(CompiledListener {
-                listener: Listener { name, address: address.value, tls: ListenerTls::Off },
-                marks,
-            })
-        })
+        .filter_map(|(index, raw)| service::listener(raw, index, &from))
         .collect();
-    let services = raw.services.into_iter().map(|raw| service(raw, &from)).collect();
+    let services = raw.services.into_iter().map(|raw| service::service(raw, &from)).collect();
     let routes = raw
         .routes
         .into_iter()
@@ -278,7 +280,28 @@ fn assemble(raw: Raw, found: &[u32], sources: &[Source]) -> Compiled {
         .zip(found)
         .map(|((index, raw), &service)| route(raw, index, service, &from))
         .collect();
-    Compiled { settings, listeners, services, routes, limits, timeouts, forwarding, origins }
+    let default =
+        from.value("authorization_default", raw.authorization_default, || defaults::AUTHORIZATION_DEFAULT);
+    let (rules, rule_marks) = raw
+        .authorizations
+        .into_iter()
+        .enumerate()
+        .filter_map(|(index, raw)| policy::rule(raw, index, &from))
+        .unzip();
+    Compiled {
+        settings,
+        identity,
+        listeners,
+        services,
+        routes,
+        authorization: Arc::new(authorize::Policy { rules, default }),
+        rule_marks,
+        limits,
+        timeouts,
+        http2,
+        forwarding,
+        origins,
+    }
 }
 
 /// Takes values or their defaults and notes where they came from.
@@ -314,8 +337,6 @@ impl From<'_> {
 }
 
 fn limits(raw: &RawLimits, from: &mut From<'_>) -> Limits {
-    // The bounds of the keys are within the types; what could not be would be the largest.
-    let narrow = |bytes: u64| u32::try_from(bytes).unwrap_or(u32::MAX);
     Limits {
         head_bytes_max: narrow(from.key(&defaults::HEAD_BYTES_MAX, raw.head_bytes_max)),
         target_bytes_max: narrow(from.key(&defaults::TARGET_BYTES_MAX, raw.target_bytes_max)),
@@ -323,8 +344,23 @@ fn limits(raw: &RawLimits, from: &mut From<'_>) -> Limits {
         body_bytes_max: from.key(&defaults::BODY_BYTES_MAX, raw.body_bytes_max),
         connections_max: from.key(&defaults::CONNECTIONS_MAX, raw.connections_max),
         interim_responses_max: from.key(&defaults::INTERIM_RESPONSES_MAX, raw.interim_responses_max),
-        handshakes_max: 256,
+        handshakes_max: from.key(&defaults::HANDSHAKES_MAX, raw.handshakes_max),
     }
+}
+
+fn http2(raw: &RawHttp2, from: &mut From<'_>) -> Http2 {
+    Http2 {
+        streams_max: from.key(&defaults::STREAMS_MAX, raw.streams_max),
+        stream_window: narrow(from.key(&defaults::STREAM_WINDOW, raw.stream_window)),
+        connection_window: narrow(from.key(&defaults::CONNECTION_WINDOW, raw.connection_window)),
+        ping_interval: from.key(&defaults::PING_INTERVAL, raw.ping_interval),
+        ping_timeout: from.key(&defaults::PING_TIMEOUT, raw.ping_timeout),
+    }
+}
+
+/// The bounds of the keys are within the types; what could not be would be the largest.
+fn narrow(bytes: u64) -> u32 {
+    u32::try_from(bytes).unwrap_or(u32::MAX)
 }
 
 fn forwarding(raw: RawForwarding, from: &mut From<'_>) -> Forwarding {
@@ -351,70 +387,6 @@ fn default_admin() -> Option<SocketAddr> {
     defaults::ADMIN_ADDRESS.parse().ok()
 }
 
-fn service(raw: RawService, from: &From<'_>) -> CompiledService {
-    let marks = [
-        from.mark_of(raw.balance.as_ref()),
-        from.mark_of(raw.endpoints.as_ref()),
-        from.mark_of(raw.connect_attempts_max.as_ref()),
-        from.mark_of(raw.idle_max.as_ref()),
-        from.mark_of(raw.idle_timeout.as_ref()),
-        from.mark_of(raw.connections_max.as_ref()),
-        from.mark_of(raw.connect.as_ref()),
-        from.mark_of(raw.response.as_ref()),
-        from.mark_of(raw.body_stall.as_ref()),
-    ];
-    let declared = raw.endpoints.map(|at| at.value).unwrap_or_default();
-    let named = declared.iter().any(|endpoint| matches!(endpoint.target, Target::Name(..)));
-    let mut service = Service {
-        name: raw.name.map_or_else(|| "".into(), |at| at.value),
-        balance: value_or(raw.balance, defaults::BALANCE),
-        endpoints: Vec::new(),
-        pool: spec::Pool {
-            idle_max: value_or(raw.idle_max, defaults::POOL_IDLE_MAX.default),
-            idle_timeout: value_or(raw.idle_timeout, defaults::POOL_IDLE_TIMEOUT.default),
-            connections_max: value_or(raw.connections_max, defaults::POOL_CONNECTIONS_MAX.default),
-        },
-        timeouts: spec::Timeouts {
-            connect: value_or(raw.connect, defaults::CONNECT.default),
-            response: value_or(raw.response, defaults::RESPONSE.default),
-            body_stall: value_or(raw.body_stall, defaults::SERVICE_BODY_STALL.default),
-        },
-        connect_attempts_max: value_or(raw.connect_attempts_max, defaults::CONNECT_ATTEMPTS_MAX.default),
-        protocol: spec::Protocol::Auto,
-        tls: spec::Tls::Off,
-        http2: spec::Http2::default(),
-    };
-    let declared = if named {
-        Some(
-            declared
-                .into_iter()
-                .map(|RawEndpoint { target, weight, zone, .. }| Declared { target, weight, zone })
-                .collect(),
-        )
-    } else {
-        service.endpoints = addresses(declared);
-        None
-    };
-    CompiledService { service: Arc::new(service), declared, marks }
-}
-
-/// Endpoints that need no resolving, each address once.
-fn addresses(declared: Vec<RawEndpoint>) -> Vec<Endpoint> {
-    let mut seen = std::collections::HashSet::with_capacity(declared.len());
-    let mut endpoints = Vec::with_capacity(declared.len());
-    for RawEndpoint { target, weight, zone, .. } in declared {
-        let address = match target {
-            Target::Ip(address) => Address::Ip(address),
-            Target::Unix(path) => Address::Unix(path),
-            Target::Name(..) => continue,
-        };
-        if seen.insert(address.clone()) {
-            endpoints.push(Endpoint { address, weight, zone });
-        }
-    }
-    endpoints
-}
-
 fn value_or<T>(at: Option<At<T>>, default: T) -> T {
     at.map_or(default, |at| at.value)
 }
@@ -425,6 +397,8 @@ fn route(raw: RawRoute, index: usize, service: u32, from: &From<'_>) -> Compiled
         from.mark_of(raw.path.as_ref().or(raw.path_prefix.as_ref())),
         from.mark_of(raw.service.as_ref()),
         from.mark_of(raw.timeout.as_ref()),
+        from.mark_of(raw.upgrades.as_ref()),
+        from.mark_of(raw.tunnel_idle.as_ref()),
     ];
     let path = match (raw.path, raw.path_prefix) {
         (Some(path), _) => PathMatch::Exact(path.value),
@@ -444,8 +418,8 @@ fn route(raw: RawRoute, index: usize, service: u32, from: &From<'_>) -> Compiled
             name,
             service,
             timeout,
-            upgrades: Upgrades::default(),
-            tunnel_idle: Duration::from_secs(3600),
+            upgrades: value_or(raw.upgrades, defaults::UPGRADES),
+            tunnel_idle: value_or(raw.tunnel_idle, defaults::TUNNEL_IDLE.default),
         },
         hosts: hosts.into(),
         path,
