@@ -118,12 +118,13 @@ impl Compiled {
             self.entry(&mut settings, "route", &compiled.route.name, values, &compiled.marks);
         }
         left_out(&mut settings, "route", self.routes.len());
-        for (rule, marks) in self.authorization.rules.iter().zip(&self.rule_marks).take(EFFECTIVE_ENTRIES_MAX)
+        for (rule, marks) in
+            self.authorization.rules().iter().zip(&self.rule_marks).take(EFFECTIVE_ENTRIES_MAX)
         {
             let values = RULE_KEYS.into_iter().zip(rule_values(rule));
             self.entry(&mut settings, "authorization", &rule.name, values, marks);
         }
-        left_out(&mut settings, "authorization", self.authorization.rules.len());
+        left_out(&mut settings, "authorization", self.authorization.rules().len());
         settings
     }
 
@@ -193,7 +194,10 @@ impl Compiled {
             ("forwarding.forwarded", word(written(&FORWARDED_WORDS, &forwarding.forwarded))),
             ("forwarding.failure_header", forwarding.failure_header.to_string()),
         ]);
-        values.push(("authorization_default", word(written(&VERDICT_WORDS, &self.authorization.default))));
+        values.push((
+            "authorization_default",
+            word(written(&VERDICT_WORDS, &self.authorization.default_verdict())),
+        ));
         if let Some(identity) = &self.identity {
             values.extend(identity_values(identity));
         }

@@ -12,7 +12,7 @@ use std::time::Duration;
 use rustls::pki_types::ServerName;
 
 use super::{cause, tell};
-use crate::downstream::Downstream;
+use crate::downstream::{Downstream, Protocol};
 use crate::failure::{Cause, Failure, Stage};
 use crate::http::respond::Told;
 use crate::identity::{self, Credentials, IdMatch, Peer};

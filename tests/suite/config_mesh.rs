@@ -139,8 +139,8 @@ headers = { X-Tier = "gold", "x-a" = "b*", "x-debug" = "*" }
     assert_eq!(mesh.http2.ping_timeout, Duration::from_secs(120));
     assert!(out.endpoints.is_empty(), "an edge service is not spoken to in plain text");
     let policy = &snapshot.authorization;
-    assert_eq!(policy.default, Verdict::Deny);
-    let rule = &policy.rules[0];
+    assert_eq!(policy.default_verdict(), Verdict::Deny);
+    let rule = &policy.rules()[0];
     assert_eq!((&*rule.name, rule.action), ("authorization-1", Action::Allow));
     assert_eq!(rule.listeners, ["in".into(), "listener-2".into()]);
     assert_eq!(rule.from, [IdMatch::Any, IdMatch::parse("spiffe://shop.local/a/*").unwrap()]);

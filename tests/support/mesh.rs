@@ -151,10 +151,7 @@ impl Config {
         text += &self.forwarding;
         text += "\n[[listener]]\naddress = \"127.0.0.1:15001\"\n";
         for Service { name, endpoints, keys } in &self.services {
-            text += &format!(
-                "[[service]]\nname = {name:?}\nendpoints = {endpoints:?}\n{}\n",
-                keys.replace("protocol = \"http2\"", "")
-            );
+            text += &format!("[[service]]\nname = {name:?}\nendpoints = {endpoints:?}\n{keys}\n");
         }
         if self.routes.is_empty() {
             text += &format!("[[route]]\nservice = {:?}\n", self.services[0].name);
@@ -235,11 +232,6 @@ impl Mesh {
             .unwrap_or_else(|report| panic!("{report}\nin:\n{text}"));
         self.generation += 1;
         let mut snapshot = loaded.compiled.snapshot(self.generation, &|_, _| Vec::new());
-        for (service, asked) in snapshot.services.iter_mut().zip(&config.services) {
-            if asked.keys.contains("protocol = \"http2\"") {
-                Arc::make_mut(service).protocol = ringmesh::upstream::spec::Protocol::Http2;
-            }
-        }
         // It is found by its name when a connection comes.
         snapshot.listeners[0].name = "inbound".into();
         snapshot.authorization = Arc::clone(&config.policy);

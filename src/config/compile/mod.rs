@@ -294,7 +294,10 @@ fn assemble(raw: Raw, found: &[u32], sources: &[Source]) -> Compiled {
         listeners,
         services,
         routes,
-        authorization: Arc::new(authorize::Policy { rules, default }),
+        authorization: Arc::new(authorize::Policy::new(rules, default).unwrap_or_else(|_| {
+            // No file has more rules than `decode` takes; if one had, nobody would be let in.
+            authorize::Policy::new(Vec::new(), authorize::Verdict::Deny).unwrap_or_default()
+        })),
         rule_marks,
         limits,
         timeouts,
