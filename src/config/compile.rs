@@ -278,7 +278,8 @@ fn assemble(raw: Raw, found: &[u32], sources: &[Source]) -> Compiled {
         .zip(found)
         .map(|((index, raw), &service)| route(raw, index, service, &from))
         .collect();
-    Compiled { settings, listeners, services, routes, limits, timeouts, forwarding, origins }
+    let tls = crate::control::identity::TlsSettings::default();
+    Compiled { settings, tls, listeners, services, routes, limits, timeouts, forwarding, origins }
 }
 
 /// Takes values or their defaults and notes where they came from.

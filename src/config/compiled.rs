@@ -8,6 +8,7 @@ use std::time::Duration;
 use super::defaults;
 use super::raw::{Destination, Shards};
 use super::values::Target;
+use crate::control::identity::TlsSettings;
 use crate::route::{HostMatch, PathMatch, Route, TableBuilder};
 use crate::shard::RuntimeChoice;
 use crate::snapshot::{AccessLogFormat, Forwarding, Http2, Limits, Listener, Snapshot, Timeouts};
@@ -21,6 +22,8 @@ pub type Names<'a> = &'a dyn Fn(&str, u16) -> Vec<SocketAddr>;
 pub struct Compiled {
     /// What concerns the process and the control thread, not the shards.
     pub settings: Settings,
+    /// What is said of certificates.
+    pub(crate) tls: TlsSettings,
     pub(super) listeners: Vec<CompiledListener>,
     pub(super) services: Vec<CompiledService>,
     pub(super) routes: Vec<CompiledRoute>,

@@ -61,6 +61,16 @@ pub fn leaf_id(leaf: &CertificateDer<'_>) -> Result<SpiffeId, Cause> {
     id_of(&read(leaf)?)
 }
 
+/// Looks at one's own chain as peers will, as a server's and as a client's.
+///
+/// # Errors
+/// With the reason why peers with these bundles would refuse it.
+pub fn own(of: &[CertificateDer<'_>], bundles: &Bundles, now: UnixTime) -> Result<SpiffeId, Cause> {
+    let (leaf, rest) = of.split_first().ok_or(Cause::CertificateMissing)?;
+    chain(leaf, rest, bundles, now, KeyUsage::client_auth())?;
+    chain(leaf, rest, bundles, now, KeyUsage::server_auth())
+}
+
 /// Whether a peer that was verified once would be by these bundles. That certificates have ended meanwhile is no reason:
 /// a connection outlives the leaf that it began with, as a rotation must not cut it. That its root has gone is one.
 ///
