@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use rustls::client::{Resumption, WebPkiServerVerifier};
 use rustls::crypto::aws_lc_rs::Ticketer;
-use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::pki_types::CertificateDer;
 use rustls::server::NoServerSessionStorage;
 use rustls::sign::SingleCertAndKey;
 use rustls::{ClientConfig, RootCertStore, ServerConfig, SupportedProtocolVersion};
@@ -20,7 +20,7 @@ use super::facts::Facts;
 use super::{EdgeSettings, SourceError, TerminationSettings, TlsSettings, pem, refused, unix_now};
 use crate::identity::credentials::{self, BadPair, provider, sha256};
 use crate::snapshot::Termination;
-use crate::upstream::spec::EdgeTls;
+use crate::upstream::spec::{EdgeTls, Protocol};
 
 /// Where systems keep the roots of the public: Debian, Ubuntu, Alpine and Arch; Fedora and RHEL; SUSE; newer Fedora; BSD.
 const SYSTEM_ROOTS: [&str; 5] = [
@@ -144,7 +144,8 @@ fn termination(
         .map_err(tls)?
         .with_no_client_auth()
         .with_cert_resolver(Arc::new(SingleCertAndKey::from(pair)));
-    server.alpn_protocols = protocols(http2);
+    let offered: &[&[u8]] = if http2 { &[b"h2", b"http/1.1"] } else { &[b"http/1.1"] };
+    server.alpn_protocols = offered.iter().map(|protocol| protocol.to_vec()).collect();
     server.session_storage = Arc::new(NoServerSessionStorage {});
     server.ticketer = Ticketer::new().map_err(tls)?;
     server.send_tls13_tickets = 1;
@@ -156,11 +157,7 @@ fn termination(
 type Stores = BTreeMap<PathBuf, (Arc<WebPkiServerVerifier>, [u8; 32])>;
 
 fn edge(settings: &EdgeSettings, stores: &mut Stores, http2: bool) -> Result<EdgeTls, SourceError> {
-    let EdgeSettings { service: _, server_name, ca, tls12 } = settings;
-    let name = ServerName::try_from(server_name.clone()).map_err(|_| SourceError {
-        what: format!("`{server_name}` is no name of a server"),
-        remedy: "give a host's name without port, or an IP address".into(),
-    })?;
+    let EdgeSettings { service: _, server_name, ca, protocol } = settings;
     let path = ca.clone().or_else(system_roots).ok_or_else(|| SourceError {
         what: format!("this system has no file of roots: none of {}", SYSTEM_ROOTS.join(", ")),
         remedy: "install ca-certificates, or name a PEM file with the service's roots".into(),
@@ -173,17 +170,24 @@ fn edge(settings: &EdgeSettings, stores: &mut Stores, http2: bool) -> Result<Edg
             made
         }
     };
-    let digest = sha256(&[&of_roots, &[u8::from(*tls12), u8::from(http2)], server_name.as_bytes()]);
+    let shown = server_name.to_str();
+    let offered: &[&[u8]] = match protocol {
+        Protocol::Auto if http2 => &[b"h2", b"http/1.1"],
+        Protocol::Http2 => &[b"h2"],
+        Protocol::Auto | Protocol::Http1 => &[b"http/1.1"],
+    };
+    let digest = sha256(&[&of_roots, &offered.concat(), shown.as_bytes()]);
     let mut client = ClientConfig::builder_with_provider(provider())
-        .with_protocol_versions(versions(*tls12))
-        .map_err(|_| refused(BadPair::Tls, server_name))?
+        .with_protocol_versions(versions(true))
+        .map_err(|_| refused(BadPair::Tls, &shown))?
         .with_webpki_verifier(verifier)
         .with_no_client_auth();
-    client.alpn_protocols = protocols(http2);
+    client.alpn_protocols = offered.iter().map(|protocol| protocol.to_vec()).collect();
     client.resumption = Resumption::disabled();
-    Ok(EdgeTls { client: Arc::new(client), server_name: name, digest })
+    Ok(EdgeTls { client: Arc::new(client), server_name: server_name.clone(), digest })
 }
 
+/// For the verification of servers by name, and a digest.
 fn roots(path: &Path, strictly: bool) -> Result<(Arc<WebPkiServerVerifier>, [u8; 32]), SourceError> {
     let certificates = pem::certificates(path)?;
     let digest = digest(&[], &certificates);
@@ -219,9 +223,4 @@ fn versions(tls12: bool) -> &'static [&'static SupportedProtocolVersion] {
     static ONE: &[&SupportedProtocolVersion] = &[&rustls::version::TLS13];
     static BOTH: &[&SupportedProtocolVersion] = &[&rustls::version::TLS13, &rustls::version::TLS12];
     if tls12 { BOTH } else { ONE }
-}
-
-fn protocols(http2: bool) -> Vec<Vec<u8>> {
-    let all: &[&[u8]] = if http2 { &[b"h2", b"http/1.1"] } else { &[b"http/1.1"] };
-    all.iter().map(|protocol| protocol.to_vec()).collect()
 }

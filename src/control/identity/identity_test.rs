@@ -164,6 +164,20 @@ async fn a_wrong_pair_on_the_way_to_a_right_one_changes_nothing_but_is_said() {
 }
 
 #[tokio::test]
+async fn a_certificate_that_begins_later_is_taken_when_it_has_begun() {
+    let folder = Folder::new("identity-begins");
+    let root = Ca::root("root");
+    let leaf = root.leaf_with(ID, |params| live(params, 1, 3600));
+    let files = write_all(&folder, &leaf, &[&root]);
+    let mut keyring = keyring(&settings(&files)).await;
+    assert!(problem(&keyring).unwrap().what.contains("not valid yet"));
+    assert_eq!(presented(&keyring), None);
+    // No file changes any more; the source looks again by itself, before the watch would after half a minute.
+    timeout(Duration::from_secs(20), keyring.changed()).await.unwrap();
+    assert_eq!(presented(&keyring).unwrap(), leaf.chain[0].to_vec());
+}
+
+#[tokio::test]
 async fn a_kubernetes_volume_that_is_swapped_is_noticed() {
     let folder = Folder::new("identity-kubernetes");
     let root = Ca::root("root");
@@ -396,9 +410,9 @@ fn edges(folder: &Folder, leaf: &Leaf, root: &Ca) -> TlsSettings {
         }],
         edges: vec![EdgeSettings {
             service: "outside".into(),
-            server_name: "shop.example".into(),
+            server_name: ServerName::try_from("shop.example").unwrap(),
             ca: Some(folder.write("edge-ca.crt", &root.pem())),
-            tls12: false,
+            protocol: Protocol::Auto,
         }],
     }
 }
@@ -467,12 +481,12 @@ async fn an_edge_that_cannot_be_built_refuses_a_configuration_but_not_one_that_w
     let said = keyring.prepare(&changed).err().unwrap().what;
     assert!(said.contains("edge.crt and ") && said.contains("edge.key"), "t21: {said}");
     write_key(&folder, "edge.key", &leaf.key_pem());
-    let mut named = settings.clone();
-    named.edges[0].server_name = "not a name".into();
-    assert!(keyring.prepare(&named).err().unwrap().what.contains("service `outside`"));
-    named.edges[0].server_name = "192.0.2.1".into();
-    assert!(keyring.prepare(&named).is_ok());
-    assert!(matches!(ServerName::try_from("192.0.2.1").unwrap(), ServerName::IpAddress(_)));
+    let mut other = settings.clone();
+    other.edges[0].ca = Some(folder.path("missing.pem"));
+    let said = keyring.prepare(&other).err().unwrap().what;
+    assert!(said.contains("service `outside`") && said.contains("missing.pem"), "{said}");
+    other.edges[0].ca = None;
+    assert!(keyring.prepare(&other).is_ok(), "the system's roots");
 }
 
 // --- the whole ---

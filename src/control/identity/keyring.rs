@@ -203,8 +203,11 @@ impl Keyring {
                 (tokio::spawn(files.run(sender)), shown)
             }
             IdentitySource::WorkloadApi { socket, id } => {
-                let shown = format!("workload-api, socket {}", socket.display());
-                (tokio::spawn(workload_api(socket, id.map(|id| id.to_string()), sender)), shown)
+                let shown = match &socket {
+                    Some(socket) => format!("workload-api, socket {socket}"),
+                    None => "workload-api, socket by SPIFFE_ENDPOINT_SOCKET".to_owned(),
+                };
+                (tokio::spawn(workload_api(id.map(|id| id.to_string()), sender)), shown)
             }
         };
         {
@@ -472,11 +475,10 @@ async fn next(source: &mut Option<Running>) -> Option<Update> {
 }
 
 /// Stands where the client of the Workload API will: says that it is not here.
-async fn workload_api(socket: PathBuf, id: Option<String>, updates: mpsc::Sender<Update>) {
+async fn workload_api(id: Option<String>, updates: mpsc::Sender<Update>) {
     let error = SourceError {
         what: format!(
-            "the Workload API at {} cannot be asked for {}: this build has no client of it",
-            socket.display(),
+            "the Workload API cannot be asked for {}: this build has no client of it",
             id.as_deref().unwrap_or("an identity")
         ),
         remedy: "use the source embedded or files".into(),

@@ -16,12 +16,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use zeroize::Zeroize;
 
 use crate::failure::Cause;
 use crate::identity::credentials::BadPair;
 use crate::identity::{Bundles, SpiffeId, TrustDomain, credentials, verify};
+use crate::upstream::spec::Protocol;
 
 pub(super) use facts::Facts;
 pub(super) use keyring::{Keyring, Status};
@@ -96,8 +97,8 @@ pub enum IdentitySource {
     },
     /// From a SPIFFE Workload API.
     WorkloadApi {
-        /// Its Unix socket.
-        socket: PathBuf,
+        /// `unix:/PATH`; what the environment variable SPIFFE_ENDPOINT_SOCKET says if not given.
+        socket: Option<String>,
         /// Which one, if there are several; the first otherwise.
         id: Option<SpiffeId>,
     },
@@ -122,11 +123,11 @@ pub struct EdgeSettings {
     /// The service's name.
     pub service: Arc<str>,
     /// The name that its certificate must have: a host's, or an address.
-    pub server_name: String,
+    pub server_name: ServerName<'static>,
     /// PEM with its roots; the system's if not given.
     pub ca: Option<PathBuf>,
-    /// Whether TLS 1.2 is spoken too.
-    pub tls12: bool,
+    /// Which HTTP is offered by ALPN.
+    pub protocol: Protocol,
 }
 
 /// Updates on the way to the keyring. The keyring takes each at once; a source that is faster waits.
