@@ -2,6 +2,7 @@
 //! shard (applying may not). Ids are indices into the snapshot's own lists and mean nothing in another generation;
 //! what must be carried over from one generation to the next (pools, averages) is found by name and address.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -45,11 +46,39 @@ impl Snapshot {
         order
     }
 
+    /// Puts in what is presented. Names that there are not (any more) are passed over.
+    pub fn present(&mut self, presented: &Presented) {
+        self.identity.clone_from(&presented.identity);
+        for listener in &mut self.listeners {
+            if let Some(termination) = presented.terminations.get(&listener.name) {
+                listener.tls = ListenerTls::Terminate(termination.clone());
+            }
+        }
+        for service in &mut self.services {
+            if let Some(edge) = presented.edges.get(&service.name) {
+                let tls = upstream::spec::Tls::Edge(edge.clone());
+                *service =
+                    Arc::new(upstream::spec::Service { tls, ..upstream::spec::Service::clone(service) });
+            }
+        }
+    }
+
     /// The index of the service of that name.
     pub fn service_named(&self, name: &str) -> Option<u32> {
         let at = self.by_name.binary_search_by(|id| (*self.services[*id as usize].name).cmp(name)).ok()?;
         Some(self.by_name[at])
     }
+}
+
+/// What control has of certificates at a moment: it changes more often than the configuration, and apart from it.
+#[derive(Debug, Clone, Default)]
+pub struct Presented {
+    /// To the mesh.
+    pub identity: Option<Arc<identity::Credentials>>,
+    /// To callers from outside, by listener as it is configured.
+    pub terminations: BTreeMap<Arc<str>, Termination>,
+    /// Whom services outside are verified by, by service.
+    pub edges: BTreeMap<Arc<str>, upstream::spec::EdgeTls>,
 }
 
 /// One address to accept on. Each shard has a socket of its own for it (SO_REUSEPORT).

@@ -16,7 +16,7 @@ use crate::identity::{SpiffeId, TrustDomain};
 use crate::route::{HostMatch, PathMatch, Route, TableBuilder};
 use crate::shard::RuntimeChoice;
 use crate::snapshot::{AccessLogFormat, Forwarding, Http2, Limits, Listener, Snapshot, Timeouts};
-use crate::upstream::spec::{Address, Endpoint, Service};
+use crate::upstream::spec::{Address, Endpoint, Protocol, Service};
 
 /// How names are resolved: a name and a port to addresses, none if it does not resolve.
 pub type Names<'a> = &'a dyn Fn(&str, u16) -> Vec<SocketAddr>;
@@ -113,6 +113,8 @@ pub struct Edge<'a> {
     pub server_name: &'a ServerName<'static>,
     /// The file of the roots (PEM); `None`: the public ones.
     pub ca: Option<&'a Path>,
+    /// Which HTTP it speaks.
+    pub protocol: Protocol,
 }
 
 /// What concerns the process and the control thread. `shards`, `runtime`, `stall_threshold` and `admin` are read once, at
@@ -230,12 +232,13 @@ impl Compiled {
         })
     }
 
-    /// The services outside of the mesh. In a snapshot they have no endpoints, so that nothing is sent in plain text,
-    /// until whoever reads the files puts what was read in place.
+    /// The services outside of the mesh. In a snapshot they are like services of the mesh, so that nothing is sent in plain
+    /// text, until whoever reads the files puts what was read in place.
     pub fn edges(&self) -> impl Iterator<Item = Edge<'_>> {
         self.services.iter().filter_map(|compiled| {
             let EdgeFiles { server_name, ca } = compiled.edge.as_ref()?;
-            Some(Edge { service: &compiled.service.name, server_name, ca: ca.as_deref() })
+            let Service { name, protocol, .. } = &*compiled.service;
+            Some(Edge { service: name, server_name, ca: ca.as_deref(), protocol: *protocol })
         })
     }
 
@@ -297,9 +300,6 @@ pub(super) struct Declared {
 
 impl CompiledService {
     fn resolved(&self, names: Names<'_>) -> Arc<Service> {
-        if self.edge.is_some() {
-            return Arc::new(Service { endpoints: Vec::new(), ..Service::clone(&self.service) });
-        }
         let Some(declared) = &self.declared else { return Arc::clone(&self.service) };
         let mut seen = std::collections::HashSet::new();
         let mut endpoints = Vec::with_capacity(declared.len());

@@ -129,6 +129,7 @@ async fn answer(
         }
         "/shards" => show(pages::shards(state)),
         "/config" => show(pages::config(state)),
+        "/identity" => show(pages::identity(state)),
         "/build" => show(pages::build(state)),
         "/drain" => drain(commands),
         "/reload" => reload(commands).await,

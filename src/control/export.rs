@@ -13,6 +13,7 @@ use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet, prometheus_text
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::{Registry, Unit};
 
+use super::identity::Facts;
 use super::latency::Latency;
 use super::state::State;
 use super::store::{Service, Store};
@@ -107,6 +108,7 @@ impl Collector for Scrape {
         authorization(&mut page, &store)?;
         shards(&mut page, &self.0, &store)?;
         drop(store);
+        certificates(&mut page, &self.0)?;
         process(&mut page, &self.0)
     }
 }
@@ -276,6 +278,45 @@ fn shards(page: &mut Page<'_, '_>, state: &State, store: &Store) -> fmt::Result 
         "1 when the shard accepts connections",
         None,
         vitals().map(|(l, v)| (l, v.accepting.load(Ordering::Relaxed) as f64)),
+    )
+}
+
+/// Names stay the same from one leaf to the next, and so do the series: serial numbers are on `/identity`.
+fn certificates(page: &mut Page<'_, '_>, state: &State) -> fmt::Result {
+    let status = state.identity();
+    if status.source.is_none() && status.terminations.is_empty() {
+        return Ok(());
+    }
+    let chain = |scope: &str, all: &[Facts], top: &'static str| -> Vec<_> {
+        let role = |n| if n == 0 { top } else { "issuer" };
+        let one = |(n, one): (usize, &Facts)| {
+            (role(n), scope.to_owned(), one.name.clone(), n.to_string(), one.not_after)
+        };
+        all.iter().enumerate().map(one).collect()
+    };
+    let mut all = chain("mesh", &status.chain, "leaf");
+    for (domain, roots) in &status.bundles {
+        let roots = chain(domain, roots, "root").into_iter();
+        all.extend(roots.map(|(_, scope, name, n, ends)| ("root", scope, name, n, ends)));
+    }
+    for (listener, of) in &status.terminations {
+        all.extend(chain(&format!("listener {listener}"), of, "termination"));
+    }
+    page.gauge(
+        "certificate_expiry",
+        "When a certificate ends (Unix time): what is presented to the mesh, leaf and issuers; the roots of each trust \
+         domain; what listeners present",
+        Some(Unit::Seconds),
+        all.iter().map(|(role, scope, name, n, ends)| {
+            ([("role", *role), ("scope", scope), ("subject", name), ("number", n)], *ends as f64)
+        }),
+    )?;
+    page.counter(
+        "identity_rotations",
+        "Leaves taken into use, and times that there should have been one and was not",
+        None,
+        [([("result", "good")], status.rotations_good), ([("result", "failed")], status.rotations_bad)]
+            .into_iter(),
     )
 }
 

@@ -172,7 +172,7 @@ fn state() -> Arc<State> {
         waiting: Vec::new(),
     };
     let links = (0..2).map(|n| Link::new(n).unwrap().0).collect();
-    Arc::new(State::new(links, vec![None, Some(1)], live, None, None, Arc::default()))
+    Arc::new(State::new(links, vec![None, Some(1)], live, None, None, Arc::default(), Arc::default()))
 }
 
 fn record(state: &State, service: &str) {

@@ -10,6 +10,7 @@
 )]
 
 mod admin;
+pub mod authority;
 mod discovery;
 pub mod doctor;
 mod export;

@@ -1,4 +1,4 @@
-//! The admin pages for eyes and for programs: `/services`, `/shards`, `/config`, `/build`, each as a text table and as
+//! The admin pages for eyes and for programs: `/services`, `/shards`, `/config`, `/identity`, `/build`, each as a text table and as
 //! JSON. Called by `admin`; they read `State` and change nothing.
 
 use std::cmp::Reverse;
@@ -10,6 +10,7 @@ use std::time::SystemTime;
 
 use serde_json::{Value, json};
 
+use super::identity::{Facts, Status};
 use super::latency::Latency;
 use super::state::State;
 use super::store::{Service, Store, Window};
@@ -41,12 +42,13 @@ ringmesh
   /services   what goes to each service: rate, latency, the proxy's own time, errors, endpoints
   /shards     what each shard does
   /config     the configuration in use, with where each value came from
+  /identity   who this proxy is, whom it trusts, and until when
   /build      what this binary is
 
   POST /reload   read the configuration again
   POST /drain    finish what is in flight, then end
 
-/services, /shards, /config and /build answer in JSON to ?format=json or Accept: application/json.
+/services, /shards, /config, /identity and /build answer in JSON to ?format=json or Accept: application/json.
 /services shows 200 services unless ?all is given.
 ";
 
@@ -259,6 +261,70 @@ fn origin(origin: &Origin) -> String {
         Origin::File { file, line } => format!("{file}:{line}"),
         Origin::Environment { name, file, line } => format!("{file}:{line} by ${{{name}}}"),
     }
+}
+
+/// `/identity`. Keys are not here: control does not show what it has of them.
+pub(super) fn identity(state: &State) -> Shown {
+    let status = state.identity();
+    let mut text = String::new();
+    let Some(source) = &status.source else {
+        text.push_str("no identity is configured\n");
+        let terminations = terminations(&status, &mut text);
+        return Shown { text, json: json!({ "source": null, "terminations": terminations }) };
+    };
+    let _ = writeln!(text, "id      {}", status.id.as_deref().unwrap_or("none yet"));
+    let _ = writeln!(text, "source  {source}");
+    let now = unix(SystemTime::now());
+    if let Some(next) = status.next_renewal() {
+        let _ = writeln!(text, "renewal in {} s", next.saturating_sub(now));
+    }
+    if let Some((when, problem)) = &status.problem {
+        let age = when.elapsed().unwrap_or_default().as_secs();
+        let _ = writeln!(text, "\n{age} s ago: {problem}\n  help: {}", problem.remedy);
+    }
+    text.push_str("\npresented, leaf first\n");
+    text.push_str(&certificates(&status.chain, now));
+    for (domain, roots) in &status.bundles {
+        let _ = writeln!(text, "\ntrusted for {domain}");
+        text.push_str(&certificates(roots, now));
+    }
+    let terminations = terminations(&status, &mut text);
+    let list = |all: &[Facts]| all.iter().map(Facts::json).collect::<Vec<_>>();
+    let bundles = status.bundles.iter().map(|(domain, roots)| (domain.clone(), json!(list(roots))));
+    let json = json!({
+        "id": status.id, "source": source, "chain": list(&status.chain),
+        "bundles": Value::Object(bundles.collect()), "terminations": terminations,
+        "next_renewal_unix_seconds": status.next_renewal(),
+        "last_error": status.problem.as_ref().map(|(when, problem)| json!({
+            "unix_seconds": unix(*when), "what": problem.what, "remedy": problem.remedy,
+        })),
+        "rotations": { "good": status.rotations_good, "failed": status.rotations_bad },
+    });
+    Shown { text, json }
+}
+
+fn terminations(status: &Status, text: &mut String) -> Value {
+    let now = unix(SystemTime::now());
+    let mut all = serde_json::Map::new();
+    for (listener, chain) in &status.terminations {
+        let _ = writeln!(text, "\npresented by listener {listener} to callers from outside");
+        text.push_str(&certificates(chain, now));
+        all.insert(listener.clone(), chain.iter().map(Facts::json).collect());
+    }
+    Value::Object(all)
+}
+
+fn certificates(all: &[Facts], now: u64) -> String {
+    let mut table = Table::new(&["subject", "ends in", "serial", "sha-256"]);
+    for one in all {
+        let ends = match one.not_after.checked_sub(now) {
+            Some(left) => format!("{left} s"),
+            None => "has ended".to_owned(),
+        };
+        let shown = [&one.name, &ends, &one.serial, &one.fingerprint].map(Clone::clone);
+        table.row(shown.into());
+    }
+    table.text()
 }
 
 /// `/build`

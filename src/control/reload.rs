@@ -12,10 +12,11 @@ use std::time::{Instant, SystemTime};
 use tokio::time::sleep;
 
 use super::Source;
+use super::identity::{SourceError, TlsSettings};
 use super::listen::{self, BindError};
 use super::log_writer::{self, LogWriter};
 use super::run::{APPLY_MAX, Control, SOON, give_out, order};
-use super::start::NAMES_WAIT;
+use super::start::{IDENTITY_WAIT, NAMES_WAIT};
 use super::state::Place;
 use crate::config::{Destination, Loaded, Report, Settings};
 use crate::shard::link::{Link, Order};
@@ -30,6 +31,8 @@ pub enum ReloadError {
     Bind(BindError),
     /// The listeners cannot be changed this way.
     Listeners(String),
+    /// A certificate, key or file of roots cannot be used.
+    Tls(SourceError),
     /// The access log's new file cannot be opened.
     Log {
         /// The file.
@@ -47,6 +50,7 @@ impl std::fmt::Display for ReloadError {
             Self::Config(report) => report.fmt(f),
             Self::Bind(error) => error.fmt(f),
             Self::Listeners(problem) => f.write_str(problem),
+            Self::Tls(error) => write!(f, "{error}\n  help: {}", error.remedy),
             Self::Log { destination, error } => {
                 write!(
                     f,
@@ -179,6 +183,8 @@ impl Control {
             added.push(listen::bind(listener, self.state.links.len()).map_err(|e| e.of_reload(&running))?);
         }
 
+        let certificates = self.keyring.prepare(&TlsSettings::of(&compiled)).map_err(ReloadError::Tls)?;
+
         for Renamed { kept, configured } in &diff.renamed {
             tracing::warn!(%kept, %configured, "the listener's address is unchanged; its new name needs a restart");
         }
@@ -187,6 +193,7 @@ impl Control {
             tracing::warn!(key, "the new value needs a restart; the old one stays in use");
         }
         self.discovery.configure(compiled.names().map(|(name, _)| name), NAMES_WAIT).await;
+        self.keyring.adopt(certificates, IDENTITY_WAIT).await;
         let listeners = diff.kept.into_iter().chain(added.iter().map(Place::from)).collect();
         let generation = {
             let mut live = self.state.live();
@@ -221,11 +228,11 @@ impl Control {
         Ok(generation)
     }
 
-    /// The addresses of a name have changed.
-    pub(super) fn readdress(&self) {
+    /// What the configuration stands for has changed: addresses of a name, or certificates.
+    pub(super) fn republish(&self, what: &'static str) {
         let generation = self.state.live().snapshot.generation + 1;
         self.publish(generation);
-        tracing::info!(generation, "addresses in use");
+        tracing::info!(generation, "{what}");
     }
 
     /// Compiles the configuration with the addresses known now, and gives it to all shards.
@@ -233,6 +240,7 @@ impl Control {
         let mut live = self.state.live();
         let resolve = |name: &str, port: u16| self.discovery.addresses(name, port);
         let mut snapshot = live.compiled.snapshot(generation, &resolve);
+        snapshot.present(&self.keyring.presented());
         for listener in &mut snapshot.listeners {
             // Shards know a listener by the name that it was bound under.
             if let Some(place) =

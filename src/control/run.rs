@@ -15,6 +15,7 @@ use tokio::time::{MissedTickBehavior, sleep};
 use super::Source;
 use super::discovery::Discovery;
 use super::doctor;
+use super::identity::Keyring;
 use super::listen::Bound;
 use super::log_writer::LogWriter;
 use super::machine::Machine;
@@ -94,6 +95,7 @@ pub(super) struct Control {
     /// Where the access log is written now.
     pub(super) log_to: Option<Destination>,
     pub(super) discovery: Discovery,
+    pub(super) keyring: Keyring,
     pub(super) watch: Watch,
     pub(super) signals: Signals,
     pub(super) commands: mpsc::Receiver<Command>,
@@ -147,7 +149,9 @@ impl Control {
                     tracing::info!("configuration file has changed");
                     let _ = self.reload(None).await;
                 }
-                () = self.discovery.changed(), if serving => self.readdress(),
+                () = self.discovery.changed(), if serving => self.republish("addresses in use"),
+                // Also while draining: what is open may still call, and calls present the certificate.
+                () = self.keyring.changed() => self.republish("certificates in use"),
                 () = sleep(DRAIN_PACE), if !serving => {
                     if let Some(ended) = self.drained() {
                         self.merge();

@@ -14,6 +14,7 @@ use tokio::sync::mpsc;
 use tokio::time::sleep;
 
 use super::discovery::{Discovery, Pace};
+use super::identity::{Keyring, TlsSettings};
 use super::listen::{self, Bound};
 use super::log_writer::{self, LogWriter};
 use super::machine::{Machine, Placement};
@@ -31,6 +32,10 @@ use crate::snapshot::Listener;
 const START_MAX: Duration = Duration::from_secs(10);
 /// How long names may take at the start and at a reload; services whose names are not known by then wait for them.
 pub(super) const NAMES_WAIT: Duration = Duration::from_secs(2);
+/// How long the first identity may take at the start and at a reload; afterwards it is waited for while running.
+pub(super) const IDENTITY_WAIT: Duration = Duration::from_secs(2);
+/// Whether HTTP/2 is offered by ALPN.
+const HTTP2: bool = true;
 
 /// All that is needed to run, with nothing running yet.
 pub(super) struct Prepared {
@@ -110,7 +115,14 @@ impl Control {
         };
         let mut discovery = Discovery::new(start.name_servers, Pace::default());
         discovery.configure(compiled.names().map(|(name, _)| name), NAMES_WAIT).await;
-        let snapshot = Arc::new(compiled.snapshot(1, &|name, port| discovery.addresses(name, port)));
+        let mut keyring = Keyring::new(HTTP2);
+        let certificates = keyring
+            .prepare(&TlsSettings::of(&compiled))
+            .map_err(|error| StartError::Machine(format!("{error}\n  help: {}", error.remedy)))?;
+        keyring.adopt(certificates, IDENTITY_WAIT).await;
+        let mut snapshot = compiled.snapshot(1, &|name, port| discovery.addresses(name, port));
+        snapshot.present(&keyring.presented());
+        let snapshot = Arc::new(snapshot);
 
         let (links, doorbells): (Vec<_>, Vec<_>) = links.into_iter().unzip();
         let settings = compiled.settings.clone();
@@ -132,7 +144,8 @@ impl Control {
             waiting: Vec::new(),
         };
         let admin_address = admin.as_ref().and_then(|a| a.local_addr().ok());
-        let state = Arc::new(State::new(links, cpus, live, log, admin_address, discovery.counts()));
+        let state =
+            Arc::new(State::new(links, cpus, live, log, admin_address, discovery.counts(), keyring.status()));
         for link in &state.links {
             link.publish(Arc::clone(&snapshot));
         }
@@ -146,6 +159,7 @@ impl Control {
             log_to: settings.access_log.as_ref().map(|log| log.path.clone()),
             settings,
             discovery,
+            keyring,
             watch,
             signals,
             commands,

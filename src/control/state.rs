@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use super::discovery;
+use super::identity;
 use super::log_writer::LogWriter;
 use super::store::Store;
 use crate::config::Compiled;
@@ -30,6 +31,8 @@ pub(super) struct State {
     pub admin: Option<SocketAddr>,
     /// How name lookups went.
     pub lookups: Arc<discovery::Counts>,
+    /// Certificates, as the keyring tells of them.
+    identity: Arc<Mutex<identity::Status>>,
     /// Admin connections refused because there were too many.
     pub admin_refused: AtomicU64,
     /// Set from the first SIGTERM on.
@@ -83,6 +86,7 @@ impl State {
         log: Option<LogWriter>,
         admin: Option<SocketAddr>,
         lookups: Arc<discovery::Counts>,
+        identity: Arc<Mutex<identity::Status>>,
     ) -> Self {
         let started = (Instant::now(), SystemTime::now());
         let shards = links.len();
@@ -97,6 +101,7 @@ impl State {
             log: Mutex::new(log),
             admin,
             lookups,
+            identity,
             admin_refused: AtomicU64::new(0),
             draining: AtomicBool::new(false),
             lost: (0..shards).map(|_| AtomicBool::new(false)).collect(),
@@ -120,7 +125,12 @@ impl State {
         self.log.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether traffic is welcome: every shard answers a ping through its ring, accepts, and nothing is draining.
+    /// Certificates.
+    pub(super) fn identity(&self) -> MutexGuard<'_, identity::Status> {
+        self.identity.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether traffic is welcome: there is an identity if there is to be one, every shard answers a ping through its ring, accepts, and nothing is draining.
     ///
     /// # Errors
     /// One line for each reason why not.
@@ -129,7 +139,8 @@ impl State {
             return Err(vec!["draining: told to stop".into()]);
         }
         let mut awaited = Vec::new();
-        let mut reasons = Vec::new();
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_secs());
+        let mut reasons: Vec<String> = self.identity().unready(now).into_iter().collect();
         for (link, (ping, lost)) in self.links.iter().zip(self.pings.iter().zip(&self.lost)) {
             let shard = link.shard;
             if lost.load(Ordering::Acquire) {

@@ -32,6 +32,17 @@ pub(super) struct Watch {
     burst: Option<(Instant, Instant)>,
     poll: Instant,
     missing: bool,
+    /// What a missing file means.
+    absence: Absence,
+}
+
+/// What a missing file means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Absence {
+    /// Nothing yet: it is waited for.
+    Waited,
+    /// A change like any other: whoever reads it says what is missing.
+    Change,
 }
 
 impl Watch {
@@ -45,8 +56,18 @@ impl Watch {
     /// Starts watching. Call it before the files are read, so that no change is missed in between. No files: never
     /// says anything, and costs no thread.
     pub(super) fn new(files: Vec<PathBuf>) -> Self {
+        Self::of(files, Absence::Waited)
+    }
+
+    /// As [`Watch::new`], for files that are read one by one, each of which may be missing: that counts as a change.
+    pub(super) fn certificates(files: Vec<PathBuf>) -> Self {
+        Self::of(files, Absence::Change)
+    }
+
+    fn of(files: Vec<PathBuf>, absence: Absence) -> Self {
         let mut watch = Self {
-            seen: content(&files),
+            seen: content(&files, absence),
+            absence,
             files,
             watcher: None,
             directories: BTreeSet::new(),
@@ -91,14 +112,14 @@ impl Watch {
 
     /// Takes the present content as known: the caller is about to read it.
     pub(super) fn mark(&mut self) {
-        self.seen = content(&self.files).or(self.seen);
+        self.seen = content(&self.files, self.absence).or(self.seen);
         self.follow();
     }
 
     fn look(&mut self) -> bool {
         self.poll = Instant::now() + Self::POLL;
         self.follow();
-        let now = content(&self.files);
+        let now = content(&self.files, self.absence);
         let missing = now.is_none();
         if missing && !self.missing {
             tracing::warn!(
@@ -169,13 +190,18 @@ impl Watch {
     }
 }
 
-/// A hash of all files' content; `None` when one cannot be read. A directory stands for its `*.toml`, as in `config`.
-fn content(files: &[PathBuf]) -> Option<u64> {
+/// A hash of all files' content; `None` when one cannot be read and that is no change. A directory stands for its `*.toml`,
+/// as in `config`. What was read is wiped: some of these files are keys.
+fn content(files: &[PathBuf], absence: Absence) -> Option<u64> {
     let mut hash = DefaultHasher::new();
     for file in files {
         let inside = if file.is_dir() { toml_files(file)? } else { vec![file.clone()] };
         for file in inside {
-            let bytes = std::fs::read(&file).ok()?;
+            let bytes = match (std::fs::read(&file), absence) {
+                (Ok(bytes), _) => zeroize::Zeroizing::new(bytes),
+                (Err(_), Absence::Waited) => return None,
+                (Err(_), Absence::Change) => continue,
+            };
             hash.write(file.as_os_str().as_encoded_bytes());
             hash.write_usize(bytes.len());
             hash.write(&bytes);

@@ -4,16 +4,21 @@
 //! puts them into a snapshot; shards present and verify with them. Refuses to read files, to ask anybody for anything,
 //! and to let a private key out: it goes into rustls's configuration and nowhere else.
 
+mod bundles;
+pub mod credentials;
 pub mod handshake;
 pub mod id;
+#[cfg(test)]
+pub(crate) mod testing;
 pub mod verify;
 
 use std::sync::Arc;
 
 use rustls::pki_types::CertificateDer;
 
+pub use bundles::{BadBundle, Bundles};
 pub use id::{IdMatch, SpiffeId, TrustDomain};
-pub use verify::{Bundles, Peer};
+pub use verify::{Peer, Refusal};
 
 /// What this proxy presents and whom it trusts, from one rotation to the next. Immutable: a rotation makes a new one and
 /// publishes a snapshot with it; handshakes that begin later use it, open connections go on.
