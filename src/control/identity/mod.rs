@@ -3,6 +3,8 @@
 //! A source sends [`Material`] whenever there is something new, and [`SourceError`] when it could not get any; what works
 //! stays in use until something better came. Refuses to show a key to anybody but rustls.
 
+pub mod workload_api;
+
 use std::sync::Arc;
 
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
