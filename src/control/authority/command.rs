@@ -92,6 +92,7 @@ pub enum Command {
         #[arg(long)]
         now: bool,
     },
+    #[allow(rustdoc::broken_intra_doc_links, reason = "brackets of TOML, in the text of --help")]
     /// Serve the SPIFFE Workload API on a Unix socket: identities for programs of this machine
     ///
     /// Who asks is told by the kernel (user, group, executable), rules in the file say which identity

@@ -147,7 +147,7 @@ mod tests {
         assert!(caller.matches(&given(Some(caller.uid), None, None)));
         assert!(caller.matches(&given(Some(caller.uid), Some(caller.gid), Some(exe.clone()))));
         assert!(!caller.matches(&given(Some(caller.uid + 1), Some(caller.gid), Some(exe.clone()))));
-        assert!(!caller.matches(&given(Some(caller.uid), Some(caller.gid + 1), Some(exe.clone()))));
+        assert!(!caller.matches(&given(Some(caller.uid), Some(caller.gid + 1), Some(exe))));
         assert!(!caller.matches(&given(Some(caller.uid), None, Some("/bin/sh".into()))));
         assert!(!caller.matches(&given(Some(caller.uid), None, Some("/nonexistent".into()))));
         let blind = Caller { file: None, ..me() };

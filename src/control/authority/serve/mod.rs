@@ -9,21 +9,19 @@ mod rules;
 mod service;
 
 use std::collections::HashMap;
+use std::convert::Infallible;
 use std::fs::{self, Permissions};
 use std::io::{self, Write};
 use std::os::unix::fs::{FileTypeExt as _, MetadataExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
-use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll};
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{UnixListener, UnixStream};
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio::net::UnixListener;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{mpsc, watch};
-use tokio_stream::wrappers::ReceiverStream;
-use tonic::transport::server::Connected;
+use tokio::sync::watch;
 
 use super::Authority;
 use super::command::tell;
@@ -77,33 +75,25 @@ async fn serve(config: &Path, overrides: &Overrides, settings: Settings) -> Resu
     let socket = Socket::bind(&settings.socket, settings.socket_mode)?;
     let rules = settings.rules.as_slice().into();
     let (publish, current) = watch::channel(Current { rules, bundle: authority.bundle()? });
-    let (accepted, incoming) = mpsc::channel(16);
-    let api = WorkloadApi { authority: authority.clone(), current, leaf_ttl: settings.leaf_ttl };
     tracing::info!(
         socket = %settings.socket.display(),
         trust_domain = %settings.trust_domain,
         rules = settings.rules.len(),
         "serving the workload api"
     );
-    let server = tonic::transport::Server::builder()
-        .max_concurrent_streams(settings.streams_max)
-        .http2_max_header_list_size(16 * 1024)
-        // A process that is stopped keeps its place for a minute and no longer.
-        .http2_keepalive_interval(Some(Duration::from_secs(30)))
-        .http2_keepalive_timeout(Some(Duration::from_secs(30)))
-        .add_service(api)
-        .serve_with_incoming(ReceiverStream::new(incoming));
-    let mut server = std::pin::pin!(server);
-    let mut accept = std::pin::pin!(accept(&socket.listener, settings.connections_max, accepted));
+    let accept = accept(&socket.listener, &settings, |caller| WorkloadApi {
+        caller,
+        authority: authority.clone(),
+        current: current.clone(),
+        leaf_ttl: settings.leaf_ttl,
+    });
+    let mut accept = std::pin::pin!(accept);
     let mut poll = tokio::time::interval(BUNDLE_POLL);
     poll.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     let mut readable = true;
     loop {
         tokio::select! {
-            ended = &mut server => {
-                return ended.map_err(|error| refused(format!("the server ended: {error}"), "please report this"));
-            }
-            () = &mut accept => return Err(refused("the server takes no connections", "please report this")),
+            never = &mut accept => match never {},
             _ = poll.tick() => readable = follow(&authority, &publish, readable),
             _ = hangup.recv() => reload(config, overrides, &settings, &publish),
             _ = terminate.recv() => break,
@@ -155,13 +145,21 @@ fn reload(config: &Path, overrides: &Overrides, before: &Settings, publish: &wat
     }
 }
 
-/// Accepts for ever.
+/// Accepts for ever; each connection is a task that ends with the process.
 async fn accept(
     listener: &UnixListener,
-    connections_max: usize,
-    accepted: mpsc::Sender<io::Result<Attested>>,
-) {
-    let counts = Arc::new(Counts { open: Mutex::default(), connections_max });
+    settings: &Settings,
+    api: impl Fn(Arc<Caller>) -> WorkloadApi,
+) -> Infallible {
+    let counts = Arc::new(Counts { open: Mutex::default(), connections_max: settings.connections_max });
+    let mut http2 = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+    http2
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(settings.streams_max)
+        .max_header_list_size(16 * 1024)
+        // A process that is stopped keeps its place for a minute and no longer.
+        .keep_alive_interval(Duration::from_secs(30))
+        .keep_alive_timeout(Duration::from_secs(30));
     loop {
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
@@ -183,9 +181,15 @@ async fn accept(
             tracing::warn!(caller = %caller, "closed: too many connections, see connections_max");
             continue;
         };
-        if accepted.send(Ok(Attested { stream, caller, _place: place })).await.is_err() {
-            return;
-        }
+        let api = api(caller);
+        let answer = service_fn(move |request| api.clone().call(request));
+        let connection = http2.serve_connection(TokioIo::new(stream), answer);
+        tokio::spawn(async move {
+            let _place = place;
+            if let Err(error) = connection.await {
+                tracing::debug!(%error, "a connection ended");
+            }
+        });
     }
 }
 
@@ -222,45 +226,6 @@ impl Drop for Place {
             Some(count) if *count > 1 => *count -= 1,
             _ => drop(open.remove(&self.uid)),
         }
-    }
-}
-
-/// A connection of which it is known whose it is.
-struct Attested {
-    stream: UnixStream,
-    caller: Arc<Caller>,
-    _place: Place,
-}
-
-impl Connected for Attested {
-    type ConnectInfo = Arc<Caller>;
-
-    fn connect_info(&self) -> Arc<Caller> {
-        Arc::clone(&self.caller)
-    }
-}
-
-impl AsyncRead for Attested {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buffer)
-    }
-}
-
-impl AsyncWrite for Attested {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, bytes)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }
 

@@ -6,15 +6,14 @@
 use std::collections::HashMap;
 use std::convert::Infallible;
 use std::sync::Arc;
-use std::task::{Context, Poll};
 use std::time::Duration;
 
 use rustls::pki_types::CertificateDer;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::codegen::{BoxFuture, Service, http};
-use tonic::server::{Grpc, NamedService, ServerStreamingService};
+use tonic::codegen::{BoxFuture, http};
+use tonic::server::{Grpc, ServerStreamingService};
 use tonic::{Request, Response, Status};
 use tonic_prost::ProstCodec;
 use zeroize::Zeroize as _;
@@ -31,9 +30,10 @@ pub(super) struct Current {
     pub(super) bundle: Vec<CertificateDer<'static>>,
 }
 
-/// The service. A clone serves each call.
+/// The service as one connection sees it. A clone serves each call.
 #[derive(Clone)]
 pub(super) struct WorkloadApi {
+    pub(super) caller: Arc<Caller>,
     pub(super) authority: Authority,
     pub(super) current: watch::Receiver<Current>,
     pub(super) leaf_ttl: Duration,
@@ -96,25 +96,49 @@ impl WorkloadApi {
     /// While renewing fails, the certificate in use lives on: every so often it is tried again, at least.
     const RETRY_MAX: Duration = Duration::from_secs(60);
 
+    /// Answers one call.
+    pub(super) fn call<B>(
+        self,
+        request: http::Request<B>,
+    ) -> BoxFuture<http::Response<tonic::body::Body>, Infallible>
+    where
+        B: tonic::codegen::Body<Data = bytes::Bytes> + Send + 'static,
+        B::Error: Into<tonic::codegen::StdError> + Send,
+    {
+        match request.uri().path() {
+            "/SpiffeWorkloadAPI/FetchX509SVID" => Box::pin(async move {
+                Ok(Grpc::new(ProstCodec::default())
+                    .max_decoding_message_size(ASK_BYTES_MAX)
+                    .server_streaming(FetchIdentities(self), request)
+                    .await)
+            }),
+            "/SpiffeWorkloadAPI/FetchX509Bundles" => Box::pin(async move {
+                Ok(Grpc::new(ProstCodec::default())
+                    .max_decoding_message_size(ASK_BYTES_MAX)
+                    .server_streaming(FetchBundles(self), request)
+                    .await)
+            }),
+            _ => Box::pin(async {
+                let status = Status::unimplemented("only X.509: FetchX509SVID and FetchX509Bundles");
+                Ok(status.into_http())
+            }),
+        }
+    }
+
     fn identities(self, request: &Request<Ask>) -> Answer<Identities> {
-        let caller = admit(request)?;
-        let ids = self.attest(&caller)?;
+        admit(request)?;
+        let ids = self.attest()?;
         let held = self.issue(ids).map_err(|error| unavailable(&error))?;
         let first = self.answer(&held).map_err(|error| unavailable(&error))?;
-        tracing::info!(caller = %caller, ids = held.ids.len(), first = %held.ids[0], "identities given");
+        tracing::info!(caller = %self.caller, ids = held.ids.len(), first = %held.ids[0], "identities given");
         let (answers, receiver) = mpsc::channel(1);
         // One place, and it is free.
         let _ = answers.try_send(Ok(first));
-        tokio::spawn(self.push_identities(caller, held, answers));
+        tokio::spawn(self.push_identities(held, answers));
         Ok(Response::new(ReceiverStream::new(receiver)))
     }
 
-    async fn push_identities(
-        mut self,
-        caller: Arc<Caller>,
-        mut held: Held,
-        answers: mpsc::Sender<Result<Identities, Status>>,
-    ) {
+    async fn push_identities(mut self, mut held: Held, answers: mpsc::Sender<Result<Identities, Status>>) {
         self.current.mark_unchanged();
         loop {
             let due = tokio::select! {
@@ -126,7 +150,7 @@ impl WorkloadApi {
                 },
                 () = tokio::time::sleep_until(held.renewed_at) => true,
             };
-            let ids = match self.attest(&caller) {
+            let ids = match self.attest() {
                 Ok(ids) => ids,
                 Err(denied) => {
                     let _ = answers.send(Err(denied)).await;
@@ -142,7 +166,7 @@ impl WorkloadApi {
                         return;
                     }
                     Err(error) => {
-                        tracing::warn!(caller = %caller, error = %error.what, remedy = %error.remedy, "cannot renew");
+                        tracing::warn!(caller = %self.caller, error = %error.what, remedy = %error.remedy, "cannot renew");
                         held.renewed_at = Instant::now() + (self.leaf_ttl / 20).min(Self::RETRY_MAX);
                         continue;
                     }
@@ -164,17 +188,17 @@ impl WorkloadApi {
     }
 
     fn bundles(self, request: &Request<Ask>) -> Answer<Bundles> {
-        let caller = admit(request)?;
-        self.attest(&caller)?;
+        admit(request)?;
+        self.attest()?;
         let (answers, receiver) = mpsc::channel(1);
-        tokio::spawn(self.push_bundles(caller, answers));
+        tokio::spawn(self.push_bundles(answers));
         Ok(Response::new(ReceiverStream::new(receiver)))
     }
 
-    async fn push_bundles(mut self, caller: Arc<Caller>, answers: mpsc::Sender<Result<Bundles, Status>>) {
+    async fn push_bundles(mut self, answers: mpsc::Sender<Result<Bundles, Status>>) {
         let mut sent = None;
         loop {
-            if let Err(denied) = self.attest(&caller) {
+            if let Err(denied) = self.attest() {
                 let _ = answers.send(Err(denied)).await;
                 return;
             }
@@ -195,7 +219,8 @@ impl WorkloadApi {
     }
 
     /// Who the caller is by the rules of now.
-    fn attest(&self, caller: &Caller) -> Result<Vec<SpiffeId>, Status> {
+    fn attest(&self) -> Result<Vec<SpiffeId>, Status> {
+        let caller = &self.caller;
         if caller.has_ended() {
             tracing::warn!(caller = %caller, "denied: the process that connected has ended, another one has its socket");
             return Err(Status::permission_denied("the process that connected has ended"));
@@ -239,42 +264,6 @@ impl WorkloadApi {
     }
 }
 
-impl Service<http::Request<tonic::body::Body>> for WorkloadApi {
-    type Response = http::Response<tonic::body::Body>;
-    type Error = Infallible;
-    type Future = BoxFuture<Self::Response, Infallible>;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, request: http::Request<tonic::body::Body>) -> Self::Future {
-        let api = self.clone();
-        match request.uri().path() {
-            "/SpiffeWorkloadAPI/FetchX509SVID" => Box::pin(async move {
-                Ok(Grpc::new(ProstCodec::default())
-                    .max_decoding_message_size(ASK_BYTES_MAX)
-                    .server_streaming(FetchIdentities(api), request)
-                    .await)
-            }),
-            "/SpiffeWorkloadAPI/FetchX509Bundles" => Box::pin(async move {
-                Ok(Grpc::new(ProstCodec::default())
-                    .max_decoding_message_size(ASK_BYTES_MAX)
-                    .server_streaming(FetchBundles(api), request)
-                    .await)
-            }),
-            _ => Box::pin(async {
-                let status = Status::unimplemented("only X.509: FetchX509SVID and FetchX509Bundles");
-                Ok(status.into_http())
-            }),
-        }
-    }
-}
-
-impl NamedService for WorkloadApi {
-    const NAME: &'static str = "SpiffeWorkloadAPI";
-}
-
 struct FetchIdentities(WorkloadApi);
 
 impl ServerStreamingService<Ask> for FetchIdentities {
@@ -312,12 +301,11 @@ impl std::fmt::Debug for Svid {
     }
 }
 
-fn admit(request: &Request<Ask>) -> Result<Arc<Caller>, Status> {
+fn admit(request: &Request<Ask>) -> Result<(), Status> {
     if request.metadata().get("workload.spiffe.io").is_none_or(|value| value != "true") {
         return Err(Status::invalid_argument("metadata `workload.spiffe.io: true` is missing"));
     }
-    let caller = request.extensions().get::<Arc<Caller>>();
-    caller.cloned().ok_or_else(|| Status::internal("it is not known who asks"))
+    Ok(())
 }
 
 fn unavailable(error: &SourceError) -> Status {
