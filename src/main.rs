@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 use ringmesh::config::{self, Look};
-use ringmesh::control::{self, Proxy, Start};
+use ringmesh::control::{self, Proxy, Start, authority};
 use ringmesh::demo;
 
 #[global_allocator]
@@ -19,6 +19,7 @@ fn main() -> ExitCode {
         Command::Run { config, until_stdin_ends } => run(config, until_stdin_ends),
         Command::Check { files } => check(&files),
         Command::Doctor { json } => doctor(json),
+        Command::Ca { command } => ca(command),
         Command::Demo { length, rate } => demo::run(&demo::Options { length, rate }).into(),
     }
 }
@@ -73,6 +74,15 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Give identities: the certificate authority that ringmesh carries, and the SPIFFE Workload API
+    ///
+    /// Root, issuer and certificates of one trust domain, in a folder. Proxies with the source embedded
+    /// use it without this command.
+    #[command(verbatim_doc_comment, after_help = authority::command::EXAMPLES)]
+    Ca {
+        #[command(subcommand)]
+        command: authority::command::Command,
+    },
     /// Show a small mesh at work: three workloads, a sidecar each, a client, and a live table
     ///
     /// The client calls front, front calls orders, orders calls stock, each through its own sidecar:
@@ -97,6 +107,7 @@ Examples:
   ringmesh doctor                         what this machine offers, and what is missing
   ringmesh check ringmesh.toml            is it right?
   ringmesh run --config ringmesh.toml     serve
+  ringmesh ca init --trust-domain mesh.local   an authority for identities, see `ringmesh ca --help`
   curl -s 127.0.0.1:15000/                what the admin address offers
   curl -s 127.0.0.1:15000/services        rate, latency, the proxy's own time, errors
   kill -HUP $(pidof ringmesh)             read the configuration again
@@ -131,6 +142,11 @@ fn stdin_ends() {
 fn doctor(json: bool) -> ExitCode {
     // Nobody reads any more: nothing to tell, and nobody to tell it to.
     control::doctor::run(json, &mut std::io::stdout().lock()).unwrap_or(1).into()
+}
+
+fn ca(command: authority::command::Command) -> ExitCode {
+    // Standard error is not locked: the log goes there, too.
+    authority::command::run(command, &mut std::io::stdout().lock(), &mut std::io::stderr()).into()
 }
 
 fn check(files: &[PathBuf]) -> ExitCode {

@@ -137,7 +137,7 @@ headers = { X-Tier = "gold", "x-a" = "b*", "x-debug" = "*" }
     assert_eq!((mesh.http2.stream_window, mesh.http2.connection_window), (66_560, 67_584));
     assert_eq!(mesh.http2.ping_interval, Duration::from_secs(60));
     assert_eq!(mesh.http2.ping_timeout, Duration::from_secs(120));
-    assert!(out.endpoints.is_empty(), "an edge service is not spoken to in plain text");
+    assert_ne!(out.tls, Tls::Off, "an edge service is never spoken to in plain text");
     let policy = &snapshot.authorization;
     assert_eq!(policy.default_verdict(), Verdict::Deny);
     let rule = &policy.rules()[0];

@@ -6,6 +6,8 @@
     reason = "tests look at the clock to know a hang, and lock"
 )]
 
+#[path = "process/authority.rs"]
+mod authority;
 #[path = "process/binary.rs"]
 mod binary;
 #[path = "process/demo.rs"]

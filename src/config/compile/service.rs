@@ -69,7 +69,9 @@ pub(super) fn service(raw: RawService, from: &From<'_>) -> CompiledService {
         ServiceTlsWord::Mesh => (spec::Tls::Mesh(value_or(tls.identities, Vec::new())), None),
         ServiceTlsWord::Edge => {
             let ca = tls.ca.map(|at| at.value);
-            (spec::Tls::Off, tls.server_name.map(|at| EdgeFiles { server_name: at.value, ca }))
+            // Until the files have been read it is like a service of the mesh: nothing is sent in plain text.
+            let until_read = spec::Tls::Mesh(Vec::new());
+            (until_read, tls.server_name.map(|at| EdgeFiles { server_name: at.value, ca }))
         }
     };
     let declared = raw.endpoints.map(|at| at.value).unwrap_or_default();

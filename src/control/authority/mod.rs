@@ -6,7 +6,9 @@
 //! Refuses to change or to write over files that it cannot read, and to sign for another trust domain.
 
 mod certificate;
+pub mod command;
 mod folder;
+mod serve;
 mod state;
 
 use std::path::{Path, PathBuf};

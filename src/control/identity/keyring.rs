@@ -20,6 +20,7 @@ use super::embedded::{Embedded, InFolder};
 use super::facts::Facts;
 use super::files::Files;
 use super::rotation::{self, Standing};
+use super::workload_api;
 use super::{
     IdentitySource, Material, SourceError, TlsSettings, UPDATES_MAX, Update, pem, refused, seal, unix_now,
 };
@@ -207,7 +208,7 @@ impl Keyring {
                     Some(socket) => format!("workload-api, socket {socket}"),
                     None => "workload-api, socket by SPIFFE_ENDPOINT_SOCKET".to_owned(),
                 };
-                (tokio::spawn(workload_api(id.map(|id| id.to_string()), sender)), shown)
+                (tokio::spawn(workload_api::run(socket, id, sender)), shown)
             }
         };
         {
@@ -472,17 +473,4 @@ impl Status {
 /// The next word of the source; `None` at once where there is none (any more).
 async fn next(source: &mut Option<Running>) -> Option<Update> {
     source.as_mut()?.updates.recv().await
-}
-
-/// Stands where the client of the Workload API will: says that it is not here.
-async fn workload_api(id: Option<String>, updates: mpsc::Sender<Update>) {
-    let error = SourceError {
-        what: format!(
-            "the Workload API cannot be asked for {}: this build has no client of it",
-            id.as_deref().unwrap_or("an identity")
-        ),
-        remedy: "use the source embedded or files".into(),
-    };
-    let _ = updates.send(Err(error)).await;
-    updates.closed().await;
 }

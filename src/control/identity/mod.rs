@@ -11,6 +11,7 @@ mod files;
 mod keyring;
 mod pem;
 mod rotation;
+pub mod workload_api;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
