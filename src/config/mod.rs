@@ -90,22 +90,46 @@ pub fn check_command(paths: &[PathBuf], environment: Environment<'_>, out: &mut 
     let names = shown.join(", ");
     let (text, code) = match load(paths, environment) {
         Ok(Loaded { compiled, warnings }) => {
-            let mut text = warnings.render(look);
+            let of_machine = doubts_about_machine(&compiled);
+            let mut text = warnings.render(look) + &of_machine.render(look);
             text += &format!(
                 "{names}: ok, {}, {}",
                 plural(compiled.service_count(), "service"),
                 plural(compiled.route_count(), "route")
             );
-            if warnings.warnings() > 0 {
-                text += &format!(", {}", plural(warnings.warnings(), "warning"));
+            let doubts = warnings.warnings() + of_machine.warnings();
+            if doubts > 0 {
+                text += &format!(", {}", plural(doubts, "warning"));
             }
             (text, 0)
         }
-        Err(report) => (format!("{}{names}: {}", report.render(look), plural(report.errors(), "error")), 2),
+        Err(report) => {
+            let mut text = format!("{}{names}: {}", report.render(look), plural(report.errors(), "error"));
+            if paths.len() > 1 {
+                text +=
+                    " in all of them, read as one configuration; check each alone if each is meant to be one";
+            }
+            (text, 2)
+        }
     };
     // Nobody reads any more: the exit code still tells.
     let _ = writeln!(out, "{text}");
     code
+}
+
+/// What a start on this machine would fail by, although another may have what is missing: so a warning, of `check` only.
+fn doubts_about_machine(compiled: &Compiled) -> Report {
+    let mut problems = Problems::default();
+    if let Some(AccessLog { path: Destination::File(path), .. }) = &compiled.settings.access_log
+        && let Some(folder) =
+            path.parent().filter(|folder| !folder.as_os_str().is_empty() && !folder.is_dir())
+    {
+        problems.warn(|| {
+            Problem::nowhere(format!("access_log.path: {} is not a folder here", folder.display()))
+                .help("make it before the start, which opens the file, or choose another path")
+        });
+    }
+    problems.report(Vec::new())
 }
 
 /// A duration of the command line, written as in the configuration: `250ms`, `1.5s`, `5m`.
@@ -198,7 +222,7 @@ fn syntax(message: &str, place: Place) -> Problem {
 // --- files ---
 
 fn files(paths: &[PathBuf], problems: &mut Problems) -> Vec<PathBuf> {
-    let mut files = Vec::new();
+    let mut files: Vec<PathBuf> = Vec::new();
     for path in paths {
         if !path.is_dir() {
             files.push(path.clone());
@@ -216,6 +240,17 @@ fn files(paths: &[PathBuf], problems: &mut Problems) -> Vec<PathBuf> {
     if paths.is_empty() {
         problems.error(|| Problem::nowhere("no configuration file was named").help("name at least one"));
     }
+    // By what they are, not by how they are named. What cannot be found is told of when it is read.
+    let mut seen = std::collections::HashSet::new();
+    files.retain(|file| {
+        let first = file.canonicalize().map_or(true, |path| seen.insert(path));
+        if !first {
+            problems.error(|| {
+                Problem::nowhere(format!("{} is named twice", file.display())).help("name it once")
+            });
+        }
+        first
+    });
     if files.len() > defaults::FILES_MAX {
         problems.error(|| {
             Problem::nowhere(format!("{} files, more than {}", files.len(), defaults::FILES_MAX))

@@ -87,7 +87,7 @@ fn of_endpoints(service: &RawService, listening: &HashSet<std::net::SocketAddr>,
             first.insert(&endpoint.target, endpoint.place);
         }
         if let Target::Ip(address) = endpoint.target {
-            if listening.contains(&address) {
+            if is_own(address, listening) {
                 problems.warn(|| {
                     Problem::at(endpoint.place, format!("endpoint {address} is a listener of this proxy"))
                         .label("it would call itself")
@@ -105,6 +105,18 @@ fn of_endpoints(service: &RawService, listening: &HashSet<std::net::SocketAddr>,
             }
         }
     }
+}
+
+/// Whether a listener accepts what is sent to an address: the same, or all addresses of its family where this is one of
+/// this machine for certain.
+fn is_own(address: std::net::SocketAddr, listening: &HashSet<std::net::SocketAddr>) -> bool {
+    let mut all = address;
+    all.set_ip(if address.is_ipv4() {
+        std::net::Ipv4Addr::UNSPECIFIED.into()
+    } else {
+        std::net::Ipv6Addr::UNSPECIFIED.into()
+    });
+    listening.contains(&address) || (address.ip().is_loopback() && listening.contains(&all))
 }
 
 fn of_pool(service: &RawService, problems: &mut Problems) {

@@ -356,7 +356,7 @@ fn each_mistake_has_its_own_words() {
 fn what_does_not_fit_together_is_told_with_both_places() {
     let two = |extra: &str| errors(&format!("{SOUND}{extra}"));
     let lines = two("[[service]]\nname = \"app\"");
-    assert!(lines[0].contains("two of service are called `app`"), "{lines:#?}");
+    assert!(lines[0].contains("two services are called `app`"), "{lines:#?}");
     let lines = two("[[listener]]\naddress = \"127.0.0.1:15001\"");
     assert!(lines[0].contains("two listeners on 127.0.0.1:15001"), "{lines:#?}");
     let lines = two("[[listener]]\naddress = \"0.0.0.0:15000\"");
@@ -439,6 +439,23 @@ fn what_is_legal_but_surely_unintended_is_told() {
         let lines = warnings(&format!("{SOUND}{extra}\n"));
         assert!(lines.len() == 1 && lines[0].contains(expected), "{extra}: {lines:#?}");
         assert!(lines[0].contains(": warning: "), "{lines:#?}");
+    }
+    for (listener, endpoint, own) in [
+        ("0.0.0.0:15001", "127.0.0.1:15001", true),
+        ("0.0.0.0:15001", "127.9.9.9:15001", true),
+        ("[::]:15001", "[::1]:15001", true),
+        ("0.0.0.0:15001", "127.0.0.1:15002", false),
+        ("0.0.0.0:15001", "10.0.0.1:15001", false),
+        // `[::]` takes no IPv4 here.
+        ("[::]:15001", "127.0.0.1:15001", false),
+    ] {
+        let text = SOUND.replace("127.0.0.1:15001", listener).replace("127.0.0.1:9000", endpoint);
+        let lines = warnings(&text);
+        assert_eq!(
+            lines.iter().any(|line| line.contains("is a listener of this proxy")),
+            own,
+            "{text}: {lines:#?}"
+        );
     }
     for (keys, route, expected) in [
         ("endpoints = [\"a:1\", \"a:1\"]", "", "endpoint a:1 is listed twice"),
@@ -623,6 +640,28 @@ fn the_check_command_sums_up_and_gives_the_exit_code() {
     assert_eq!(code, 2);
     assert!(out.ends_with("errors\n") && out.contains("did you mean `stall_threshold`?"), "{out}");
     assert_eq!(check(&[directory.0.join("none.toml")]).0, 2);
+
+    // Several files are one configuration, which those who want each checked do not expect.
+    let (code, out) = check(&[good.clone(), doubtful]);
+    assert_eq!(code, 2);
+    assert!(
+        out.contains(" errors in all of them, read as one configuration; check each alone if each is meant"),
+        "{out}"
+    );
+    assert!(!check(std::slice::from_ref(&bad)).1.contains("as one configuration"));
+    // The same twice is one error.
+    let again = directory.0.join("../").join(directory.0.file_name().unwrap()).join("good.toml");
+    let (code, out) = check(&[good.clone(), again]);
+    assert_eq!(code, 2);
+    assert!(out.contains("good.toml is named twice") && out.contains(": 1 error"), "{out}");
+
+    // What only this machine knows.
+    let log = directory
+        .file("log.toml", format!("[access_log]\npath = \"{}/gone/a.log\"\n{SOUND}", directory.0.display()));
+    let (code, out) = check(&[log]);
+    assert_eq!(code, 0);
+    assert!(out.contains("warning") || out.contains('!'), "{out}");
+    assert!(out.contains("/gone is not a folder here") && out.ends_with(", 1 warning\n"), "{out}");
     assert_eq!(check(&[]).0, 2);
 }
 

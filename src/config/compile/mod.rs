@@ -64,7 +64,7 @@ fn unique<'r>(
     for name in names.clone().flatten() {
         match first.get(&*name.value) {
             Some(&place) => problems.error(|| {
-                Problem::at(name.place, format!("two of {kind} are called `{}`", name.value))
+                Problem::at(name.place, format!("two {kind}s are called `{}`", name.value))
                     .label("again here")
                     .other(place, "first here")
                     .help("give each a name of its own: log and metrics tell them apart by it")
