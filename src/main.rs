@@ -87,7 +87,8 @@ enum Command {
     ///
     /// The client calls front, front calls orders, orders calls stock, each through its own sidecar:
     /// five passes through ringmesh for one request. Everything listens on 127.0.0.1, on free ports.
-    /// Nothing is left behind, however it ends.
+    /// Nothing is left behind; what a demo that was killed leaves in the folder for temporary
+    /// files is removed by the next one.
     ///
     /// Exit code: 0 when every request was answered with 200, 1 otherwise.
     #[command(verbatim_doc_comment)]
@@ -128,7 +129,8 @@ fn run(files: Vec<PathBuf>, until_stdin_ends: bool) -> ExitCode {
             proxy.join().exit_code().into()
         }
         Err(error) => {
-            eprintln!("{}", error.render(Look::of(&std::io::stderr(), &config::process_environment)));
+            let told = error.render(Look::of(&std::io::stderr(), &config::process_environment));
+            eprintln!("{}\n{}", told.trim_end(), error.conclusion());
             error.exit_code().into()
         }
     }

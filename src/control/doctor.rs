@@ -50,6 +50,8 @@ struct Check {
 enum Status {
     /// As good as it gets.
     Ok,
+    /// Nothing that is there today needs it.
+    Note,
     /// It runs, with less speed or without something.
     Warn,
     /// It cannot run.
@@ -140,7 +142,7 @@ fn ring_flags(machine: &Machine) -> Check {
 
 fn locked_memory(machine: &Machine) -> Check {
     let name = "locked memory";
-    let found = with_unit(machine.memlock, " bytes");
+    let found = in_bytes(machine.memlock);
     // Since 5.12 rings are charged to the memory cgroup and not to this limit.
     let counts = machine.kernel_version() < (5, 12);
     match machine.memlock.soft {
@@ -155,7 +157,7 @@ fn locked_memory(machine: &Machine) -> Check {
 
 fn open_files(machine: &Machine) -> Check {
     let name = "open files";
-    let found = with_unit(machine.files, "");
+    let found = machine.files.to_string();
     match machine.files.soft {
         Some(soft) if soft < FILES_MIN => Check {
             check: name,
@@ -216,10 +218,10 @@ fn shards(machine: &Machine) -> Check {
 fn nft(machine: &Machine) -> Check {
     match &machine.nft {
         Some(path) => ok("nft", path.display().to_string()),
-        None => warn(
+        None => note(
             "nft",
             "not found".to_owned(),
-            "install nftables, if traffic is to be redirected on this machine",
+            "nothing needs it yet; install nftables, if traffic is to be redirected on this machine",
         ),
     }
 }
@@ -228,10 +230,10 @@ fn net_admin(machine: &Machine) -> Check {
     if machine.net_admin {
         ok("CAP_NET_ADMIN", "yes".to_owned())
     } else {
-        warn(
+        note(
             "CAP_NET_ADMIN",
             "no".to_owned(),
-            "--cap-add NET_ADMIN, or run as root, if traffic is to be redirected on this machine",
+            "nothing needs it yet; --cap-add NET_ADMIN, or run as root, if traffic is to be redirected on this machine",
         )
     }
 }
@@ -241,6 +243,7 @@ fn write_table(checks: &[Check], possible: bool, out: &mut dyn Write) -> io::Res
     for Check { check, found, status, remedy } in checks {
         let status = match status {
             Status::Ok => "ok  ",
+            Status::Note => "note",
             Status::Warn => "warn",
             Status::Fail => "FAIL",
         };
@@ -257,12 +260,27 @@ fn write_table(checks: &[Check], possible: bool, out: &mut dyn Write) -> io::Res
     }
 }
 
-fn with_unit(limit: Limit, unit: &str) -> String {
-    if limit.soft.is_some() { format!("{limit}{unit}") } else { limit.to_string() }
+/// A limit of bytes: `8 MiB (can be raised to unlimited)`.
+fn in_bytes(limit: Limit) -> String {
+    let text = |bytes: Option<u64>| match bytes {
+        None => "unlimited".to_owned(),
+        Some(bytes) if bytes >= 1 << 20 && bytes % (1 << 20) == 0 => format!("{} MiB", bytes >> 20),
+        Some(bytes) if bytes >= 1 << 10 && bytes % (1 << 10) == 0 => format!("{} KiB", bytes >> 10),
+        Some(bytes) => format!("{bytes} bytes"),
+    };
+    if limit.soft == limit.hard {
+        text(limit.soft)
+    } else {
+        format!("{} (can be raised to {})", text(limit.soft), text(limit.hard))
+    }
 }
 
 fn ok(check: &'static str, found: String) -> Check {
     Check { check, found, status: Status::Ok, remedy: None }
+}
+
+fn note(check: &'static str, found: String, remedy: impl Into<String>) -> Check {
+    Check { check, found, status: Status::Note, remedy: Some(remedy.into()) }
 }
 
 fn warn(check: &'static str, found: String, remedy: impl Into<String>) -> Check {
@@ -316,13 +334,31 @@ mod tests {
             ),
             ("open files", Machine { files: limit(1024), ..good() }, "ulimit -n 65536"),
             ("CPU quota", Machine { cpus: half_a_cpu(), ..good() }, "at least one CPU"),
-            ("nft", Machine { nft: None, ..good() }, "nftables"),
-            ("CAP_NET_ADMIN", Machine { net_admin: false, ..good() }, "NET_ADMIN"),
         ] {
             let found = checks(&machine).into_iter().find(|found| found.check == check).unwrap();
             assert_eq!(found.status, Status::Warn, "{found:?}");
             assert!(found.remedy.as_ref().unwrap().contains(remedy), "{found:?}");
         }
+    }
+
+    #[test]
+    fn what_nothing_needs_yet_is_a_note_and_no_flaw() {
+        let checks = checks(&Machine { nft: None, net_admin: false, ..good() });
+        let notes: Vec<_> = checks.iter().filter(|c| c.status == Status::Note).map(|c| c.check).collect();
+        assert_eq!(notes, ["nft", "CAP_NET_ADMIN"]);
+        let mut table = Vec::new();
+        write_table(&checks, true, &mut table).unwrap();
+        let table = String::from_utf8(table).unwrap();
+        assert!(table.ends_with("\nringmesh runs here at its best\n"), "{table}");
+        assert!(table.contains(" 8 MiB\n"), "{table}");
+    }
+
+    #[test]
+    fn bytes_are_in_the_unit_that_fits() {
+        let limit = |soft, hard| in_bytes(Limit { soft, hard });
+        assert_eq!(limit(Some(8 << 20), None), "8 MiB (can be raised to unlimited)");
+        assert_eq!(limit(Some(65_536), Some(65_536)), "64 KiB");
+        assert_eq!(limit(Some(100), Some(8 << 20)), "100 bytes (can be raised to 8 MiB)");
     }
 
     #[test]
@@ -343,7 +379,7 @@ mod tests {
         for check in json["checks"].as_array().unwrap() {
             let name = check["check"].as_str().unwrap();
             assert!(table.contains(name), "{name} is missing in\n{table}");
-            assert!(["ok", "warn", "fail"].contains(&check["status"].as_str().unwrap()));
+            assert!(["ok", "note", "warn", "fail"].contains(&check["status"].as_str().unwrap()));
             assert_eq!(check["remedy"].is_string(), check["status"] != "ok", "{check}");
         }
     }

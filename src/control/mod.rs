@@ -298,6 +298,18 @@ impl StartError {
         }
     }
 
+    /// The last line: what came of it all.
+    pub fn conclusion(&self) -> String {
+        match self {
+            Self::Config(report) => {
+                let errors = report.errors();
+                let plural = if errors == 1 { "" } else { "s" };
+                format!("not started: {errors} error{plural} in the configuration")
+            }
+            Self::Machine(_) | Self::Bind(_) | Self::Runtime { .. } => "not started".to_owned(),
+        }
+    }
+
     /// 2 when the configuration is at fault, 1 when the machine is.
     pub const fn exit_code(&self) -> u8 {
         match self {

@@ -485,3 +485,12 @@ fn h41_lines_that_end_with_lf_alone_are_refused() {
     }
     rig.done_unseen();
 }
+
+#[test]
+fn the_causes_of_bad_octets_are_those_that_the_documents_name() {
+    let rig = Rig::plain();
+    rig.refused("G(T / HTTP/1.1\r\nHost: a\r\n\r\n", 400, "bad_start_line");
+    rig.refused(b"GET /\x80 HTTP/1.1\r\nHost: a\r\n\r\n", 400, "bad_start_line");
+    rig.refused("GET /a#b HTTP/1.1\r\nHost: a\r\n\r\n", 400, "bad_target");
+    rig.done_unseen();
+}

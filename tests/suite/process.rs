@@ -77,6 +77,7 @@ fn a_bad_configuration_is_exit_code_2_and_a_report() {
     let said = proxy.stderr();
     assert!(said.contains("bad.toml:2:1") && said.contains("`address`"), "{said}");
     assert!(said.contains("bad.toml:4:8") && said.contains("10s"), "all mistakes at once: {said}");
+    assert!(said.ends_with("\nnot started: 3 errors in the configuration\n"), "{said}");
     let mut missing = Running::start(ringmesh(["run", "--config", "/nonexistent.toml"]));
     assert_eq!(missing.wait().code(), Some(2));
     assert!(missing.stderr().contains("/nonexistent.toml"), "{}", missing.stderr());
@@ -97,6 +98,7 @@ fn a_port_in_use_is_exit_code_1_and_a_remedy() {
         said.contains("listener `inbound` cannot listen on") && said.contains(&address.to_string()),
         "{said}"
     );
+    assert!(said.ends_with("\nnot started\n"), "{said}");
     assert!(
         said.contains(&format!(
             "help: another process listens there; find it with `ss -ltnp 'sport = :{}'`",
