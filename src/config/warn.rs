@@ -12,12 +12,6 @@ use super::values::{self, Target};
 
 /// Adds the warnings. `found` has the index of each route's service.
 pub(super) fn warn(raw: &Raw, found: &[u32], problems: &mut Problems) {
-    if raw.listeners.is_empty() {
-        problems.warn(|| {
-            Problem::nowhere("there is no listener: nobody can call this proxy")
-                .help("add one: [[listener]] with address = \"127.0.0.1:15001\"")
-        });
-    }
     if raw.routes.is_empty() {
         problems.warn(|| {
             Problem::nowhere("there is no route: every request is answered with 404")

@@ -285,6 +285,11 @@ fn a_changed_file_is_taken_whichever_way_it_was_changed() {
     std::fs::write(&file, "no_such_key = 1\n").unwrap();
     eventually("refused", || page(admin, "/config").1.contains("no_such_key"));
     assert_eq!(page(admin, "/ready").0, 200);
+    // So is one that is only just being written: the listener stays.
+    let (inbound, before) = (proxy.listener("inbound").unwrap(), generations(&proxy));
+    std::fs::write(&file, "").unwrap();
+    eventually("refused", || page(admin, "/config").1.contains("there is no listener"));
+    assert_eq!((generations(&proxy), sockets(inbound)), (before, 2));
     std::fs::write(&file, with("four")).unwrap();
     serves("four");
     // Touched without a change: only an explicit order reloads it.

@@ -160,7 +160,8 @@ fn histogram(name: &str, samples: &Samples) {
 }
 
 fn state() -> Arc<State> {
-    let loaded = config::parse("test", "shards = 2\n", &|_| None).unwrap();
+    let loaded =
+        config::parse("test", "shards = 2\n[[listener]]\naddress = \"127.0.0.1:1\"\n", &|_| None).unwrap();
     let snapshot = Arc::new(loaded.compiled.snapshot(3, &|_, _| Vec::new()));
     let live = Live {
         compiled: Arc::new(loaded.compiled),

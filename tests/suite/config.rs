@@ -38,6 +38,9 @@ fn snapshot(loaded: &Loaded) -> Snapshot {
     loaded.compiled.snapshot(1, &|_, _| Vec::new())
 }
 
+/// The least that is taken.
+const LISTENER: &str = "[[listener]]\naddress = \"127.0.0.1:15001\"\n";
+
 /// A configuration without warnings, to which a test adds.
 const SOUND: &str = "[[listener]]\naddress = \"127.0.0.1:15001\"\n[[service]]\nname = \"app\"\nendpoints = \
                      [\"127.0.0.1:9000\"]\n[[route]]\nservice = \"app\"\n";
@@ -155,22 +158,41 @@ timeout = "1m"
 }
 
 #[test]
-fn an_empty_file_means_defaults_and_is_doubtful() {
-    let loaded = taken("");
+fn what_has_no_listener_is_refused_whatever_else_it_has() {
+    let directory = Directory::new("empty-file");
+    let rest = SOUND.split_once("[[service]]").unwrap().1;
+    for text in ["", "# just being writ", "shards = 2\n", &format!("[[service]]{rest}")] {
+        let lines = errors(text);
+        assert!(lines.len() == 1 && lines[0].contains("there is no listener"), "{text}: {lines:#?}");
+        assert!(lines[0].contains("Write it beside and rename it"), "{lines:#?}");
+        let mut out = Vec::new();
+        let file = directory.file("a.toml", text);
+        assert_eq!(config::check_command(&[file], &none, &mut out, Look::default()), 2);
+    }
+    let mut out = Vec::new();
+    assert_eq!(config::check_command(&["/dev/null".into()], &none, &mut out, Look::default()), 2);
+    // A misspelt one is an error of its own, and the only one.
+    let lines = errors("[[listner]]\naddress = \"127.0.0.1:15001\"\n");
+    assert!(lines.len() == 1 && lines[0].contains("did you mean `listener`?"), "{lines:#?}");
+}
+
+#[test]
+fn a_listener_alone_means_defaults_and_is_doubtful() {
+    let loaded = taken(LISTENER);
     assert_eq!(loaded.compiled.settings.shards, Shards::Auto);
     assert_eq!(loaded.compiled.settings.admin, Some("127.0.0.1:15000".parse().unwrap()));
     assert_eq!(loaded.compiled.settings.access_log, None);
-    assert_eq!(loaded.warnings.warnings(), 2, "{}", loaded.warnings);
+    assert_eq!(loaded.warnings.warnings(), 1, "{}", loaded.warnings);
 }
 
 #[test]
 fn the_automatic_pseudonym_is_a_token_and_stays_the_same_in_a_process() {
     let via = |loaded: &Loaded| snapshot(loaded).forwarding.via;
-    let (first, second) = (via(&taken(SOUND)).unwrap(), via(&taken("")).unwrap());
+    let (first, second) = (via(&taken(SOUND)).unwrap(), via(&taken(LISTENER)).unwrap());
     assert_eq!(first, second);
     let digits = first.strip_prefix("ringmesh-").unwrap();
     assert!(digits.len() == 6 && digits.bytes().all(|b| b.is_ascii_hexdigit()), "{first}");
-    assert_eq!(via(&taken("[forwarding]\nvia = \"off\"")), None);
+    assert_eq!(via(&taken(&format!("[forwarding]\nvia = \"off\"\n{LISTENER}"))), None);
 }
 
 // --- reports ---
@@ -832,7 +854,7 @@ fn names_are_resolved_by_the_caller_and_other_services_are_shared() {
     reloaded.compiled.share(&loaded.compiled);
     assert!(Arc::ptr_eq(&snapshot(&reloaded).services[0], &first.services[0]));
     assert!(reloaded.compiled.settings.need_restart(&loaded.compiled.settings).is_empty());
-    let other = taken("shards = 2\nruntime = \"io_uring\"\n[admin]\naddress = \"off\"");
+    let other = taken(&format!("shards = 2\nruntime = \"io_uring\"\n[admin]\naddress = \"off\"\n{LISTENER}"));
     assert_eq!(
         other.compiled.settings.need_restart(&loaded.compiled.settings),
         ["shards", "runtime", "admin.address"]
@@ -848,7 +870,7 @@ fn the_effective_configuration_is_toml_again_and_bounded() {
         assert!(parsed.is_ok(), "{setting:?}");
     }
     let many: String = (0..1500).map(|n| format!("[[service]]\nname = \"s{n}\"\n")).collect();
-    let effective = taken(&many).compiled.effective();
+    let effective = taken(&format!("{LISTENER}{many}")).compiled.effective();
     assert!(effective.iter().any(|setting| setting.value == "# 500 more are not shown"));
     assert!(effective.len() < 25_000);
 }

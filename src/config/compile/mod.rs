@@ -34,6 +34,9 @@ pub(super) fn compile(raw: Raw, sources: &[Source], problems: &mut Problems) -> 
     check_overlaps(&raw.routes, problems);
     check_limits(&raw, problems);
     policy::check(&raw, problems);
+    if problems.errors() == 0 {
+        check_listeners(&raw, problems);
+    }
     if problems.errors() > 0 {
         return None;
     }
@@ -231,6 +234,19 @@ fn check_limits(raw: &Raw, problems: &mut Problems) {
                     .help(format!("write at least {shards}: each shard gets an equal share"))
             });
         }
+    }
+}
+
+/// Without a listener nobody can call, which nobody wants: it is what a file looks like that is just being written, and
+/// taking it would close the last listener. Told when nothing else is wrong: a misspelt table is told of as such.
+fn check_listeners(raw: &Raw, problems: &mut Problems) {
+    if raw.listeners.is_empty() {
+        problems.error(|| {
+            Problem::nowhere("there is no listener: nobody could call this proxy").help(
+                "add one: [[listener]] with address = \"127.0.0.1:15001\". Is the file being written just now? \
+                 Write it beside and rename it. To close all listeners, stop the proxy",
+            )
+        });
     }
 }
 
