@@ -14,6 +14,7 @@ const LIMITS: Limits = Limits {
     body_bytes_max: 0,
     connections_max: 1,
     interim_responses_max: 1,
+    handshakes_max: 1,
 };
 
 /// Below every limit of the reframer, of which the naive decoder knows nothing.

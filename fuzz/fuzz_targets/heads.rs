@@ -11,6 +11,7 @@ pub const LIMITS: Limits = Limits {
     body_bytes_max: 0,
     connections_max: 1,
     interim_responses_max: 1,
+    handshakes_max: 1,
 };
 
 /// The next hop's: what was added must not be what it refuses.

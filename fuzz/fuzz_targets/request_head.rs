@@ -36,6 +36,7 @@ fuzz_target!(|input: &[u8]| {
         peer: "192.0.2.7:80".parse().unwrap(),
         encrypted: false,
         default_host: "app",
+        client_cert: None,
     };
     let whole = read_request(wire, &LIMITS, forwarding.via, |request| {
         let mut out = Vec::new();
