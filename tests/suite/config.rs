@@ -673,7 +673,7 @@ fn the_check_command_sums_up_and_gives_the_exit_code() {
     assert!(!check(std::slice::from_ref(&bad)).1.contains("as one configuration"));
     // The same twice is one error.
     let again = directory.0.join("../").join(directory.0.file_name().unwrap()).join("good.toml");
-    let (code, out) = check(&[good.clone(), again]);
+    let (code, out) = check(&[good, again]);
     assert_eq!(code, 2);
     assert!(out.contains("good.toml is named twice") && out.contains(": 1 error"), "{out}");
 
