@@ -13,7 +13,11 @@ use ringmesh::upstream::spec::{Protocol, Tls};
 
 const EMBEDDED: &str = "[identity]\nsource = \"embedded\"\nid = \"spiffe://mesh.local/a\"\n";
 
+/// What is read; a listener is added to a text without one, which would be an error.
 fn taken(text: &str) -> Loaded {
+    let listener =
+        if text.contains("[[listener]]") { "" } else { "[[listener]]\naddress = \"127.0.0.1:1\"\n" };
+    let text = &format!("{text}\n{listener}");
     config::parse("test.toml", text, &|_| None).unwrap_or_else(|report| panic!("{report}"))
 }
 
@@ -298,7 +302,7 @@ fn each_mistake_of_the_mesh_has_its_own_words() {
         (rule("headers = { x-a = \" b\" }"), "blanks around a value are not part of it; write \"b\""),
         (
             rule("name = \"r\"\n[[authorization]]\nname = \"r\"\naction = \"deny\""),
-            "two of authorization are called `r`",
+            "two authorizations are called `r`",
         ),
     ] {
         let lines = errors(&text);
