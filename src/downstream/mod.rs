@@ -14,6 +14,7 @@ use crate::authorize::{self, Call, Caller, Decision, Fields, Verdict};
 use crate::failure::{Cause, Failure, Stage};
 use crate::http::client_cert::ClientCert;
 use crate::http::h1::{self, Parsed, Target};
+use crate::http::websocket::Accept;
 use crate::http::{Framing, Method, Version};
 use crate::identity::{self, ALPN_MESH};
 use crate::io::timed::OnDeadline;
@@ -100,13 +101,29 @@ pub struct Asked {
     pub keep_alive: bool,
     /// Whether it may be served, and which rules say so.
     pub decision: Decision,
+    /// The tunnel that it would like the connection to become. Boxed: few requests ask for one.
+    pub tunnel: Option<Box<Tunnel>>,
     /// Whether it may not go further (OPTIONS with Max-Forwards: 0).
     pub answer_here: bool,
     /// Where the log finds what it shows.
     pub places: Places,
 }
 
+/// What a connection may be asked to become.
+#[derive(Debug)]
+pub enum Tunnel {
+    /// A WebSocket, if the service answers the handshake with this.
+    WebSocket(Accept),
+    /// A tunnel to the service of the route (CONNECT).
+    Connect,
+}
+
 impl Asked {
+    /// Whether it is a CONNECT.
+    pub fn is_connect(&self) -> bool {
+        matches!(self.tunnel.as_deref(), Some(Tunnel::Connect))
+    }
+
     /// Whether the body is known to be larger than the limit.
     pub fn is_too_large(&self) -> bool {
         let limit = self.view.snapshot.limits.body_bytes_max;
@@ -145,7 +162,7 @@ pub struct Places {
 
 impl Downstream {
     /// How long a quiet connection holds its buffer: busy connections never give theirs back.
-    const HOLD_NS: u64 = 1_000_000_000;
+    pub const HOLD_NS: u64 = 1_000_000_000;
 
     /// Takes an accepted connection.
     pub fn new(shard: &Shard, stream: TcpStream, peer: SocketAddr, listener: Arc<str>, port: u16) -> Self {
@@ -314,7 +331,8 @@ impl Downstream {
             let route = snapshot.routes.find_id(request.host(), request.path().unwrap_or("/").as_bytes());
             let decision = self.authorize(shard, &snapshot.authorization, request);
             let mut head = Buffer::default();
-            let allowed = route.filter(|_| decision.verdict == Verdict::Allow);
+            // The head of a CONNECT goes no further.
+            let allowed = route.filter(|_| decision.verdict == Verdict::Allow && !request.is_connect());
             if let Some(route) = allowed.and_then(|r| snapshot.routes.routes().get(r as usize)) {
                 let by = snapshot.identity.as_ref().map(|credentials| &credentials.id);
                 let client_cert = self.identity.as_ref().map(|peer| ClientCert { by, peer });
@@ -349,6 +367,11 @@ impl Downstream {
                 nominated_trailers: request.nominated_trailers(),
                 keep_alive: request.keep_alive,
                 decision,
+                tunnel: match request.upgrade {
+                    _ if request.is_connect() => Some(Box::new(Tunnel::Connect)),
+                    h1::Upgrade::WebSocket(accept) => Some(Box::new(Tunnel::WebSocket(accept))),
+                    h1::Upgrade::No | h1::Upgrade::Ignorable => None,
+                },
                 answer_here: request.method_name == "OPTIONS" && request.max_forwards == Some(0),
                 places: Places {
                     method: request.place(request.method_name.as_bytes()),
@@ -363,7 +386,8 @@ impl Downstream {
     fn authorize(&self, shard: &Shard, policy: &authorize::Policy, request: &h1::Request<'_>) -> Decision {
         let path = match request.target {
             Target::Asterisk => "*",
-            Target::Path(_) => request.path().unwrap_or_default(),
+            // A CONNECT has no path.
+            Target::Path(_) | Target::Authority(_) => request.path().unwrap_or_default(),
         };
         let (method, path) = (request.method_name.as_bytes(), path.as_bytes());
         let call = Call { caller: self.caller(), method, path, fields: request };

@@ -6,6 +6,7 @@
 //! written as before, by the same code. Knows nothing of HTTP.
 
 pub mod gather;
+pub mod idle;
 pub(crate) mod sys;
 pub mod timed;
 pub mod tls;
@@ -394,6 +395,20 @@ impl Drop for Writer {
 }
 
 impl Control {
+    /// Resets the connection, whoever waits on it. A Unix socket, which knows no reset, is shut down.
+    pub fn reset(&self) {
+        if let Some(tls) = self.joint.tls() {
+            tls.mute();
+        }
+        sys::reset(self.joint.ticket.socket());
+        sys::shutdown_both(self.joint.ticket.socket());
+    }
+
+    /// Puts the deadline of a write in flight, if there is one, off to `deadline`.
+    pub fn write_until(&self, deadline: u64) {
+        self.joint.ticket.write_until(deadline);
+    }
+
     /// Ends a [`Reader::read_cancelable`] in flight.
     pub fn cancel_read(&self) {
         self.joint.ticket.cancel_read();

@@ -325,6 +325,15 @@ impl Ticket {
         self.deadlines.wake_for(deadline);
     }
 
+    /// Puts the deadline of a write in flight off. Costs one look too early at most: nobody need be woken.
+    pub(super) fn write_until(&self, deadline: u64) {
+        let mut slots = self.deadlines.slots.borrow_mut();
+        let slot = &mut slots[self.slot as usize];
+        if slot.write_at != NEVER {
+            slot.write_at = deadline;
+        }
+    }
+
     /// The write has ended: whether its deadline ended it.
     pub(super) fn disarm_write(&self) -> bool {
         let mut slots = self.deadlines.slots.borrow_mut();
