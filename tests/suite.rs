@@ -39,6 +39,10 @@ mod http2; // from callers and to services, and every translation
 #[path = "suite/http2_floods.rs"]
 mod http2_floods; // a01 to a15: what attackers send
 
+// What a connection can become.
+#[path = "suite/websocket.rs"]
+mod websocket; // w01 to w13: handshakes, tunnels, CONNECT
+
 #[path = "suite/authorize.rs"]
 mod authorize; // who may do what: rules, spellings, what the caller, the log and the metrics are told
 #[path = "suite/docs.rs"]

@@ -181,7 +181,7 @@ impl Connection {
 
     /// Whether bytes wait to be read: closing now would reset the connection and could destroy what was sent last.
     pub fn has_unread(&self) -> bool {
-        sys::peek(self.reader.joint.ticket.socket()) == sys::Peek::Bytes
+        self.reader.joint.has_unread()
     }
 
     /// Resets the connection: the only way to tell the peer that a body that ends with it is cut.
@@ -372,6 +372,11 @@ impl Joint {
             .or_else(|| self.ticket.is_cancelled().then_some(Err(Fault::Cancelled)))
     }
 
+    /// Whether bytes wait to be read, in the socket or decrypted already.
+    fn has_unread(&self) -> bool {
+        sys::peek(self.ticket.socket()) == sys::Peek::Bytes || self.tls().is_some_and(Tls::is_ready)
+    }
+
     /// Whether something is there that the socket does not know of; else nothing is held that can be given back.
     fn is_ready_before_rest(&self) -> bool {
         self.tls().is_some_and(|tls| {
@@ -471,6 +476,11 @@ impl Writer {
             };
             return Err(if untouched && fault == Fault::Reset { Fault::Unsent } else { fault });
         }
+    }
+
+    /// As [`Connection::has_unread`].
+    pub fn has_unread(&self) -> bool {
+        self.joint.has_unread()
     }
 
     /// Says that nothing more will be sent.

@@ -68,11 +68,7 @@ pub(super) async fn carry(way: &Way<'_>, from: &mut Reader, to: &mut Writer) -> 
             way.path.account.status.set(answer.status);
             way.send(to, &mut held.out).await?;
             held.input.drain(..answer.head_len as usize);
-            return Ok(Answered {
-                answer,
-                reusable: false,
-                behind: std::mem::take(&mut held.input),
-            });
+            return Ok(Answered { answer, reusable: false, behind: std::mem::take(&mut held.input) });
         }
         let reusable = way.body(from, to, &mut held, &mut answer).await?;
         Ok(Answered { answer, reusable, behind: Buffer::default() })
@@ -97,7 +93,7 @@ impl Way<'_> {
         let limits = &self.asked.view.snapshot.limits;
         let mut interim = 0;
         loop {
-            let parsed = if held.input.is_empty() { Parsed::Partial } else { self.read_head(held) };
+            let parsed = if held.input.is_empty() { Parsed::Partial } else { self.read_head(to, held) };
             match parsed {
                 Parsed::Whole(answer) if answer.status < 200 && !answer.is_upgrade() => {
                     interim += 1;
@@ -118,7 +114,9 @@ impl Way<'_> {
         }
     }
 
-    fn read_head(&self, held: &mut Held) -> Parsed<Answer> {
+    fn read_head(&self, to: &Writer, held: &mut Held) -> Parsed<Answer> {
+        // Sent in the hope of a tunnel, before the answer to that: not to be read as a request.
+        let hoped = self.asked.tunnel.is_some() && to.has_unread();
         let limits = &self.asked.view.snapshot.limits;
         let Held { input, out } = held;
         let then = |response: &h1::Response<'_>| {
@@ -128,6 +126,7 @@ impl Way<'_> {
                 (framing, _) => framing,
             };
             let close = !self.asked.keep_alive
+                || hoped
                 || !self.request_sent.get()
                 || self.path.shard.is_draining()
                 || framing_out == Framing::UntilClose;
