@@ -22,8 +22,9 @@ use crate::io::tls::Tls;
 use crate::io::{Connection, Fault, Waited};
 use crate::shard::buffers::{Buffer, Buffers};
 use crate::shard::clock::ns;
-use crate::shard::live::Open;
+use crate::shard::live::{AskAgain, Kind, Open};
 use crate::shard::{Shard, View};
+use crate::snapshot::Limits;
 
 /// A caller's connection. Between two requests it holds no buffer once it has been quiet for a moment.
 pub struct Downstream {
@@ -180,14 +181,14 @@ impl Downstream {
         }
     }
 
-    /// As one of the connections that end when they are not allowed any more.
-    pub fn as_open(&self) -> Open {
+    /// As one of the connections that end when they are not allowed any more, of that kind.
+    pub fn as_open(&self, kind: Kind) -> Open {
         Open {
             peer: self.identity.clone(),
             source: self.peer.ip(),
             listener: Arc::clone(&self.listener),
             port: self.port,
-            control: self.connection.control(),
+            kind,
         }
     }
 
@@ -384,14 +385,7 @@ impl Downstream {
 
     /// Asks the rules, and counts what they say.
     fn authorize(&self, shard: &Shard, policy: &authorize::Policy, request: &h1::Request<'_>) -> Decision {
-        let path = match request.target {
-            Target::Asterisk => "*",
-            // A CONNECT has no path.
-            Target::Path(_) | Target::Authority(_) => request.path().unwrap_or_default(),
-        };
-        let (method, path) = (request.method_name.as_bytes(), path.as_bytes());
-        let call = Call { caller: self.caller(), method, path, fields: request };
-        let decision = policy.decide(&call, |id| {
+        let decision = policy.decide(&call(self.caller(), request), |id| {
             shard.recorder.borrow_mut().record_audit(policy, &self.listener, id);
         });
         if decision.verdict == Verdict::Deny {
@@ -399,6 +393,27 @@ impl Downstream {
         }
         decision
     }
+}
+
+/// A request, as rules see it.
+fn call<'c, 'b>(caller: Caller<'c>, request: &'c h1::Request<'b>) -> Call<'c, h1::Request<'b>> {
+    let path = match request.target {
+        Target::Asterisk => "*",
+        // A CONNECT has no path.
+        Target::Path(_) | Target::Authority(_) => request.path().unwrap_or_default(),
+    };
+    Call { caller, method: request.method_name.as_bytes(), path: path.as_bytes(), fields: request }
+}
+
+/// Asks rules about a request that was served before, by its head.
+pub fn ask_again(head: Box<[u8]>, limits: Limits) -> AskAgain {
+    Box::new(move |policy, caller| {
+        let verdict = h1::read_request(&head, &limits, None, |request| {
+            policy.decide(&call(caller, request), |_| {}).verdict
+        });
+        // It was understood before, by the same limits.
+        if let Parsed::Whole(verdict) = verdict { verdict } else { Verdict::Deny }
+    })
 }
 
 impl Fields for h1::Request<'_> {

@@ -37,6 +37,7 @@ use crate::route::Route;
 use crate::shard::Shard;
 use crate::shard::buffers::Buffers;
 use crate::shard::clock::{NEVER, ns};
+use crate::shard::live::Kind;
 use crate::upstream::pool::Pooled;
 use crate::upstream::service::{Attempt, Service};
 use account::{Account, Shown};
@@ -61,7 +62,10 @@ pub fn serve(
     async move {
         let (downstream, _) = &mut served;
         let begun = begin(&shard, downstream).await;
-        let _listed = downstream.identity.is_some().then(|| shard.live.list(downstream.as_open()));
+        let _listed = downstream.identity.is_some().then(|| {
+            let kind = Kind::Requests(downstream.connection.control());
+            shard.live.list(downstream.as_open(kind))
+        });
         let http2 = match begun {
             None => false,
             Some(Protocol::Http1) => serve_http1(&shard, downstream).await,
@@ -177,8 +181,6 @@ async fn exchange(shard: &Rc<Shard>, downstream: &mut Downstream, asked: &mut As
     };
     shard.buffers.give(head);
     let fate = match &result {
-        // Also what came meanwhile.
-        Ok(Fate::Again) if asked.tunnel.is_some() && downstream.connection.has_unread() => Fate::Linger,
         Ok(fate) => *fate,
         Err(failure) => {
             answer(shard, downstream, asked, &account, service.as_ref(), *failure, body.is_some()).await
@@ -413,7 +415,8 @@ async fn answer(
         return Fate::Close;
     }
     // What is not known to be read whole cannot be followed by another request.
-    let close = !asked.keep_alive || !body_read || shard.is_draining();
+    let hoped = asked.tunnel.is_some() && downstream.connection.has_unread();
+    let close = !asked.keep_alive || !body_read || hoped || shard.is_draining();
     let told = Told {
         service: service.map(|s| &*s.spec.name),
         failure_field: asked.view.snapshot.forwarding.failure_header,

@@ -16,7 +16,7 @@ use std::task::Poll;
 use super::account::Account;
 use super::connect::{To, Tried};
 use super::{Fate, Path, Settled, cause};
-use crate::downstream::{Asked, Downstream};
+use crate::downstream::{self, Asked, Downstream};
 use crate::failure::{Cause, Failure, Side, Stage};
 use crate::http::respond;
 use crate::io::idle::Idle;
@@ -24,6 +24,7 @@ use crate::io::{Connection, Control, Fault, Patience, Reader, Waited, Writer};
 use crate::shard::Shard;
 use crate::shard::buffers::{Buffer, Buffers};
 use crate::shard::clock::NEVER;
+use crate::shard::live::{Kind, Notice};
 use crate::upstream::pool::Pooled;
 use crate::upstream::service::Attempt;
 
@@ -72,6 +73,10 @@ pub(super) async fn upgraded(
     let Agreed { attempt, mut pooled, behind } = *agreed;
     attempt.goes_on(path.shard.clock.now());
     // The log will want the head: a copy of its size, so that a tunnel does not hold a buffer for that.
+    let notice = Rc::new(Notice::default());
+    let ask_again =
+        downstream::ask_again(downstream.input[..asked.head_len].into(), asked.view.snapshot.limits.clone());
+    let _listed = path.shard.live.list(downstream.as_open(Kind::Tunnel(ask_again, Rc::clone(&notice))));
     let mut head = Buffer::default();
     head.extend_from_slice(&downstream.input[..asked.head_len]);
     downstream.input.drain(..asked.head_len);
@@ -84,6 +89,7 @@ pub(super) async fn upgraded(
         slot: path.service.recorder_slot,
         idle: Idle::new(&path.shard.clock, idle.map_or(std::time::Duration::MAX, |route| route.tunnel_idle)),
         recorded: Cell::default(),
+        notice: &notice,
         caller: &caller,
         service: &service,
     };
@@ -144,6 +150,8 @@ pub(super) struct Tunnel<'x, C, S> {
     pub(super) idle: Idle<'x>,
     /// When bytes were recorded last, and how many of each direction have been.
     pub(super) recorded: Cell<(u64, u64, u64)>,
+    /// What tells that it may not go on.
+    pub(super) notice: &'x Notice,
     pub(super) caller: &'x C,
     pub(super) service: &'x S,
 }
@@ -167,6 +175,12 @@ pub(super) async fn run<C: End, S: End>(
     poll_fn(|cx| {
         if failure.is_none() && silence.as_mut().poll(cx).is_ready() {
             failure = Some(SILENT);
+            tunnel.shutdown();
+        }
+        if failure.is_none()
+            && let Poll::Ready(cause) = tunnel.notice.poll(cx)
+        {
+            failure = Some(Failure::downstream(Stage::Authorize, cause));
             tunnel.shutdown();
         }
         // Twice, because what ends the second direction may be the first.
@@ -255,12 +269,7 @@ impl<C: End, S: End> Tunnel<'_, C, S> {
     }
 
     /// Waits for bytes; `false` at their end. Holds no buffer once it has been quiet for a moment.
-    async fn fill(
-        &self,
-        source: &mut impl Source,
-        buffer: &mut Buffer,
-        from: Side,
-    ) -> Result<bool, Failure> {
+    async fn fill(&self, source: &mut impl Source, buffer: &mut Buffer, from: Side) -> Result<bool, Failure> {
         loop {
             if buffer.capacity() == 0 {
                 *buffer = self.shard.buffers.take_small().ok_or(SHED)?;
