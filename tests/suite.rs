@@ -39,6 +39,8 @@ mod http2; // from callers and to services, and every translation
 #[path = "suite/http2_floods.rs"]
 mod http2_floods; // a01 to a15: what attackers send
 
+#[path = "suite/access_log.rs"]
+mod access_log; // what a line says, also of what was refused
 #[path = "suite/authorize.rs"]
 mod authorize; // who may do what: rules, spellings, what the caller, the log and the metrics are told
 #[path = "suite/docs.rs"]

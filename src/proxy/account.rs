@@ -40,8 +40,9 @@ pub(super) struct Account {
 }
 
 impl Account {
-    pub(super) fn new(started: u64) -> Self {
-        Self { started, ..Self::default() }
+    /// Of the time since `started` the caller was waited for so long.
+    pub(super) fn new(started: u64, waited_us: u32) -> Self {
+        Self { started, waited_ns: (u64::from(waited_us) * 1000).into(), ..Self::default() }
     }
 
     /// A wait for a peer begins. Waits that overlap count once.

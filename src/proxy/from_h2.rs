@@ -143,7 +143,7 @@ async fn exchange(
     let _exchange = InProgress::count(&shard);
     let view = shard.view();
     let limits = &view.snapshot.limits;
-    let account = Account::new(shard.clock.now());
+    let account = Account::new(shard.clock.now(), 0);
     let respond = RefCell::new(respond);
     let (mut parts, body) = request.into_parts();
     message::join_cookies(&mut parts.headers);

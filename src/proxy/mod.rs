@@ -91,7 +91,9 @@ async fn serve_http1(shard: &Rc<Shard>, downstream: &mut Downstream) -> bool {
         let fate = match downstream.next(shard, std::mem::take(&mut first)).await {
             Next::Nothing => Fate::Close,
             Next::Http2 => return true,
-            Next::Refused(failure, started) => refuse(shard, downstream, failure, started).await,
+            Next::Refused(failure, started, waited_us) => {
+                refuse(shard, downstream, failure, (started, waited_us)).await
+            }
             Next::Request(mut asked) => exchange(shard, downstream, &mut asked).await,
         };
         match fate {
@@ -125,7 +127,7 @@ enum Fate {
 /// One request and its response.
 async fn exchange(shard: &Rc<Shard>, downstream: &mut Downstream, asked: &mut Asked) -> Fate {
     let _exchange = InProgress::count(shard);
-    let account = Account::new(asked.started);
+    let account = Account::new(asked.started, asked.head_waited_us);
     let route = asked.route.and_then(|id| asked.view.snapshot.routes.routes().get(id as usize));
     let service = route.map(|route| shard.service(&asked.view, route.service));
     let deadline = route.and_then(|r| r.timeout).map_or(NEVER, |t| asked.started.saturating_add(ns(t)));
@@ -389,8 +391,13 @@ async fn answer(
 }
 
 /// Answers bytes that are no request that can be served, and ends the connection.
-async fn refuse(shard: &Rc<Shard>, downstream: &mut Downstream, failure: Failure, started: u64) -> Fate {
-    let account = Account::new(started);
+async fn refuse(
+    shard: &Rc<Shard>,
+    downstream: &mut Downstream,
+    failure: Failure,
+    (started, waited_us): (u64, u32),
+) -> Fate {
+    let account = Account::new(started, waited_us);
     let view = shard.view();
     let gone = matches!(failure.cause, Cause::Closed | Cause::Reset);
     if !gone {

@@ -24,6 +24,7 @@ pub struct Config {
     limits: String,
     timeouts: String,
     forwarding: String,
+    access_log: Option<String>,
     services: Vec<Service>,
     /// Routes, when not simply all to the first service.
     routes: String,
@@ -114,6 +115,12 @@ impl Config {
         self
     }
 
+    /// Lines of the access log, in this format.
+    pub fn log(mut self, format: &str) -> Self {
+        self.access_log = Some(format.to_owned());
+        self
+    }
+
     /// Whole `[[route]]` tables in place of the one to the first service.
     pub fn routes(mut self, tables: &str) -> Self {
         self.routes = tables.to_owned();
@@ -149,6 +156,9 @@ impl Config {
             text += "via = \"hop\"\n";
         }
         text += &self.forwarding;
+        if let Some(format) = &self.access_log {
+            text += &format!("\n[access_log]\nformat = {format:?}");
+        }
         text += "\n[[listener]]\naddress = \"127.0.0.1:15001\"\n";
         for Service { name, endpoints, keys } in &self.services {
             text += &format!("[[service]]\nname = {name:?}\nendpoints = {endpoints:?}\n{keys}\n");
@@ -299,6 +309,11 @@ impl Seen {
                 _ => {}
             }
         }
+    }
+
+    /// The lines of the access log, which are JSON.
+    pub fn lines(&self) -> Vec<serde_json::Value> {
+        self.log.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     }
 
     /// How many exchanges ended with this cause, wherever it was.
