@@ -11,7 +11,7 @@ use ringmesh::authorize::{Policy, Rule, Verdict};
 use ringmesh::config;
 use ringmesh::shard::link::{Link, Notice, Order};
 use ringmesh::shard::{Plan, spawn};
-use ringmesh::snapshot::{AccessLogFormat, Snapshot};
+use ringmesh::snapshot::Snapshot;
 use ringmesh::telemetry::ShardTotals;
 
 use super::GUARD;
@@ -31,7 +31,6 @@ pub struct Config {
     /// What keys do not say.
     change: Option<Change>,
     policy: Arc<Policy>,
-    logs: bool,
 }
 
 type Change = Arc<dyn Fn(&mut Snapshot) + Send + Sync>;
@@ -140,9 +139,8 @@ impl Config {
     }
 
     /// With an access log, as JSON: in [`Seen::log`] at the end.
-    pub fn logged(mut self) -> Self {
-        self.logs = true;
-        self
+    pub fn logged(self) -> Self {
+        self.log("json")
     }
 
     pub fn start(&self) -> Mesh {
@@ -245,7 +243,6 @@ impl Mesh {
         // It is found by its name when a connection comes.
         snapshot.listeners[0].name = "inbound".into();
         snapshot.authorization = Arc::clone(&config.policy);
-        snapshot.access_log = config.logs.then_some(AccessLogFormat::Json);
         if let Some(change) = &config.change {
             change(&mut snapshot);
         }
