@@ -190,11 +190,15 @@ fn a_draining_proxy_is_not_ready_and_can_be_stopped() {
 
 #[test]
 fn the_drain_timeout_ends_a_drain_with_exit_code_0() {
-    let timeouts = "[timeouts]\ndrain = \"50ms\"\n";
-    let proxy = start_with(stubborn_shard, text(&[TWO_SHARDS, timeouts, INBOUND, REST])).unwrap();
+    let folder = Folder::new("control-cut");
+    let log = folder.path("access.log");
+    let keys = format!("[timeouts]\ndrain = \"50ms\"\n[access_log]\npath = \"{}\"\n", log.display());
+    let proxy = start_with(stubborn_shard, text(&[TWO_SHARDS, &keys, INBOUND, REST])).unwrap();
     proxy.drain();
     let ended = proxy.join();
     assert_eq!((ended, ended.exit_code()), (Ended::DrainTimeout { connections: 0 }, 0));
+    // What the shards say of what they cut is waited for, and written.
+    assert_eq!(std::fs::read_to_string(&log).unwrap(), "cut\ncut\n");
 }
 
 #[test]

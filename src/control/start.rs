@@ -166,6 +166,7 @@ impl Control {
             shards,
             drain_began: None,
             deadline: None,
+            cut: None,
             ticks: 0,
         };
         control.until_accepting().await?;

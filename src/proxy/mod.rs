@@ -154,6 +154,7 @@ async fn exchange(shard: &Rc<Shard>, downstream: &mut Downstream, asked: &mut As
         }
     };
     shard.buffers.give(head);
+    let result = result.map_err(|failure| failure.map(|failure| blamed(shard, failure)));
     let fate = match &result {
         Ok(fate) => *fate,
         Err(failure) => {
@@ -400,6 +401,7 @@ async fn refuse(
     let account = Account::new(started, waited_us);
     let view = shard.view();
     let gone = matches!(failure.cause, Cause::Closed | Cause::Reset);
+    let failure = blamed(shard, failure);
     if !gone {
         account.status.set(failure.status());
         let told = Told {
@@ -414,6 +416,11 @@ async fn refuse(
     }
     account.close(shard, &view, &Shown::of(downstream, None), None, Some(failure));
     if gone { Fate::Close } else { Fate::Linger }
+}
+
+/// When the drain has lasted long enough, every wait ends, which looks like somebody's fault but is ours.
+fn blamed(shard: &Shard, failure: Failure) -> Failure {
+    if shard.is_cut() { Failure::local(failure.stage, Cause::Draining) } else { failure }
 }
 
 /// Sends a response made here; whether it could be sent.
