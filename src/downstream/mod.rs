@@ -330,8 +330,10 @@ impl Downstream {
                 let by = snapshot.identity.as_ref().map(|credentials| &credentials.id);
                 let client_cert = self.identity.as_ref().map(|peer| ClientCert { by, peer });
                 // Room for what is added to the head, and for a short body behind it.
-                let needed =
-                    request.head_len + 1024 + client_cert.map_or(0, |client_cert| client_cert.value_len());
+                let needed = request.head_len
+                    + request.authority.map_or(0, <[u8]>::len)
+                    + client_cert.map_or(0, |client_cert| client_cert.value_len())
+                    + 1024;
                 head = if needed <= Buffers::SMALL {
                     shard.buffers.take_small()
                 } else {
