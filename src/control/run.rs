@@ -130,6 +130,7 @@ impl Control {
                             return Ended::Stopped;
                         }
                         Action::Reload => {
+                            tracing::info!("SIGHUP: reading the configuration again");
                             let _ = self.reload(None).await;
                         }
                         Action::Reopen => self.state.log().iter().for_each(LogWriter::reopen),
