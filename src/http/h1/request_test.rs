@@ -456,6 +456,7 @@ fn every_cause_that_a_request_head_can_have_is_in_the_table() {
         Cause::IdentityMissing,
         Cause::Denied,
         Cause::Misdirected,
+        Cause::Draining,
         // HTTP/2.
         Cause::ProtocolError,
         Cause::StreamReset,
