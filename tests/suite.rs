@@ -43,6 +43,8 @@ mod http2_floods; // a01 to a15: what attackers send
 #[path = "suite/websocket.rs"]
 mod websocket; // w01 to w13: handshakes, tunnels, CONNECT
 
+#[path = "suite/access_log.rs"]
+mod access_log; // what a line says, also of what was refused
 #[path = "suite/authorize.rs"]
 mod authorize; // who may do what: rules, spellings, what the caller, the log and the metrics are told
 #[path = "suite/docs.rs"]

@@ -20,7 +20,6 @@ use super::sys;
 use crate::shard::clock::{Clock, NEVER};
 
 /// The deadlines of all connections of a shard.
-#[derive(Default)]
 pub struct Deadlines {
     slots: RefCell<Vec<Slot>>,
     free: RefCell<Vec<u32>>,
@@ -28,6 +27,8 @@ pub struct Deadlines {
     next_look: Cell<u64>,
     waker: RefCell<Option<Waker>>,
     draining: Cell<bool>,
+    /// No wait lasts longer: [`NEVER`] until all is cut.
+    ends: Cell<u64>,
 }
 
 /// What happens to a read whose deadline has come.
@@ -73,8 +74,13 @@ pub struct Ticket {
 impl Deadlines {
     /// Looks are at least this far apart, so that a thousand different deadlines do not mean a thousand looks.
     const LOOK_SPACING: Duration = Duration::from_millis(5);
+    /// The longest sleep: the runtime's timers need not reach further.
+    const SLEEP_MAX: Duration = Duration::from_secs(3600);
     /// While draining, a connection that has been silent for this long is closed.
     pub const DRAIN_IDLE: Duration = Duration::from_secs(1);
+
+    /// For the waits of a connection that begin when all is cut: a write that the kernel takes at once, mostly.
+    const LAST_WORDS: Duration = Duration::from_millis(100);
 
     /// A place for a connection.
     pub fn register(self: &Rc<Self>, socket: RawFd) -> Ticket {
@@ -111,6 +117,25 @@ impl Deadlines {
         self.wake_for(soon);
     }
 
+    /// Every wait ends now, and those that begin later end soon: time enough to tell a caller that it is cut.
+    pub fn cut(&self, clock: &Clock) {
+        self.ends.set(clock.after(Self::LAST_WORDS));
+        let now = clock.now();
+        for slot in self.slots.borrow_mut().iter_mut() {
+            for at in [&mut slot.read_at, &mut slot.write_at] {
+                if *at != NEVER {
+                    *at = now;
+                }
+            }
+        }
+        self.wake_for(now);
+    }
+
+    /// Whether `cut` was called.
+    pub fn is_cut(&self) -> bool {
+        self.ends.get() != NEVER
+    }
+
     /// An alarm, not set.
     pub fn alarm(self: &Rc<Self>) -> Alarm {
         Alarm { ticket: self.register(-1) }
@@ -132,7 +157,7 @@ impl Deadlines {
             let mut timer = std::pin::pin!(async {
                 match next {
                     NEVER => std::future::pending().await,
-                    at => monoio::time::sleep(Duration::from_nanos(at - now)).await,
+                    at => monoio::time::sleep(Duration::from_nanos(at - now).min(Self::SLEEP_MAX)).await,
                 }
             });
             // Woken by the timer, or by `wake_for` when something earlier was armed. Dropping a timer loses nothing.
@@ -185,6 +210,19 @@ impl Deadlines {
     }
 }
 
+impl Default for Deadlines {
+    fn default() -> Self {
+        Self {
+            slots: RefCell::default(),
+            free: RefCell::default(),
+            next_look: Cell::default(),
+            waker: RefCell::default(),
+            draining: Cell::default(),
+            ends: Cell::new(NEVER),
+        }
+    }
+}
+
 impl Alarm {
     /// Waits for `wait` until `deadline`; `None` when that came first. Then `wait` is left as it is, and may be waited
     /// for again.
@@ -209,6 +247,11 @@ impl Alarm {
         .await
     }
 
+    /// Whether [`Deadlines::cut`] was called.
+    pub fn is_cut(&self) -> bool {
+        self.ticket.deadlines.is_cut()
+    }
+
     /// Brings the deadline of a wait in progress forward.
     pub fn by(&self, deadline: u64) {
         self.ticket.read_by(deadline);
@@ -228,6 +271,7 @@ impl Ticket {
 
     /// A read begins that shall end by `deadline`.
     pub(super) fn arm_read(&self, deadline: u64, on_deadline: OnDeadline) {
+        let deadline = deadline.min(self.deadlines.ends.get());
         {
             let mut slots = self.deadlines.slots.borrow_mut();
             let slot = &mut slots[self.slot as usize];
@@ -240,6 +284,7 @@ impl Ticket {
 
     /// The wait for the next request begins: to be cancelled at `deadline`.
     pub(super) fn arm_idle(&self, deadline: u64) -> CancelHandle {
+        let deadline = deadline.min(self.deadlines.ends.get());
         let handle = {
             let mut slots = self.deadlines.slots.borrow_mut();
             let slot = &mut slots[self.slot as usize];
@@ -316,6 +361,7 @@ impl Ticket {
 
     /// A write begins that shall end by `deadline`.
     pub(super) fn arm_write(&self, deadline: u64) {
+        let deadline = deadline.min(self.deadlines.ends.get());
         {
             let mut slots = self.deadlines.slots.borrow_mut();
             let slot = &mut slots[self.slot as usize];

@@ -23,7 +23,7 @@ use super::connect::{To, Tried};
 use super::h2_io::{Floods, Keepalive, Lent};
 use super::over_h2::{Head, give_up, head};
 use super::relay::{Direction, unless_reset};
-use super::{First, InProgress, Path, SHED, both};
+use super::{First, InProgress, Path, SHED, blamed, both};
 use crate::authorize::{self, Decision, Verdict};
 use crate::downstream::Downstream;
 use crate::failure::{Cause, Failure, Side, Stage};
@@ -143,7 +143,7 @@ async fn exchange(
     let _exchange = InProgress::count(&shard);
     let view = shard.view();
     let limits = &view.snapshot.limits;
-    let account = Account::new(shard.clock.now());
+    let account = Account::new(shard.clock.now(), 0);
     let respond = RefCell::new(respond);
     let (mut parts, body) = request.into_parts();
     message::join_cookies(&mut parts.headers);
@@ -182,7 +182,7 @@ async fn exchange(
             }
             let path = Path { shard: &shard, account: &account, service, deadline };
             let call = Call { path, caller: &caller, view: &view, parts: &parts, facts, respond: &respond };
-            call.carry(body).await.map_err(Some)
+            call.carry(body).await.map_err(|failure| Some(blamed(&shard, failure)))
         }
     };
     if let Err(failure) = &result {

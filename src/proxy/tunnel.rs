@@ -87,7 +87,11 @@ pub(super) async fn upgraded(
         shard: path.shard,
         account: path.account,
         slot: path.service.recorder_slot,
-        idle: Idle::new(&path.shard.clock, idle.map_or(std::time::Duration::MAX, |route| route.tunnel_idle)),
+        idle: Idle::new(
+            &path.shard.clock,
+            path.shard.deadlines.alarm(),
+            idle.map_or(std::time::Duration::MAX, |route| route.tunnel_idle),
+        ),
         recorded: Cell::default(),
         notice: &notice,
         caller: &caller,
@@ -334,7 +338,8 @@ impl Source for &mut Reader {
     }
 
     async fn readable(&mut self) -> Result<(), Fault> {
-        self.ready(NEVER).await
+        // Not never: that is what a drain does not cut short.
+        self.ready(NEVER - 1).await
     }
 }
 

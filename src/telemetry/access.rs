@@ -42,7 +42,7 @@ pub struct Line<'l> {
     pub decided: Option<(&'l Decision, &'l Policy)>,
     /// Where it was accepted.
     pub listener: &'l str,
-    /// The request's method, target and host, as they came; empty when no head was understood.
+    /// The request's method, target and host, as they came; empty where it cannot be made out.
     pub method: &'l [u8],
     /// See `method`.
     pub target: &'l [u8],
@@ -61,7 +61,7 @@ pub struct Line<'l> {
 impl AccessLog {
     /// A chunk is handed over when it is this full, or at the tick.
     const CHUNK_BYTES: usize = 64 * 1024;
-    /// Octets of a target or host that are shown.
+    /// Octets of a method, target or host that are shown.
     const SHOWN_MAX: usize = 2048;
 
     /// An access log with nothing in it; allocates at the first line.
@@ -137,7 +137,7 @@ impl AccessLog {
             let _ = write!(out, ",\"peer_identity\":\"{identity}\"");
         }
         out.extend_from_slice(b",\"method\":\"");
-        escape(line.method, out);
+        escape(cut(line.method), out);
         out.extend_from_slice(b"\",\"host\":\"");
         escape(cut(line.host), out);
         out.extend_from_slice(b"\",\"target\":\"");
@@ -187,7 +187,7 @@ impl AccessLog {
         let ended = line.ended;
         out.extend_from_slice(&self.date);
         let _ = write!(out, " {} {} \"", line.listener, line.peer);
-        escape(line.method, out);
+        escape(cut(line.method), out);
         out.push(b' ');
         escape(cut(line.host), out);
         out.push(b' ');
@@ -207,14 +207,17 @@ impl AccessLog {
         }
         let _ = write!(
             out,
-            " attempts={} in={} out={} first_byte={}us whole={}us own={}us",
+            " route={} attempts={} in={} out={} first_byte=",
+            line.route.unwrap_or("-"),
             ended.attempts,
             ended.request_body_bytes,
-            ended.response_body_bytes,
-            ended.first_byte_ns.unwrap_or(0) / 1000,
-            ended.whole_ns / 1000,
-            ended.own_ns / 1000
+            ended.response_body_bytes
         );
+        match ended.first_byte_ns {
+            Some(first_byte_ns) => drop(write!(out, "{}us", first_byte_ns / 1000)),
+            None => out.push(b'-'),
+        }
+        let _ = write!(out, " whole={}us own={}us", ended.whole_ns / 1000, ended.own_ns / 1000);
         if let Some(identity) = line.identity {
             let _ = write!(out, " peer_identity={identity}");
         }

@@ -122,6 +122,17 @@ impl Attempt {
         balancer.started(self.endpoint as usize, now);
     }
 
+    /// No connection to the endpoint could be made.
+    pub fn unreachable(&self, now: u64) {
+        self.outcome.set(Outcome::Unreachable);
+        self.now.set(now);
+    }
+
+    /// A connection to the endpoint was made.
+    pub fn reached(&self) {
+        self.service.balancer.borrow_mut().reached(self.endpoint as usize);
+    }
+
     /// Its address.
     pub fn address(&self) -> &spec::Address {
         &self.service.spec.endpoints[self.endpoint as usize].address

@@ -385,6 +385,23 @@ fn w09_a_drain_lets_tunnels_go_on_and_waits_for_them() {
 }
 
 #[test]
+fn w09_the_end_of_a_drain_is_the_end_of_tunnels_too() {
+    let rig = Rig::before_with(agreeing(echo), |c| c.tunnels(true, true, Duration::MAX).logged());
+    let (mut parked, mut busy) = (opened(&rig), opened(&rig));
+    there_and_back(&mut parked, b"x");
+    // Longer than a buffer is held for: it waits without one.
+    silence(&rig, Duration::from_millis(1300));
+    there_and_back(&mut busy, b"x");
+    rig.mesh.order(Order::Drain);
+    rig.mesh.order(Order::Cut);
+    assert_ne!((parked.end(), busy.end()), (End::Cut, End::Cut));
+    drop((parked, busy));
+    let seen = rig.mesh.finish();
+    assert_eq!(seen.failures.into_iter().collect::<Vec<_>>(), [("body.local.draining".to_owned(), 2)]);
+    assert_eq!(seen.log.matches("body.local.draining").count(), 2, "{}", seen.log);
+}
+
+#[test]
 fn w12_a_byte_in_either_direction_keeps_a_tunnel() {
     let idle = Duration::from_millis(300);
     let speaks = move |visit: &mut Visit| {

@@ -154,6 +154,12 @@ pub fn values<'p>(parts: &'p request::Parts, name: &str) -> impl Iterator<Item =
 
 /// Makes a request that came by HTTP/2 ready for a service that speaks it: without what concerned only the last hop.
 pub fn forward(parts: &mut request::Parts, facts: &Facts, forwarding: &Forwarded<'_>) {
+    // Before a default takes its place; made only where it is told.
+    let host = if forwarding.forwarded == ForwardedFields::Append {
+        authority(parts).and_then(|host| HeaderValue::from_str(host).ok())
+    } else {
+        None
+    };
     if parts.uri.authority().is_none() {
         let host = authority(parts).unwrap_or(forwarding.default_host).to_owned();
         set_authority(parts, &host);
@@ -187,14 +193,14 @@ pub fn forward(parts: &mut request::Parts, facts: &Facts, forwarding: &Forwarded
                 list.extend_from_slice(value.as_bytes());
                 list.extend_from_slice(b", ");
             }
-            add_forwarded(headers, list, forwarding);
+            add_forwarded(headers, list, host, forwarding);
         }
         ForwardedFields::Replace => {
             for name in [HOST_OF, PROTO] {
                 headers.remove(name);
             }
             headers.remove(header::FORWARDED);
-            add_forwarded(headers, Vec::new(), forwarding);
+            add_forwarded(headers, Vec::new(), host, forwarding);
         }
     }
     if let Some(via) = forwarding.via {
@@ -222,7 +228,7 @@ pub fn write_h1(parts: &request::Parts, facts: &Facts, forwarding: &Forwarded<'_
     out.extend_from_slice(b" HTTP/1.1\r\nhost: ");
     out.extend_from_slice(authority(parts).unwrap_or(forwarding.default_host).as_bytes());
     out.extend_from_slice(b"\r\n");
-    let mut has_proto = false;
+    let (mut has_proto, mut has_host) = (false, false);
     for (name, value) in &parts.headers {
         match known(name.as_str()) {
             Known::Connection | Known::HopByHop | Known::KeepAlive | Known::Upgrade | Known::Te => continue,
@@ -237,12 +243,13 @@ pub fn write_h1(parts: &request::Parts, facts: &Facts, forwarding: &Forwarded<'_
             }
             Known::XForwardedFor if forwarding.forwarded == ForwardedFields::Append => continue,
             Known::XForwardedProto => has_proto = true,
+            Known::XForwardedHost => has_host = true,
             Known::Other if name.as_str() == ORIGIN_FIELD => continue,
             _ => {}
         }
         write_field(name.as_str(), value.as_bytes(), out);
     }
-    write_added(parts, facts, forwarding, has_proto, out);
+    write_added(parts, facts, forwarding, (has_proto, has_host), out);
     match facts.framing {
         Framing::None | Framing::UntilClose => {}
         Framing::Length(n) => {
@@ -405,7 +412,12 @@ fn set_authority(parts: &mut request::Parts, host: &str) {
     parts.uri = Uri::from_parts(uri).unwrap_or_default();
 }
 
-fn add_forwarded(headers: &mut HeaderMap, mut list: Vec<u8>, forwarding: &Forwarded<'_>) {
+fn add_forwarded(
+    headers: &mut HeaderMap,
+    mut list: Vec<u8>,
+    host: Option<HeaderValue>,
+    forwarding: &Forwarded<'_>,
+) {
     h1::write_ip(forwarding.peer, &mut list);
     if let Ok(value) = HeaderValue::from_bytes(&list) {
         headers.insert(FOR, value);
@@ -413,13 +425,16 @@ fn add_forwarded(headers: &mut HeaderMap, mut list: Vec<u8>, forwarding: &Forwar
     if !headers.contains_key(PROTO) {
         headers.insert(PROTO, HeaderValue::from_static(if forwarding.encrypted { "https" } else { "http" }));
     }
+    if let Some(host) = host.filter(|_| !headers.contains_key(HOST_OF)) {
+        headers.insert(HOST_OF, host);
+    }
 }
 
 fn write_added(
     parts: &request::Parts,
     facts: &Facts,
     forwarding: &Forwarded<'_>,
-    has_proto: bool,
+    (has_proto, has_host): (bool, bool),
     out: &mut Vec<u8>,
 ) {
     if forwarding.forwarded != ForwardedFields::Keep {
@@ -434,6 +449,9 @@ fn write_added(
         out.extend_from_slice(b"\r\n");
         if !has_proto {
             out.extend_from_slice(forwarding.proto_line());
+        }
+        if !has_host && let Some(authority) = authority(parts) {
+            write_field("x-forwarded-host", authority.as_bytes(), out);
         }
     }
     if let Some(client_cert) = &forwarding.client_cert {
