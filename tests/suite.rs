@@ -40,8 +40,10 @@ mod http2; // from callers and to services, and every translation
 mod http2_floods; // a01 to a15: what attackers send
 
 // What a connection can become.
+#[path = "suite/tunnels.rs"]
+mod tunnels;
 #[path = "suite/websocket.rs"]
-mod websocket; // w01 to w13: handshakes, tunnels, CONNECT
+mod websocket; // w01 to w13: handshakes, tunnels, CONNECT // the same, and g21, where one side or both speak HTTP/2
 
 #[path = "suite/access_log.rs"]
 mod access_log; // what a line says, also of what was refused

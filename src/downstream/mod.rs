@@ -343,8 +343,7 @@ impl Downstream {
             let route = snapshot.routes.find_id(request.host(), request.path().unwrap_or("/").as_bytes());
             let decision = self.authorize(shard, &snapshot.authorization, request);
             let mut head = Buffer::default();
-            // The head of a CONNECT goes no further.
-            let allowed = route.filter(|_| decision.verdict == Verdict::Allow && !request.is_connect());
+            let allowed = route.filter(|_| decision.verdict == Verdict::Allow);
             if let Some(route) = allowed.and_then(|r| snapshot.routes.routes().get(r as usize)) {
                 let by = snapshot.identity.as_ref().map(|credentials| &credentials.id);
                 let client_cert = self.identity.as_ref().map(|peer| ClientCert { by, peer });

@@ -16,6 +16,7 @@ mod relay;
 mod request;
 mod response;
 mod tunnel;
+mod tunnel_h2;
 
 use std::cell::Cell;
 use std::future::{Future, poll_fn};
@@ -40,10 +41,11 @@ use crate::shard::clock::{NEVER, ns};
 use crate::shard::live::Kind;
 use crate::upstream::pool::Pooled;
 use crate::upstream::service::{Attempt, Service};
+use crate::upstream::spec::Tls;
 use account::{Account, Shown};
 use connect::{To, Tried};
 use response::Answered;
-use tunnel::Agreed;
+use tunnel::{Agreed, Far};
 
 /// There is no memory for one more buffer.
 const SHED: Failure = Failure::local(Stage::Response, Cause::Overloaded);
@@ -163,7 +165,10 @@ async fn exchange(shard: &Rc<Shard>, downstream: &mut Downstream, asked: &mut As
         Some(service) => {
             let path = Path { shard, account: &account, service, deadline };
             let settled = match body.filter(|n| *n <= head.capacity() - head.len()) {
-                _ if asked.is_connect() => Box::pin(tunnel::connect(&path, downstream, asked)).await,
+                // To a service of the mesh it goes on as a request.
+                _ if asked.is_connect() && !matches!(service.spec.tls, Tls::Mesh(_)) => {
+                    Box::pin(tunnel::connect(&path, downstream, asked, &head)).await
+                }
                 Some(body) => whole(&path, downstream, asked, &mut head, body).await,
                 None => {
                     body = None;
@@ -236,9 +241,23 @@ async fn whole(
     let mut tried = Tried::new();
     let mut replayed = false;
     loop {
-        let (attempt, to) = path.connect(&mut tried, replayed).await?;
+        let (attempt, to) = match asked.tunnel.as_deref() {
+            Some(Tunnel::WebSocket(_)) => Box::pin(path.connect_for_websocket(&mut tried, replayed)).await?,
+            Some(Tunnel::Connect) | None => path.connect(&mut tried, replayed).await?,
+        };
         let mut pooled = match to {
             To::H1(pooled) => pooled,
+            To::H2(lease) if asked.tunnel.is_some() => {
+                let agreed = tunnel_h2::ask(path, downstream, asked, request, attempt, lease);
+                match Box::pin(agreed).await {
+                    Err(failure) if failure.nothing_was_sent() && !replayed => {
+                        replayed = true;
+                        path.shard.totals.replays.set(path.shard.totals.replays.get() + 1);
+                        continue;
+                    }
+                    result => return result,
+                }
+            }
             To::H2(lease) => {
                 // Boxed: a future of another size than what most connections need.
                 let carried = over_h2::carry(path, downstream, asked, request, Some(body), &attempt, &lease);
@@ -267,8 +286,9 @@ async fn whole(
         };
         path.judge(&attempt, began, answered.get(), result.as_ref().err());
         let failure = match result {
-            Ok(done) if done.answer.is_upgrade() => {
-                return Ok(Settled::Tunnel(Box::new(Agreed { attempt, pooled, behind: done.behind })));
+            Ok(done) if done.answer.upgrade => {
+                let far = Far::Connection { pooled, behind: done.behind };
+                return Ok(Settled::Tunnel(Box::new(Agreed { attempt, far })));
             }
             Ok(done) => return Ok(Settled::Fate(path.done(pooled, &attempt, &done))),
             Err(failure) => failure,

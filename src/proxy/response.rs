@@ -7,7 +7,7 @@ use crate::downstream::{Asked, Tunnel};
 use crate::failure::{Cause, Failure, Stage};
 use crate::http::body::{HEADROOM, Reframer, TAILROOM};
 use crate::http::h1::{self, Parsed, ResponseOptions};
-use crate::http::{Framing, Method, Version};
+use crate::http::{Framing, Method, Version, respond};
 use crate::io::timed::OnDeadline;
 use crate::io::{Fault, Patience, Reader, Writer};
 use crate::shard::buffers::{Buffer, Buffers};
@@ -33,16 +33,11 @@ pub(super) struct Answer {
     /// Whether the caller's connection ends after this response.
     pub(super) close: bool,
     status: u16,
+    /// Whether the connection is a tunnel from here on: a 101 that was not asked for never gets here.
+    pub(super) upgrade: bool,
     head_len: u32,
     /// Trailers that concern the last hop only.
     nominated_trailers: Vec<Box<str>>,
-}
-
-impl Answer {
-    /// Whether the connection is a tunnel from here on: a 101 that was not asked for never gets here.
-    pub(super) fn is_upgrade(&self) -> bool {
-        self.status == 101
-    }
 }
 
 /// How the way back ended well.
@@ -64,7 +59,7 @@ pub(super) async fn carry(way: &Way<'_>, from: &mut Reader, to: &mut Writer) -> 
     let mut held = Held { input, out: Buffer::default() };
     let result = async {
         let mut answer = way.head(from, to, &mut held).await?;
-        if answer.is_upgrade() {
+        if answer.upgrade {
             way.path.account.status.set(answer.status);
             way.send(to, &mut held.out).await?;
             held.input.drain(..answer.head_len as usize);
@@ -95,7 +90,7 @@ impl Way<'_> {
         loop {
             let parsed = if held.input.is_empty() { Parsed::Partial } else { self.read_head(to, held) };
             match parsed {
-                Parsed::Whole(answer) if answer.status < 200 && !answer.is_upgrade() => {
+                Parsed::Whole(answer) if answer.status < 200 && !answer.upgrade => {
                     interim += 1;
                     if interim > limits.interim_responses_max {
                         return Err(Failure::upstream(Stage::Response, Cause::TooManyInterim));
@@ -130,15 +125,21 @@ impl Way<'_> {
                 || !self.request_sent.get()
                 || self.path.shard.is_draining()
                 || framing_out == Framing::UntilClose;
-            let options = ResponseOptions { version: self.asked.version, framing: framing_out, close };
-            h1::write_response_head(response, options, &self.path.shard.clock, out);
+            let connected = self.asked.is_connect() && (200..300).contains(&response.status);
+            if connected {
+                respond::write_connected(&self.path.shard.clock, out);
+            } else {
+                let options = ResponseOptions { version: self.asked.version, framing: framing_out, close };
+                h1::write_response_head(response, options, &self.path.shard.clock, out);
+            }
             Answer {
                 framing: response.framing,
                 framing_out,
                 keep_alive: response.keep_alive,
                 idle_seconds: response.idle_seconds.map(|s| u32::try_from(s).unwrap_or(u32::MAX)),
                 close,
-                status: response.status,
+                status: if connected { 200 } else { response.status },
+                upgrade: connected || response.status == 101,
                 // Never more than a large buffer.
                 head_len: response.head_len as u32,
                 nominated_trailers: response.nominated_trailers(),

@@ -1,20 +1,23 @@
-//! Tunnels: a connection that is bytes from here on, after a WebSocket handshake ([`upgraded`]) or CONNECT ([`connect`]).
+//! Tunnels: a connection, or a stream of one that speaks HTTP/2, that is bytes from here on, after a WebSocket handshake
+//! or CONNECT ([`upgraded`], [`connect`]; those that come by HTTP/2 begin in [`tunnel_h2`](super::tunnel_h2)).
 //!
 //! [`run`] carries the bytes, whatever the ends are: anything that has a [`Source`], a [`Sink`] and an [`End`]. Each
 //! direction ends alone, so that half-close passes through; a reset of one side resets the other. The route's timeout and
-//! the service's have no say any more: only silence in both directions ends a tunnel (`Route::tunnel_idle`). While the
-//! proxy drains a tunnel goes on until `timeouts.drain` ends the process: no close frame is made here, because that would
-//! need to know where frames begin. A tunnel at rest holds no buffer; one at work at most one per direction, because
-//! what was read is written before more is read.
+//! the service's have no say any more: only silence in both directions ends a tunnel (`Route::tunnel_idle`), and rules or
+//! trust that have changed. While the proxy drains a tunnel goes on until `timeouts.drain` ends it: no close frame is made
+//! here, because that would need to know where frames begin. A tunnel at rest holds no buffer; one at work at most one per
+//! direction, because what was read is written before more is read.
 
 use std::cell::Cell;
 use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::rc::Rc;
-use std::task::Poll;
+use std::task::{Context, Poll};
+use std::time::Duration;
 
 use super::account::Account;
 use super::connect::{To, Tried};
+use super::tunnel_h2::{self, Stream};
 use super::{Fate, Path, Settled, cause};
 use crate::downstream::{self, Asked, Downstream};
 use crate::failure::{Cause, Failure, Side, Stage};
@@ -27,20 +30,23 @@ use crate::shard::clock::NEVER;
 use crate::shard::live::{Kind, Notice};
 use crate::upstream::pool::Pooled;
 use crate::upstream::service::Attempt;
+use crate::upstream::shared::Lease;
 
-/// Serves a CONNECT that the route allows: a connection to the service, whatever the target says, and the answer once
-/// that stands. Nothing that the caller sent behind its head has left before.
+/// Serves a CONNECT that the route allows, to a service that is not of the mesh: a connection to it, whatever the target
+/// says, and the answer once that stands. Nothing that the caller sent behind its head has left before. A service that is
+/// spoken to by HTTP/2 gets the CONNECT itself.
 pub(super) async fn connect(
     path: &Path<'_>,
     downstream: &mut Downstream,
     asked: &Asked,
+    head: &[u8],
 ) -> Result<Settled, Failure> {
     let Path { shard, account, .. } = path;
     // Never a pooled one: what stands behind it may not be HTTP.
     let (attempt, to) = path.connect(&mut Tried::new(), true).await?;
     let pooled = match to {
         To::H1(pooled) => pooled,
-        To::H2(_) => return Err(Failure::upstream(Stage::Connect, Cause::MethodRefused)),
+        To::H2(lease) => return tunnel_h2::ask(path, downstream, asked, head, attempt, lease).await,
     };
     account.first_byte_at.set(shard.clock.now());
     let mut answer = shard.buffers.take_small().ok_or(SHED)?;
@@ -51,16 +57,23 @@ pub(super) async fn connect(
     let told = downstream.connection.writer.write_all(&mut answer, 0, patience).await;
     shard.buffers.give(answer);
     told.map_err(|fault| Failure::downstream(Stage::Body, cause(fault)))?;
-    Ok(Settled::Tunnel(Box::new(Agreed { attempt, pooled, behind: Buffer::default() })))
+    let far = Far::Connection { pooled, behind: Buffer::default() };
+    Ok(Settled::Tunnel(Box::new(Agreed { attempt, far })))
 }
 
 /// What a tunnel begins with.
 pub(super) struct Agreed {
     /// Lasts as long as the tunnel: its endpoint is busy.
     pub(super) attempt: Attempt,
-    pub(super) pooled: Pooled,
-    /// What came behind the service's head, in a buffer of the shard.
-    pub(super) behind: Buffer,
+    pub(super) far: Far,
+}
+
+/// The service's end.
+pub(super) enum Far {
+    /// A connection of its own, and what came behind the service's head, in a buffer of the shard.
+    Connection { pooled: Pooled, behind: Buffer },
+    /// A stream of a shared one.
+    Stream { send: h2::SendStream<bytes::Bytes>, recv: h2::RecvStream, lease: Lease },
 }
 
 /// Both sides have agreed: bytes from here on. Those that came behind the caller's head lie in its input.
@@ -70,38 +83,59 @@ pub(super) async fn upgraded(
     asked: &Asked,
     agreed: Box<Agreed>,
 ) -> Result<Fate, Failure> {
-    let Agreed { attempt, mut pooled, behind } = *agreed;
-    attempt.goes_on(path.shard.clock.now());
-    // The log will want the head: a copy of its size, so that a tunnel does not hold a buffer for that.
+    let snapshot = &asked.view.snapshot;
     let notice = Rc::new(Notice::default());
-    let ask_again =
-        downstream::ask_again(downstream.input[..asked.head_len].into(), asked.view.snapshot.limits.clone());
+    let ask_again = downstream::ask_again(downstream.input[..asked.head_len].into(), snapshot.limits.clone());
     let _listed = path.shard.live.list(downstream.as_open(Kind::Tunnel(ask_again, Rc::clone(&notice))));
+    // The log will want the head: a copy of its size, so that a tunnel does not hold a buffer for that.
     let mut head = Buffer::default();
     head.extend_from_slice(&downstream.input[..asked.head_len]);
     downstream.input.drain(..asked.head_len);
     let early = std::mem::replace(&mut downstream.input, head);
-    let (caller, service) = (downstream.connection.control(), pooled.connection.control());
-    let idle = asked.route.and_then(|id| asked.view.snapshot.routes.routes().get(id as usize));
-    let tunnel = Tunnel {
-        shard: path.shard,
-        account: path.account,
-        slot: path.service.recorder_slot,
-        idle: Idle::new(
-            &path.shard.clock,
-            path.shard.deadlines.alarm(),
-            idle.map_or(std::time::Duration::MAX, |route| route.tunnel_idle),
-        ),
-        recorded: Cell::default(),
-        notice: &notice,
-        caller: &caller,
-        service: &service,
-    };
+    let route = asked.route.and_then(|id| snapshot.routes.routes().get(id as usize));
+    let idle = route.map_or(Duration::MAX, |route| route.tunnel_idle);
+    let caller = downstream.connection.control();
     let Connection { reader, writer, .. } = &mut downstream.connection;
-    let Connection { reader: upstream_reader, writer: upstream_writer, .. } = &mut pooled.connection;
-    let there = Way { from: reader, to: upstream_writer, early };
-    let back = Way { from: upstream_reader, to: writer, early: behind };
-    run(&tunnel, there, back).await.map(|()| Fate::Close)
+    let cut = if asked.is_connect() { Stream::CUT_PLAIN } else { Stream::CUT_WEBSOCKET };
+    let near = Near { end: &caller, source: reader, sink: writer, early };
+    through(path, near, *agreed, idle, &notice, cut).await.map(|()| Fate::Close)
+}
+
+/// The caller's end. `early` is a buffer of the shard with what came before the answer.
+pub(super) struct Near<'x, E, S, K> {
+    pub(super) end: &'x E,
+    pub(super) source: S,
+    pub(super) sink: K,
+    pub(super) early: Buffer,
+}
+
+/// Carries bytes between the caller's end and whatever the service's is. `cut` is how a stream is told that it is cut.
+pub(super) async fn through<E: End>(
+    path: &Path<'_>,
+    near: Near<'_, E, impl Source, impl Sink>,
+    agreed: Agreed,
+    idle: Duration,
+    notice: &Notice,
+    cut: h2::Reason,
+) -> Result<(), Failure> {
+    let Agreed { attempt, far } = agreed;
+    attempt.goes_on(path.shard.clock.now());
+    let Near { end: caller, source, sink, early } = near;
+    match far {
+        Far::Connection { mut pooled, behind } => {
+            let service = pooled.connection.control();
+            let tunnel = Tunnel::new(path, idle, notice, caller, &service);
+            let Connection { reader, writer, .. } = &mut pooled.connection;
+            let there = Way { from: source, to: writer, early };
+            run(&tunnel, there, Way { from: reader, to: sink, early: behind }).await
+        }
+        Far::Stream { send, recv, lease: _lease } => {
+            let service = Stream::new(send, cut);
+            let tunnel = Tunnel::new(path, idle, notice, caller, &service);
+            let there = Way { from: source, to: &service, early };
+            run(&tunnel, there, Way { from: service.source(recv), to: sink, early: Buffer::default() }).await
+        }
+    }
 }
 
 /// There is no memory for one more buffer.
@@ -134,37 +168,52 @@ pub(super) trait End {
     /// Ends it, and all waits on it.
     fn shutdown(&self);
 
+    /// Ends it in order: nothing that the peer might still send is of use.
+    fn enough(&self);
+
     /// Something moved elsewhere: a write in flight that has a deadline of its own has until then.
     fn write_until(&self, deadline: u64);
+
+    /// Whether the peer has cut it, where that is told to others than those who read or write, and how.
+    fn poll_cut(&self, cx: &mut Context<'_>) -> Poll<Cut>;
+}
+
+/// How a peer has cut its end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Cut {
+    /// As of now: nothing that it has sent counts.
+    Reset,
+    /// It takes no more; what it has sent before is good.
+    Enough,
 }
 
 /// One direction. `early` is a buffer of the shard, or empty: bytes that go before all others.
-pub(super) struct Way<S, K> {
-    pub(super) from: S,
-    pub(super) to: K,
-    pub(super) early: Buffer,
+struct Way<S, K> {
+    from: S,
+    to: K,
+    early: Buffer,
 }
 
 /// What both directions share.
-pub(super) struct Tunnel<'x, C, S> {
-    pub(super) shard: &'x Rc<Shard>,
-    pub(super) account: &'x Account,
+struct Tunnel<'x, C, S> {
+    shard: &'x Rc<Shard>,
+    account: &'x Account,
     /// Where bytes are counted while it lives.
-    pub(super) slot: u32,
-    pub(super) idle: Idle<'x>,
+    slot: u32,
+    idle: Idle<'x>,
     /// When bytes were recorded last, and how many of each direction have been.
-    pub(super) recorded: Cell<(u64, u64, u64)>,
+    recorded: Cell<(u64, u64, u64)>,
     /// What tells that it may not go on.
-    pub(super) notice: &'x Notice,
-    pub(super) caller: &'x C,
-    pub(super) service: &'x S,
+    notice: &'x Notice,
+    caller: &'x C,
+    service: &'x S,
 }
 
 /// Carries bytes both ways until both are done.
 ///
 /// # Errors
 /// What ended it before that: a fault of either side (both ends have been reset), silence (both are shut down), no memory.
-pub(super) async fn run<C: End, S: End>(
+async fn run<C: End, S: End>(
     tunnel: &Tunnel<'_, C, S>,
     there: Way<impl Source, impl Sink>,
     back: Way<impl Source, impl Sink>,
@@ -174,52 +223,101 @@ pub(super) async fn run<C: End, S: End>(
     let mut there = pin!(tunnel.carry(there, Side::Downstream));
     let mut back = pin!(tunnel.carry(back, Side::Upstream));
     let mut silence = pin!(tunnel.idle.run_out());
-    let (mut there_result, mut back_result, mut failure) = (None, None, None);
+    let (mut there_result, mut back_result, mut over) = (None, None, None);
     // No direction is dropped in flight: what must end is ended from outside, and then awaited.
     poll_fn(|cx| {
-        if failure.is_none() && silence.as_mut().poll(cx).is_ready() {
-            failure = Some(SILENT);
-            tunnel.shutdown();
-        }
-        if failure.is_none()
-            && let Poll::Ready(cause) = tunnel.notice.poll(cx)
-        {
-            failure = Some(Failure::downstream(Stage::Authorize, cause));
-            tunnel.shutdown();
+        if over.is_none() {
+            let ended = (there_result.is_some(), back_result.is_some());
+            over = tunnel.poll_over(silence.as_mut(), ended, cx);
         }
         // Twice, because what ends the second direction may be the first.
         for _ in 0..2 {
-            tunnel.step(there.as_mut(), &mut there_result, back_result, &mut failure, cx);
-            tunnel.step(back.as_mut(), &mut back_result, there_result, &mut failure, cx);
+            tunnel.step(there.as_mut(), &mut there_result, back_result, &mut over, cx);
+            tunnel.step(back.as_mut(), &mut back_result, there_result, &mut over, cx);
         }
         if there_result.is_some() && back_result.is_some() { Poll::Ready(()) } else { Poll::Pending }
     })
     .await;
     tunnel.account.waited(tunnel.shard.clock.now());
     tunnel.record(true);
-    failure.map_or(Ok(()), Err)
+    over.unwrap_or(Ok(()))
 }
 
 /// Nothing has moved for `tunnel_idle`.
 const SILENT: Failure = Failure::local(Stage::Body, Cause::Timeout);
 
-impl<C: End, S: End> Tunnel<'_, C, S> {
+/// Whether one end has been cut by its peer, and how; the other has been told then. `ended` is whether all that came on the
+/// first was read: what was sent before «enough» is good, and who has said no more than that is not to blame.
+fn cut_by(end: &impl End, ended: bool, other: &impl End, cx: &mut Context<'_>) -> Option<Result<(), Cause>> {
+    let cut = match end.poll_cut(cx) {
+        Poll::Ready(Cut::Reset) => {
+            other.reset();
+            Err(Cause::Reset)
+        }
+        Poll::Ready(Cut::Enough) if ended => {
+            other.enough();
+            Ok(())
+        }
+        Poll::Ready(Cut::Enough) | Poll::Pending => return None,
+    };
+    end.shutdown();
+    Some(cut)
+}
+
+impl<'x, C: End, S: End> Tunnel<'x, C, S> {
+    fn new(path: &Path<'x>, idle: Duration, notice: &'x Notice, caller: &'x C, service: &'x S) -> Self {
+        let shard = path.shard;
+        Self {
+            shard,
+            account: path.account,
+            slot: path.service.recorder_slot,
+            idle: Idle::new(&shard.clock, shard.deadlines.alarm(), idle),
+            recorded: Cell::default(),
+            notice,
+            caller,
+            service,
+        }
+    }
+
+    /// What ends it from outside of both directions; they have been told then.
+    fn poll_over(
+        &self,
+        silence: std::pin::Pin<&mut impl Future<Output = ()>>,
+        (there_ended, back_ended): (bool, bool),
+        cx: &mut Context<'_>,
+    ) -> Option<Result<(), Failure>> {
+        if silence.poll(cx).is_ready() {
+            self.shutdown();
+            return Some(Err(SILENT));
+        }
+        if let Poll::Ready(cause) = self.notice.poll(cx) {
+            self.shutdown();
+            return Some(Err(Failure::downstream(Stage::Authorize, cause)));
+        }
+        cut_by(self.caller, there_ended, self.service, cx)
+            .map(|cut| cut.map_err(|cause| Failure::downstream(Stage::Body, cause)))
+            .or_else(|| {
+                cut_by(self.service, back_ended, self.caller, cx)
+                    .map(|cut| cut.map_err(|cause| Failure::upstream(Stage::Body, cause)))
+            })
+    }
+
     /// Polls a direction that has not ended; if it has failed now, ends what is left.
     fn step(
         &self,
         direction: std::pin::Pin<&mut impl Future<Output = Result<(), Failure>>>,
         result: &mut Option<Result<(), Failure>>,
         other: Option<Result<(), Failure>>,
-        failure: &mut Option<Failure>,
-        cx: &mut std::task::Context<'_>,
+        over: &mut Option<Result<(), Failure>>,
+        cx: &mut Context<'_>,
     ) {
         if result.is_some() {
             return;
         }
         let Poll::Ready(ended) = direction.poll(cx) else { return };
         *result = Some(ended);
-        if let (Err(ended), None) = (ended, &failure) {
-            *failure = Some(ended);
+        if let (Err(ended), None) = (ended, &over) {
+            *over = Some(Err(ended));
             match other {
                 // The other direction has been told its end in order: a reset now could destroy what was sent last.
                 Some(Ok(())) => {}
@@ -366,8 +464,16 @@ impl End for Control {
         Self::shutdown(self);
     }
 
+    fn enough(&self) {
+        Self::shutdown(self);
+    }
+
     fn write_until(&self, deadline: u64) {
         Self::write_until(self, deadline);
+    }
+
+    fn poll_cut(&self, _: &mut Context<'_>) -> Poll<Cut> {
+        Poll::Pending
     }
 }
 

@@ -375,7 +375,7 @@ impl<'b> Request<'b> {
         out.push(b' ');
         match self.target {
             Target::Asterisk => out.push(b'*'),
-            // Never written: the tunnel ends here.
+            // Where the next hop is to open the tunnel.
             Target::Authority(authority) => out.extend_from_slice(authority.as_bytes()),
             Target::Path(path) => {
                 if !path.starts_with('/') {
