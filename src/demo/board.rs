@@ -151,6 +151,7 @@ impl Board {
     pub(super) fn plain(&self, columns: usize) -> Vec<Line> {
         let mut lines = vec![Line::new().add(Bold, self.time())];
         lines.extend(self.table(columns));
+        lines.push(Line::new());
         lines.extend(self.trust.table());
         lines.push(Line::new());
         lines
@@ -468,7 +469,7 @@ mod tests {
             seen: Default::default(),
             client: Look::default(),
             client_curve: VecDeque::new(),
-            trust: Trust::new(["front", "orders", "stock"].into_iter()),
+            trust: Trust::new(["front", "orders", "stock"].into_iter(), false),
             used: Vec::new(),
         }
     }

@@ -299,7 +299,7 @@ impl Mesh {
             seen: Default::default(),
             client: Look::default(),
             client_curve: std::collections::VecDeque::new(),
-            trust: Trust::new(outside_in().map(|s| s.name)),
+            trust: Trust::new(outside_in().map(|s| s.name), options.without_tls),
             used: outside_in().map(|s| (s.name, spent(s), spent(s))).collect(),
         }
     }

@@ -55,6 +55,25 @@ struct Active {
     ended: bool,
 }
 
+impl Active {
+    fn since(now: Instant) -> Self {
+        Self { last: now, woke: None, ended: false }
+    }
+
+    fn note(&mut self, now: Instant) {
+        if now.duration_since(self.last) >= IDLE_MIN {
+            self.woke = Some(now);
+        }
+        self.last = now;
+    }
+
+    /// Whether nothing came for a while, but for last words.
+    fn was_idle(&self, now: Instant) -> bool {
+        let last_words = self.woke.is_some_and(|woke| now.duration_since(woke) <= LAST_WORDS_MAX);
+        last_words || now.duration_since(self.last) >= IDLE_MIN
+    }
+}
+
 impl Tap {
     /// Between a sidecar and the inbound listener `to` of another one. Looks for `marker`.
     ///
@@ -111,8 +130,7 @@ async fn accept(listener: std::net::TcpListener, to: SocketAddr, marker: String,
         let Ok(called) = TcpStream::connect(to).await else { continue };
         let _ = (caller.set_nodelay(true), called.set_nodelay(true));
         lock(&seen).connections += 1;
-        let now = Instant::now();
-        let active = Arc::new(Mutex::new(Active { last: now, woke: None, ended: false }));
+        let active = Arc::new(Mutex::new(Active::since(Instant::now())));
         let (from_caller, to_caller) = caller.into_split();
         let (from_called, to_called) = called.into_split();
         for (from, to) in [(from_caller, to_called), (from_called, to_caller)] {
@@ -150,12 +168,7 @@ impl Way {
     fn note(&mut self, bytes: &[u8]) {
         let found = self.records.see(bytes);
         lock(&self.seen).found.add(&found);
-        let mut active = lock(&self.active);
-        let now = Instant::now();
-        if now.duration_since(active.last) >= IDLE_MIN {
-            active.woke = Some(now);
-        }
-        active.last = now;
+        lock(&self.active).note(Instant::now());
     }
 
     /// The first of the two directions to end tells that the connection has ended.
@@ -164,10 +177,8 @@ impl Way {
         if std::mem::replace(&mut active.ended, true) {
             return;
         }
-        let was_idle = active.last.elapsed() >= IDLE_MIN
-            || active.woke.is_some_and(|woke| woke.elapsed() <= LAST_WORDS_MAX);
         let mut seen = lock(&self.seen);
-        if !was_idle && !seen.stopping {
+        if !active.was_idle(Instant::now()) && !seen.stopping {
             seen.dropped += 1;
         }
     }
@@ -175,4 +186,70 @@ impl Way {
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Read, Write};
+    use std::net::{TcpListener, TcpStream};
+
+    const MARKER: &str = "demo-5eed";
+
+    /// A tap before a server that this test plays, and a connection through both.
+    fn connected() -> (Tap, TcpStream, TcpStream) {
+        let server = TcpListener::bind("127.0.0.1:0").unwrap();
+        let tap = Tap::start("test", server.local_addr().unwrap(), MARKER).unwrap();
+        let caller = TcpStream::connect(tap.address).unwrap();
+        let (called, _) = server.accept().unwrap();
+        (tap, caller, called)
+    }
+
+    fn pass(from: &mut TcpStream, to: &mut TcpStream, bytes: &[u8]) {
+        from.write_all(bytes).unwrap();
+        let mut came = vec![0; bytes.len()];
+        to.read_exact(&mut came).unwrap();
+        assert_eq!(came, bytes);
+    }
+
+    #[test]
+    fn everything_is_passed_on_and_looked_at_in_both_directions() {
+        let (tap, mut caller, mut called) = connected();
+        pass(&mut caller, &mut called, &[22, 3, 1, 0, 2, 1, 1]);
+        pass(&mut called, &mut caller, &[22, 3, 3, 0, 1, 2]);
+        let seen = tap.seen();
+        assert!(!seen.found.is_readable() && seen.found.records == 2 && seen.connections == 1, "{seen:?}");
+        pass(&mut called, &mut caller, format!("HTTP/1.1 200 OK\r\nx: {MARKER}").as_bytes());
+        let found = tap.seen().found;
+        assert_eq!((found.plain_bytes, found.markers), (29, 1), "{found:?}");
+    }
+
+    #[test]
+    fn an_end_in_use_is_a_drop_unless_it_was_expected() {
+        for expected in [false, true] {
+            let (tap, mut caller, mut called) = connected();
+            pass(&mut caller, &mut called, &[22, 3, 1, 0, 2, 1, 1]);
+            if expected {
+                tap.expect_ends();
+            }
+            drop(called);
+            // The end was noted before it was passed on.
+            assert_eq!(caller.read(&mut [0; 8]).unwrap_or(0), 0);
+            assert_eq!(tap.seen().dropped, u64::from(!expected));
+        }
+    }
+
+    #[test]
+    fn a_connection_that_ends_after_a_silence_was_idle_whatever_its_last_words() {
+        let began = Instant::now();
+        let after = |ms| began + Duration::from_millis(ms);
+        let mut active = Active::since(began);
+        active.note(after(100));
+        assert!(!active.was_idle(after(400)) && active.was_idle(after(600)));
+        active.note(after(2100));
+        active.note(after(2101));
+        assert!(active.was_idle(after(2110)), "it said goodbye");
+        active.note(after(2500));
+        assert!(!active.was_idle(after(2510)), "it was in use again");
+    }
 }
