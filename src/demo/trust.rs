@@ -199,8 +199,7 @@ impl Trust {
             label("secrecy")
                 .add(verdict(found.plain_bytes > 0), plain)
                 .add(Plain, format!(" of {} between sidecars, ", bytes(found.bytes)))
-                .add(verdict(found.markers > 0), format!("marker seen {} times", found.markers))
-                .add(Dim, format!("   {} TLS records", found.records)),
+                .add(verdict(found.markers > 0), format!("marker seen {} times", found.markers)),
         );
         let Strangers { refused, let_in, .. } = &self.strangers;
         lines.push(
