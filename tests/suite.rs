@@ -62,6 +62,9 @@ mod reload; // what a new snapshot changes and what it keeps
 #[path = "suite/runtime.rs"]
 mod runtime; // what shards run on, where the operator chooses
 
+#[path = "suite/mesh_pair.rs"]
+mod mesh_pair; // two proxies in a row: what they speak does not show
+
 // TLS: rows t01 to t34 of the same list. Which chains are good is shown by the unit tests of the verifier.
 #[path = "suite/tls_inbound.rs"]
 mod tls_inbound; // callers

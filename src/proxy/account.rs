@@ -117,6 +117,7 @@ impl Account {
                 identity: shown.identity,
                 decided: shown.decision.map(|decision| (decision, &*view.snapshot.authorization)),
                 listener: shown.listener,
+                protocol: shown.protocol,
                 method: shown.method,
                 target: shown.target,
                 host: shown.host,
@@ -144,6 +145,8 @@ pub(super) struct Shown<'x> {
     pub(super) route: Option<u32>,
     pub(super) identity: Option<&'x SpiffeId>,
     pub(super) decision: Option<&'x Decision>,
+    /// What the caller spoke; a ringmesh says what its own caller did.
+    pub(super) protocol: &'static str,
 }
 
 impl<'x> Shown<'x> {
@@ -167,6 +170,7 @@ impl<'x> Shown<'x> {
             route: asked.and_then(|a| a.route),
             identity: downstream.identity.as_ref().map(|peer| &peer.id),
             decision: asked.map(|a| &a.decision),
+            protocol: asked.map_or("", |a| a.version.name()),
         }
     }
 }

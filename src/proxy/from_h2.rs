@@ -26,12 +26,12 @@ use super::relay::{Direction, unless_reset};
 use super::tunnel_h2;
 use super::{First, InProgress, Path, SHED, blamed, both};
 use crate::authorize::{self, Decision, Verdict};
-use crate::downstream::Downstream;
+use crate::downstream::{Downstream, Protocol};
 use crate::failure::{Cause, Failure, Side, Stage};
 use crate::http::body::{Reframer, TAILROOM};
 use crate::http::client_cert::ClientCert;
 use crate::http::h1::{self, Parsed};
-use crate::http::h2::{self as message, Facts};
+use crate::http::h2::{self as message, Facts, ORIGIN_FIELD, Origin};
 use crate::http::respond::{self, Told};
 use crate::http::websocket::Accept;
 use crate::http::{Framing, Method, grpc};
@@ -53,13 +53,16 @@ pub(super) struct Caller {
     pub(super) port: u16,
     pub(super) identity: Option<Rc<identity::Peer>>,
     pub(super) encrypted: bool,
+    /// Whether it is a ringmesh.
+    pub(super) mesh: bool,
 }
 
 /// Serves one connection to its end. Its input are its first octets, the preface or a part of it.
 pub(super) async fn serve(shard: Rc<Shard>, downstream: Downstream) {
     let Downstream { connection, input: seen, peer, listener, port, identity } = downstream;
     let encrypted = connection.tls().is_some();
-    let caller = Rc::new(Caller { peer, listener, port, identity, encrypted });
+    let mesh = Protocol::of(&connection) == Protocol::Mesh;
+    let caller = Rc::new(Caller { peer, listener, port, identity, encrypted, mesh });
     let view = shard.view();
     let snapshot = &view.snapshot;
     let settings = snapshot.http2;
@@ -216,11 +219,17 @@ async fn exchange(
         route,
         identity: caller.identity.as_ref().map(|peer| &peer.id),
         decision: decision.as_ref(),
+        protocol: caller.origin(&parts).map_or("HTTP/2", |origin| origin.0.name()),
     };
     account.close(&shard, &view, &shown, service.as_ref().map(|(_, s)| s), result.err().flatten());
 }
 
 impl Caller {
+    /// How a request came to the ringmesh that sends it, if that was not HTTP/2.
+    pub(super) fn origin(&self, parts: &Parts) -> Option<Origin> {
+        if self.mesh { Origin::of(&parts.headers) } else { None }
+    }
+
     /// Asks the rules, and counts what they say.
     fn authorize(&self, shard: &Shard, policy: &authorize::Policy, parts: &Parts) -> Decision {
         let caller = authorize::Caller {
@@ -392,6 +401,11 @@ impl Call<'_> {
         let whole = self.facts.framing == Framing::None;
         let mut parts = self.parts.clone();
         message::forward(&mut parts, self.facts, &self.forwarding());
+        if lease.is_mesh()
+            && let Some(origin) = self.caller.origin(self.parts)
+        {
+            parts.headers.insert(ORIGIN_FIELD, origin.value());
+        }
         if self.facts.grpc && self.path.deadline != NEVER {
             let left = self.path.deadline.saturating_sub(self.path.shard.clock.now());
             let left = grpc::write_timeout(std::time::Duration::from_nanos(left));

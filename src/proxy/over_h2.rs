@@ -16,7 +16,8 @@ use crate::downstream::{Asked, Downstream};
 use crate::failure::{Cause, Failure, Side, Stage};
 use crate::http::body::Reframer;
 use crate::http::h1::ResponseOptions;
-use crate::http::{Framing, Method, Version, h2 as message};
+use crate::http::h2::{self as message, Origin};
+use crate::http::{Framing, Method, Version};
 use crate::io::timed::Alarm;
 use crate::io::{Connection, Patience, Writer};
 use crate::shard::clock::{NEVER, ns};
@@ -57,7 +58,7 @@ async fn exchange(
     lease: &Lease,
     answered: &Cell<bool>,
 ) -> Result<Fate, Failure> {
-    let request = message::from_canonical(head, asked.version, asked.framing, lease.is_mesh())
+    let request = message::from_canonical(head, lease.is_mesh().then_some(Origin(asked.version)))
         .map_err(|cause| Failure::local(Stage::Request, cause))?;
     let ended = matches!((asked.framing, body), (Framing::None, _) | (_, Some(0)));
     let sent = lease.send().send_request(request, ended);

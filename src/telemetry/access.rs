@@ -42,6 +42,8 @@ pub struct Line<'l> {
     pub decided: Option<(&'l Decision, &'l Policy)>,
     /// Where it was accepted.
     pub listener: &'l str,
+    /// What the caller spoke: `HTTP/1.0`, `HTTP/1.1`, `HTTP/2`; empty where that cannot be made out.
+    pub protocol: &'l str,
     /// The request's method, target and host, as they came; empty where it cannot be made out.
     pub method: &'l [u8],
     /// See `method`.
@@ -136,6 +138,9 @@ impl AccessLog {
         if let Some(identity) = line.identity {
             let _ = write!(out, ",\"peer_identity\":\"{identity}\"");
         }
+        if !line.protocol.is_empty() {
+            let _ = write!(out, ",\"protocol\":\"{}\"", line.protocol);
+        }
         out.extend_from_slice(b",\"method\":\"");
         escape(cut(line.method), out);
         out.extend_from_slice(b"\",\"host\":\"");
@@ -192,6 +197,9 @@ impl AccessLog {
         escape(cut(line.host), out);
         out.push(b' ');
         escape(cut(line.target), out);
+        if !line.protocol.is_empty() {
+            let _ = write!(out, " {}", line.protocol);
+        }
         let _ = write!(out, "\" {} {}", ended.status, line.service.unwrap_or("-"));
         match line.endpoint {
             Some(endpoint) => {
@@ -346,6 +354,7 @@ mod tests {
             identity: None,
             decided: None,
             listener: "in",
+            protocol: "HTTP/1.1",
             method: b"GET",
             target,
             host: b"a",

@@ -5,13 +5,13 @@ use std::mem::MaybeUninit;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Request, Uri, request};
 
-use super::ORIGIN_FIELD;
+use super::origin::{ORIGIN_FIELD, Origin};
 use crate::authorize;
 use crate::failure::Cause;
 use crate::http::client_cert;
 use crate::http::fields::{self, Known, known, write_u64};
 use crate::http::h1::{self, write_field};
-use crate::http::{Framing, Method, Version};
+use crate::http::{Framing, Method};
 use crate::snapshot::{ForwardedFields, Limits};
 
 /// What matters of a request that was found right.
@@ -267,12 +267,15 @@ pub fn write_h1(parts: &request::Parts, facts: &Facts, forwarding: &Forwarded<'_
     out.extend_from_slice(b" HTTP/1.1\r\nhost: ");
     out.extend_from_slice(authority(parts).unwrap_or(forwarding.default_host).as_bytes());
     out.extend_from_slice(b"\r\n");
-    let (mut has_proto, mut has_host) = (false, false);
+    let (mut has_proto, mut has_host, mut has_length) = (false, false, false);
     for (name, value) in &parts.headers {
         match known(name.as_str()) {
             Known::Connection | Known::HopByHop | Known::KeepAlive | Known::Upgrade | Known::Te => continue,
-            Known::TransferEncoding | Known::ContentLength | Known::Host | Known::FailureReport => continue,
-            Known::ClientCert => continue,
+            Known::ContentLength => {
+                has_length = true;
+                continue;
+            }
+            Known::TransferEncoding | Known::Host | Known::FailureReport | Known::ClientCert => continue,
             Known::Expect if !facts.expect_continue => continue,
             Known::MaxForwards if facts.max_forwards.is_some() => continue,
             Known::XForwardedFor | Known::XForwardedHost | Known::XForwardedProto | Known::Forwarded
@@ -290,6 +293,10 @@ pub fn write_h1(parts: &request::Parts, facts: &Facts, forwarding: &Forwarded<'_
     }
     write_added(parts, facts, forwarding, (has_proto, has_host), out);
     match facts.framing {
+        // Services refuse (411) methods that have a meaning for content when nothing says that there is none.
+        Framing::None if has_length || means_content(&parts.method) => {
+            out.extend_from_slice(b"content-length: 0\r\n");
+        }
         Framing::None | Framing::UntilClose => {}
         Framing::Length(n) => {
             out.extend_from_slice(b"content-length: ");
@@ -335,17 +342,16 @@ pub fn extend_connect(request: &mut Request<()>) {
     request.headers_mut().remove(header::SEC_WEBSOCKET_KEY);
 }
 
-/// Reads a head that was written here for an HTTP/1.1 service, for one that speaks HTTP/2. `origin` tells a ringmesh how
-/// the message came.
+/// Whether a request without content says so (RFC 9110 §8.6).
+fn means_content(method: &http::Method) -> bool {
+    matches!(*method, http::Method::POST | http::Method::PUT | http::Method::PATCH)
+}
+
+/// Reads a head that was written here for an HTTP/1.1 service, for one that speaks HTTP/2. `origin` is for a ringmesh.
 ///
 /// # Errors
 /// When a part of it cannot be said in HTTP/2.
-pub fn from_canonical(
-    head: &[u8],
-    version: Version,
-    framing: Framing,
-    origin: bool,
-) -> Result<Request<()>, Cause> {
+pub fn from_canonical(head: &[u8], origin: Option<Origin>) -> Result<Request<()>, Cause> {
     let mut slots = [const { MaybeUninit::uninit() }; Limits::FIELDS_CEILING as usize + 16];
     let mut parsed = httparse::Request::new(&mut []);
     match parsed.parse_with_uninit_headers(head, &mut slots) {
@@ -366,13 +372,12 @@ pub fn from_canonical(
             }
         }
     }
-    if origin {
-        headers.insert(ORIGIN, HeaderValue::from_static(origin_of(version, framing)));
+    if let Some(origin) = origin {
+        headers.insert(ORIGIN, origin.value());
     }
     let uri = match parsed.path.unwrap_or("/") {
         target if parsed.method == Some("CONNECT") => Uri::builder().authority(target),
-        "*" => Uri::builder().scheme("http").authority(host).path_and_query("/"),
-        path => Uri::builder().scheme("http").authority(host).path_and_query(path),
+        target => Uri::builder().scheme("http").authority(host).path_and_query(target),
     };
     let mut request = Request::new(());
     *request.uri_mut() = uri.build().map_err(|_| Cause::BadTarget)?;
@@ -388,15 +393,6 @@ const PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const HOST_OF: HeaderName = HeaderName::from_static("x-forwarded-host");
 const FAILURE: HeaderName = HeaderName::from_static("x-ringmesh-failure");
 const ORIGIN: HeaderName = HeaderName::from_static(ORIGIN_FIELD);
-
-/// How a message came, for a ringmesh at the far end.
-fn origin_of(version: Version, framing: Framing) -> &'static str {
-    match (version, framing) {
-        (Version::Http11, Framing::Chunked) => "1.1 chunked",
-        (Version::Http11, _) => "1.1",
-        (Version::Http10, _) => "1.0",
-    }
-}
 
 fn method(method: &http::Method) -> Result<Method, Cause> {
     match *method {
