@@ -166,18 +166,12 @@ pub fn forward(parts: &mut request::Parts, facts: &Facts, forwarding: &Forwarded
     }
     parts.version = http::Version::HTTP_2;
     let headers = &mut parts.headers;
-    headers.remove(header::HOST);
-    for name in ["proxy-authorization", "proxy-connection", "proxy-authenticate", "http2-settings"] {
-        headers.remove(name);
-    }
-    headers.remove(FAILURE);
-    headers.remove(ORIGIN);
-    // In any spelling: see `http::client_cert`.
-    let forged: Vec<HeaderName> =
-        headers.keys().filter(|name| known(name.as_str()) == Known::ClientCert).cloned().collect();
-    for name in forged {
-        headers.remove(name);
-    }
+    super::remove(headers, |name| {
+        matches!(
+            known(name.as_str()),
+            Known::Host | Known::HopByHop | Known::FailureReport | Known::ClientCert
+        ) || *name == ORIGIN
+    });
     if let Some(client_cert) = &forwarding.client_cert {
         let mut value = Vec::with_capacity(client_cert.value_len());
         client_cert.write(&mut value);
@@ -316,7 +310,6 @@ pub fn from_canonical(head: &[u8], origin: Option<Origin>) -> Result<Request<()>
 const FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const HOST_OF: HeaderName = HeaderName::from_static("x-forwarded-host");
-const FAILURE: HeaderName = HeaderName::from_static("x-ringmesh-failure");
 const ORIGIN: HeaderName = HeaderName::from_static(ORIGIN_FIELD);
 
 fn method(method: &http::Method) -> Result<Method, Cause> {
