@@ -236,6 +236,7 @@ impl Bench<'_> {
         let address = running.as_ref().map_or(self.origin.address, |r| r.address);
         let url = Url {
             place: Place::Tcp(address),
+            tls: false,
             authority: address.to_string(),
             target: case.target.to_owned(),
         };
