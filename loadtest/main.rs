@@ -50,7 +50,7 @@ struct Command {
 #[derive(Subcommand)]
 enum What {
     Server(ServerArgs),
-    Client(ClientArgs),
+    Client(Box<ClientArgs>),
     Idle(IdleArgs),
     Compare(compare::CompareArgs),
     #[command(hide = true)]
@@ -226,6 +226,11 @@ struct IdleArgs {
     /// What that request asks for.
     #[arg(long, default_value = "/size/1024")]
     target: String,
+    /// Speak TLS; the certificate must have this name.
+    #[arg(long, value_name = "NAME")]
+    server_name: Option<String>,
+    #[command(flatten)]
+    tls: TlsArgs,
 }
 
 #[derive(Clone)]
@@ -250,7 +255,7 @@ fn main() -> ExitCode {
     }
     let done = match command.what {
         What::Server(args) => server(args, &stop),
-        What::Client(args) => client(args, &stop),
+        What::Client(args) => client(*args, &stop),
         What::Idle(args) => hold_idle(&args, &stop),
         What::Compare(args) => compare::run(&args, &stop),
         What::Guard(args) => guard::run(&args),
@@ -353,7 +358,15 @@ fn client(args: ClientArgs, stop: &Arc<AtomicBool>) -> Result<ExitCode, String> 
 
 fn hold_idle(args: &IdleArgs, stop: &AtomicBool) -> Result<ExitCode, String> {
     let request = args.after_request.then_some(args.target.as_str());
-    let streams = idle::open(args.address, args.connections, request)?;
+    let tls = match &args.server_name {
+        Some(name) => {
+            let name = rustls::pki_types::ServerName::try_from(name.clone())
+                .map_err(|e| format!("`{name}`: {e}"))?;
+            Some((args.tls.config(false)?, name))
+        }
+        None => None,
+    };
+    let streams = idle::open(args.address, tls.as_ref(), args.connections, request)?;
     println!("{} connections open", streams.len());
     let until = now_ns() + nanos(args.hold);
     while now_ns() < until && !stop.load(Ordering::Relaxed) {
