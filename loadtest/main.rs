@@ -23,6 +23,7 @@ mod plot;
 mod socket;
 mod target;
 mod tls;
+mod trial;
 mod wire;
 
 use std::io::IsTerminal;
@@ -53,6 +54,8 @@ enum What {
     Client(Box<ClientArgs>),
     Idle(IdleArgs),
     Compare(compare::CompareArgs),
+    Rotation(trial::rotation::RotationArgs),
+    SlowReader(trial::slow_reader::SlowReaderArgs),
     #[command(hide = true)]
     Guard(guard::GuardArgs),
 }
@@ -258,6 +261,8 @@ fn main() -> ExitCode {
         What::Client(args) => client(*args, &stop),
         What::Idle(args) => hold_idle(&args, &stop),
         What::Compare(args) => compare::run(&args, &stop),
+        What::Rotation(args) => trial::rotation::run(&args, &stop),
+        What::SlowReader(args) => trial::slow_reader::run(&args, &stop),
         What::Guard(args) => guard::run(&args),
     };
     match done {
