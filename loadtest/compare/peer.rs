@@ -289,3 +289,32 @@ fn last_lines(log: &Path) -> String {
         lines.into_iter().rev().collect::<Vec<_>>().join(" | ")
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use clap::ValueEnum;
+
+    use super::*;
+    use crate::certificates::Pair;
+
+    #[test]
+    fn configurations_are_whole_once_they_are_filled() {
+        let pair = || Pair { certificate: "c".into(), key: "k".into(), both: "ck".into() };
+        let files = Files { ca: "ca".into(), server: pair(), a: pair(), b: pair() };
+        let at: SocketAddr = "127.0.0.1:7777".parse().expect("an address");
+        let place = Place { origin: at, proxy_cpu: 0, dir: Path::new("dir"), files: &files, leaf_ttl: "24h" };
+        let mut filled_ones = 0;
+        for shape in [Shape::Plain, Shape::H2, Shape::H2h1, Shape::Tls, Shape::Mesh] {
+            for kind in Kind::value_variants() {
+                for (file, template) in kind.templates(shape).unwrap_or_default() {
+                    let text = filled(template, &place, at, at, at);
+                    assert!(!text.contains("{{") && text.contains("7777"), "{file}: {text}");
+                    filled_ones += 1;
+                }
+            }
+        }
+        assert_eq!(filled_ones, 4 + 3 + 4 + 4 + 8);
+        assert!(Kind::Ringmesh.absent(Shape::Mesh).is_none());
+        assert!(Kind::Nginx.absent(Shape::H2).is_some());
+    }
+}
