@@ -4,7 +4,7 @@
 //! the first registration.
 
 use std::io::{self, Read, Write};
-use std::net::SocketAddr;
+use std::net::{Shutdown, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -69,6 +69,15 @@ impl Stream {
     /// Writes what TLS keeps back, as far as the socket takes it.
     pub(crate) fn flush(&mut self) -> io::Result<()> {
         if let Self::Tls(stream) = self { stream.flush() } else { Ok(()) }
+    }
+
+    /// The peer reads an end; what it sends can still be read.
+    pub(crate) fn end_writing(&self) -> io::Result<()> {
+        match self {
+            Self::Tcp(stream) => stream.shutdown(Shutdown::Write),
+            Self::Unix(stream) => stream.shutdown(Shutdown::Write),
+            Self::Tls(stream) => stream.socket.shutdown(Shutdown::Write),
+        }
     }
 
     /// Says that nothing more will come, where there is a word for that.

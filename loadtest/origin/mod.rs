@@ -437,6 +437,9 @@ impl EventLoop {
             self.due.push(Reverse((now_ns() + delay, index, connection.number, stream)));
         }
         loop {
+            if self.options.close_after.is_some_and(|after| streams.served >= after) {
+                streams.leave();
+            }
             let wrote = streams.pump(self.options.slow.map(slow_piece));
             for stream in streams.paced.drain(..) {
                 self.due.push(Reverse((now_ns() + SLOW_INTERVAL, index, connection.number, stream)));
@@ -458,16 +461,11 @@ impl EventLoop {
         if self.options.idle_close.is_some() {
             connection.idle_since = now_ns();
         }
-        if let Some(after) = self.options.close_after
-            && streams.served >= after
-        {
-            streams.leave();
-            let _ = connection.stream.write(streams.framer.pending()); // into an empty buffer; then it is closed
-            if streams.is_idle() {
-                connection.stream.say_goodbye();
-                return Err(io::ErrorKind::ConnectionAborted.into());
-            }
-            streams.framer.wrote(streams.framer.pending().len());
+        if streams.leaving && streams.is_idle() {
+            // What the client has sent meanwhile is still read: closing on it would reset the connection, and take answers
+            // back that the client has not read yet.
+            connection.stream.say_goodbye();
+            connection.stream.end_writing()?;
         }
         Ok(())
     }

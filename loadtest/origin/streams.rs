@@ -39,7 +39,8 @@ pub(super) struct Streams {
     pub(super) paced: Vec<u32>,
     pub(super) served: u32,
     last: u32,
-    leaving: bool,
+    /// The client was told to ask elsewhere.
+    pub(super) leaving: bool,
 }
 
 impl Streams {
