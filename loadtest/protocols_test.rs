@@ -156,6 +156,12 @@ fn a_server_that_leaves_is_left_without_a_failure() {
     let origin = plain(origin::Options { close_after: Some(3), ..Default::default() });
     let tally = succeeds(&options_for(&origin, "http", "/", true));
     assert!(tally.reconnects > 10, "{}", tally.reconnects);
+    // Its GOAWAY finds the socket full when the client reads slowly: it waits, and cuts no answer short.
+    let mut options = options_for(&origin, "http", "/size/1MiB", true);
+    (options.slow, options.requests) = (Some(200_000_000), Some(64));
+    let tally = run(&options);
+    assert_eq!((tally.failed(), tally.completed), (0, 64));
+    assert!(tally.reconnects > 1, "{}", tally.reconnects);
 }
 
 #[test]

@@ -103,8 +103,19 @@ pub(crate) fn run(args: &CompareArgs, stop: &Arc<AtomicBool>) -> Result<ExitCode
     write(&out.join("setup.md"), &summary::setup(args, &peers))?;
     let client = tls::ClientFiles { ca: Some(&scratch.files.ca), ..Default::default() };
     let tls = tls::client_config(&client, false)?;
-    let mut bench =
-        Bench { args, stop, peers, scratch, origin, tls, raw, rows: Vec::new(), latencies: BTreeMap::new() };
+    let unverified = tls::client_config(&tls::ClientFiles { insecure: true, ..client }, false)?;
+    let mut bench = Bench {
+        args,
+        stop,
+        peers,
+        scratch,
+        origin,
+        tls,
+        unverified,
+        raw,
+        rows: Vec::new(),
+        latencies: BTreeMap::new(),
+    };
     for case in cases {
         bench.load_case(case, wanted(CaseName::Direct))?;
         write(&out.join(format!("latency-{}.svg", case.key)), &bench.plot(case))?;
@@ -151,6 +162,8 @@ struct Bench<'a> {
     scratch: Scratch,
     origin: OriginProcess,
     tls: Arc<rustls::ClientConfig>,
+    /// Where there is a handshake for each request: the client shares its CPU with the origin, and is not measured.
+    unverified: Arc<rustls::ClientConfig>,
     raw: fs::File,
     rows: Vec<Row>,
     /// By case and proxy, over all rounds.
@@ -278,7 +291,10 @@ impl Bench<'_> {
             target: case.target.to_owned(),
         };
         client::Options {
-            tls: case.tls().then(|| (Arc::clone(&self.tls), ServerName::from(address.ip()))),
+            tls: case.tls().then(|| {
+                let config = if case.new_connection { &self.unverified } else { &self.tls };
+                (Arc::clone(config), ServerName::from(address.ip()))
+            }),
             http2: case.streams.is_some(),
             streams_max: case.streams.unwrap_or(1),
             new_connection: case.new_connection,

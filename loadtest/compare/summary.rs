@@ -220,6 +220,15 @@ pub(super) fn setup(args: &CompareArgs, peers: &[Peer]) -> String {
         WARMUP.as_secs()
     );
     let _ = writeln!(out, "- configurations: loadtest/peers/");
+    let _ = writeln!(
+        out,
+        "- TLS 1.3 everywhere, certificates with ECDSA P-256, TLS_AES_128_GCM_SHA256 (callers offer nothing else; the pairs of a \
+         mesh agree on it by themselves), X25519 (ringmesh with itself: X25519MLKEM768, once per connection)"
+    );
+    let _ = writeln!(
+        out,
+        "- nothing is resumed; tickets a handshake: ringmesh 1, HAProxy 2 short ones, nginx and Envoy none"
+    );
     for peer in peers {
         let _ = writeln!(out, "- {}: {}", peer.kind.name(), peer.version);
     }
