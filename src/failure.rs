@@ -72,7 +72,7 @@ causes! {
     BadStartLine = "bad_start_line", 400;
     /// A method with octets that are not token characters, or one that is not understood here.
     BadMethod = "bad_method", 400;
-    /// CONNECT or TRACE, which this proxy does not serve.
+    /// TRACE, which this proxy does not serve, or CONNECT where the route does not allow it.
     MethodRefused = "method_refused", 405;
     /// A target with octets that do not belong there, or in a form that the method does not allow.
     BadTarget = "bad_target", 400;
@@ -106,13 +106,13 @@ causes! {
     EncodingInOld = "transfer_encoding_in_http10", 400;
     /// A chunk size, chunk end or trailer section that breaks the grammar.
     BadChunk = "bad_chunk", 400;
-    /// Upgrade together with a request body.
+    /// A WebSocket handshake or CONNECT together with a request body.
     UpgradeWithBody = "upgrade_with_body", 400;
-    /// A protocol upgrade that is not supported.
+    /// WebSocket where the route does not allow it, in a choice of protocols, or not with GET.
     UpgradeRefused = "upgrade_refused", 501;
     /// An expectation other than 100-continue.
     ExpectationFailed = "expectation_failed", 417;
-    /// A 101 answer that was not asked for.
+    /// A 101 answer that was not asked for, or is not the one to the caller's handshake.
     UnexpectedUpgrade = "unexpected_upgrade", 400;
     /// More interim (1xx) answers than allowed.
     TooManyInterim = "too_many_interim_responses", 400;

@@ -39,6 +39,12 @@ mod http2; // from callers and to services, and every translation
 #[path = "suite/http2_floods.rs"]
 mod http2_floods; // a01 to a15: what attackers send
 
+// What a connection can become.
+#[path = "suite/tunnels.rs"]
+mod tunnels;
+#[path = "suite/websocket.rs"]
+mod websocket; // w01 to w13: handshakes, tunnels, CONNECT // the same, and g21, where one side or both speak HTTP/2
+
 #[path = "suite/access_log.rs"]
 mod access_log; // what a line says, also of what was refused
 #[path = "suite/authorize.rs"]

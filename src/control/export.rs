@@ -214,9 +214,10 @@ const SHARD_COUNTERS: [Row; 11] = [
     ("intervals_merged", "Intervals of telemetry that were handed over late", |t| t.intervals_merged),
 ];
 
-const SHARD_GAUGES: [Row; 4] = [
+const SHARD_GAUGES: [Row; 5] = [
     ("downstream_connections", "Open downstream connections", |t| t.downstream_open),
     ("exchanges_open", "Exchanges in progress", |t| t.exchanges_open),
+    ("tunnels_open", "Upgraded connections and CONNECT tunnels among them", |t| t.tunnels_open),
     ("upstream_connections", "Open upstream connections, idle ones included", |t| t.upstream_open),
     ("upstream_idle", "Idle upstream connections", |t| t.upstream_idle),
 ];

@@ -14,6 +14,7 @@ use crate::authorize::{self, Call, Caller, Decision, Fields, Verdict};
 use crate::failure::{Cause, Failure, Stage};
 use crate::http::client_cert::ClientCert;
 use crate::http::h1::{self, Parsed, Target};
+use crate::http::websocket::Accept;
 use crate::http::{Framing, Method, Version};
 use crate::identity::{self, ALPN_MESH};
 use crate::io::timed::OnDeadline;
@@ -21,8 +22,9 @@ use crate::io::tls::Tls;
 use crate::io::{Connection, Fault, Waited};
 use crate::shard::buffers::{Buffer, Buffers};
 use crate::shard::clock::ns;
-use crate::shard::live::Open;
+use crate::shard::live::{AskAgain, Kind, Open};
 use crate::shard::{Shard, View};
+use crate::snapshot::Limits;
 
 /// A caller's connection. Between two requests it holds no buffer once it has been quiet for a moment.
 pub struct Downstream {
@@ -102,13 +104,29 @@ pub struct Asked {
     pub keep_alive: bool,
     /// Whether it may be served, and which rules say so.
     pub decision: Decision,
+    /// The tunnel that it would like the connection to become. Boxed: few requests ask for one.
+    pub tunnel: Option<Box<Tunnel>>,
     /// Whether it may not go further (OPTIONS with Max-Forwards: 0).
     pub answer_here: bool,
     /// Where the log finds what it shows.
     pub places: Places,
 }
 
+/// What a connection may be asked to become.
+#[derive(Debug)]
+pub enum Tunnel {
+    /// A WebSocket, if the service answers the handshake with this.
+    WebSocket(Accept),
+    /// A tunnel to the service of the route (CONNECT).
+    Connect,
+}
+
 impl Asked {
+    /// Whether it is a CONNECT.
+    pub fn is_connect(&self) -> bool {
+        matches!(self.tunnel.as_deref(), Some(Tunnel::Connect))
+    }
+
     /// Whether the body is known to be larger than the limit.
     pub fn is_too_large(&self) -> bool {
         let limit = self.view.snapshot.limits.body_bytes_max;
@@ -147,7 +165,7 @@ pub struct Places {
 
 impl Downstream {
     /// How long a quiet connection holds its buffer: busy connections never give theirs back.
-    const HOLD_NS: u64 = 1_000_000_000;
+    pub const HOLD_NS: u64 = 1_000_000_000;
 
     /// Takes an accepted connection.
     pub fn new(shard: &Shard, stream: TcpStream, peer: SocketAddr, listener: Arc<str>, port: u16) -> Self {
@@ -165,14 +183,14 @@ impl Downstream {
         }
     }
 
-    /// As one of the connections that end when they are not allowed any more.
-    pub fn as_open(&self) -> Open {
+    /// As one of the connections that end when they are not allowed any more, of that kind.
+    pub fn as_open(&self, kind: Kind) -> Open {
         Open {
             peer: self.identity.clone(),
             source: self.peer.ip(),
             listener: Arc::clone(&self.listener),
             port: self.port,
-            control: self.connection.control(),
+            kind,
         }
     }
 
@@ -363,6 +381,11 @@ impl Downstream {
                 nominated_trailers: request.nominated_trailers(),
                 keep_alive: request.keep_alive,
                 decision,
+                tunnel: match request.upgrade {
+                    _ if request.is_connect() => Some(Box::new(Tunnel::Connect)),
+                    h1::Upgrade::WebSocket(accept) => Some(Box::new(Tunnel::WebSocket(accept))),
+                    h1::Upgrade::No | h1::Upgrade::Ignorable => None,
+                },
                 answer_here: request.method_name == "OPTIONS" && request.max_forwards == Some(0),
                 places: Places {
                     method: request.place(request.method_name.as_bytes()),
@@ -375,13 +398,7 @@ impl Downstream {
 
     /// Asks the rules, and counts what they say.
     fn authorize(&self, shard: &Shard, policy: &authorize::Policy, request: &h1::Request<'_>) -> Decision {
-        let path = match request.target {
-            Target::Asterisk => "*",
-            Target::Path(_) => request.path().unwrap_or_default(),
-        };
-        let (method, path) = (request.method_name.as_bytes(), path.as_bytes());
-        let call = Call { caller: self.caller(), method, path, fields: request };
-        let decision = policy.decide(&call, |id| {
+        let decision = policy.decide(&call(self.caller(), request), |id| {
             shard.recorder.borrow_mut().record_audit(policy, &self.listener, id);
         });
         if decision.verdict == Verdict::Deny {
@@ -389,6 +406,27 @@ impl Downstream {
         }
         decision
     }
+}
+
+/// A request, as rules see it.
+fn call<'c, 'b>(caller: Caller<'c>, request: &'c h1::Request<'b>) -> Call<'c, h1::Request<'b>> {
+    let path = match request.target {
+        Target::Asterisk => "*",
+        // A CONNECT has no path.
+        Target::Path(_) | Target::Authority(_) => request.path().unwrap_or_default(),
+    };
+    Call { caller, method: request.method_name.as_bytes(), path: path.as_bytes(), fields: request }
+}
+
+/// Asks rules about a request that was served before, by its head.
+pub fn ask_again(head: Box<[u8]>, limits: Limits) -> AskAgain {
+    Box::new(move |policy, caller| {
+        let verdict = h1::read_request(&head, &limits, None, |request| {
+            policy.decide(&call(caller, request), |_| {}).verdict
+        });
+        // It was understood before, by the same limits.
+        if let Parsed::Whole(verdict) = verdict { verdict } else { Verdict::Deny }
+    })
 }
 
 impl Fields for h1::Request<'_> {

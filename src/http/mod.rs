@@ -7,6 +7,7 @@ pub mod grpc;
 pub mod h1;
 pub mod h2;
 pub mod respond;
+pub mod websocket;
 
 /// The version that a message came with (RFC 9112 §2.3). Later 1.x count as 1.1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -115,6 +115,12 @@ pub fn write_options(told: Told<'_>, clock: &Clock, out: &mut Vec<u8>) {
     end(told, out);
 }
 
+/// Writes the answer to a CONNECT: from here on the connection is the tunnel's (RFC 9110 §9.3.6: no framing fields).
+pub fn write_connected(clock: &Clock, out: &mut Vec<u8>) {
+    start(200, clock, out);
+    out.extend_from_slice(b"\r\n");
+}
+
 fn start(status: u16, clock: &Clock, out: &mut Vec<u8>) {
     out.extend_from_slice(b"HTTP/1.1 ");
     write_u64(status.into(), out);

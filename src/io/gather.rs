@@ -39,6 +39,9 @@ pub trait Lender {
 pub trait Inspect {
     /// Whether these octets may pass; after `false` nothing more does: see [`Vital::was_stopped`].
     fn inspect(&mut self, bytes: &[u8]) -> bool;
+
+    /// Whether the peer has said what it offers.
+    fn has_begun(&self) -> bool;
 }
 
 /// Octets gathered at most before h2 is told to wait; one write may be as large, another is being filled meanwhile.
@@ -77,6 +80,7 @@ struct Shared<L: Lender> {
     inbound_end: Cell<Option<End>>,
     /// What comes in is thrown away, because of what came before it.
     stopped: Cell<bool>,
+    begun: Cell<bool>,
     out: RefCell<L::Buffer>,
     out_failed: Cell<Option<Fault>>,
     /// h2 has nothing more to say.
@@ -124,6 +128,7 @@ pub fn gather<L: Lender, I: Inspect>(
         taken: Cell::new(0),
         inbound_end: Cell::new(None),
         stopped: Cell::new(!passes),
+        begun: Cell::new(inspect.has_begun()),
         out: RefCell::default(),
         out_failed: Cell::new(None),
         finished: Cell::new(false),
@@ -203,6 +208,7 @@ impl<L: Lender, I: Inspect> Inward<L, I> {
         let shared = &self.shared;
         if !shared.dropped.get() && !shared.stopped.get() {
             if self.inspect.inspect(&buffer) {
+                shared.begun.set(self.inspect.has_begun());
                 let used = shared.inbound.replace(buffer);
                 shared.taken.set(0);
                 shared.lender.give(used);
@@ -281,6 +287,11 @@ impl<L: Lender> Vital<L> {
     /// Whether what came in was stopped by [`Inspect`]. h2 waits for more then: whoever drives it should end it.
     pub fn was_stopped(&self) -> bool {
         self.shared.stopped.get()
+    }
+
+    /// Whether the peer has said what it offers, and h2 has taken all that it said so far.
+    pub fn has_begun(&self) -> bool {
+        self.shared.begun.get() && self.shared.is_taken()
     }
 
     /// Why the connection ended, where it did by a fault.

@@ -6,6 +6,7 @@
 //! written as before, by the same code. Knows nothing of HTTP.
 
 pub mod gather;
+pub mod idle;
 pub(crate) mod sys;
 pub mod timed;
 pub mod tls;
@@ -180,7 +181,7 @@ impl Connection {
 
     /// Whether bytes wait to be read: closing now would reset the connection and could destroy what was sent last.
     pub fn has_unread(&self) -> bool {
-        sys::peek(self.reader.joint.ticket.socket()) == sys::Peek::Bytes
+        self.reader.joint.has_unread()
     }
 
     /// Resets the connection: the only way to tell the peer that a body that ends with it is cut.
@@ -371,6 +372,11 @@ impl Joint {
             .or_else(|| self.ticket.is_cancelled().then_some(Err(Fault::Cancelled)))
     }
 
+    /// Whether bytes wait to be read, in the socket or decrypted already.
+    fn has_unread(&self) -> bool {
+        sys::peek(self.ticket.socket()) == sys::Peek::Bytes || self.tls().is_some_and(Tls::is_ready)
+    }
+
     /// Whether something is there that the socket does not know of; else nothing is held that can be given back.
     fn is_ready_before_rest(&self) -> bool {
         self.tls().is_some_and(|tls| {
@@ -394,6 +400,20 @@ impl Drop for Writer {
 }
 
 impl Control {
+    /// Resets the connection, whoever waits on it. A Unix socket, which knows no reset, is shut down.
+    pub fn reset(&self) {
+        if let Some(tls) = self.joint.tls() {
+            tls.mute();
+        }
+        sys::reset(self.joint.ticket.socket());
+        sys::shutdown_both(self.joint.ticket.socket());
+    }
+
+    /// Puts the deadline of a write in flight, if there is one, off to `deadline`.
+    pub fn write_until(&self, deadline: u64) {
+        self.joint.ticket.write_until(deadline);
+    }
+
     /// Ends a [`Reader::read_cancelable`] in flight.
     pub fn cancel_read(&self) {
         self.joint.ticket.cancel_read();
@@ -456,6 +476,11 @@ impl Writer {
             };
             return Err(if untouched && fault == Fault::Reset { Fault::Unsent } else { fault });
         }
+    }
+
+    /// As [`Connection::has_unread`].
+    pub fn has_unread(&self) -> bool {
+        self.joint.has_unread()
     }
 
     /// Says that nothing more will be sent.

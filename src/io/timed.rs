@@ -74,6 +74,8 @@ pub struct Ticket {
 impl Deadlines {
     /// Looks are at least this far apart, so that a thousand different deadlines do not mean a thousand looks.
     const LOOK_SPACING: Duration = Duration::from_millis(5);
+    /// The longest sleep: the runtime's timers need not reach further.
+    const SLEEP_MAX: Duration = Duration::from_secs(3600);
     /// While draining, a connection that has been silent for this long is closed.
     pub const DRAIN_IDLE: Duration = Duration::from_secs(1);
 
@@ -155,7 +157,7 @@ impl Deadlines {
             let mut timer = std::pin::pin!(async {
                 match next {
                     NEVER => std::future::pending().await,
-                    at => monoio::time::sleep(Duration::from_nanos(at - now)).await,
+                    at => monoio::time::sleep(Duration::from_nanos(at - now).min(Self::SLEEP_MAX)).await,
                 }
             });
             // Woken by the timer, or by `wake_for` when something earlier was armed. Dropping a timer loses nothing.
@@ -243,6 +245,11 @@ impl Alarm {
             Poll::Pending
         })
         .await
+    }
+
+    /// Whether [`Deadlines::cut`] was called.
+    pub fn is_cut(&self) -> bool {
+        self.ticket.deadlines.is_cut()
     }
 
     /// Brings the deadline of a wait in progress forward.
@@ -362,6 +369,15 @@ impl Ticket {
             slot.write_fired = false;
         }
         self.deadlines.wake_for(deadline);
+    }
+
+    /// Puts the deadline of a write in flight off. Costs one look too early at most: nobody need be woken.
+    pub(super) fn write_until(&self, deadline: u64) {
+        let mut slots = self.deadlines.slots.borrow_mut();
+        let slot = &mut slots[self.slot as usize];
+        if slot.write_at != NEVER {
+            slot.write_at = deadline;
+        }
     }
 
     /// The write has ended: whether its deadline ended it.

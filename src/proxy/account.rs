@@ -34,8 +34,10 @@ pub(super) struct Account {
     pub(super) response_body_bytes: Cell<u64>,
     /// `grpc-status` of the response, where it has one.
     pub(super) grpc_status: Cell<Option<u16>>,
+    /// Whether it became a tunnel.
+    tunnel: Cell<bool>,
     /// Waits for either peer that are going on, since when there is at least one, and the sum of those that are over.
-    waiting: Cell<u32>,
+    waiting: Cell<u16>,
     waiting_since: Cell<u64>,
     waited_ns: Cell<u64>,
 }
@@ -68,6 +70,12 @@ impl Account {
         }
     }
 
+    /// The exchange is a tunnel from here on: one long wait. Its bytes are recorded while it lives.
+    pub(super) fn tunnel_begins(&self, now: u64) {
+        self.tunnel.set(true);
+        self.wait(now);
+    }
+
     /// Records the exchange in telemetry and access log.
     pub(super) fn close(
         &self,
@@ -92,9 +100,15 @@ impl Account {
             first_byte_ns,
             whole_ns,
             own_ns: whole_ns.saturating_sub(self.waited_ns.get()),
+            tunnel: self.tunnel.get(),
         };
         let slot = service.map_or(View::NO_SERVICE, |s| s.recorder_slot);
-        shard.recorder.borrow_mut().record(slot, &ended);
+        let counted = if ended.tunnel {
+            Ended { request_body_bytes: 0, response_body_bytes: 0, ..ended }
+        } else {
+            ended
+        };
+        shard.recorder.borrow_mut().record(slot, &counted);
         if let Some(format) = view.snapshot.access_log {
             let route = shown.route.and_then(|r| view.snapshot.routes.routes().get(r as usize));
             let line = Line {

@@ -152,7 +152,9 @@ impl Path<'_> {
         let Self { shard, account, service, .. } = self;
         let timeout = self.connect_timeout(shard.clock.now());
         account.wait(shard.clock.now());
-        let connected = handshake::with_service(shard, &service.spec, attempt.address(), timeout).await;
+        let protocol = service.spec.protocol;
+        let connected =
+            handshake::with_service(shard, &service.spec, protocol, attempt.address(), timeout).await;
         account.waited(shard.clock.now());
         let (connection, agreed) = connected?;
         attempt.shared().chose(agreed != Agreed::Http1);
@@ -165,6 +167,49 @@ impl Path<'_> {
         drop(opening);
         opened.drive(shard, Rc::clone(&shared), &service.spec);
         Ok(To::H2(lease))
+    }
+
+    /// As [`Path::connect`], for a WebSocket handshake. An endpoint that has chosen HTTP/2 and takes no WebSockets by it gets
+    /// a connection on which HTTP/1.1 is spoken, where the service leaves the choice.
+    pub(super) async fn connect_for_websocket(
+        &self,
+        tried: &mut Tried,
+        fresh: bool,
+    ) -> Result<(Attempt, To), Failure> {
+        let (attempt, to) = self.connect(tried, fresh).await?;
+        let To::H2(lease) = to else { return Ok((attempt, to)) };
+        let now = self.shard.clock.now();
+        let deadline = now.saturating_add(crate::shard::clock::ns(self.connect_timeout(now)));
+        self.account.wait(now);
+        let takes = self.shard.deadlines.alarm().until(deadline, Box::pin(lease.takes_websockets())).await;
+        self.account.waited(self.shard.clock.now());
+        match takes {
+            Some(true) => Ok((attempt, To::H2(lease))),
+            Some(false) if self.service.spec.protocol == Protocol::Auto => {
+                drop(lease);
+                let pooled = self.open_http1(&attempt, fresh).await?;
+                Ok((attempt, To::H1(pooled)))
+            }
+            Some(false) => Err(Failure::upstream(Stage::Request, Cause::UpgradeRefused)),
+            None => Err(Failure::upstream(Stage::Connect, Cause::Timeout)),
+        }
+    }
+
+    async fn open_http1(&self, attempt: &Attempt, fresh: bool) -> Result<Pooled, Failure> {
+        let Self { shard, account, service, .. } = self;
+        let now = shard.clock.now();
+        match self.pooled(attempt, fresh, now) {
+            Found::Connection(To::H1(pooled)) => return Ok(pooled),
+            Found::Nothing(cause) => return Err(Failure::upstream(Stage::Connect, cause)),
+            Found::Room(_) | Found::Connection(To::H2(_)) => {}
+        }
+        let timeout = self.connect_timeout(now);
+        account.wait(now);
+        let opened =
+            handshake::with_service(shard, &service.spec, Protocol::Http1, attempt.address(), timeout).await;
+        account.waited(shard.clock.now());
+        let (connection, _) = opened?;
+        Ok(attempt.pool().opened(connection, &shard.tally))
     }
 
     fn connect_timeout(&self, now: u64) -> Duration {

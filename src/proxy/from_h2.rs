@@ -16,13 +16,14 @@ use bytes::Bytes;
 use h2::server::SendResponse;
 use h2::{Reason, RecvStream};
 use http::request::Parts;
-use http::{Request, Response};
+use http::{Request, Response, StatusCode};
 
 use super::account::{Account, Shown};
 use super::connect::{To, Tried};
 use super::h2_io::{Floods, Keepalive, Lent};
 use super::over_h2::{Head, give_up, head};
 use super::relay::{Direction, unless_reset};
+use super::tunnel_h2;
 use super::{First, InProgress, Path, SHED, blamed, both};
 use crate::authorize::{self, Decision, Verdict};
 use crate::downstream::{Downstream, Protocol};
@@ -30,8 +31,9 @@ use crate::failure::{Cause, Failure, Side, Stage};
 use crate::http::body::{Reframer, TAILROOM};
 use crate::http::client_cert::ClientCert;
 use crate::http::h1::{self, Parsed};
-use crate::http::h2::{self as message, Facts, ORIGIN_FIELD, Origin, Tunnel};
+use crate::http::h2::{self as message, Facts, ORIGIN_FIELD, Origin};
 use crate::http::respond::{self, Told};
+use crate::http::websocket::Accept;
 use crate::http::{Framing, Method, grpc};
 use crate::identity;
 use crate::io::gather;
@@ -80,8 +82,10 @@ pub(super) async fn serve(shard: Rc<Shard>, downstream: Downstream) {
         .initial_window_size(settings.stream_window)
         .initial_connection_window_size(settings.connection_window)
         .max_header_list_size(snapshot.limits.head_bytes_max)
-        .max_send_buffer_size(64 * 1024)
-        .enable_connect_protocol();
+        .max_send_buffer_size(64 * 1024);
+    if snapshot.routes.takes_websockets() {
+        builder.enable_connect_protocol();
+    }
     let deadline = shard.clock.now().saturating_add(ns(snapshot.timeouts.head));
     let handshake = pin!(builder.handshake::<_, Bytes>(io));
     let Some(Ok(mut connection)) = shard.deadlines.alarm().until(deadline, handshake).await else { return };
@@ -151,77 +155,84 @@ fn exchange(
     let view = shard.view();
     let account = Account::new(shard.clock.now(), 0);
     let respond = RefCell::new(respond);
-    let (mut parts, mut body) = request.into_parts();
+    let (mut parts, body) = request.into_parts();
     message::join_cookies(&mut parts.headers);
     async move {
         let _counted = &counted;
-        let limits = &view.snapshot.limits;
-        let via = view.snapshot.forwarding.via.as_deref();
-        let checked = message::check(&parts, body.is_end_stream(), limits, via);
-        let grpc = checked.as_ref().is_ok_and(|facts| facts.grpc);
-        let host = message::authority(&parts).unwrap_or_default();
-        let path = parts.uri.path();
-        let route = view.snapshot.routes.find_id(Some(message::host_of(host)), path.as_bytes());
-        let service = route
-            .and_then(|id| view.snapshot.routes.routes().get(id as usize))
-            .map(|route| (route, shard.service(&view, route.service)));
-        let decision =
-            checked.is_ok().then(|| caller.authorize(&shard, &view.snapshot.authorization, &parts));
-        let denied = decision.as_ref().is_some_and(|decision| decision.verdict == Verdict::Deny);
-        let result = match (&checked, &service) {
-            (Err(cause), _) => Err(Some(Failure::downstream(Stage::Head, *cause))),
-            _ if denied => Err(Some(Failure::downstream(Stage::Authorize, Cause::Denied))),
-            (Ok(facts), _) if facts.max_forwards == Some(0) => Err(None),
-            (Ok(facts), _) if facts.tunnel == Some(Tunnel::Unknown) => {
-                Err(Some(Failure::downstream(Stage::Head, Cause::UpgradeRefused)))
-            }
-            (Ok(facts), _) if facts.tunnel.is_some() => {
-                Err(Some(Failure::downstream(Stage::Head, Cause::MethodRefused)))
-            }
-            (Ok(_), None) => Err(Some(Failure::local(Stage::Route, Cause::NoRoute))),
-            (Ok(facts), Some(_)) if is_too_large(facts, limits.body_bytes_max) => {
-                Err(Some(Failure::downstream(Stage::Head, Cause::BodyTooLarge)))
-            }
-            (Ok(facts), Some((route, service))) => {
-                let mut deadline = route.timeout.map_or(NEVER, |t| account.started.saturating_add(ns(t)));
-                if facts.grpc
-                    && let Some(timeout) =
-                        parts.headers.get("grpc-timeout").and_then(|v| grpc::timeout(v.as_bytes()))
-                {
-                    deadline = deadline.min(account.started.saturating_add(ns(timeout)));
-                }
-                let path = Path { shard: &shard, account: &account, service, deadline };
-                let call =
-                    Call { path, caller: &caller, view: &view, parts: &parts, facts, respond: &respond };
-                call.carry(&mut body).await.map_err(|failure| Some(blamed(&shard, failure)))
-            }
-        };
-        if let Err(failure) = &result {
-            let service = service.as_ref().map(|(_, service)| &**service);
-            answer(
-                &shard,
-                &view,
-                &account,
-                &respond,
-                service,
-                *failure,
-                grpc,
-                parts.method == http::Method::HEAD,
-            );
-        }
-        let shown = Shown {
-            peer: caller.peer,
-            listener: &caller.listener,
-            method: parts.method.as_str().as_bytes(),
-            target: parts.uri.path_and_query().map_or(b"", |p| p.as_str().as_bytes()),
-            host: host.as_bytes(),
-            route,
-            identity: caller.identity.as_ref().map(|peer| &peer.id),
-            decision: decision.as_ref(),
-            protocol: caller.origin(&parts).map_or("HTTP/2", |origin| origin.0.name()),
-        };
-        account.close(&shard, &view, &shown, service.as_ref().map(|(_, s)| s), result.err().flatten());
+        served(&shard, &caller, &view, &account, &respond, &parts, body).await;
     }
+}
+
+/// The exchange, from the judgement of its head to the line in the log.
+async fn served(
+    shard: &Rc<Shard>,
+    caller: &Caller,
+    view: &Rc<View>,
+    account: &Account,
+    respond: &RefCell<SendResponse<Bytes>>,
+    parts: &Parts,
+    mut body: RecvStream,
+) {
+    let limits = &view.snapshot.limits;
+    let via = view.snapshot.forwarding.via.as_deref();
+    let checked = message::check(parts, body.is_end_stream(), limits, via);
+    let grpc = checked.as_ref().is_ok_and(|facts| facts.grpc);
+    let host = message::authority(parts).unwrap_or_default();
+    // A CONNECT has no path: routed by its host.
+    let path = parts.uri.path_and_query().map_or("/", |_| parts.uri.path());
+    let route = view.snapshot.routes.find_id(Some(message::host_of(host)), path.as_bytes());
+    let service = route
+        .and_then(|id| view.snapshot.routes.routes().get(id as usize))
+        .map(|route| (route, shard.service(view, route.service)));
+    let decision = checked.is_ok().then(|| caller.authorize(shard, &view.snapshot.authorization, parts));
+    let denied = decision.as_ref().is_some_and(|decision| decision.verdict == Verdict::Deny);
+    let result = match (&checked, &service) {
+        (Err(cause), _) => Err(Some(Failure::downstream(Stage::Head, *cause))),
+        _ if denied => Err(Some(Failure::downstream(Stage::Authorize, Cause::Denied))),
+        (Ok(facts), _) if facts.max_forwards == Some(0) => Err(None),
+        (Ok(facts), to)
+            if let Some(failure) = tunnel_h2::refused(facts.tunnel, to.as_ref().map(|(route, _)| *route)) =>
+        {
+            Err(Some(failure))
+        }
+        (Ok(_), None) => Err(Some(Failure::local(Stage::Route, Cause::NoRoute))),
+        (Ok(facts), Some(_)) if is_too_large(facts, limits.body_bytes_max) => {
+            Err(Some(Failure::downstream(Stage::Head, Cause::BodyTooLarge)))
+        }
+        (Ok(facts), Some((route, service))) => {
+            let mut deadline = route.timeout.map_or(NEVER, |t| account.started.saturating_add(ns(t)));
+            if facts.grpc
+                && let Some(timeout) =
+                    parts.headers.get("grpc-timeout").and_then(|v| grpc::timeout(v.as_bytes()))
+            {
+                deadline = deadline.min(account.started.saturating_add(ns(timeout)));
+            }
+            let path = Path { shard, account, service, deadline };
+            let call = Call { path, caller, view, parts, facts, respond };
+            let result = match facts.tunnel {
+                None => call.carry(&mut body).await,
+                // Boxed: a tunnel is rare, and large.
+                Some(_) => Box::pin(call.tunnel(body, route)).await,
+            };
+            result.map_err(|failure| Some(blamed(shard, failure)))
+        }
+    };
+    if let Err(failure) = &result {
+        let service = service.as_ref().map(|(_, service)| &**service);
+        answer(shard, view, account, respond, service, *failure, grpc, parts.method == http::Method::HEAD);
+    }
+    let shown = Shown {
+        peer: caller.peer,
+        listener: &caller.listener,
+        method: parts.method.as_str().as_bytes(),
+        target: parts.uri.path_and_query().map_or(host, |p| p.as_str()).as_bytes(),
+        host: host.as_bytes(),
+        route,
+        identity: caller.identity.as_ref().map(|peer| &peer.id),
+        decision: decision.as_ref(),
+        protocol: caller.origin(parts).map_or("HTTP/2", |origin| origin.0.name()),
+    };
+    account.close(shard, view, &shown, service.as_ref().map(|(_, s)| s), result.err().flatten());
 }
 
 impl Caller {
@@ -232,35 +243,19 @@ impl Caller {
 
     /// Asks the rules, and counts what they say.
     fn authorize(&self, shard: &Shard, policy: &authorize::Policy, parts: &Parts) -> Decision {
-        let path = match parts.uri.path_and_query() {
-            // A plain CONNECT has none.
-            None => "",
-            Some(_) => parts.uri.path(),
-        };
         let caller = authorize::Caller {
             listener: &self.listener,
             port: self.port,
             source: self.peer.ip(),
             peer: self.identity.as_ref().map(|peer| &peer.id),
         };
-        let (method, path) = (parts.method.as_str().as_bytes(), path.as_bytes());
-        let call = authorize::Call { caller, method, path, fields: &Fields(parts) };
-        let decision = policy.decide(&call, |id| {
+        let decision = policy.decide(&message::call(caller, parts, &message::Fields(parts)), |id| {
             shard.recorder.borrow_mut().record_audit(policy, &self.listener, id);
         });
         if decision.verdict == Verdict::Deny {
             shard.recorder.borrow_mut().record_denial(policy, &self.listener, decision.rule);
         }
         decision
-    }
-}
-
-/// A head, as rules see it.
-struct Fields<'p>(&'p Parts);
-
-impl authorize::Fields for Fields<'_> {
-    fn values(&self, name: &str) -> impl Iterator<Item = &[u8]> {
-        message::values(self.0, name)
     }
 }
 
@@ -306,13 +301,13 @@ fn answer(
 }
 
 /// What the stages of one exchange share.
-struct Call<'x> {
-    path: Path<'x>,
-    caller: &'x Caller,
+pub(super) struct Call<'x> {
+    pub(super) path: Path<'x>,
+    pub(super) caller: &'x Caller,
     view: &'x View,
-    parts: &'x Parts,
-    facts: &'x Facts,
-    respond: &'x RefCell<SendResponse<Bytes>>,
+    pub(super) parts: &'x Parts,
+    pub(super) facts: &'x Facts,
+    pub(super) respond: &'x RefCell<SendResponse<Bytes>>,
 }
 
 impl Call<'_> {
@@ -361,7 +356,7 @@ impl Call<'_> {
         }
     }
 
-    fn forwarding(&self) -> message::Forwarded<'_> {
+    pub(super) fn forwarding(&self) -> message::Forwarded<'_> {
         let forwarding = &self.view.snapshot.forwarding;
         message::Forwarded {
             via: forwarding.via.as_deref(),
@@ -488,8 +483,20 @@ impl Call<'_> {
         sent: &Cell<bool>,
         answered: &Cell<bool>,
     ) -> Result<(), Failure> {
+        let response = self.head_from_h2(response, alarm, sent, answered).await?;
+        self.pass_on_from_h2(response, alarm).await
+    }
+
+    /// The head of the response that is not an interim one; those have been passed on.
+    pub(super) async fn head_from_h2(
+        &self,
+        response: &mut h2::client::ResponseFuture,
+        alarm: &Alarm,
+        sent: &Cell<bool>,
+        answered: &Cell<bool>,
+    ) -> Result<Response<RecvStream>, Failure> {
         let gone = |_| Failure::downstream(Stage::Body, Cause::StreamReset);
-        let response = loop {
+        loop {
             let next = head(&self.path, alarm, response, sent.get(), answered);
             // Hurried by the alarm: h2 needs no more than to be left.
             let (next, reset) =
@@ -501,9 +508,18 @@ impl Call<'_> {
                 Head::Interim(interim) => {
                     self.respond.borrow_mut().send_informational(interim).map_err(gone)?;
                 }
-                Head::Final(response) => break response,
+                Head::Final(response) => return Ok(response),
             }
-        };
+        }
+    }
+
+    /// Passes a response on, head and body.
+    pub(super) async fn pass_on_from_h2(
+        &self,
+        response: Response<RecvStream>,
+        alarm: &Alarm,
+    ) -> Result<(), Failure> {
+        let gone = |_| Failure::downstream(Stage::Body, Cause::StreamReset);
         let (mut parts, mut from) = response.into_parts();
         message::end_to_end(&mut parts, &self.path.shard.clock);
         self.path.account.note_trailers(&parts.headers);
@@ -541,12 +557,15 @@ impl Call<'_> {
         let result = self.over_h1(body, &mut pooled, &mut out, &mut input, answered).await;
         shard.buffers.give(out);
         shard.buffers.give(input);
-        let done = result?;
+        self.done_with_h1(result?, pooled, attempt);
+        Ok(())
+    }
+
+    pub(super) fn done_with_h1(&self, done: Done, pooled: Pooled, attempt: &Attempt) {
         if done.reusable {
             let limits = &self.path.service.spec.pool;
-            attempt.pool().checkin(pooled, limits, done.idle_seconds, shard.clock.now());
+            attempt.pool().checkin(pooled, limits, done.idle_seconds, self.path.shard.clock.now());
         }
-        Ok(())
     }
 
     async fn over_h1(
@@ -633,13 +652,24 @@ impl Call<'_> {
         let (head, reset) = unless_reset(
             |cx| self.respond.borrow_mut().poll_reset(cx),
             || origin.shutdown(),
-            self.head_from_h1(from, input, sent, answered),
+            self.head_from_h1(from, input, sent, answered, None),
         )
         .await;
         if reset {
             return Err(Failure::downstream(Stage::Response, Cause::StreamReset));
         }
-        let answer = head?;
+        self.pass_on_from_h1(head?, from, origin, input, alarm).await
+    }
+
+    /// Passes a response on, head and body.
+    pub(super) async fn pass_on_from_h1(
+        &self,
+        answer: Answer,
+        from: &mut crate::io::Reader,
+        origin: &crate::io::Control,
+        input: &mut Buffer,
+        alarm: &Alarm,
+    ) -> Result<Done, Failure> {
         let status = answer.head.status().as_u16();
         let mut reframer =
             Reframer::new(answer.framing, Framing::UntilClose).without_trailers(answer.nominated_trailers);
@@ -670,33 +700,41 @@ impl Call<'_> {
         })
     }
 
-    /// Reads the head of a response, and passes on the interim ones before it.
-    async fn head_from_h1(
+    /// Reads the head of a response, and passes on the interim ones before it. With `accept` it answers a WebSocket handshake,
+    /// and may be a 101.
+    pub(super) async fn head_from_h1(
         &self,
         from: &mut crate::io::Reader,
         input: &mut Buffer,
         sent: &Cell<bool>,
         answered: &Cell<bool>,
+        accept: Option<&Accept>,
     ) -> Result<Answer, Failure> {
         let shard = self.path.shard;
         let limits = &self.view.snapshot.limits;
         let mut interim = 0;
         loop {
-            let parsed = match input.is_empty() {
-                true => Parsed::Partial,
-                false => h1::read_response(input, limits, self.facts.method, |response| {
-                    message::from_h1(response, &shard.clock).map(|head| Answer {
-                        head,
-                        head_len: response.head_len,
-                        framing: response.framing,
-                        keep_alive: response.keep_alive,
-                        idle_seconds: response.idle_seconds,
-                        nominated_trailers: response.nominated_trailers(),
-                    })
-                }),
+            let then = |response: &h1::Response<'_>| {
+                message::from_h1(response, &shard.clock).map(|head| Answer {
+                    head,
+                    head_len: response.head_len,
+                    framing: response.framing,
+                    keep_alive: response.keep_alive,
+                    idle_seconds: response.idle_seconds,
+                    nominated_trailers: response.nominated_trailers(),
+                })
+            };
+            let parsed = match accept {
+                _ if input.is_empty() => Parsed::Partial,
+                Some(accept) => h1::read_handshake_response(input, limits, accept, then),
+                None => h1::read_response(input, limits, self.facts.method, then),
             };
             let refused = |cause| Failure::upstream(Stage::Response, cause);
             match parsed {
+                // A 101 that was not asked for never gets here.
+                Parsed::Whole(Ok(answer)) if answer.head.status() == StatusCode::SWITCHING_PROTOCOLS => {
+                    return Ok(answer);
+                }
                 Parsed::Whole(Ok(answer)) if answer.head.status().is_informational() => {
                     interim += 1;
                     if interim > limits.interim_responses_max {
@@ -757,9 +795,9 @@ impl Call<'_> {
 }
 
 /// The head of a response that came by HTTP/1.1.
-struct Answer {
-    head: Response<()>,
-    head_len: usize,
+pub(super) struct Answer {
+    pub(super) head: Response<()>,
+    pub(super) head_len: usize,
     framing: Framing,
     keep_alive: bool,
     idle_seconds: Option<u64>,
@@ -767,7 +805,7 @@ struct Answer {
 }
 
 /// What became of an upstream HTTP/1.1 connection.
-struct Done {
+pub(super) struct Done {
     reusable: bool,
     idle_seconds: Option<u64>,
 }

@@ -81,6 +81,9 @@ async fn drive(
         if Pin::new(&mut connection).poll(cx).is_ready() || vital.was_stopped() {
             return Poll::Ready(());
         }
+        if vital.has_begun() {
+            shared.settle();
+        }
         let now = shard.clock.now();
         let due = if shared.exchanges() > 0 {
             used_at = now;
@@ -98,6 +101,7 @@ async fn drive(
     })
     .await;
     shared.leave();
+    shared.settle();
 }
 
 /// Counts an open upstream connection until it is dropped.

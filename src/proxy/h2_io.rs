@@ -72,6 +72,10 @@ impl Inspect for Floods {
             }
         }
     }
+
+    fn has_begun(&self) -> bool {
+        self.watch.has_begun()
+    }
 }
 
 /// Pings a connection that is silent although exchanges are open on it.

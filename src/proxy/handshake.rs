@@ -101,14 +101,15 @@ pub(super) async fn with_caller(shard: &Rc<Shard>, downstream: &mut Downstream, 
     }
 }
 
-/// Opens a connection to an endpoint, with the handshake that the service wants, all within `timeout`. Also what is spoken
-/// on it.
+/// Opens a connection to an endpoint, with the handshake that the service wants, for `protocol`, all within `timeout`. Also
+/// what is spoken on it.
 ///
 /// # Errors
 /// The failure; nothing of a request was sent. Those on the side of this proxy are the same for all endpoints.
 pub(super) async fn with_service(
     shard: &Rc<Shard>,
     service: &spec::Service,
+    protocol: spec::Protocol,
     address: &Address,
     timeout: Duration,
 ) -> Result<(Connection, Protocol), Failure> {
@@ -130,10 +131,10 @@ pub(super) async fn with_service(
         .map_err(|fault| Failure::upstream(Stage::Connect, cause(fault)))?;
     let Some((mut config, name, expected)) = wanted else {
         // By prior knowledge, or not at all.
-        let http2 = service.protocol == spec::Protocol::Http2;
+        let http2 = protocol == spec::Protocol::Http2;
         return Ok((connection, if http2 { Protocol::Http2 } else { Protocol::Http1 }));
     };
-    if service.protocol == spec::Protocol::Http1 {
+    if protocol == spec::Protocol::Http1 {
         Arc::make_mut(&mut config).alpn_protocols = vec![b"http/1.1".to_vec()];
     }
     let failed = |cause, words: &dyn std::fmt::Display| {
@@ -149,7 +150,7 @@ pub(super) async fn with_service(
         }
     }
     shard.totals.tls_handshakes.set(shard.totals.tls_handshakes.get() + 1);
-    match (service.protocol, Protocol::of(&connection)) {
+    match (protocol, Protocol::of(&connection)) {
         (spec::Protocol::Http2, Protocol::Http1) => {
             Err(failed(Cause::BadHandshake, &"the endpoint does not agree on HTTP/2"))
         }

@@ -15,6 +15,8 @@ mod over_h2;
 mod relay;
 mod request;
 mod response;
+mod tunnel;
+mod tunnel_h2;
 
 use std::cell::Cell;
 use std::future::{Future, poll_fn};
@@ -27,19 +29,23 @@ use std::task::Poll;
 use monoio::net::TcpStream;
 
 use crate::authorize::Verdict;
-use crate::downstream::{Asked, Downstream, Next, Protocol};
+use crate::downstream::{Asked, Downstream, Next, Protocol, Tunnel};
 use crate::failure::{Cause, Failure, Side, Stage};
 use crate::http::respond::{self, Told};
 use crate::http::{Framing, Method, Version};
 use crate::io::{Connection, Fault, Patience};
+use crate::route::Route;
 use crate::shard::Shard;
 use crate::shard::buffers::Buffers;
 use crate::shard::clock::{NEVER, ns};
+use crate::shard::live::Kind;
 use crate::upstream::pool::Pooled;
 use crate::upstream::service::{Attempt, Service};
+use crate::upstream::spec::Tls;
 use account::{Account, Shown};
 use connect::{To, Tried};
 use response::Answered;
+use tunnel::{Agreed, Far};
 
 /// There is no memory for one more buffer.
 const SHED: Failure = Failure::local(Stage::Response, Cause::Overloaded);
@@ -58,7 +64,10 @@ pub fn serve(
     async move {
         let (downstream, _) = &mut served;
         let begun = begin(&shard, downstream).await;
-        let _listed = downstream.identity.is_some().then(|| shard.live.list(downstream.as_open()));
+        let _listed = downstream.identity.is_some().then(|| {
+            let kind = Kind::Requests(downstream.connection.control());
+            shard.live.list(downstream.as_open(kind))
+        });
         let http2 = match begun {
             None => false,
             Some(Protocol::Http1) => serve_http1(&shard, downstream).await,
@@ -124,6 +133,14 @@ enum Fate {
     Reset,
 }
 
+/// What has come of a request.
+enum Settled {
+    /// The response is with the caller.
+    Fate(Fate),
+    /// Both sides agree on a tunnel.
+    Tunnel(Box<Agreed>),
+}
+
 /// One request and its response.
 async fn exchange(shard: &Rc<Shard>, downstream: &mut Downstream, asked: &mut Asked) -> Fate {
     let _exchange = InProgress::count(shard);
@@ -134,22 +151,38 @@ async fn exchange(shard: &Rc<Shard>, downstream: &mut Downstream, asked: &mut As
     let mut head = std::mem::take(&mut asked.head);
     // Bytes of the body that are in the input, when all are; what is streamed takes its bytes from there itself.
     let mut body = whole_body(asked, &downstream.input);
+    // What was sent in the hope of a tunnel must not be read as a request if none comes about.
+    asked.keep_alive &=
+        asked.tunnel.is_none() || (!asked.is_connect() && downstream.input.len() == asked.head_len);
     let result = match &service {
         _ if asked.decision.verdict == Verdict::Deny => {
             Err(Some(Failure::downstream(Stage::Authorize, Cause::Denied)))
         }
         _ if asked.answer_here => Err(None),
+        _ if let Some(cause) = tunnel_refused(asked, route) => Err(Some(Failure::local(Stage::Route, cause))),
         None => Err(Some(Failure::local(Stage::Route, Cause::NoRoute))),
         Some(_) if asked.is_too_large() => Err(Some(Failure::downstream(Stage::Head, Cause::BodyTooLarge))),
         Some(service) => {
             let path = Path { shard, account: &account, service, deadline };
-            match body.filter(|n| *n <= head.capacity() - head.len()) {
-                Some(body) => whole(&path, downstream, asked, &mut head, body).await.map_err(Some),
+            let settled = match body.filter(|n| *n <= head.capacity() - head.len()) {
+                // To a service of the mesh it goes on as a request.
+                _ if asked.is_connect() && !matches!(service.spec.tls, Tls::Mesh(_)) => {
+                    Box::pin(tunnel::connect(&path, downstream, asked, &head)).await
+                }
+                Some(body) => whole(&path, downstream, asked, &mut head, body).await,
                 None => {
                     body = None;
                     // Boxed: two directions are much state, which an idle connection should not hold room for.
-                    Box::pin(streamed(&path, downstream, asked, &mut head)).await.map_err(Some)
+                    Box::pin(streamed(&path, downstream, asked, &mut head)).await.map(Settled::Fate)
                 }
+            };
+            match settled {
+                Ok(Settled::Fate(fate)) => Ok(fate),
+                Ok(Settled::Tunnel(agreed)) => {
+                    shard.buffers.give(std::mem::take(&mut head));
+                    Box::pin(tunnel::upgraded(&path, downstream, asked, agreed)).await.map_err(Some)
+                }
+                Err(failure) => Err(Some(failure)),
             }
         }
     };
@@ -165,6 +198,17 @@ async fn exchange(shard: &Rc<Shard>, downstream: &mut Downstream, asked: &mut As
     account.close(shard, &asked.view, &shown, service.as_ref(), result.err().flatten());
     downstream.used_up(shard, asked.head_len + body.unwrap_or(0));
     fate
+}
+
+/// Why a tunnel is not to be had, if one is asked for: the route decides.
+fn tunnel_refused(asked: &Asked, route: Option<&Route>) -> Option<Cause> {
+    match (asked.tunnel.as_deref()?, route) {
+        (Tunnel::WebSocket(_), Some(route)) if !route.upgrades.websocket => Some(Cause::UpgradeRefused),
+        (Tunnel::Connect, route) if !route.is_some_and(|route| route.upgrades.connect) => {
+            Some(Cause::MethodRefused)
+        }
+        (Tunnel::WebSocket(_) | Tunnel::Connect, _) => None,
+    }
 }
 
 /// What the stages of one exchange share.
@@ -191,32 +235,45 @@ async fn whole(
     asked: &Asked,
     request: &mut Vec<u8>,
     body: usize,
-) -> Result<Fate, Failure> {
-    let Path { shard, account, service, .. } = path;
+) -> Result<Settled, Failure> {
     request.extend_from_slice(&downstream.input[asked.head_len..asked.head_len + body]);
-    account.request_body_bytes.set(body as u64);
+    path.account.request_body_bytes.set(body as u64);
     let mut tried = Tried::new();
     let mut replayed = false;
     loop {
-        let (attempt, to) = path.connect(&mut tried, replayed).await?;
+        let (attempt, to) = match asked.tunnel.as_deref() {
+            Some(Tunnel::WebSocket(_)) => Box::pin(path.connect_for_websocket(&mut tried, replayed)).await?,
+            Some(Tunnel::Connect) | None => path.connect(&mut tried, replayed).await?,
+        };
         let mut pooled = match to {
             To::H1(pooled) => pooled,
+            To::H2(lease) if asked.tunnel.is_some() => {
+                let agreed = tunnel_h2::ask(path, downstream, asked, request, attempt, lease);
+                match Box::pin(agreed).await {
+                    Err(failure) if failure.nothing_was_sent() && !replayed => {
+                        replayed = true;
+                        path.shard.totals.replays.set(path.shard.totals.replays.get() + 1);
+                        continue;
+                    }
+                    result => return result,
+                }
+            }
             To::H2(lease) => {
                 // Boxed: a future of another size than what most connections need.
                 let carried = over_h2::carry(path, downstream, asked, request, Some(body), &attempt, &lease);
                 match Box::pin(carried).await {
                     Err(failure) if failure.nothing_was_sent() && !replayed => {
                         replayed = true;
-                        shard.totals.replays.set(shard.totals.replays.get() + 1);
+                        path.shard.totals.replays.set(path.shard.totals.replays.get() + 1);
                         continue;
                     }
-                    result => return result,
+                    result => return result.map(Settled::Fate),
                 }
             }
         };
-        let began = shard.clock.now();
-        let stall = service.spec.timeouts.body_stall;
-        let patience = Patience { clock: &shard.clock, stall, until: path.deadline };
+        let began = path.shard.clock.now();
+        let stall = path.service.spec.timeouts.body_stall;
+        let patience = Patience { clock: &path.shard.clock, stall, until: path.deadline };
         let sent = pooled.connection.writer.write_all(request, 0, patience).await;
         let answered = Cell::new(false);
         let unsent = sent == Err(Fault::Unsent);
@@ -229,7 +286,11 @@ async fn whole(
         };
         path.judge(&attempt, began, answered.get(), result.as_ref().err());
         let failure = match result {
-            Ok(done) => return Ok(path.done(pooled, &attempt, &done)),
+            Ok(done) if done.answer.upgrade => {
+                let far = Far::Connection { pooled, behind: done.behind };
+                return Ok(Settled::Tunnel(Box::new(Agreed { attempt, far })));
+            }
+            Ok(done) => return Ok(Settled::Fate(path.done(pooled, &attempt, &done))),
             Err(failure) => failure,
         };
         // The service closed the connection just when it was used again: nothing says that it saw the request.
@@ -238,13 +299,13 @@ async fn whole(
             && failure.side == Side::Upstream
             && matches!(failure.cause, Cause::Closed | Cause::Reset);
         if went_stale {
-            attempt.pool().learn_death(pooled.idle_ns, shard.clock.now());
+            attempt.pool().learn_death(pooled.idle_ns, path.shard.clock.now());
         }
         if !went_stale || replayed || (asked.method == Method::Other && !unsent) {
             return Err(failure);
         }
         replayed = true;
-        shard.totals.replays.set(shard.totals.replays.get() + 1);
+        path.shard.totals.replays.set(path.shard.totals.replays.get() + 1);
     }
 }
 
@@ -345,7 +406,12 @@ impl Path<'_> {
     fn done(&self, pooled: Pooled, attempt: &Attempt, done: &Answered) -> Fate {
         if done.reusable {
             let limits = &self.service.spec.pool;
-            attempt.pool().checkin(pooled, limits, done.answer.idle_seconds, self.shard.clock.now());
+            attempt.pool().checkin(
+                pooled,
+                limits,
+                done.answer.idle_seconds.map(u64::from),
+                self.shard.clock.now(),
+            );
         }
         if done.answer.close { Fate::Close } else { Fate::Again }
     }
@@ -372,7 +438,8 @@ async fn answer(
         return Fate::Close;
     }
     // What is not known to be read whole cannot be followed by another request.
-    let close = !asked.keep_alive || !body_read || shard.is_draining();
+    let hoped = asked.tunnel.is_some() && downstream.connection.has_unread();
+    let close = !asked.keep_alive || !body_read || hoped || shard.is_draining();
     let told = Told {
         service: service.map(|s| &*s.spec.name),
         failure_field: asked.view.snapshot.forwarding.failure_header,

@@ -135,12 +135,12 @@ async fn exchange(
 }
 
 /// The way back.
-struct Back<'x> {
-    path: &'x Path<'x>,
-    asked: &'x Asked,
-    alarm: &'x Alarm,
-    answered: &'x Cell<bool>,
-    sent: &'x Cell<bool>,
+pub(super) struct Back<'x> {
+    pub(super) path: &'x Path<'x>,
+    pub(super) asked: &'x Asked,
+    pub(super) alarm: &'x Alarm,
+    pub(super) answered: &'x Cell<bool>,
+    pub(super) sent: &'x Cell<bool>,
 }
 
 impl Back<'_> {
@@ -158,8 +158,19 @@ impl Back<'_> {
         to: &mut Writer,
         out: &mut Vec<u8>,
     ) -> Result<Fate, Failure> {
+        let response = self.head(response, to, out).await?;
+        self.pass_on(response, to, out).await
+    }
+
+    /// The head of the response that is not an interim one; those have been passed on.
+    pub(super) async fn head(
+        &self,
+        response: &mut ResponseFuture,
+        to: &mut Writer,
+        out: &mut Vec<u8>,
+    ) -> Result<Response<RecvStream>, Failure> {
         let Self { path, asked, .. } = self;
-        let response = loop {
+        loop {
             match head(path, self.alarm, response, self.sent.get(), self.answered).await? {
                 Head::Interim(_) if asked.version == Version::Http10 => {}
                 Head::Interim(interim) => {
@@ -169,9 +180,19 @@ impl Back<'_> {
                     message::write_h1_response(&parts, options, &path.shard.clock, out);
                     self.send(to, out).await?;
                 }
-                Head::Final(response) => break response,
+                Head::Final(response) => return Ok(response),
             }
-        };
+        }
+    }
+
+    /// Passes a response on, head and body.
+    pub(super) async fn pass_on(
+        &self,
+        response: Response<RecvStream>,
+        to: &mut Writer,
+        out: &mut Vec<u8>,
+    ) -> Result<Fate, Failure> {
+        let Self { path, asked, .. } = self;
         let (parts, mut body) = response.into_parts();
         let ended = body.is_end_stream();
         let refused = |cause| Failure::upstream(Stage::Response, cause);
@@ -179,6 +200,8 @@ impl Back<'_> {
             message::framing(&parts, ended, asked.method == Method::Head, asked.version).map_err(refused)?;
         let close = !asked.keep_alive
             || !self.sent.get()
+            // Sent in the hope of a tunnel: not to be read as a request.
+            || (asked.tunnel.is_some() && to.has_unread())
             || path.shard.is_draining()
             || framing == Framing::UntilClose;
         let options = ResponseOptions { version: asked.version, framing, close };
@@ -213,7 +236,7 @@ impl Back<'_> {
         Ok(if close { Fate::Close } else { Fate::Again })
     }
 
-    async fn send(&self, to: &mut Writer, out: &mut Vec<u8>) -> Result<(), Failure> {
+    pub(super) async fn send(&self, to: &mut Writer, out: &mut Vec<u8>) -> Result<(), Failure> {
         let stall = self.asked.view.snapshot.timeouts.body_stall;
         let patience = Patience { clock: &self.path.shard.clock, stall, until: self.path.deadline };
         let result = to.write_all(out, 0, patience).await;

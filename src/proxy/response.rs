@@ -3,11 +3,11 @@
 use std::cell::Cell;
 
 use super::{Path, SHED};
-use crate::downstream::Asked;
+use crate::downstream::{Asked, Tunnel};
 use crate::failure::{Cause, Failure, Stage};
 use crate::http::body::{HEADROOM, Reframer, TAILROOM};
 use crate::http::h1::{self, Parsed, ResponseOptions};
-use crate::http::{Framing, Method, Version};
+use crate::http::{Framing, Method, Version, respond};
 use crate::io::timed::OnDeadline;
 use crate::io::{Fault, Patience, Reader, Writer};
 use crate::shard::buffers::{Buffer, Buffers};
@@ -29,11 +29,13 @@ pub(super) struct Answer {
     framing_out: Framing,
     keep_alive: bool,
     /// Seconds that the origin says it keeps an idle connection for.
-    pub(super) idle_seconds: Option<u64>,
+    pub(super) idle_seconds: Option<u32>,
     /// Whether the caller's connection ends after this response.
     pub(super) close: bool,
     status: u16,
-    head_len: usize,
+    /// Whether the connection is a tunnel from here on: a 101 that was not asked for never gets here.
+    pub(super) upgrade: bool,
+    head_len: u32,
     /// Trailers that concern the last hop only.
     nominated_trailers: Vec<Box<str>>,
 }
@@ -44,6 +46,8 @@ pub(super) struct Answered {
     pub(super) answer: Answer,
     /// Whether the upstream connection can serve another exchange.
     pub(super) reusable: bool,
+    /// After a 101: a buffer with what came behind its head.
+    pub(super) behind: Buffer,
 }
 
 /// Carries the response from the service to the caller, head and body.
@@ -55,8 +59,14 @@ pub(super) async fn carry(way: &Way<'_>, from: &mut Reader, to: &mut Writer) -> 
     let mut held = Held { input, out: Buffer::default() };
     let result = async {
         let mut answer = way.head(from, to, &mut held).await?;
+        if answer.upgrade {
+            way.path.account.status.set(answer.status);
+            way.send(to, &mut held.out).await?;
+            held.input.drain(..answer.head_len as usize);
+            return Ok(Answered { answer, reusable: false, behind: std::mem::take(&mut held.input) });
+        }
         let reusable = way.body(from, to, &mut held, &mut answer).await?;
-        Ok(Answered { answer, reusable })
+        Ok(Answered { answer, reusable, behind: Buffer::default() })
     }
     .await;
     way.path.shard.buffers.give(held.input);
@@ -78,14 +88,14 @@ impl Way<'_> {
         let limits = &self.asked.view.snapshot.limits;
         let mut interim = 0;
         loop {
-            let parsed = if held.input.is_empty() { Parsed::Partial } else { self.read_head(held) };
+            let parsed = if held.input.is_empty() { Parsed::Partial } else { self.read_head(to, held) };
             match parsed {
-                Parsed::Whole(answer) if answer.status < 200 => {
+                Parsed::Whole(answer) if answer.status < 200 && !answer.upgrade => {
                     interim += 1;
                     if interim > limits.interim_responses_max {
                         return Err(Failure::upstream(Stage::Response, Cause::TooManyInterim));
                     }
-                    held.input.drain(..answer.head_len);
+                    held.input.drain(..answer.head_len as usize);
                     // HTTP/1.0 knows no interim responses (RFC 9110 §15.2).
                     if self.asked.version == Version::Http11 {
                         self.send(to, &mut held.out).await?;
@@ -99,32 +109,46 @@ impl Way<'_> {
         }
     }
 
-    fn read_head(&self, held: &mut Held) -> Parsed<Answer> {
+    fn read_head(&self, to: &Writer, held: &mut Held) -> Parsed<Answer> {
+        // Sent in the hope of a tunnel, before the answer to that: not to be read as a request.
+        let hoped = self.asked.tunnel.is_some() && to.has_unread();
         let limits = &self.asked.view.snapshot.limits;
         let Held { input, out } = held;
-        h1::read_response(input, limits, self.asked.method, |response| {
+        let then = |response: &h1::Response<'_>| {
             let framing_out = match (response.framing, self.asked.version) {
                 (Framing::Chunked | Framing::UntilClose, Version::Http11) => Framing::Chunked,
                 (Framing::Chunked | Framing::UntilClose, Version::Http10) => Framing::UntilClose,
                 (framing, _) => framing,
             };
             let close = !self.asked.keep_alive
+                || hoped
                 || !self.request_sent.get()
                 || self.path.shard.is_draining()
                 || framing_out == Framing::UntilClose;
-            let options = ResponseOptions { version: self.asked.version, framing: framing_out, close };
-            h1::write_response_head(response, options, &self.path.shard.clock, out);
+            let connected = self.asked.is_connect() && (200..300).contains(&response.status);
+            if connected {
+                respond::write_connected(&self.path.shard.clock, out);
+            } else {
+                let options = ResponseOptions { version: self.asked.version, framing: framing_out, close };
+                h1::write_response_head(response, options, &self.path.shard.clock, out);
+            }
             Answer {
                 framing: response.framing,
                 framing_out,
                 keep_alive: response.keep_alive,
-                idle_seconds: response.idle_seconds,
+                idle_seconds: response.idle_seconds.map(|s| u32::try_from(s).unwrap_or(u32::MAX)),
                 close,
-                status: response.status,
-                head_len: response.head_len,
+                status: if connected { 200 } else { response.status },
+                upgrade: connected || response.status == 101,
+                // Never more than a large buffer.
+                head_len: response.head_len as u32,
                 nominated_trailers: response.nominated_trailers(),
             }
-        })
+        };
+        match self.asked.tunnel.as_deref() {
+            Some(Tunnel::WebSocket(accept)) => h1::read_handshake_response(input, limits, accept, then),
+            Some(Tunnel::Connect) | None => h1::read_response(input, limits, self.asked.method, then),
+        }
     }
 
     async fn more_head(&self, from: &mut Reader, held: &mut Held) -> Result<(), Failure> {
@@ -176,7 +200,7 @@ impl Way<'_> {
         let broken = |cause| Failure::upstream(Stage::Body, cause);
         let mut reframer = Reframer::new(answer.framing, answer.framing_out)
             .without_trailers(std::mem::take(&mut answer.nominated_trailers));
-        let first = reframer.reframe(&mut held.input, answer.head_len, limits).map_err(broken)?;
+        let first = reframer.reframe(&mut held.input, answer.head_len as usize, limits).map_err(broken)?;
         let together = held.out.len() + first.send.len() <= held.out.capacity();
         if together {
             // Head and short body leave in one write.

@@ -41,6 +41,8 @@ pub struct Table {
     any: Paths,
     /// All paths except the prefix `/`, of all hosts: one table, because 10 000 small ones would be mostly slack.
     paths: HashTable<Path>,
+    /// Whether any route lets connections become WebSockets.
+    websockets: bool,
     seed: RandomState,
 }
 
@@ -103,6 +105,11 @@ impl Table {
     /// All routes, in the order of adding; one that was added for several hosts appears once for each.
     pub fn routes(&self) -> &[Route] {
         &self.routes
+    }
+
+    /// Whether any route lets connections become WebSockets.
+    pub fn takes_websockets(&self) -> bool {
+        self.websockets
     }
 
     /// Looks under the exact host, then under suffixes from the longest. `host` has at most `HOST_BYTES_MAX` octets.
@@ -218,6 +225,7 @@ impl TableBuilder {
     pub fn build(mut self) -> Table {
         self.routes.shrink_to_fit();
         let mut table = Table {
+            websockets: self.routes.iter().any(|route| route.upgrades.websocket),
             routes: self.routes,
             exact: HashTable::new(),
             suffixes: HashTable::new(),

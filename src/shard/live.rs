@@ -2,8 +2,9 @@
 //! with an identity, and tunnels. Looked through when a snapshot changes the rules or whom this proxy trusts.
 //!
 //! Of a connection that carries requests only what holds for every request on it is asked here; each request is asked for
-//! in `downstream` anyway. Plain HTTP connections are not in the list and pay nothing. The list is as long as there are
-//! such connections, so `limits.connections_max` bounds it. Verifying a chain takes some 100 µs, so it is done for one of
+//! in `downstream` anyway. Of a tunnel the request that it began with is asked for again. Plain HTTP connections are not in
+//! the list and pay nothing. The list is as long as there are such connections and tunnels, so `limits.connections_max`
+//! bounds it, times `http2.streams_max` for tunnels over HTTP/2. Verifying a chain takes some 100 µs, so it is done for one of
 //! several connections with the same chain, and a few at a time: thousands of peers do not stop the shard.
 
 use std::cell::{Cell, RefCell};
@@ -12,12 +13,12 @@ use std::future::poll_fn;
 use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::Poll;
+use std::task::{Context, Poll, Waker};
 
 use rustls::pki_types::UnixTime;
 
 use super::state::Shard;
-use crate::authorize::{Caller, Verdict};
+use crate::authorize::{Caller, Policy, Verdict};
 use crate::failure::Cause;
 use crate::identity::Peer;
 use crate::identity::verify::still_trusted;
@@ -45,8 +46,48 @@ pub struct Open {
     pub listener: Arc<str>,
     /// The port of that listener.
     pub port: u16,
-    /// What ends it.
-    pub control: Control,
+    /// What it is, and with that what ends it.
+    pub kind: Kind,
+}
+
+/// What an open connection is.
+pub enum Kind {
+    /// One that carries requests.
+    Requests(Control),
+    /// A tunnel: what its request is answered by rules, and who ends it. The connection that it came on is in the list
+    /// itself where its peer has an identity.
+    Tunnel(AskAgain, Rc<Notice>),
+}
+
+/// What rules say of a request that was served long ago.
+pub type AskAgain = Box<dyn Fn(&Policy, Caller<'_>) -> Verdict>;
+
+/// Tells a tunnel that it may not go on.
+#[derive(Default)]
+pub struct Notice {
+    cause: Cell<Option<Cause>>,
+    waker: RefCell<Option<Waker>>,
+}
+
+impl Notice {
+    /// Why the tunnel must end, once it must.
+    pub fn poll(&self, cx: &Context<'_>) -> Poll<Cause> {
+        if let Some(cause) = self.cause.get() {
+            return Poll::Ready(cause);
+        }
+        let mut waker = self.waker.borrow_mut();
+        if !waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+            *waker = Some(cx.waker().clone());
+        }
+        Poll::Pending
+    }
+
+    fn give(&self, cause: Cause) {
+        self.cause.set(Some(cause));
+        if let Some(waker) = self.waker.borrow_mut().take() {
+            waker.wake();
+        }
+    }
 }
 
 /// A connection's place in the list: gives it back when dropped, which must be before the connection itself is.
@@ -120,12 +161,14 @@ pub(super) async fn look_through(shard: Rc<Shard>) {
             let mut slots = live.slots.borrow_mut();
             let Some(slot) = slots.get_mut(at) else { return };
             if let Some(open) = slot
-                && let Some(cause) = open.judge(&view.snapshot, &mut verified, now)
+                && let Some((cause, told_of)) = open.judge(&view.snapshot, &mut verified, now)
             {
-                open.control.shutdown();
+                open.end(cause);
                 // Its place stays taken until it has ended, but it is judged and counted once.
                 *slot = None;
-                shard.recorder.borrow_mut().record_revoked(cause);
+                if !told_of {
+                    shard.recorder.borrow_mut().record_revoked(cause);
+                }
             }
             at += 1;
             if verified.len() >= known + VERIFIED_MAX {
@@ -138,8 +181,28 @@ pub(super) async fn look_through(shard: Rc<Shard>) {
 }
 
 impl Open {
-    /// Why it may not go on.
-    fn judge(&self, snapshot: &Snapshot, verified: &mut Verified, now: UnixTime) -> Option<Cause> {
+    /// Why it may not go on, and whether that is also said of the connection that it came on.
+    fn judge(&self, snapshot: &Snapshot, verified: &mut Verified, now: UnixTime) -> Option<(Cause, bool)> {
+        let of_connection = self.judge_connection(snapshot, verified, now);
+        match &self.kind {
+            Kind::Requests(_) => of_connection.map(|cause| (cause, false)),
+            Kind::Tunnel(ask_again, _) => {
+                of_connection.map(|cause| (cause, self.peer.is_some())).or_else(|| {
+                    let verdict = ask_again(&snapshot.authorization, self.caller());
+                    (verdict == Verdict::Deny).then_some((Cause::Denied, false))
+                })
+            }
+        }
+    }
+
+    fn end(&self, cause: Cause) {
+        match &self.kind {
+            Kind::Requests(control) => control.shutdown(),
+            Kind::Tunnel(_, notice) => notice.give(cause),
+        }
+    }
+
+    fn judge_connection(&self, snapshot: &Snapshot, verified: &mut Verified, now: UnixTime) -> Option<Cause> {
         // Without credentials there is nothing to judge peers by; a snapshot without them must not cut a mesh.
         let trust = self.peer.as_ref().zip(snapshot.identity.as_ref()).and_then(|(peer, credentials)| {
             if let Some((same, cause)) = verified.get(&peer.fingerprint)

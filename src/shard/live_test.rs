@@ -7,7 +7,7 @@ use std::time::Duration;
 use monoio::net::{TcpListener, TcpStream};
 use monoio::{LegacyDriver, RuntimeBuilder};
 
-use crate::authorize::{Action, Policy, Rule, TextMatch};
+use crate::authorize::{self, Action, Rule, TextMatch};
 use crate::identity::{IdMatch, SpiffeId};
 use crate::io::timed::OnDeadline;
 use crate::io::{Connection, Fault};
@@ -62,6 +62,14 @@ fn deny(from: &str) -> Rule {
     }
 }
 
+struct NoFields;
+
+impl authorize::Fields for NoFields {
+    fn values(&self, _: &str) -> impl Iterator<Item = &[u8]> {
+        std::iter::empty()
+    }
+}
+
 /// A shard, and connections to it whose other ends are kept open.
 struct Rig {
     shard: Rc<Shard>,
@@ -86,9 +94,23 @@ impl Rig {
         let connection = Connection::accepted(stream, &self.shard.deadlines);
         let id = SpiffeId::parse(peer).unwrap();
         let peer = Some(Rc::new(Peer { id, chain: Vec::new(), fingerprint: [0; 32] }));
-        let control = connection.control();
-        let open = Open { peer, source: from.ip(), listener: "in".into(), port: address.port(), control };
+        let kind = Kind::Requests(connection.control());
+        let open = Open { peer, source: from.ip(), listener: "in".into(), port: address.port(), kind };
         (self.shard.live.list(open), connection)
+    }
+
+    /// A tunnel of that peer, or of nobody known, that began with a request for that path.
+    fn tunnel(&self, peer: Option<&str>, path: &'static str) -> (Listed, Rc<Notice>) {
+        let id = |peer| SpiffeId::parse(peer).unwrap();
+        let peer = peer.map(|peer| Rc::new(Peer { id: id(peer), chain: Vec::new(), fingerprint: [0; 32] }));
+        let notice = Rc::new(Notice::default());
+        let ask = move |policy: &Policy, caller: Caller<'_>| {
+            let call = authorize::Call { caller, method: b"GET", path: path.as_bytes(), fields: &NoFields };
+            policy.decide(&call, |_| {}).verdict
+        };
+        let kind = Kind::Tunnel(Box::new(ask), Rc::clone(&notice));
+        let source = [127, 0, 0, 1].into();
+        (self.shard.live.list(Open { peer, source, listener: "in".into(), port: 1, kind }), notice)
     }
 
     /// Puts rules in place; whether connections are to be looked through.
@@ -160,6 +182,30 @@ fn what_depends_on_the_request_ends_no_connection() {
 }
 
 #[test]
+fn a_tunnel_ends_when_its_request_would_be_refused_now() {
+    run(async {
+        let mut rig = Rig::new();
+        let (_of_web, connection) = rig.open("spiffe://mesh.local/web").await;
+        let (_chat, chat) = rig.tunnel(Some("spiffe://mesh.local/web"), "/chat");
+        let (_admin, admin) = rig.tunnel(Some("spiffe://mesh.local/web"), "/admin/log");
+        let (_plain, plain) = rig.tunnel(None, "/admin/log");
+        let rule = Rule { from: Vec::new(), paths: vec![TextMatch::Prefix("/admin".into())], ..deny("*") };
+        assert!(rig.rules(vec![rule]));
+        look_through(Rc::clone(&rig.shard)).await;
+        assert!(!is_ended(&connection));
+        let causes = [&chat, &admin, &plain].map(|notice| notice.cause.get());
+        assert_eq!(causes, [None, Some(Cause::Denied), Some(Cause::Denied)]);
+        assert_eq!(rig.revoked(), [(Cause::Denied, 2)]);
+        // A tunnel on a connection that ends is not counted beside it.
+        assert!(rig.rules(vec![deny("spiffe://mesh.local/web")]));
+        look_through(Rc::clone(&rig.shard)).await;
+        assert!(is_ended(&connection));
+        assert_eq!(chat.cause.get(), Some(Cause::Denied));
+        assert_eq!(rig.revoked(), [(Cause::Denied, 1)]);
+    });
+}
+
+#[test]
 fn a_place_is_used_again_and_more_connections_than_one_look_takes_are_all_seen() {
     run(async {
         let mut rig = Rig::new();
@@ -167,8 +213,8 @@ fn a_place_is_used_again_and_more_connections_than_one_look_takes_are_all_seen()
         let list = |n: u32| {
             let id = SpiffeId::parse(&format!("spiffe://mesh.local/web-{n}")).unwrap();
             let peer = Rc::new(Peer { id, chain: Vec::new(), fingerprint: [0; 32] });
-            let (source, control) = ([127, 0, 0, 1].into(), connection.control());
-            rig.shard.live.list(Open { peer: Some(peer), source, listener: "in".into(), port: 1, control })
+            let (source, kind) = ([127, 0, 0, 1].into(), Kind::Requests(connection.control()));
+            rig.shard.live.list(Open { peer: Some(peer), source, listener: "in".into(), port: 1, kind })
         };
         let mut listed: Vec<Listed> = (0..1000).map(list).collect();
         listed.retain(|listed| listed.slot % 2 == 0);

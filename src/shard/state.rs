@@ -82,6 +82,8 @@ pub struct Totals {
     pub tls_handshakes: Cell<u64>,
     /// Exchanges in progress.
     pub exchanges_open: Cell<u64>,
+    /// Tunnels among them.
+    pub tunnels_open: Cell<u64>,
     /// Exchanges replayed on another connection.
     pub replays: Cell<u64>,
     /// Tasks that kept the shard too long.
@@ -292,6 +294,7 @@ impl Shard {
             downstream_refused: totals.downstream_refused.get(),
             tls_handshakes: totals.tls_handshakes.get(),
             exchanges_open: totals.exchanges_open.get(),
+            tunnels_open: totals.tunnels_open.get(),
             upstream_open: self.tally.open.get(),
             upstream_idle: self.tally.idle.get(),
             upstream_connected: self.tally.connected.get(),

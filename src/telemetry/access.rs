@@ -375,6 +375,7 @@ mod tests {
             first_byte_ns: Some(1000),
             whole_ns: 2000,
             own_ns: 500,
+            tunnel: false,
         }
     }
 

@@ -191,6 +191,8 @@ pub struct ShardTotals {
     pub tls_handshakes: u64,
     /// Exchanges in progress (gauge).
     pub exchanges_open: u64,
+    /// Tunnels among them: upgraded connections and CONNECT (gauge).
+    pub tunnels_open: u64,
     /// Open upstream connections, idle ones included (gauge).
     pub upstream_open: u64,
     /// Idle upstream connections (gauge).

@@ -57,6 +57,8 @@ pub struct Ended {
     pub whole_ns: u64,
     /// The proxy's own share, ns.
     pub own_ns: u64,
+    /// Whether it was a tunnel: how long that lasted is not a latency.
+    pub tunnel: bool,
 }
 
 struct Slot {
@@ -130,8 +132,18 @@ impl Recorder {
         if let Some(first_byte_ns) = ended.first_byte_ns {
             counts.first_byte.saturating_record(first_byte_ns);
         }
-        counts.whole.saturating_record(ended.whole_ns);
-        counts.own.saturating_record(ended.own_ns);
+        if !ended.tunnel {
+            counts.whole.saturating_record(ended.whole_ns);
+            counts.own.saturating_record(ended.own_ns);
+        }
+    }
+
+    /// Counts bytes of an exchange that goes on: of a tunnel, which may last for days.
+    pub fn record_bytes(&mut self, slot: u32, request: u64, response: u64) {
+        let slot = &mut self.slots[slot as usize];
+        let counts = slot.counts.get_or_insert_with(|| self.spare.pop().unwrap_or_default());
+        counts.request_body_bytes += request;
+        counts.response_body_bytes += response;
     }
 
     /// Counts a connection that failed before there was an exchange.

@@ -115,6 +115,13 @@ impl Attempt {
         self.now.set(now);
     }
 
+    /// What is known of it is told to the balancer now, and it goes on: a tunnel, whose end says nothing of the endpoint.
+    pub fn goes_on(&self, now: u64) {
+        let mut balancer = self.service.balancer.borrow_mut();
+        balancer.ended(self.endpoint as usize, self.now.get(), self.outcome.replace(Outcome::Cancelled));
+        balancer.started(self.endpoint as usize, now);
+    }
+
     /// No connection to the endpoint could be made.
     pub fn unreachable(&self, now: u64) {
         self.outcome.set(Outcome::Unreachable);

@@ -34,6 +34,9 @@ pub struct Shared {
     leaving: Cell<bool>,
     /// Whether the peer is a ringmesh, which wants to know how a message came.
     pub mesh: bool,
+    /// Whether the peer has said what it offers, and who waits for that.
+    settled: Cell<bool>,
+    unsettled: RefCell<Vec<Waker>>,
 }
 
 /// A place on a shared connection for one exchange; given back when dropped.
@@ -88,6 +91,8 @@ impl SharedPool {
             exchanges: Cell::new(1),
             leaving: Cell::new(false),
             mesh,
+            settled: Cell::new(false),
+            unsettled: RefCell::default(),
         });
         self.open.borrow_mut().push(Rc::clone(&shared));
         (Rc::clone(&shared), Lease { shared, pool: Rc::clone(self) })
@@ -124,6 +129,15 @@ impl Shared {
         self.leaving.set(true);
     }
 
+    /// The peer has said what it offers, or never will.
+    pub fn settle(&self) {
+        if !self.settled.replace(true) {
+            for waker in self.unsettled.take() {
+                waker.wake();
+            }
+        }
+    }
+
     /// Exchanges in progress.
     pub fn exchanges(&self) -> u32 {
         self.exchanges.get()
@@ -151,6 +165,23 @@ impl Lease {
     /// The connection, to send a request on.
     pub fn send(&self) -> std::cell::RefMut<'_, SendRequest<Bytes>> {
         self.shared.send.borrow_mut()
+    }
+
+    /// Whether the peer takes WebSockets (RFC 8441 §3). Waits until it has said what it offers; may be dropped.
+    pub async fn takes_websockets(&self) -> bool {
+        poll_fn(|cx: &mut Context<'_>| {
+            if self.shared.settled.get() {
+                return Poll::Ready(());
+            }
+            let mut waiting = self.shared.unsettled.borrow_mut();
+            // One for each exchange that waits.
+            if !waiting.iter().any(|waker| waker.will_wake(cx.waker())) {
+                waiting.push(cx.waker().clone());
+            }
+            Poll::Pending
+        })
+        .await;
+        self.shared.send.borrow().is_extended_connect_protocol_enabled()
     }
 
     /// Whether the peer is a ringmesh.

@@ -30,7 +30,7 @@ fn a_refused_request_is_shown_as_far_as_it_can_be_made_out() {
         ("GET /h?q=\"1 HTTP/1.1\r\nX: y\r\n\r\n", 400, "host_missing"),
         ("GET /v HTTP/3.0\r\nHost: a\r\n\r\n", 505, "bad_version"),
         (
-            "GET /u HTTP/1.1\r\nHost: a:80\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n",
+            "GET /u HTTP/1.1\r\nHost: a:80\r\nConnection: upgrade\r\nUpgrade: websocket, x\r\n\r\n",
             501,
             "upgrade_refused",
         ),

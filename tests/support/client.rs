@@ -165,6 +165,26 @@ impl Client {
         &self.input
     }
 
+    /// Takes exactly so many bytes; panics when the connection ends before.
+    #[track_caller]
+    pub fn take(&mut self, len: usize) -> Vec<u8> {
+        let there = self.wait_bytes(len).len();
+        assert!(there >= len, "{there} of {len} bytes, then {:?}", self.end);
+        self.input.drain(..len).collect()
+    }
+
+    /// Takes a head and leaves what comes behind it, whatever its framing fields say.
+    #[track_caller]
+    pub fn take_head(&mut self) -> String {
+        loop {
+            if let Some(end) = self.input.windows(4).position(|w| w == b"\r\n\r\n") {
+                return String::from_utf8(self.take(end + 4)).unwrap();
+            }
+            assert!(self.end.is_none(), "no head: {}, then {:?}", shown(&self.input), self.end);
+            self.more();
+        }
+    }
+
     /// Waits for the end of the connection; panics when anything comes before it.
     #[track_caller]
     pub fn end(&mut self) -> End {

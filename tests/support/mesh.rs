@@ -28,6 +28,8 @@ pub struct Config {
     services: Vec<Service>,
     /// Routes, when not simply all to the first service.
     routes: String,
+    /// What connections may become and how long tunnels may be silent: keys of the one route to the first service.
+    tunnels: String,
     /// What keys do not say.
     change: Option<Change>,
     policy: Arc<Policy>,
@@ -63,6 +65,10 @@ pub struct Seen {
     pub handshakes: Vec<(String, String)>,
     /// Exchanges by status class.
     pub by_class: [u64; 6],
+    /// Bytes of bodies and tunnels, from callers and to them.
+    pub bytes: (u64, u64),
+    /// How many latencies were recorded: to the first byte, and to the last.
+    pub latencies: (u64, u64),
     /// Totals at the end.
     pub totals: ShardTotals,
     /// Causes of panics.
@@ -126,6 +132,15 @@ impl Config {
         self
     }
 
+    /// One route to the first service, with tunnels of this kind.
+    pub fn tunnels(mut self, websocket: bool, connect: bool, idle: Duration) -> Self {
+        let kinds = [(websocket, "websocket"), (connect, "connect")];
+        let kinds: Vec<_> = kinds.iter().filter(|(allowed, _)| *allowed).map(|(_, kind)| *kind).collect();
+        let idle = if idle == Duration::MAX { "off".to_owned() } else { format!("{}ms", idle.as_millis()) };
+        self.tunnels = format!("upgrades = {kinds:?}\ntunnel_idle = {idle:?}\n");
+        self
+    }
+
     /// Changes what the keys make.
     pub fn change(mut self, change: impl Fn(&mut Snapshot) + Send + Sync + 'static) -> Self {
         self.change = Some(Arc::new(change));
@@ -162,7 +177,7 @@ impl Config {
             text += &format!("[[service]]\nname = {name:?}\nendpoints = {endpoints:?}\n{keys}\n");
         }
         if self.routes.is_empty() {
-            text += &format!("[[route]]\nservice = {:?}\n", self.services[0].name);
+            text += &format!("[[route]]\nservice = {:?}\n{}", self.services[0].name, self.tunnels);
         }
         text + &self.routes
     }
@@ -224,6 +239,15 @@ impl Mesh {
             ready(&totals)
         });
         totals
+    }
+
+    /// Waits until what was counted so far is as `ready` likes.
+    pub fn wait_seen(&mut self, mut ready: impl FnMut(&Seen) -> bool) -> Seen {
+        until("counts", || {
+            self.seen.take(&self.link);
+            ready(&self.seen)
+        });
+        self.seen.clone()
     }
 
     /// Drains the shard, waits for its end, and gives what it counted. Panics if a task panicked.
@@ -289,6 +313,10 @@ impl Seen {
                 for (failure, count) in &service.counts.failures {
                     *self.failures.entry(failure.to_string()).or_default() += count;
                 }
+                self.bytes.0 += service.counts.request_body_bytes;
+                self.bytes.1 += service.counts.response_body_bytes;
+                self.latencies.0 += service.counts.first_byte.len();
+                self.latencies.1 += service.counts.whole.len();
                 for (mine, theirs) in self.by_class.iter_mut().zip(service.counts.by_class) {
                     *mine += theirs;
                 }

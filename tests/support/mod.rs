@@ -12,6 +12,7 @@ pub mod http2;
 pub mod mesh;
 pub mod origin;
 pub mod rig;
+pub mod stream;
 pub mod wire;
 
 use std::sync::{Condvar, Mutex, MutexGuard};

@@ -4,11 +4,14 @@ use std::mem::MaybeUninit;
 use std::net::SocketAddr;
 use std::ops::Range;
 
+use smallvec::SmallVec;
+
 use super::{Parsed, cause_of, has_bare_line_ends};
 use crate::authorize;
 use crate::failure::Cause;
 use crate::http::client_cert::ClientCert;
 use crate::http::fields::{self, ConnectionOptions, FramingFields, Known, known, list, write_u64};
+use crate::http::websocket::{self, Accept};
 use crate::http::{Framing, Method, Version};
 use crate::snapshot::{ForwardedFields, Limits};
 
@@ -52,6 +55,8 @@ pub enum Target<'b> {
     Path(&'b str),
     /// `*`, with OPTIONS only.
     Asterisk,
+    /// Host and port, with CONNECT only.
+    Authority(&'b str),
 }
 
 impl<'b> Target<'b> {
@@ -60,6 +65,7 @@ impl<'b> Target<'b> {
         match self {
             Self::Path(path) => path.as_bytes(),
             Self::Asterisk => b"*",
+            Self::Authority(authority) => authority.as_bytes(),
         }
     }
 }
@@ -71,8 +77,28 @@ pub enum Upgrade {
     No,
     /// One that may be ignored (`h2c`, unknown ones): the request is served as it is.
     Ignorable,
-    /// `websocket`: without it the request makes no sense.
-    WebSocket,
+    /// `websocket`: without it the request makes no sense. What the service has to answer to its key.
+    WebSocket(Accept),
+}
+
+/// The protocols that the Upgrade fields of a request name, counted.
+#[derive(Debug, Default)]
+struct Protocols {
+    websocket: u16,
+    others: u16,
+}
+
+impl Protocols {
+    fn read(&mut self, value: &[u8]) {
+        for protocol in list(value) {
+            let count = if protocol.eq_ignore_ascii_case(b"websocket") {
+                &mut self.websocket
+            } else {
+                &mut self.others
+            };
+            *count = count.saturating_add(1);
+        }
+    }
 }
 
 /// What is added to a request on its way.
@@ -219,7 +245,8 @@ impl<'b> Request<'b> {
         };
         let mut framing = FramingFields::default();
         let mut host = None;
-        let mut upgrade = None;
+        let mut protocols = Protocols::default();
+        let mut websocket_keys = SmallVec::<[&[u8]; 1]>::new();
         for part in request.parts {
             match known(part.name) {
                 Known::Other | Known::Date | Known::Forwarded | Known::HopByHop | Known::KeepAlive => {}
@@ -241,7 +268,8 @@ impl<'b> Request<'b> {
                 Known::Te => {
                     request.takes_trailers |= list(part.value).any(|v| v.eq_ignore_ascii_case(b"trailers"));
                 }
-                Known::Upgrade => upgrade = Some(part.value),
+                Known::Upgrade => protocols.read(part.value),
+                Known::SecWebSocketKey => websocket_keys.push(part.value),
                 Known::MaxForwards => {
                     request.max_forwards = Some(fields::parse_u64(part.value).ok_or(Cause::BadFieldValue)?);
                 }
@@ -265,20 +293,34 @@ impl<'b> Request<'b> {
             Version::Http10 => request.connection.keep_alive && !request.connection.close,
         };
         request.expect_continue &= request.has_body();
-        if let Some(protocols) = upgrade
-            && version == Version::Http11
-            && request.connection.upgrade
-        {
-            request.upgrade = if list(protocols).any(|p| p.eq_ignore_ascii_case(b"websocket")) {
-                Upgrade::WebSocket
-            } else {
-                Upgrade::Ignorable
-            };
+        if version == Version::Http11 && request.connection.upgrade {
+            request.upgrade = request.judge_upgrade(&protocols, &websocket_keys)?;
         }
-        if request.upgrade == Upgrade::WebSocket {
-            return Err(if request.has_body() { Cause::UpgradeWithBody } else { Cause::UpgradeRefused });
+        if request.is_connect() && request.has_body() {
+            // What comes behind is the tunnel's: a body has no place (RFC 9110 §9.3.6).
+            return Err(Cause::UpgradeWithBody);
         }
         Ok(request)
+    }
+
+    /// A WebSocket is taken for one when nothing about its handshake can be understood in two ways (RFC 6455 §4.1).
+    fn judge_upgrade(&self, protocols: &Protocols, keys: &[&[u8]]) -> Result<Upgrade, Cause> {
+        match (protocols, keys) {
+            (Protocols { websocket: 0, others: 0 }, _) => Ok(Upgrade::No),
+            (Protocols { websocket: 0, .. }, _) => Ok(Upgrade::Ignorable),
+            _ if self.has_body() => Err(Cause::UpgradeWithBody),
+            // A choice of protocols would be the service's, and this proxy could not follow it to all of them.
+            (Protocols { websocket: 1, others: 0 }, keys) if self.method_name == "GET" => match keys {
+                [key] => websocket::accept_of(key).map(Upgrade::WebSocket).ok_or(Cause::BadFieldValue),
+                _ => Err(Cause::BadFieldValue),
+            },
+            _ => Err(Cause::UpgradeRefused),
+        }
+    }
+
+    /// Whether a tunnel is asked for.
+    pub fn is_connect(&self) -> bool {
+        matches!(self.target, Target::Authority(_))
     }
 
     /// Whether a body is announced, be it an empty one.
@@ -298,7 +340,7 @@ impl<'b> Request<'b> {
                 let path = &path[..memchr::memchr(b'?', path.as_bytes()).unwrap_or(path.len())];
                 Some(if path.is_empty() { "/" } else { path })
             }
-            Target::Asterisk => None,
+            Target::Asterisk | Target::Authority(_) => None,
         }
     }
 
@@ -333,6 +375,8 @@ impl<'b> Request<'b> {
         out.push(b' ');
         match self.target {
             Target::Asterisk => out.push(b'*'),
+            // Where the next hop is to open the tunnel.
+            Target::Authority(authority) => out.extend_from_slice(authority.as_bytes()),
             Target::Path(path) => {
                 if !path.starts_with('/') {
                     out.push(b'/');
@@ -367,7 +411,7 @@ impl<'b> Request<'b> {
                 Known::XForwardedProto => has.proto = true,
                 Known::XForwardedHost => has.host = true,
                 Known::Other | Known::Date | Known::Expect | Known::MaxForwards | Known::Via => {}
-                Known::XForwardedFor | Known::Forwarded => {}
+                Known::XForwardedFor | Known::Forwarded | Known::SecWebSocketKey => {}
             }
             if self.connection.nominates(part.name) {
                 continue;
@@ -375,6 +419,10 @@ impl<'b> Request<'b> {
             write_field(part.name, part.value, out);
         }
         self.write_added(forwarding, has, out);
+        if let Upgrade::WebSocket(_) = self.upgrade {
+            out.extend_from_slice(b"connection: upgrade\r\nupgrade: websocket\r\n\r\n");
+            return;
+        }
         match self.framing {
             Framing::None | Framing::UntilClose => {}
             Framing::Length(n) => {
@@ -423,7 +471,8 @@ impl<'b> Request<'b> {
             out.extend_from_slice(via.as_bytes());
             out.extend_from_slice(b"\r\n");
         }
-        if self.takes_trailers {
+        // A handshake has no trailers, and one Connection field is enough.
+        if self.takes_trailers && !matches!(self.upgrade, Upgrade::WebSocket(_)) {
             out.extend_from_slice(b"te: trailers\r\nconnection: te\r\n");
         }
         if self.method_name == "OPTIONS"
@@ -452,6 +501,18 @@ type Targeted<'b> = (Target<'b>, Option<&'b [u8]>);
 fn read_target<'b>(method: &str, target: &'b str) -> Result<Targeted<'b>, Cause> {
     if !fields::is_target(target.as_bytes()) {
         return Err(Cause::BadTarget);
+    }
+    if method == "CONNECT" {
+        // Host and port, both (RFC 9112 §3.2.3).
+        let port = memchr::memrchr(b':', target.as_bytes()).map(|at| &target.as_bytes()[at + 1..]);
+        let has_port = port.is_some_and(|port| fields::parse_u64(port).is_some_and(|n| n > 0));
+        return if has_port && fields::is_authority(target.as_bytes()) {
+            Ok((Target::Authority(target), Some(target.as_bytes())))
+        } else if target.contains('@') {
+            Err(Cause::UserInfo)
+        } else {
+            Err(Cause::BadTarget)
+        };
     }
     if target.starts_with('/') {
         return Ok((Target::Path(target), None));
@@ -482,7 +543,7 @@ fn method_of(name: &str) -> Result<Method, Cause> {
     Ok(match name {
         "GET" | "OPTIONS" | "PUT" | "DELETE" => Method::Idempotent,
         "HEAD" => Method::Head,
-        "CONNECT" | "TRACE" => return Err(Cause::MethodRefused),
+        "TRACE" => return Err(Cause::MethodRefused),
         _ if !fields::is_token(name.as_bytes()) => return Err(Cause::BadMethod),
         _ => Method::Other,
     })

@@ -305,6 +305,30 @@ fn routing_sees_what_is_sent_on() {
     }
 }
 
+#[test]
+fn a_websocket_handshake_leaves_with_one_connection_field() {
+    let lines = "Connection: keep-alive, Upgrade, TE\r\nTE: trailers\r\nUPGRADE: WebSocket\r\nContent-Length: 0\r\n\
+                 Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Protocol: chat\r\n\
+                 Sec-WebSocket-Extensions: permessage-deflate\r\nSec-WebSocket-Version: 13\r\n";
+    assert_eq!(
+        fields(lines, &PLAIN),
+        "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Protocol: chat\r\n\
+         Sec-WebSocket-Extensions: permessage-deflate\r\nSec-WebSocket-Version: 13\r\n\
+         connection: upgrade\r\nupgrade: websocket\r\n"
+    );
+}
+
+#[test]
+fn the_target_of_connect_is_its_authority() {
+    for target in ["a.b:443", "127.0.0.1:80", "[::1]:80"] {
+        let wire = format!("CONNECT {target} HTTP/1.1\r\nHost: other\r\n\r\n");
+        of(&wire, |r| {
+            assert_eq!((r.target, r.authority), (Target::Authority(target), Some(target.as_bytes())));
+            assert_eq!((r.path(), r.is_connect()), (None, true));
+        });
+    }
+}
+
 /// Bytes, and why they are refused: every cause that a request head can have.
 const REFUSED: &[(&str, Cause)] = &[
     ("\n", Cause::BadStartLine),
@@ -317,8 +341,18 @@ const REFUSED: &[(&str, Cause)] = &[
     ("GET /\x01 HTTP/1.1\r\n", Cause::BadStartLine),
     ("GET /\x7f HTTP/1.1\r\n", Cause::BadStartLine),
     ("GET /\r\n", Cause::BadStartLine),
-    ("CONNECT a:80 HTTP/1.1\r\nHost: a\r\n\r\n", Cause::MethodRefused),
-    ("CONNECT / HTTP/1.1\r\nHost: a\r\n\r\n", Cause::MethodRefused),
+    ("CONNECT / HTTP/1.1\r\nHost: a\r\n\r\n", Cause::BadTarget),
+    ("CONNECT a HTTP/1.1\r\nHost: a\r\n\r\n", Cause::BadTarget),
+    ("CONNECT a: HTTP/1.1\r\nHost: a\r\n\r\n", Cause::BadTarget),
+    ("CONNECT a:0 HTTP/1.1\r\nHost: a\r\n\r\n", Cause::BadTarget),
+    ("CONNECT :80 HTTP/1.1\r\nHost: a\r\n\r\n", Cause::BadTarget),
+    ("CONNECT [::1] HTTP/1.1\r\nHost: a\r\n\r\n", Cause::BadTarget),
+    ("CONNECT a:80/ HTTP/1.1\r\nHost: a\r\n\r\n", Cause::BadTarget),
+    ("CONNECT http://a:80 HTTP/1.1\r\nHost: a\r\n\r\n", Cause::BadTarget),
+    ("CONNECT u@a:80 HTTP/1.1\r\nHost: a\r\n\r\n", Cause::UserInfo),
+    ("CONNECT a:80 HTTP/1.1\r\n\r\n", Cause::HostMissing),
+    ("CONNECT a:80 HTTP/1.1\r\nHost: a\r\nContent-Length: 1\r\n\r\n", Cause::UpgradeWithBody),
+    ("CONNECT a:80 HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n", Cause::UpgradeWithBody),
     ("TRACE / HTTP/1.1\r\nHost: a\r\n\r\n", Cause::MethodRefused),
     ("GET /#f HTTP/1.1\r\nHost: a\r\n\r\n", Cause::BadTarget),
     ("GET /\u{fc} HTTP/1.1\r\nHost: a\r\n\r\n", Cause::BadTarget),
@@ -396,6 +430,21 @@ const REFUSED: &[(&str, Cause)] = &[
     (
         "GET / HTTP/1.1\r\nHost: a\r\nUpgrade: h2c, WebSocket\r\nConnection: upgrade\r\n\r\n",
         Cause::UpgradeRefused,
+    ),
+    (
+        "GET / HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nUpgrade: h2c\r\nConnection: upgrade\r\n\r\n",
+        Cause::UpgradeRefused,
+    ),
+    ("PUT / HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: upgrade\r\n\r\n", Cause::UpgradeRefused),
+    ("GET / HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: upgrade\r\n\r\n", Cause::BadFieldValue),
+    (
+        "GET / HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: upgrade\r\nSec-WebSocket-Key: x\r\n\r\n",
+        Cause::BadFieldValue,
+    ),
+    (
+        "GET / HTTP/1.1\r\nHost: a\r\nUpgrade: websocket\r\nConnection: upgrade\r\n\
+         Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n",
+        Cause::BadFieldValue,
     ),
     ("GET / HTTP/1.1\r\nHost: a\r\nExpect: 200-ok\r\n\r\n", Cause::ExpectationFailed),
     ("GET / HTTP/1.1\r\nHost: a\r\nExpect: 100-continue\r\nExpect: tea\r\n\r\n", Cause::ExpectationFailed),

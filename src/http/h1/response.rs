@@ -6,6 +6,7 @@ use super::request::write_field;
 use super::{Parsed, cause_of, has_bare_line_ends};
 use crate::failure::Cause;
 use crate::http::fields::{self, ConnectionOptions, FramingFields, Known, known, write_u64};
+use crate::http::websocket::Accept;
 use crate::http::{Framing, Method, Version};
 use crate::shard::clock::Clock;
 use crate::snapshot::Limits;
@@ -50,6 +51,26 @@ pub fn read_response<R>(
     method: Method,
     then: impl FnOnce(&Response<'_>) -> R,
 ) -> Parsed<R> {
+    read(buffer, limits, method, None, then)
+}
+
+/// As [`read_response`], for a WebSocket handshake: a 101 is taken when it has this answer to the caller's key.
+pub fn read_handshake_response<R>(
+    buffer: &[u8],
+    limits: &Limits,
+    accept: &Accept,
+    then: impl FnOnce(&Response<'_>) -> R,
+) -> Parsed<R> {
+    read(buffer, limits, Method::Idempotent, Some(accept), then)
+}
+
+fn read<R>(
+    buffer: &[u8],
+    limits: &Limits,
+    method: Method,
+    accept: Option<&Accept>,
+    then: impl FnOnce(&Response<'_>) -> R,
+) -> Parsed<R> {
     // httparse skips empty lines, which are forgiven before requests only: here they are what is left of another response.
     if buffer.first().is_some_and(|first| *first != b'H') {
         return Parsed::Refused(Cause::BadStartLine);
@@ -69,7 +90,7 @@ pub fn read_response<R>(
         Ok(httparse::Status::Complete(len)) if has_bare_line_ends(&buffer[..len]) => {
             Parsed::Refused(Cause::BareCrOrLf)
         }
-        Ok(httparse::Status::Complete(len)) => match Response::judge(parsed, len, method) {
+        Ok(httparse::Status::Complete(len)) => match Response::judge(parsed, len, method, accept) {
             Ok(response) => Parsed::Whole(then(&response)),
             Err(cause) => Parsed::Refused(cause),
         },
@@ -82,7 +103,12 @@ pub fn read_response<R>(
 }
 
 impl<'b> Response<'b> {
-    fn judge(parsed: httparse::Response<'b, 'b>, head_len: usize, method: Method) -> Result<Self, Cause> {
+    fn judge(
+        parsed: httparse::Response<'b, 'b>,
+        head_len: usize,
+        method: Method,
+        accept: Option<&Accept>,
+    ) -> Result<Self, Cause> {
         let status = parsed.code.ok_or(Cause::BadStartLine)?;
         if !(100..600).contains(&status) {
             return Err(Cause::BadStartLine);
@@ -113,12 +139,15 @@ impl<'b> Response<'b> {
                 Known::MaxForwards | Known::Te | Known::Upgrade | Known::Via | Known::FailureReport => {}
                 Known::ClientCert => {}
                 Known::XForwardedFor | Known::XForwardedHost | Known::XForwardedProto => {}
+                Known::SecWebSocketKey => {}
             }
         }
         let framed = framing.framing(version == Version::Http10, Framing::UntilClose)?;
         response.length = framing.length_value();
         response.framing = match (status, method) {
-            (101, _) => return Err(Cause::UnexpectedUpgrade),
+            (101, _) if !accept.is_some_and(|accept| response.is_handshake(accept)) => {
+                return Err(Cause::UnexpectedUpgrade);
+            }
             (100..200 | 204 | 304, _) | (_, Method::Head) => Framing::None,
             _ => framed,
         };
@@ -167,6 +196,21 @@ impl<'b> Response<'b> {
         }
     }
 
+    /// Whether it changes to WebSocket, to nothing else, and proves that it means the caller's handshake.
+    fn is_handshake(&self, accept: &Accept) -> bool {
+        let values = |name: &'static str| {
+            self.parts.iter().filter(move |part| part.name.eq_ignore_ascii_case(name)).map(|part| part.value)
+        };
+        let mut accepts = values("sec-websocket-accept");
+        let mut protocols = values("upgrade").flat_map(fields::list);
+        self.version == Version::Http11
+            && self.connection.upgrade
+            && protocols.next().is_some_and(|p| p.eq_ignore_ascii_case(b"websocket"))
+            && protocols.next().is_none()
+            && accepts.next() == Some(accept)
+            && accepts.next().is_none()
+    }
+
     /// Whether it is one of those before the final one (RFC 9110 §15.2).
     pub fn is_interim(&self) -> bool {
         self.status < 200
@@ -198,10 +242,14 @@ pub fn write_response_head(
             | Known::Host => {}
             Known::MaxForwards | Known::Via | Known::ClientCert => {}
             Known::XForwardedFor | Known::XForwardedHost | Known::XForwardedProto => {}
+            Known::SecWebSocketKey => {}
         }
         if !response.connection.nominates(part.name) {
             write_field(part.name, part.value, out);
         }
+    }
+    if response.status == 101 {
+        out.extend_from_slice(b"connection: upgrade\r\nupgrade: websocket\r\n");
     }
     if !response.is_interim() {
         if !response.has_date {

@@ -97,6 +97,55 @@ fn a_head_leaves_in_canonical_form() {
     }
 }
 
+const ACCEPT: &str = "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=";
+
+fn read_handshake(lines: &str) -> Parsed<String> {
+    let wire = format!("HTTP/1.1 101 Switching Protocols\r\n{lines}\r\n");
+    let accept = ACCEPT.as_bytes().try_into().unwrap();
+    read_handshake_response(wire.as_bytes(), &LIMITS, accept, |response| {
+        let mut out = Vec::new();
+        write_response_head(response, PLAIN, &Clock::new(), &mut out);
+        String::from_utf8(out).unwrap()
+    })
+}
+
+#[test]
+fn the_answer_to_a_handshake_leaves_with_one_connection_field() {
+    let lines = format!(
+        "Connection: X, Upgrade\r\nX: y\r\nUpgrade: WebSocket\r\nContent-Length: 0\r\nSec-WebSocket-Accept: {ACCEPT}\r\n\
+         Sec-WebSocket-Protocol: chat\r\n"
+    );
+    let Parsed::Whole(out) = read_handshake(&lines) else { panic!("{lines}") };
+    assert_eq!(
+        out,
+        format!(
+            "HTTP/1.1 101 Switching Protocols\r\nSec-WebSocket-Accept: {ACCEPT}\r\nSec-WebSocket-Protocol: chat\r\n\
+             connection: upgrade\r\nupgrade: websocket\r\n\r\n"
+        )
+    );
+}
+
+#[test]
+fn an_answer_that_is_none_to_the_handshake_is_refused() {
+    let accept = format!("Sec-WebSocket-Accept: {ACCEPT}\r\n");
+    for lines in [
+        String::new(),
+        accept.clone(),
+        format!("Connection: upgrade\r\n{accept}"),
+        format!("Upgrade: websocket\r\n{accept}"),
+        format!("Connection: upgrade\r\nUpgrade: h2c\r\n{accept}"),
+        format!("Connection: upgrade\r\nUpgrade: websocket, h2c\r\n{accept}"),
+        format!("Connection: upgrade\r\nUpgrade: websocket\r\nUpgrade: h2c\r\n{accept}"),
+        "Connection: upgrade\r\nUpgrade: websocket\r\n".to_owned(),
+        "Connection: upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOO=\r\n"
+            .to_owned(),
+        format!("Connection: upgrade\r\nUpgrade: websocket\r\n{accept}{accept}"),
+    ] {
+        let read = read_handshake(&lines);
+        assert!(matches!(read, Parsed::Refused(Cause::UnexpectedUpgrade)), "{lines:?}: {read:?}");
+    }
+}
+
 #[test]
 fn a_missing_date_is_added() {
     let out = rewritten("HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n", Method::Idempotent, PLAIN);

@@ -12,10 +12,11 @@ pub mod watch;
 pub use origin::{ORIGIN_FIELD, Origin};
 pub(crate) use request::authority;
 pub use request::{
-    Facts, Forwarded, Tunnel, check, forward, from_canonical, host_of, join_cookies, values, write_h1,
+    Facts, Fields, Forwarded, Tunnel, call, check, extend_connect, forward, from_canonical, host_of,
+    join_cookies, values, write_h1, write_h1_handshake,
 };
 pub(crate) use response::framing;
-pub use response::{append_via, end_to_end, from_h1, write_h1_response};
+pub use response::{agree, append_via, end_to_end, from_h1, write_h1_agreed, write_h1_response};
 
 use http::{HeaderMap, HeaderName};
 

@@ -99,6 +99,10 @@ pub fn check(
             _ => {}
         }
     }
+    if facts.tunnel.is_some() && parts.headers.contains_key(header::CONTENT_LENGTH) {
+        // What comes behind is the tunnel's: a body has no place (RFC 9110 §9.3.6).
+        return Err(Cause::UpgradeWithBody);
+    }
     if let Some(length) = length(&parts.headers)? {
         if ended && length > 0 {
             return Err(Cause::BadLength);
@@ -152,6 +156,33 @@ pub fn values<'p>(parts: &'p request::Parts, name: &str) -> impl Iterator<Item =
     )
 }
 
+/// A request, as rules see it: a WebSocket as the handshake that its extended CONNECT stands for, so that no rule can be got
+/// around by the version of HTTP.
+pub fn call<'c, 'p>(
+    caller: authorize::Caller<'c>,
+    parts: &'c request::Parts,
+    fields: &'c Fields<'p>,
+) -> authorize::Call<'c, Fields<'p>> {
+    let path = match parts.uri.path_and_query() {
+        // A plain CONNECT has none.
+        None => "",
+        Some(_) => parts.uri.path(),
+    };
+    let extended = parts.extensions.get::<h2::ext::Protocol>().is_some();
+    let method = if extended { http::Method::GET.as_str() } else { parts.method.as_str() };
+    authorize::Call { caller, method: method.as_bytes(), path: path.as_bytes(), fields }
+}
+
+/// A head, as rules see it.
+#[derive(Debug)]
+pub struct Fields<'p>(pub &'p request::Parts);
+
+impl authorize::Fields for Fields<'_> {
+    fn values(&self, name: &str) -> impl Iterator<Item = &[u8]> {
+        values(self.0, name)
+    }
+}
+
 /// Makes a request that came by HTTP/2 ready for a service that speaks it: without what concerned only the last hop.
 pub fn forward(parts: &mut request::Parts, facts: &Facts, forwarding: &Forwarded<'_>) {
     // Before a default takes its place; made only where it is told.
@@ -171,6 +202,8 @@ pub fn forward(parts: &mut request::Parts, facts: &Facts, forwarding: &Forwarded
             known(name.as_str()),
             Known::Host | Known::HopByHop | Known::FailureReport | Known::ClientCert
         ) || *name == ORIGIN
+            // Means nothing over HTTP/2 (RFC 8441 §5).
+            || (facts.tunnel.is_some() && *name == header::SEC_WEBSOCKET_KEY)
     });
     if let Some(client_cert) = &forwarding.client_cert {
         let mut value = Vec::with_capacity(client_cert.value_len());
@@ -217,6 +250,10 @@ pub fn write_h1(parts: &request::Parts, facts: &Facts, forwarding: &Forwarded<'_
             out.extend_from_slice(path.as_str().as_bytes());
         }
         Some(_) => out.push(b'*'),
+        // Of a plain CONNECT: host and port, as it came.
+        None if parts.method == http::Method::CONNECT => {
+            out.extend_from_slice(authority(parts).unwrap_or_default().as_bytes());
+        }
         None => out.push(b'/'),
     }
     out.extend_from_slice(b" HTTP/1.1\r\nhost: ");
@@ -268,6 +305,40 @@ fn means_content(method: &http::Method) -> bool {
     matches!(*method, http::Method::POST | http::Method::PUT | http::Method::PATCH)
 }
 
+/// Writes the WebSocket handshake that an extended CONNECT stands for, with this key (RFC 8441 §5).
+pub fn write_h1_handshake(
+    parts: &request::Parts,
+    facts: &Facts,
+    forwarding: &Forwarded<'_>,
+    key: &[u8; 24],
+    out: &mut Vec<u8>,
+) {
+    let mut parts = parts.clone();
+    parts.method = http::Method::GET;
+    parts.headers.remove(header::SEC_WEBSOCKET_KEY);
+    let facts = Facts {
+        method: Method::Idempotent,
+        framing: Framing::None,
+        expect_continue: false,
+        takes_trailers: false,
+        ..facts.clone()
+    };
+    write_h1(&parts, &facts, forwarding, out);
+    // In place of the empty line.
+    out.truncate(out.len() - 2);
+    out.extend_from_slice(b"sec-websocket-key: ");
+    out.extend_from_slice(key);
+    out.extend_from_slice(b"\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n");
+}
+
+/// Makes the extended CONNECT of a WebSocket handshake that was read from a canonical head (RFC 8441 §4). Its key stays here.
+pub fn extend_connect(request: &mut Request<()>) {
+    *request.method_mut() = http::Method::CONNECT;
+    request.extensions_mut().insert(h2::ext::Protocol::from_static("websocket"));
+    request.headers_mut().remove(header::UPGRADE);
+    request.headers_mut().remove(header::SEC_WEBSOCKET_KEY);
+}
+
 /// Reads a head that was written here for an HTTP/1.1 service, for one that speaks HTTP/2. `origin` is for a ringmesh.
 ///
 /// # Errors
@@ -296,8 +367,10 @@ pub fn from_canonical(head: &[u8], origin: Option<Origin>) -> Result<Request<()>
     if let Some(origin) = origin {
         headers.insert(ORIGIN, origin.value());
     }
-    let target = parsed.path.unwrap_or("/");
-    let uri = Uri::builder().scheme("http").authority(host).path_and_query(target);
+    let uri = match parsed.path.unwrap_or("/") {
+        target if parsed.method == Some("CONNECT") => Uri::builder().authority(target),
+        path => Uri::builder().scheme("http").authority(host).path_and_query(path),
+    };
     let mut request = Request::new(());
     *request.uri_mut() = uri.build().map_err(|_| Cause::BadTarget)?;
     *request.method_mut() = http::Method::from_bytes(parsed.method.unwrap_or_default().as_bytes())

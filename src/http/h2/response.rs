@@ -8,6 +8,7 @@ use super::request;
 use crate::failure::Cause;
 use crate::http::fields::{Known, known, write_u64};
 use crate::http::h1::{self, ResponseOptions, write_field};
+use crate::http::websocket::Accept;
 use crate::http::{Framing, Version};
 use crate::shard::clock::Clock;
 
@@ -126,6 +127,27 @@ pub fn write_h1_response(
         }
     }
     out.extend_from_slice(b"\r\n");
+}
+
+/// Makes the answer that begins a tunnel ready for an HTTP/2 caller: 200, without what only HTTP/1.1 says.
+pub fn agree(parts: &mut response::Parts, clock: &Clock) {
+    parts.status = StatusCode::OK;
+    parts.headers.remove(header::CONTENT_LENGTH);
+    parts.headers.remove(header::SEC_WEBSOCKET_ACCEPT);
+    end_to_end(parts, clock);
+}
+
+/// Writes the answer that agrees to an extended CONNECT as the one to a WebSocket handshake that wants this accept.
+pub fn write_h1_agreed(parts: &mut response::Parts, accept: &Accept, clock: &Clock, out: &mut Vec<u8>) {
+    parts.status = StatusCode::SWITCHING_PROTOCOLS;
+    parts.headers.remove(header::SEC_WEBSOCKET_ACCEPT);
+    let options = ResponseOptions { version: Version::Http11, framing: Framing::None, close: false };
+    write_h1_response(parts, options, clock, out);
+    // In place of the empty line.
+    out.truncate(out.len() - 2);
+    out.extend_from_slice(b"sec-websocket-accept: ");
+    out.extend_from_slice(accept);
+    out.extend_from_slice(b"\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n");
 }
 
 /// Adds our hop to Via: one more field, as the list's end (RFC 9110 §7.6.3, §5.3).

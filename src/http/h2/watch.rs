@@ -70,6 +70,8 @@ pub struct Watch {
     data: usize,
     /// A field block has begun and not ended.
     in_block: bool,
+    /// The first frame is whole.
+    begun: bool,
 }
 
 impl Watch {
@@ -92,12 +94,18 @@ impl Watch {
             left: Flood::ALL.map(|flood| flood.budget().0),
             data: 0,
             in_block: false,
+            begun: false,
         }
     }
 
     /// Whether a field block has begun and is not whole: the peer owes us its end.
     pub fn owes_block(&self) -> bool {
         self.in_block || self.head_len > 0 || self.payload > 0
+    }
+
+    /// Whether the first frame is there, which must be SETTINGS (RFC 9113 §3.4): what a peer offers is known from then on.
+    pub fn has_begun(&self) -> bool {
+        self.begun
     }
 
     /// Follows `bytes`.
@@ -113,6 +121,7 @@ impl Watch {
                 let n = self.payload.min(bytes.len());
                 self.payload -= n;
                 bytes = &bytes[n..];
+                self.begun |= self.payload == 0;
                 continue;
             }
             let n = (9 - self.head_len).min(bytes.len());
@@ -122,6 +131,7 @@ impl Watch {
             if self.head_len == 9 {
                 self.head_len = 0;
                 self.frame()?;
+                self.begun |= self.payload == 0;
             }
         }
         Ok(())
