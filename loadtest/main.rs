@@ -10,16 +10,20 @@
 )]
 #![allow(clippy::print_stdout, reason = "its results go to standard output")]
 
+mod certificates;
 mod client;
 mod clock;
 mod compare;
 mod date;
 mod guard;
+mod http2;
 mod idle;
 mod origin;
 mod plot;
 mod socket;
 mod target;
+mod tls;
+mod trial;
 mod wire;
 
 use std::io::IsTerminal;
@@ -36,7 +40,7 @@ use clock::{MILLISECOND, nanos, now_ns, parse_duration, parse_size};
 use socket::parse_cpus;
 use target::Url;
 
-/// Measures HTTP/1.1 proxies: an origin, a load generator, and a comparison that runs both around a proxy.
+/// Measures HTTP proxies: an origin, a load generator, and a comparison that runs both around a proxy.
 #[derive(Parser)]
 #[command(name = "loadtest", version)]
 struct Command {
@@ -47,9 +51,11 @@ struct Command {
 #[derive(Subcommand)]
 enum What {
     Server(ServerArgs),
-    Client(ClientArgs),
+    Client(Box<ClientArgs>),
     Idle(IdleArgs),
     Compare(compare::CompareArgs),
+    Rotation(trial::rotation::RotationArgs),
+    SlowReader(trial::slow_reader::SlowReaderArgs),
     #[command(hide = true)]
     Guard(guard::GuardArgs),
 }
@@ -58,7 +64,8 @@ enum What {
 ///
 /// URLs: /size/1024 (body bytes; KiB and MiB are understood), /delay/50ms, /status/503, /chunked/1, in any
 /// combination: /delay/5ms/status/200/size/1KiB, or as a query: /?size=1KiB&delay=5ms. Anything else gives 1 KiB.
-/// Request bodies are read and dropped; the field x-echo comes back as it was sent.
+/// Request bodies are read and dropped; the field x-echo comes back as it was sent. HTTP/1.1 and HTTP/2, plain text and
+/// TLS are told apart by what a client begins with, and by ALPN.
 #[derive(Args)]
 struct ServerArgs {
     /// Address to listen on; port 0 takes a free one, printed on the first line.
@@ -82,6 +89,15 @@ struct ServerArgs {
     /// Write each response at this many bytes a second.
     #[arg(long, value_name = "BYTES_PER_SECOND", value_parser = parse_size)]
     slow: Option<u64>,
+    /// Read from each connection at this many bytes a second.
+    #[arg(long, value_name = "BYTES_PER_SECOND", value_parser = parse_size)]
+    slow_read: Option<u64>,
+    /// Speak TLS to whoever begins with it: a certificate, leaf first (PEM).
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    tls_cert: Option<PathBuf>,
+    /// Its key (PEM).
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    tls_key: Option<PathBuf>,
     /// End when standard input ends: for a parent that may die without a word.
     #[arg(long)]
     until_stdin_ends: bool,
@@ -93,12 +109,12 @@ struct ServerArgs {
 /// the moment a request was due. Without it the loop is closed: each connection sends its next request when it has its
 /// answer, and latency counts from sending.
 ///
-/// A response is right when its status is as expected, its framing is HTTP/1.1's, its body is as long as the URL asked
+/// A response is right when its status is as expected, its framing is HTTP's, its body is as long as the URL asked
 /// for, and its x-echo field is that of the request (--no-check leaves out the last two, for servers other than
 /// `loadtest server`).
 #[derive(Args)]
 struct ClientArgs {
-    /// http://host:port/path or unix:/socket/path:/request/path
+    /// http://host:port/path, https://host:port/path or unix:/socket/path:/request/path
     #[arg(value_parser = Url::parse)]
     url: Url,
     /// Requests a second, over all threads. Absent: closed loop.
@@ -146,12 +162,53 @@ struct ClientArgs {
     /// Open loop: do not sleep in the last 100 µs before a request is due. Only on a CPU of one's own.
     #[arg(long)]
     spin: bool,
+    /// Speak HTTP/2: chosen by ALPN on https, by prior knowledge (h2c) on http and unix.
+    #[arg(long)]
+    http2: bool,
+    /// Exchanges at a time on each HTTP/2 connection.
+    #[arg(long, default_value_t = 1, requires = "http2", value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    streams: u32,
+    /// Make a connection for each request, with a full handshake on https; latency counts it too.
+    #[arg(long)]
+    new_connection: bool,
+    /// Read at this many bytes a second from each connection.
+    #[arg(long, value_name = "BYTES_PER_SECOND", value_parser = parse_size)]
+    slow: Option<u64>,
+    #[command(flatten)]
+    tls: TlsArgs,
     /// Write the result as JSON.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
     /// Write latency by percentile as a picture.
     #[arg(long, value_name = "FILE")]
     svg: Option<PathBuf>,
+}
+
+#[derive(Args)]
+struct TlsArgs {
+    /// https: the roots to believe (PEM).
+    #[arg(long, value_name = "FILE")]
+    ca: Option<PathBuf>,
+    /// https: believe anybody.
+    #[arg(long)]
+    insecure: bool,
+    /// https: a certificate to show, leaf first (PEM).
+    #[arg(long, value_name = "FILE", requires = "key")]
+    cert: Option<PathBuf>,
+    /// Its key (PEM).
+    #[arg(long, value_name = "FILE", requires = "cert")]
+    key: Option<PathBuf>,
+}
+
+impl TlsArgs {
+    fn config(&self, http2: bool) -> Result<Arc<rustls::ClientConfig>, String> {
+        let files = tls::ClientFiles {
+            ca: self.ca.as_deref(),
+            insecure: self.insecure,
+            pair: self.cert.as_deref().zip(self.key.as_deref()),
+        };
+        tls::client_config(&files, http2)
+    }
 }
 
 /// Opens idle connections and holds them; exit code 1 if any could not be opened or was closed by the other side.
@@ -172,6 +229,11 @@ struct IdleArgs {
     /// What that request asks for.
     #[arg(long, default_value = "/size/1024")]
     target: String,
+    /// Speak TLS; the certificate must have this name.
+    #[arg(long, value_name = "NAME")]
+    server_name: Option<String>,
+    #[command(flatten)]
+    tls: TlsArgs,
 }
 
 #[derive(Clone)]
@@ -196,9 +258,11 @@ fn main() -> ExitCode {
     }
     let done = match command.what {
         What::Server(args) => server(args, &stop),
-        What::Client(args) => client(args, &stop),
+        What::Client(args) => client(*args, &stop),
         What::Idle(args) => hold_idle(&args, &stop),
         What::Compare(args) => compare::run(&args, &stop),
+        What::Rotation(args) => trial::rotation::run(&args, &stop),
+        What::SlowReader(args) => trial::slow_reader::run(&args, &stop),
         What::Guard(args) => guard::run(&args),
     };
     match done {
@@ -219,6 +283,11 @@ fn server(args: ServerArgs, stop: &Arc<AtomicBool>) -> Result<ExitCode, String> 
         close_after: args.close_after,
         idle_close: args.idle_close,
         slow: args.slow,
+        slow_read: args.slow_read,
+        tls: match (&args.tls_cert, &args.tls_key) {
+            (Some(certificate), Some(key)) => Some(tls::server_config(certificate, key)?),
+            _ => None,
+        },
     })?;
     if let Some(address) = origin.address {
         println!("listening on {address}");
@@ -241,7 +310,16 @@ fn client(args: ClientArgs, stop: &Arc<AtomicBool>) -> Result<ExitCode, String> 
     if args.rate.is_some_and(|r| !r.is_finite() || r <= 0.0) {
         return Err("--rate must be above zero".to_owned());
     }
+    let tls = match args.url.tls {
+        true => Some((args.tls.config(args.http2)?, args.url.server_name()?)),
+        false => None,
+    };
     let options = client::Options {
+        tls,
+        http2: args.http2,
+        streams_max: args.streams as usize,
+        new_connection: args.new_connection,
+        slow: args.slow,
         rate: args.rate,
         connections: args.connections.max(1),
         threads: args.threads,
@@ -285,7 +363,15 @@ fn client(args: ClientArgs, stop: &Arc<AtomicBool>) -> Result<ExitCode, String> 
 
 fn hold_idle(args: &IdleArgs, stop: &AtomicBool) -> Result<ExitCode, String> {
     let request = args.after_request.then_some(args.target.as_str());
-    let streams = idle::open(args.address, args.connections, request)?;
+    let tls = match &args.server_name {
+        Some(name) => {
+            let name = rustls::pki_types::ServerName::try_from(name.clone())
+                .map_err(|e| format!("`{name}`: {e}"))?;
+            Some((args.tls.config(false)?, name))
+        }
+        None => None,
+    };
+    let streams = idle::open(args.address, tls.as_ref(), args.connections, request)?;
     println!("{} connections open", streams.len());
     let until = now_ns() + nanos(args.hold);
     while now_ns() < until && !stop.load(Ordering::Relaxed) {
@@ -299,3 +385,7 @@ fn hold_idle(args: &IdleArgs, stop: &AtomicBool) -> Result<ExitCode, String> {
 #[cfg(test)]
 #[path = "loadtest_test.rs"]
 mod tests;
+
+#[cfg(test)]
+#[path = "protocols_test.rs"]
+mod protocols_tests;

@@ -1,24 +1,28 @@
-//! Sockets: TCP or Unix behind one type, listeners shared by threads, CPU pinning, and the file limit.
+//! Sockets: TCP, Unix or TLS behind one type, listeners shared by threads, CPU pinning, and the file limit.
 //!
 //! Called by every event loop here. Reads and writes are plain system calls: no buffering, no interest changed after
 //! the first registration.
 
 use std::io::{self, Read, Write};
-use std::net::SocketAddr;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::net::{Shutdown, SocketAddr};
 use std::path::Path;
+use std::sync::Arc;
 
 use mio::event::Source;
 use mio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use mio::{Interest, Registry, Token};
 use rustix::net::RecvFlags;
+use rustls::pki_types::ServerName;
+use rustls::{ClientConfig, ServerConfig};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use crate::target::Place;
+use crate::tls::TlsStream;
 
 pub(crate) enum Stream {
     Tcp(TcpStream),
     Unix(UnixStream),
+    Tls(Box<TlsStream>),
 }
 
 impl Stream {
@@ -34,6 +38,55 @@ impl Stream {
         }
     }
 
+    /// The same with TLS on it.
+    pub(crate) fn connect_tls(
+        place: &Place,
+        config: &Arc<ClientConfig>,
+        name: &ServerName<'static>,
+    ) -> io::Result<Self> {
+        match Self::connect(place)? {
+            Self::Tcp(stream) => Ok(Self::Tls(Box::new(TlsStream::client(stream, config, name.clone())?))),
+            _ => Err(io::Error::other("TLS is spoken over TCP only")),
+        }
+    }
+
+    /// A stream that was accepted, with TLS on it if its first octet is that of a TLS handshake. Only to be called when
+    /// there is something to read.
+    pub(crate) fn sniff_tls(self, config: &Arc<ServerConfig>) -> io::Result<Self> {
+        let Self::Tcp(stream) = self else { return Ok(self) };
+        let mut first = [0];
+        match stream.peek(&mut first) {
+            Ok(1) if first == [22] => Ok(Self::Tls(Box::new(TlsStream::server(stream, config)?))),
+            _ => Ok(Self::Tcp(stream)),
+        }
+    }
+
+    /// What ALPN chose.
+    pub(crate) fn protocol(&self) -> Option<&[u8]> {
+        if let Self::Tls(stream) = self { stream.protocol() } else { None }
+    }
+
+    /// Writes what TLS keeps back, as far as the socket takes it.
+    pub(crate) fn flush(&mut self) -> io::Result<()> {
+        if let Self::Tls(stream) = self { stream.flush() } else { Ok(()) }
+    }
+
+    /// The peer reads an end; what it sends can still be read.
+    pub(crate) fn end_writing(&self) -> io::Result<()> {
+        match self {
+            Self::Tcp(stream) => stream.shutdown(Shutdown::Write),
+            Self::Unix(stream) => stream.shutdown(Shutdown::Write),
+            Self::Tls(stream) => stream.socket.shutdown(Shutdown::Write),
+        }
+    }
+
+    /// Says that nothing more will come, where there is a word for that.
+    pub(crate) fn say_goodbye(&mut self) {
+        if let Self::Tls(stream) = self {
+            stream.say_goodbye();
+        }
+    }
+
     /// Registers for both directions once and for all: edge-triggered epoll reports writability only after a write was
     /// refused, so the unused interest costs nothing.
     pub(crate) fn register(&mut self, registry: &Registry, token: Token) -> io::Result<()> {
@@ -41,26 +94,33 @@ impl Stream {
         match self {
             Self::Tcp(stream) => stream.register(registry, token, both),
             Self::Unix(stream) => stream.register(registry, token, both),
+            Self::Tls(stream) => stream.socket.register(registry, token, both),
         }
     }
 
-    /// Whether a connect has succeeded, failed, or is still under way (`Ok(false)`).
-    pub(crate) fn connected(&self) -> io::Result<bool> {
-        let Self::Tcp(stream) = self else { return Ok(true) };
+    /// Whether a connect, with its handshake, has succeeded, failed, or is still under way (`Ok(false)`).
+    pub(crate) fn connected(&mut self) -> io::Result<bool> {
+        let stream = match self {
+            Self::Tcp(stream) => stream,
+            Self::Tls(stream) => &mut stream.socket,
+            Self::Unix(_) => return Ok(true),
+        };
         if let Some(error) = stream.take_error()? {
             return Err(error);
         }
         match stream.peer_addr() {
-            Ok(_) => Ok(true),
-            Err(error) if error.kind() == io::ErrorKind::NotConnected => Ok(false),
-            Err(error) => Err(error),
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotConnected => return Ok(false),
+            Err(error) => return Err(error),
         }
+        if let Self::Tls(stream) = self { stream.handshake() } else { Ok(true) }
     }
 
     pub(crate) fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
         match self {
             Self::Tcp(stream) => stream.read(bytes),
             Self::Unix(stream) => stream.read(bytes),
+            Self::Tls(stream) => stream.read(bytes),
         }
     }
 
@@ -68,6 +128,7 @@ impl Stream {
         match self {
             Self::Tcp(stream) => stream.write(bytes),
             Self::Unix(stream) => stream.write(bytes),
+            Self::Tls(stream) => stream.write(bytes),
         }
     }
 
@@ -79,15 +140,7 @@ impl Stream {
                 Ok(rustix::net::recv(&*stream, bytes, RecvFlags::TRUNC | RecvFlags::DONTWAIT)?.1)
             }
             Self::Unix(stream) => stream.read(bytes),
-        }
-    }
-}
-
-impl AsFd for Stream {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        match self {
-            Self::Tcp(stream) => stream.as_fd(),
-            Self::Unix(stream) => stream.as_fd(),
+            Self::Tls(stream) => stream.read(bytes),
         }
     }
 }

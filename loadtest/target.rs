@@ -1,10 +1,12 @@
 //! What a URL asks for: where the client connects, and what the origin answers.
 //!
-//! Called by `client` (to know where to go and how long the answer must be) and by `origin`. It refuses https.
+//! Called by `client` (to know where to go and how long the answer must be) and by `origin`.
 
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::PathBuf;
 use std::time::Duration;
+
+use rustls::pki_types::ServerName;
 
 use crate::clock::{parse_duration, parse_size};
 
@@ -77,13 +79,15 @@ pub(crate) enum Place {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Url {
     pub(crate) place: Place,
+    /// https
+    pub(crate) tls: bool,
     /// For the Host field.
     pub(crate) authority: String,
     pub(crate) target: String,
 }
 
 impl Url {
-    /// `http://host:port/path`, or `unix:/socket/path:/request/path`. A host name is resolved once, its first address
+    /// `http://host:port/path`, `https://host:port/path`, or `unix:/socket/path:/request/path`. A host name is resolved once, its first address
     /// is taken.
     pub(crate) fn parse(text: &str) -> Result<Self, String> {
         if let Some(rest) = text.strip_prefix("unix:") {
@@ -93,13 +97,16 @@ impl Url {
             }
             return Ok(Self {
                 place: Place::Unix(PathBuf::from(socket)),
+                tls: false,
                 authority: "localhost".to_owned(),
                 target: target.to_owned(),
             });
         }
-        let rest = text
-            .strip_prefix("http://")
-            .ok_or_else(|| format!("`{text}` must start with http:// or unix:"))?;
+        let (tls, rest) = match (text.strip_prefix("http://"), text.strip_prefix("https://")) {
+            (Some(rest), _) => (false, rest),
+            (_, Some(rest)) => (true, rest),
+            _ => return Err(format!("`{text}` must start with http://, https:// or unix:")),
+        };
         let slash = rest.find(['/', '?']).unwrap_or(rest.len());
         let (authority, target) = rest.split_at(slash);
         let target = match target.chars().next() {
@@ -109,15 +116,30 @@ impl Url {
         if target.bytes().any(|b| b <= b' ' || b == 0x7f) {
             return Err(format!("`{text}` contains white space or control characters"));
         }
-        Ok(Self { place: Place::Tcp(resolve(authority)?), authority: authority.to_owned(), target })
+        let place = Place::Tcp(resolve_with(authority, if tls { 443 } else { 80 })?);
+        Ok(Self { place, tls, authority: authority.to_owned(), target })
+    }
+
+    /// The name or address that a certificate must have.
+    pub(crate) fn server_name(&self) -> Result<ServerName<'static>, String> {
+        let host = match self.authority.rsplit_once(':') {
+            Some((host, port)) if port.bytes().all(|b| b.is_ascii_digit()) => host,
+            _ => &self.authority,
+        };
+        let host = host.trim_start_matches('[').trim_end_matches(']').to_owned();
+        ServerName::try_from(host).map_err(|e| format!("`{}`: {e}", self.authority))
     }
 }
 
 /// `127.0.0.1:80`, `[::1]:80`, `host:80`, or any of them without port for port 80.
 pub(crate) fn resolve(authority: &str) -> Result<SocketAddr, String> {
+    resolve_with(authority, 80)
+}
+
+fn resolve_with(authority: &str, port: u16) -> Result<SocketAddr, String> {
     let has_port =
         authority.rsplit_once(':').is_some_and(|(_, port)| port.bytes().all(|b| b.is_ascii_digit()));
-    let with_port = if has_port { authority.to_owned() } else { format!("{authority}:80") };
+    let with_port = if has_port { authority.to_owned() } else { format!("{authority}:{port}") };
     with_port
         .to_socket_addrs()
         .map_err(|error| format!("`{authority}`: {error}"))?
@@ -159,6 +181,11 @@ mod tests {
             Url::parse("http://[::1]:80/").expect("legal").place,
             Place::Tcp("[::1]:80".parse().expect("v6"))
         );
+        let https = Url::parse("https://[::1]/x").expect("legal");
+        assert!(https.tls && !url.tls);
+        assert_eq!(https.place, Place::Tcp("[::1]:443".parse().expect("v6")));
+        assert_eq!(https.server_name().expect("an address").to_str(), "::1");
+        assert_eq!(url.server_name().expect("an address").to_str(), "127.0.0.1");
         let unix = Url::parse("unix:/run/app.sock:/size/5").expect("legal");
         assert_eq!(unix.place, Place::Unix("/run/app.sock".into()));
         assert_eq!(unix.target, "/size/5");
@@ -166,13 +193,9 @@ mod tests {
 
     #[test]
     fn urls_that_could_not_be_meant_are_refused() {
-        for text in [
-            "https://127.0.0.1/",
-            "127.0.0.1:80",
-            "unix:",
-            "http://127.0.0.1/a b",
-            "http://127.0.0.1/\r\nx: y",
-        ] {
+        for text in
+            ["ftp://127.0.0.1/", "127.0.0.1:80", "unix:", "http://127.0.0.1/a b", "http://127.0.0.1/\r\nx: y"]
+        {
             assert!(Url::parse(text).is_err(), "{text}");
         }
     }

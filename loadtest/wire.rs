@@ -220,6 +220,21 @@ const BLOCK_BYTES: usize = 256 * 1024;
 /// Divides `BLOCK_BYTES`, so that byte `i` of every body is `PATTERN[i % 64]` however often the block is repeated.
 const PATTERN: &[u8; 64] = b"0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ-\n";
 
+/// Up to `len` bytes of a body from its byte `at` on, without keeping any.
+pub(crate) fn pattern(at: u64, len: usize) -> &'static [u8] {
+    const PIECE: usize = 16 * 1024 + PATTERN.len();
+    static BLOCK: [u8; PIECE] = {
+        let (mut block, mut i) = ([0; PIECE], 0);
+        while i < PIECE {
+            block[i] = PATTERN[i % PATTERN.len()];
+            i += 1;
+        }
+        block
+    };
+    let from = (at % PATTERN.len() as u64) as usize;
+    &BLOCK[from..(from + len).min(PIECE)]
+}
+
 /// A request or response built once and sent many times: head and the start of the body lie in one piece, so that a
 /// small message is one write, and only the echo mark is changed in place.
 pub(crate) struct Message {

@@ -109,3 +109,15 @@ fn echo_marks_are_hexadecimal() {
     assert_eq!(&echo_of(0), b"0000000000000000");
     assert_eq!(&echo_of(0x0123_4567_89ab_cdef), b"0123456789abcdef");
 }
+
+#[test]
+fn pieces_of_a_body_fit_together() {
+    let (mut body, mut at) = (Vec::new(), 0);
+    while at < 100_000 {
+        let piece = pattern(at, 20_000);
+        assert!(piece.len() >= 16 * 1024);
+        body.extend_from_slice(piece);
+        at += piece.len() as u64;
+    }
+    assert!(body.iter().enumerate().all(|(i, &byte)| byte == PATTERN[i % 64]));
+}

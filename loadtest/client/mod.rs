@@ -2,9 +2,10 @@
 //! every response and measures latency.
 //!
 //! Called by `main` and `compare`. In the open loop latency counts from the moment at which a request should have been
-//! sent, so a stall of the proxy is charged to every request that it delayed (no coordinated omission). It refuses
-//! TLS, HTTP/2 and redirects.
+//! sent, so a stall of the proxy is charged to every request that it delayed (no coordinated omission). It speaks
+//! HTTP/1.1 and HTTP/2, with and without TLS, and refuses redirects.
 
+mod exchanges;
 mod lane;
 pub(crate) mod tally;
 
@@ -13,10 +14,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
+use rustls::ClientConfig;
+use rustls::pki_types::ServerName;
+
 use crate::clock::{MILLISECOND, SECOND, nanos, now_ns};
 use crate::socket::pin;
 use crate::target::{Answer, Url};
 use crate::wire::{ECHO_BLANK, Message};
+use exchanges::Request;
 use lane::Lane;
 use tally::Tally;
 
@@ -48,9 +53,24 @@ pub(crate) struct Options {
     pub(crate) queue_max: usize,
     /// Poll without sleeping in the last 100 µs before a request is due. Takes the CPU from whoever shares it.
     pub(crate) spin: bool,
+    /// Whom to believe, and the name that the certificate must have; `None`: no TLS.
+    pub(crate) tls: Option<(Arc<ClientConfig>, ServerName<'static>)>,
+    /// HTTP/2: chosen by ALPN with TLS, by prior knowledge without.
+    pub(crate) http2: bool,
+    /// Exchanges at a time on each HTTP/2 connection.
+    pub(crate) streams_max: usize,
+    /// A connection for each request.
+    pub(crate) new_connection: bool,
+    /// Bytes a second that are read from each connection.
+    pub(crate) slow: Option<u64>,
 }
 
 impl Options {
+    /// Exchanges at a time on each connection.
+    pub(crate) fn streams(&self) -> usize {
+        if self.http2 && !self.new_connection { self.streams_max.max(1) } else { 1 }
+    }
+
     pub(crate) fn new(url: Url) -> Self {
         Self {
             url,
@@ -69,7 +89,33 @@ impl Options {
             check: true,
             queue_max: 100_000,
             spin: false,
+            tls: None,
+            http2: false,
+            streams_max: 1,
+            new_connection: false,
+            slow: None,
         }
+    }
+
+    /// The same as fields of HTTP/2. Only to be called when [`Options::message`] has found nothing wrong.
+    fn request(&self) -> Request {
+        let mut fields = vec![
+            (":method".to_owned(), self.method.clone()),
+            (":scheme".to_owned(), if self.url.tls { "https" } else { "http" }.to_owned()),
+            (":authority".to_owned(), self.url.authority.clone()),
+            (":path".to_owned(), self.url.target.clone()),
+        ];
+        if self.body > 0 || matches!(self.method.as_str(), "POST" | "PUT" | "PATCH") {
+            fields.push(("content-length".to_owned(), self.body.to_string()));
+        }
+        for header in &self.headers {
+            let (name, value) = header.split_once(':').unwrap_or((header, ""));
+            match name.trim().to_ascii_lowercase() {
+                name if name == "host" => fields[2].1 = value.trim().to_owned(),
+                name => fields.push((name, value.trim().to_owned())),
+            }
+        }
+        Request { fields, body: self.body, check: self.check }
     }
 
     /// The request that is sent over and over.
@@ -201,6 +247,7 @@ fn run_lane(plan: &Plan, index: usize, threads: usize, hook: Option<Hook<'_>>) -
             connections: usize::try_from(share(options.connections as u64)).unwrap_or(0).max(1),
             requests: options.requests.map_or(u64::MAX, share),
             message: options.message()?,
+            request: options.request(),
         },
     )?;
     lane.run(hook).map_err(|e| format!("client: {e}"))

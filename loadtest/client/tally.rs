@@ -20,7 +20,7 @@ pub(crate) enum Failed {
     Timeout,
     /// Another status than expected.
     Status,
-    /// Not HTTP/1, or not framed as HTTP/1 demands.
+    /// Not HTTP, or not framed as HTTP demands.
     Malformed,
     /// Well framed, but not as long as the URL asked for.
     Length,
@@ -30,9 +30,11 @@ pub(crate) enum Failed {
     Unasked,
     /// The queue of the open loop was full.
     QueueFull,
+    /// Its HTTP/2 stream was reset.
+    Reset,
 }
 
-const KINDS: [(Failed, &str); 9] = [
+const KINDS: [(Failed, &str); 10] = [
     (Failed::Connect, "connect"),
     (Failed::Closed, "closed"),
     (Failed::Timeout, "timeout"),
@@ -42,6 +44,7 @@ const KINDS: [(Failed, &str); 9] = [
     (Failed::Echo, "echo"),
     (Failed::Unasked, "unasked"),
     (Failed::QueueFull, "queue_full"),
+    (Failed::Reset, "reset"),
 ];
 
 /// The longest latency that is told apart, in nanoseconds; longer ones count as this.
@@ -142,7 +145,11 @@ impl Tally {
             "target": options.url.target,
             "loop": if options.rate.is_some() { "open" } else { "closed" },
             "rate_wanted": options.rate,
+            "protocol": if options.http2 { "http2" } else { "http1" },
+            "tls": options.tls.is_some(),
             "connections": options.connections,
+            "streams": options.streams(),
+            "new_connection": options.new_connection,
             "threads": options.threads,
             "seconds": seconds,
             "requests": self.completed,
@@ -164,8 +171,16 @@ impl Tally {
         // Writing to a String cannot fail.
         let _ = writeln!(
             out,
-            "{kind}, {} connections, {} threads, {seconds:.2} s\n",
-            options.connections, options.threads
+            "{kind}, {}{}, {} connections{}, {} threads, {seconds:.2} s\n",
+            if options.http2 { "HTTP/2" } else { "HTTP/1.1" },
+            if options.tls.is_some() { " over TLS 1.3" } else { "" },
+            options.connections,
+            match options.streams() {
+                _ if options.new_connection => " at a time, one for each request".to_owned(),
+                1 => String::new(),
+                streams => format!(" of {streams} streams"),
+            },
+            options.threads
         );
         let _ = writeln!(out, "requests   {:>12}   {:.1}/s", self.completed, self.completed as f64 / seconds);
         let failed = self.failed();

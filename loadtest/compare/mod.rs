@@ -4,14 +4,16 @@
 //! Called by `main`. Rounds are interleaved and their order alternates, so that a machine that slows down slows all of
 //! them; medians are quoted with their range; every round is kept. It refuses to compare where there are not two CPUs.
 
-mod peer;
-mod process;
+mod case;
+pub(crate) mod peer;
+pub(crate) mod process;
 mod summary;
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpStream};
+use std::ops::Add;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
@@ -19,15 +21,19 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 use hdrhistogram::Histogram;
 use serde_json::{Map, Value, json};
 
+use rustls::pki_types::ServerName;
+
+use crate::certificates::{self, Files};
 use crate::client::{self, Mark};
 use crate::clock::{SECOND, now_ns};
 use crate::target::{Place, Url};
-use crate::{idle, plot, socket};
-use peer::{Kind, Peer};
+use crate::{idle, plot, socket, tls};
+use case::{CASES, Case, CaseName};
+use peer::{Kind, Peer, Shape};
 use process::{Cpu, Ticks};
 
 /// Compares ringmesh with HAProxy, nginx and Envoy.
@@ -47,7 +53,12 @@ pub(crate) struct CompareArgs {
     #[arg(long, default_value_t = 5.0)]
     seconds: f64,
     /// Which proxies, ringmesh among them.
-    #[arg(long, value_enum, value_delimiter = ',', default_value = "ringmesh,haproxy,nginx,envoy")]
+    #[arg(
+        long,
+        value_enum,
+        value_delimiter = ',',
+        default_value = "ringmesh,haproxy,haproxy-h2,nginx,envoy"
+    )]
     peers: Vec<Kind>,
     /// The ringmesh to measure; the one beside this program if absent.
     #[arg(long, value_name = "PATH")]
@@ -63,56 +74,6 @@ pub(crate) struct CompareArgs {
     load_cpu: usize,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum CaseName {
-    /// HTTP/1.1 keep-alive, 64 connections, closed loop, 1 KiB.
-    A,
-    /// As a, with 100 KiB.
-    E,
-    /// 5 000 requests/s, open loop, 64 connections, 1 KiB.
-    Open,
-    /// The client straight to the origin, as a further row of a, e and open.
-    Direct,
-    /// Resident memory idle and with 1 000 idle connections, and start time.
-    Memory,
-    /// All of them.
-    All,
-}
-
-/// A case with load.
-struct Case {
-    name: CaseName,
-    key: &'static str,
-    title: &'static str,
-    target: &'static str,
-    rate: Option<f64>,
-}
-
-const CASES: [Case; 3] = [
-    Case {
-        name: CaseName::A,
-        key: "a",
-        title: "HTTP/1.1 keep-alive, 64 connections, closed loop, 1 KiB",
-        target: "/size/1024",
-        rate: None,
-    },
-    Case {
-        name: CaseName::E,
-        key: "e",
-        title: "HTTP/1.1 keep-alive, 64 connections, closed loop, 100 KiB",
-        target: "/size/102400",
-        rate: None,
-    },
-    Case {
-        name: CaseName::Open,
-        key: "open",
-        title: "HTTP/1.1 keep-alive, 64 connections, open loop at 5 000 requests/s, 1 KiB",
-        target: "/size/1024",
-        rate: Some(5000.0),
-    },
-];
-
-const CONNECTIONS: usize = 64;
 const IDLE_CONNECTIONS: usize = 1000;
 const WARMUP: Duration = Duration::from_secs(1);
 const DIRECT: &str = "no proxy";
@@ -128,10 +89,11 @@ pub(crate) fn run(args: &CompareArgs, stop: &Arc<AtomicBool>) -> Result<ExitCode
         return Err("proxy and load need a CPU each: --proxy-cpu and --load-cpu are the same".to_owned());
     }
     socket::pin(args.load_cpu)?;
-    let scratch = Scratch::new()?;
-    let origin = OriginProcess::start(args.load_cpu)?;
-    let place = peer::Place { origin: origin.address, proxy_cpu: args.proxy_cpu, dir: &scratch.dir };
-    let peers = find_peers(args, &place);
+    let scratch = Scratch::new("compare")?;
+    let origin = OriginProcess::start(args.load_cpu, &scratch.files, &[])?;
+    let wanted = |name| args.cases.contains(&name) || args.cases.contains(&CaseName::All);
+    let cases: Vec<&Case> = CASES.iter().filter(|case| wanted(case.name)).collect();
+    let peers = find_peers(args);
     if peers.is_empty() {
         return Err("no proxy to measure".to_owned());
     }
@@ -139,11 +101,22 @@ pub(crate) fn run(args: &CompareArgs, stop: &Arc<AtomicBool>) -> Result<ExitCode
     fs::create_dir_all(&out).map_err(|e| format!("{}: {e}", out.display()))?;
     let raw = fs::File::create(out.join("raw.jsonl")).map_err(|e| format!("raw.jsonl: {e}"))?;
     write(&out.join("setup.md"), &summary::setup(args, &peers))?;
-    let mut bench =
-        Bench { args, stop, peers, scratch, origin, raw, rows: Vec::new(), latencies: BTreeMap::new() };
-
-    let wanted = |name| args.cases.contains(&name) || args.cases.contains(&CaseName::All);
-    for case in CASES.iter().filter(|case| wanted(case.name)) {
+    let client = tls::ClientFiles { ca: Some(&scratch.files.ca), ..Default::default() };
+    let tls = tls::client_config(&client, false)?;
+    let unverified = tls::client_config(&tls::ClientFiles { insecure: true, ..client }, false)?;
+    let mut bench = Bench {
+        args,
+        stop,
+        peers,
+        scratch,
+        origin,
+        tls,
+        unverified,
+        raw,
+        rows: Vec::new(),
+        latencies: BTreeMap::new(),
+    };
+    for case in cases {
         bench.load_case(case, wanted(CaseName::Direct))?;
         write(&out.join(format!("latency-{}.svg", case.key)), &bench.plot(case))?;
     }
@@ -161,13 +134,12 @@ pub(crate) fn run(args: &CompareArgs, stop: &Arc<AtomicBool>) -> Result<ExitCode
     Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
-/// Those that are there and start; what is missing is said and left out.
-fn find_peers(args: &CompareArgs, place: &peer::Place<'_>) -> Vec<Peer> {
+/// Those that are there; what is missing is said and left out.
+fn find_peers(args: &CompareArgs) -> Vec<Peer> {
     let mut found = Vec::new();
     for &kind in &args.peers {
         let given = args.ringmesh.as_deref().filter(|_| kind == Kind::Ringmesh);
-        let tried = Peer::find(kind, given).and_then(|peer| peer::start(&peer, place).map(|_| peer));
-        match tried {
+        match Peer::find(kind, given) {
             Ok(peer) => found.push(peer),
             Err(why) => eprintln!("skipped: {why}"),
         }
@@ -189,6 +161,9 @@ struct Bench<'a> {
     peers: Vec<Peer>,
     scratch: Scratch,
     origin: OriginProcess,
+    tls: Arc<rustls::ClientConfig>,
+    /// Where there is a handshake for each request: the client shares its CPU with the origin, and is not measured.
+    unverified: Arc<rustls::ClientConfig>,
     raw: fs::File,
     rows: Vec<Row>,
     /// By case and proxy, over all rounds.
@@ -197,11 +172,23 @@ struct Bench<'a> {
 
 impl Bench<'_> {
     fn load_case(&mut self, case: &Case, with_direct: bool) -> Result<(), String> {
+        for peer in &self.peers {
+            if let Some(why) = peer.kind.absent(case.shape) {
+                eprintln!("case {}: {} {why}", case.key, peer.kind.name());
+            }
+        }
         for round in 0..self.args.rounds {
-            for index in self.order(round, with_direct) {
+            for index in self.order(round, case.shape, with_direct) {
                 let who = self.peers.get(index).map_or(DIRECT, |p| p.kind.name());
-                eprint!("case {}, round {} of {}: {who:<9}", case.key, round + 1, self.args.rounds);
-                let row = self.load_turn(case, index)?;
+                eprint!("case {}, round {} of {}: {who:<10}", case.key, round + 1, self.args.rounds);
+                let row = match self.load_turn(case, index) {
+                    Ok(row) => row,
+                    Err(why) if self.is_other(index) && !self.stop.load(Ordering::Relaxed) => {
+                        eprintln!(" skipped: {why}");
+                        continue;
+                    }
+                    Err(why) => return Err(why),
+                };
                 let number = |name: &str| row.get(name).and_then(Value::as_f64).unwrap_or(0.0);
                 eprintln!(
                     " {:>8.0} requests/s, {:>6.1} µs of CPU a request, p99 {:>7.0} µs, {} failed{}",
@@ -221,9 +208,16 @@ impl Bench<'_> {
         Ok(())
     }
 
-    /// Indices of peers; one past the last is the origin itself. Every second round runs backwards.
-    fn order(&self, round: u32, with_direct: bool) -> Vec<usize> {
-        let mut order: Vec<usize> = (0..self.peers.len() + usize::from(with_direct)).collect();
+    /// A proxy other than ringmesh: the comparison goes on without it, and says so.
+    fn is_other(&self, index: usize) -> bool {
+        self.peers.get(index).is_some_and(|peer| peer.kind != Kind::Ringmesh)
+    }
+
+    /// Indices of peers that take part; one past the last is the origin itself. Every second round runs backwards.
+    fn order(&self, round: u32, shape: Shape, with_direct: bool) -> Vec<usize> {
+        let absent = |i: &usize| self.peers.get(*i).is_some_and(|peer| peer.kind.absent(shape).is_some());
+        let mut order: Vec<usize> =
+            (0..self.peers.len() + usize::from(with_direct)).filter(|i| !absent(i)).collect();
         if round % 2 == 1 {
             order.reverse();
         }
@@ -232,26 +226,21 @@ impl Bench<'_> {
 
     fn load_turn(&mut self, case: &Case, index: usize) -> Result<Row, String> {
         let peer = self.peers.get(index);
-        let running = peer.map(|peer| peer::start(peer, &self.place())).transpose()?;
+        let running = peer.map(|peer| self.start(peer, case)).transpose()?;
         let address = running.as_ref().map_or(self.origin.address, |r| r.address);
-        let url = Url {
-            place: Place::Tcp(address),
-            authority: address.to_string(),
-            target: case.target.to_owned(),
-        };
         let options = client::Options {
             rate: case.rate,
-            connections: CONNECTIONS,
+            connections: case.connections,
             cpus: vec![self.args.load_cpu],
             duration: Some(Duration::from_secs_f64(self.args.seconds)),
             warmup: WARMUP,
-            ..client::Options::new(url)
+            ..self.options(case, address)
         };
-        let pid = running.as_ref().map(peer::Running::pid);
+        let pids = running.as_ref().map(peer::Running::pids).unwrap_or_default();
         let (load_cpu, proxy_cpu) = (self.args.load_cpu, self.args.proxy_cpu);
         let sample = move || Sample {
             at: now_ns(),
-            proxy: pid.map(process::cpu).unwrap_or_default(),
+            proxy: pids.iter().map(|pid| process::cpu(*pid)).fold(Cpu::default(), Add::add),
             load_cpu: process::cpu_ticks(load_cpu),
             proxy_cpu: process::cpu_ticks(proxy_cpu),
         };
@@ -293,21 +282,69 @@ impl Bench<'_> {
         Ok(row)
     }
 
+    /// The load of a case, but for how much of it.
+    fn options(&self, case: &Case, address: SocketAddr) -> client::Options {
+        let url = Url {
+            place: Place::Tcp(address),
+            tls: case.tls(),
+            authority: address.to_string(),
+            target: case.target.to_owned(),
+        };
+        client::Options {
+            tls: case.tls().then(|| {
+                let config = if case.new_connection { &self.unverified } else { &self.tls };
+                (Arc::clone(config), ServerName::from(address.ip()))
+            }),
+            http2: case.streams.is_some(),
+            streams_max: case.streams.unwrap_or(1),
+            new_connection: case.new_connection,
+            ..client::Options::new(url)
+        }
+    }
+
+    /// Starts a proxy; it counts as started when it has answered a request of the case.
+    fn start(&self, peer: &Peer, case: &Case) -> Result<peer::Running, String> {
+        peer::start(peer, case.shape, &self.place(), |address| match case.shape {
+            // Without a client's threads: this is where the start is timed.
+            Shape::Plain | Shape::Mesh => TcpStream::connect(address)
+                .and_then(|stream| stream.set_read_timeout(Some(Duration::from_secs(1))).map(|()| stream))
+                .is_ok_and(|mut stream| idle::ask(&mut stream, case.target) == Ok(200)),
+            _ => {
+                let options = client::Options {
+                    connections: 1,
+                    requests: Some(1),
+                    duration: None,
+                    timeout: Duration::from_secs(1),
+                    ..self.options(case, address)
+                };
+                client::run(&options, self.stop, false, &mut |_| {}).is_ok_and(|tally| tally.completed == 1)
+            }
+        })
+    }
+
     fn memory_case(&mut self) -> Result<(), String> {
         for round in 0..self.args.rounds {
-            for index in self.order(round, false) {
+            for index in self.order(round, Shape::Plain, false) {
                 let peer = &self.peers[index];
                 let who = peer.kind.name();
                 eprint!("case memory, round {} of {}: {who:<9}", round + 1, self.args.rounds);
                 let mut row = Row::new();
-                for (key, request) in [("fresh", None), ("used", Some("/size/1024"))] {
-                    let running = peer::start(peer, &self.place())?;
+                for (key, case, request) in [
+                    ("fresh", CaseName::A, None),
+                    ("used", CaseName::A, Some("/size/1024")),
+                    ("tls", CaseName::Tls, Some("/size/1024")),
+                ] {
+                    let Some(case) = CASES.iter().find(|c| c.name == case) else { continue };
+                    let running = self.start(peer, case)?;
                     self.pause(Duration::from_millis(1000))?;
-                    let idle = process::memory(running.pid());
-                    let streams = idle::open(running.address, IDLE_CONNECTIONS, request)?;
+                    let pid = running.pids()[0];
+                    let idle = process::memory(pid);
+                    let tls =
+                        case.tls().then(|| (Arc::clone(&self.tls), ServerName::from(running.address.ip())));
+                    let streams = idle::open(running.address, tls.as_ref(), IDLE_CONNECTIONS, request)?;
                     // Idle is what has been quiet for a while: buffers are held for a moment, for whoever comes again.
                     self.pause(Duration::from_millis(4000))?;
-                    let held = process::memory(running.pid());
+                    let held = process::memory(pid);
                     let open = idle::still_open(&streams);
                     if open < IDLE_CONNECTIONS {
                         eprintln!(" (closed {} of its idle connections)", IDLE_CONNECTIONS - open);
@@ -325,10 +362,11 @@ impl Bench<'_> {
                 }
                 let number = |name: &str| row.get(name).and_then(Value::as_f64).unwrap_or(0.0);
                 eprintln!(
-                    " {:>7.0} KiB idle, {:.2} KiB a connection, {:.2} after a request, start {:.1} ms",
+                    " {:>7.0} KiB idle, {:.2} KiB a connection, {:.2} after a request, {:.2} with TLS, start {:.1} ms",
                     number("idle_kib"),
                     number("fresh_per_connection_kib"),
                     number("used_per_connection_kib"),
+                    number("tls_per_connection_kib"),
                     number("start_ms")
                 );
                 self.keep("memory", round, who.to_owned(), row)?;
@@ -338,7 +376,14 @@ impl Bench<'_> {
     }
 
     fn place(&self) -> peer::Place<'_> {
-        peer::Place { origin: self.origin.address, proxy_cpu: self.args.proxy_cpu, dir: &self.scratch.dir }
+        let (dir, files) = (&self.scratch.dir, &self.scratch.files);
+        peer::Place {
+            origin: self.origin.address,
+            proxy_cpu: self.args.proxy_cpu,
+            dir,
+            files,
+            leaf_ttl: "24h",
+        }
     }
 
     fn keep(&mut self, case: &str, round: u32, who: String, mut row: Row) -> Result<(), String> {
@@ -375,17 +420,22 @@ fn write(path: &Path, text: &str) -> Result<(), String> {
 }
 
 /// `loadtest server` as a process of its own; it ends with this one, however that ends.
-struct OriginProcess {
-    address: SocketAddr,
+pub(crate) struct OriginProcess {
+    pub(crate) address: SocketAddr,
     child: Child,
 }
 
 impl OriginProcess {
-    fn start(cpu: usize) -> Result<Self, String> {
+    pub(crate) fn start(cpu: usize, files: &Files, more: &[&str]) -> Result<Self, String> {
         let own = std::env::current_exe().map_err(|e| format!("own path: {e}"))?;
         let mut child = Command::new(own)
             .args(["server", "--listen", "127.0.0.1:0", "--threads", "1", "--until-stdin-ends", "--cpus"])
             .arg(cpu.to_string())
+            .arg("--tls-cert")
+            .arg(&files.server.certificate)
+            .arg("--tls-key")
+            .arg(&files.server.key)
+            .args(more)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .process_group(0) // Ctrl-C reaches this process only
@@ -413,16 +463,17 @@ impl Drop for OriginProcess {
     }
 }
 
-/// A folder for configurations and logs, gone when dropped.
-struct Scratch {
-    dir: PathBuf,
+/// A folder for configurations, certificates and logs, gone when dropped.
+pub(crate) struct Scratch {
+    pub(crate) dir: PathBuf,
+    pub(crate) files: Files,
 }
 
 impl Scratch {
-    fn new() -> Result<Self, String> {
-        let dir = std::env::temp_dir().join(format!("loadtest-compare-{}", std::process::id()));
+    pub(crate) fn new(what: &str) -> Result<Self, String> {
+        let dir = std::env::temp_dir().join(format!("loadtest-{what}-{}", std::process::id()));
         fs::create_dir_all(&dir).map_err(|e| format!("{}: {e}", dir.display()))?;
-        Ok(Self { dir })
+        Ok(Self { files: certificates::make(&dir)?, dir })
     }
 }
 

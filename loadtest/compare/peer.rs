@@ -9,16 +9,33 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
+use crate::certificates::Files;
 use crate::clock::{SECOND, now_ns};
 use crate::guard::{self, Guarded};
-use crate::idle;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Kind {
     Ringmesh,
     Haproxy,
+    /// The pair of a mesh, speaking HTTP/2 between its two.
+    HaproxyH2,
     Nginx,
     Envoy,
+}
+
+/// What stands on either side of a proxy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Shape {
+    /// HTTP/1.1 on both sides.
+    Plain,
+    /// HTTP/2 in plain text on both sides.
+    H2,
+    /// HTTP/2 in plain text from callers, HTTP/1.1 to the origin.
+    H2h1,
+    /// TLS 1.3 from callers, HTTP/1.1 on both sides.
+    Tls,
+    /// Two proxies with mTLS between them, HTTP/1.1 in plain text around.
+    Mesh,
 }
 
 impl Kind {
@@ -26,25 +43,58 @@ impl Kind {
         match self {
             Self::Ringmesh => "ringmesh",
             Self::Haproxy => "haproxy",
+            Self::HaproxyH2 => "haproxy h2",
             Self::Nginx => "nginx",
             Self::Envoy => "envoy",
         }
     }
 
-    /// File name and text of its configuration.
-    fn template(self) -> (&'static str, &'static str) {
-        match self {
-            Self::Ringmesh => ("ringmesh.toml", include_str!("../peers/ringmesh.toml")),
-            Self::Haproxy => ("haproxy.cfg", include_str!("../peers/haproxy.cfg")),
-            Self::Nginx => ("nginx.conf", include_str!("../peers/nginx.conf")),
-            Self::Envoy => ("envoy.yaml", include_str!("../peers/envoy.yaml")),
+    /// File name and text of its configurations, in the order of the path, or why it takes no part.
+    fn templates(self, shape: Shape) -> Result<Vec<(&'static str, &'static str)>, &'static str> {
+        macro_rules! peers {
+            ($($file:literal),+) => { vec![$(($file, include_str!(concat!("../peers/", $file)))),+] };
         }
+        Ok(match (shape, self) {
+            (Shape::Plain, Self::Ringmesh) => peers!["ringmesh.toml"],
+            (Shape::Plain, Self::Haproxy) => peers!["haproxy.cfg"],
+            (Shape::Plain, Self::Nginx) => peers!["nginx.conf"],
+            (Shape::Plain, Self::Envoy) => peers!["envoy.yaml"],
+            (Shape::H2, Self::Ringmesh) => peers!["h2/ringmesh.toml"],
+            (Shape::H2, Self::Haproxy) => peers!["h2/haproxy.cfg"],
+            (Shape::H2, Self::Nginx) => return Err("speaks no HTTP/2 to servers"),
+            (Shape::H2, Self::Envoy) => peers!["h2/envoy.yaml"],
+            (Shape::H2h1, Self::Ringmesh) => peers!["h2h1/ringmesh.toml"],
+            (Shape::H2h1, Self::Haproxy) => peers!["h2h1/haproxy.cfg"],
+            (Shape::H2h1, Self::Nginx) => peers!["h2h1/nginx.conf"],
+            (Shape::H2h1, Self::Envoy) => peers!["h2h1/envoy.yaml"],
+            (Shape::Tls, Self::Ringmesh) => peers!["tls/ringmesh.toml"],
+            (Shape::Tls, Self::Haproxy) => peers!["tls/haproxy.cfg"],
+            (Shape::Tls, Self::Nginx) => peers!["tls/nginx.conf"],
+            (Shape::Tls, Self::Envoy) => peers!["tls/envoy.yaml"],
+            (Shape::Mesh, Self::Ringmesh) => peers!["mesh-a/ringmesh.toml", "mesh-b/ringmesh.toml"],
+            (Shape::Mesh, Self::Haproxy) => peers!["mesh-a/haproxy.cfg", "mesh-b/haproxy.cfg"],
+            (Shape::Mesh, Self::HaproxyH2) => peers!["mesh-a/haproxy-h2.cfg", "mesh-b/haproxy-h2.cfg"],
+            (Shape::Mesh, Self::Nginx) => {
+                return Err("is no data plane of a mesh: it is not compared as a pair");
+            }
+            (Shape::Mesh, Self::Envoy) => peers!["mesh-a/envoy.yaml", "mesh-b/envoy.yaml"],
+            (_, Self::HaproxyH2) => return Err("stands for HTTP/2 in the mesh alone"),
+        })
+    }
+
+    /// Why it takes no part in a shape, if it does not.
+    pub(crate) fn absent(self, shape: Shape) -> Option<&'static str> {
+        self.templates(shape).err()
+    }
+
+    fn program(self) -> &'static str {
+        if self == Self::HaproxyH2 { Self::Haproxy.name() } else { self.name() }
     }
 
     fn arguments(self, config: &str) -> Vec<String> {
         let words: &[&str] = match self {
             Self::Ringmesh => &["run", "--config", config],
-            Self::Haproxy => &["-db", "-f", config],
+            Self::Haproxy | Self::HaproxyH2 => &["-db", "-f", config],
             Self::Nginx => &["-e", "stderr", "-c", config],
             Self::Envoy => &["--concurrency", "1", "--disable-hot-restart", "-l", "error", "-c", config],
         };
@@ -53,7 +103,8 @@ impl Kind {
 
     /// The first line of what it says of its version that contains a digit.
     fn version(self, binary: &Path) -> String {
-        let argument = if matches!(self, Self::Haproxy | Self::Nginx) { "-v" } else { "--version" };
+        let argument =
+            if matches!(self, Self::Haproxy | Self::HaproxyH2 | Self::Nginx) { "-v" } else { "--version" };
         let Ok(output) = Command::new(binary).arg(argument).output() else { return "unknown".to_owned() };
         let text = [output.stdout, output.stderr].concat();
         let text = String::from_utf8_lossy(&text);
@@ -99,12 +150,12 @@ fn usual_places(kind: Kind) -> Vec<PathBuf> {
         return places;
     }
     // target/release/loadtest beside target/peers
-    places.extend(beside.and_then(|dir| Some(dir.parent()?.join("peers").join(kind.name()))));
-    places.push(Path::new("target/peers").join(kind.name()));
+    places.extend(beside.and_then(|dir| Some(dir.parent()?.join("peers").join(kind.program()))));
+    places.push(Path::new("target/peers").join(kind.program()));
     let path = std::env::var_os("PATH").unwrap_or_default();
     let path =
         std::env::split_paths(&path).chain([PathBuf::from("/usr/local/sbin"), PathBuf::from("/usr/sbin")]);
-    places.extend(path.map(|dir| dir.join(kind.name())));
+    places.extend(path.map(|dir| dir.join(kind.program())));
     places
 }
 
@@ -115,55 +166,113 @@ pub(crate) struct Place<'a> {
     pub(crate) proxy_cpu: usize,
     /// For its configuration, its log, and what it likes to write.
     pub(crate) dir: &'a Path,
+    pub(crate) files: &'a Files,
+    /// How long ringmesh's certificates live in a mesh, as its configuration writes it.
+    pub(crate) leaf_ttl: &'a str,
 }
 
-/// A proxy that answers; dropping it stops it.
+/// A proxy that answers, or a pair of them; dropping it stops it.
 pub(crate) struct Running {
+    /// Where callers go.
     pub(crate) address: SocketAddr,
     /// From just before exec to the first good response.
     pub(crate) start_ms: f64,
-    process: Guarded,
+    /// Where each tells about itself, if it does; first the one that callers go to.
+    pub(crate) admins: Vec<SocketAddr>,
+    processes: Vec<Guarded>,
 }
 
 impl Running {
-    pub(crate) fn pid(&self) -> u32 {
-        self.process.pid
+    /// First the one that callers go to.
+    pub(crate) fn pids(&self) -> Vec<u32> {
+        self.processes.iter().map(|p| p.pid).collect()
+    }
+
+    pub(crate) fn is_running(&mut self) -> bool {
+        self.processes.iter_mut().all(Guarded::is_running)
     }
 }
 
 const START_TIMEOUT: u64 = 10 * SECOND;
 const ASK_EVERY: Duration = Duration::from_micros(250);
 
-pub(crate) fn start(peer: &Peer, place: &Place<'_>) -> Result<Running, String> {
+/// Starts it, a pair from its end, and waits until `ask` has its answer from the address that callers go to.
+pub(crate) fn start(
+    peer: &Peer,
+    shape: Shape,
+    place: &Place<'_>,
+    ask: impl Fn(SocketAddr) -> bool,
+) -> Result<Running, String> {
     let name = peer.kind.name();
-    let (listen, admin) = (free_port()?, free_port()?);
-    let (file, template) = peer.kind.template();
-    let config = template
+    let templates = peer.kind.templates(shape).map_err(|why| format!("{name} {why}"))?;
+    let (mut processes, mut admins, mut next) = (Vec::new(), Vec::new(), place.origin);
+    let mut logs = Vec::new();
+    for (file, template) in templates.iter().rev() {
+        let (listen, admin) = (free_port()?, free_port()?);
+        // `mesh-a/envoy.yaml` becomes `mesh-a-envoy.yaml`.
+        let path = place.dir.join(file.replace('/', "-"));
+        let config = filled(template, place, listen, admin, next);
+        fs::write(&path, config).map_err(|e| format!("{}: {e}", path.display()))?;
+        let log = path.with_extension("log");
+        let mut command = vec![peer.binary.display().to_string()];
+        command.extend(peer.kind.arguments(&path.display().to_string()));
+        let mut process = guard::start(&command, place.proxy_cpu, &log)?;
+        if next == place.origin && templates.len() > 1 {
+            wait(&mut process, name, &log, || TcpStream::connect(listen).is_ok())?;
+        }
+        processes.insert(0, process);
+        admins.insert(0, admin);
+        logs.insert(0, log);
+        next = listen;
+    }
+    if peer.kind != Kind::Ringmesh {
+        admins.clear();
+    }
+    let address = next;
+    wait(&mut processes[0], name, &logs[0], || ask(address))?;
+    let start_ms = (now_ns() - processes[0].started_at) as f64 / 1e6;
+    Ok(Running { address, start_ms, admins, processes })
+}
+
+fn wait(process: &mut Guarded, name: &str, log: &Path, ready: impl Fn() -> bool) -> Result<(), String> {
+    let deadline = now_ns() + START_TIMEOUT;
+    while !ready() {
+        if !process.is_running() {
+            return Err(format!("{name} ended while starting: {}", last_lines(log)));
+        }
+        if now_ns() > deadline {
+            return Err(format!("{name} does not answer: {}", last_lines(log)));
+        }
+        std::thread::sleep(ASK_EVERY);
+    }
+    Ok(())
+}
+
+/// `next` is where requests go: the origin, or the second proxy of a pair.
+fn filled(
+    template: &str,
+    place: &Place<'_>,
+    listen: SocketAddr,
+    admin: SocketAddr,
+    next: SocketAddr,
+) -> String {
+    let Files { ca, server, a, b } = place.files;
+    let mut text = template
         .replace("{{listen_port}}", &listen.port().to_string())
         .replace("{{admin_port}}", &admin.port().to_string())
         .replace("{{origin_port}}", &place.origin.port().to_string())
+        .replace("{{next_port}}", &next.port().to_string())
         .replace("{{proxy_cpu}}", &place.proxy_cpu.to_string())
+        .replace("{{leaf_ttl}}", place.leaf_ttl)
+        .replace("{{ca}}", &ca.display().to_string())
         .replace("{{dir}}", &place.dir.display().to_string());
-    let path = place.dir.join(file);
-    fs::write(&path, config).map_err(|e| format!("{}: {e}", path.display()))?;
-    let log = place.dir.join(format!("{name}.log"));
-    let mut command = vec![peer.binary.display().to_string()];
-    command.extend(peer.kind.arguments(&path.display().to_string()));
-    let mut process = guard::start(&command, place.proxy_cpu, &log)?;
-    let deadline = now_ns() + START_TIMEOUT;
-    loop {
-        let asked = TcpStream::connect(listen).map_err(|e| e.to_string());
-        match asked.and_then(|mut stream| idle::ask(&mut stream, "/size/1024")) {
-            Ok(200) => break,
-            _ if !process.is_running() => {
-                return Err(format!("{name} ended while starting: {}", last_lines(&log)));
-            }
-            _ if now_ns() > deadline => return Err(format!("{name} does not answer: {}", last_lines(&log))),
-            _ => std::thread::sleep(ASK_EVERY),
-        }
+    for (name, pair) in [("server", server), ("a", a), ("b", b)] {
+        text = text
+            .replace(&format!("{{{{{name}_certificate}}}}"), &pair.certificate.display().to_string())
+            .replace(&format!("{{{{{name}_key}}}}"), &pair.key.display().to_string())
+            .replace(&format!("{{{{{name}_both}}}}"), &pair.both.display().to_string());
     }
-    let start_ms = (now_ns() - process.started_at) as f64 / 1e6;
-    Ok(Running { address: listen, start_ms, process })
+    text
 }
 
 /// Free a moment ago; a configuration file needs a number.
@@ -178,5 +287,34 @@ fn last_lines(log: &Path) -> String {
         "it said nothing".to_owned()
     } else {
         lines.into_iter().rev().collect::<Vec<_>>().join(" | ")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::ValueEnum;
+
+    use super::*;
+    use crate::certificates::Pair;
+
+    #[test]
+    fn configurations_are_whole_once_they_are_filled() {
+        let pair = || Pair { certificate: "c".into(), key: "k".into(), both: "ck".into() };
+        let files = Files { ca: "ca".into(), server: pair(), a: pair(), b: pair() };
+        let at: SocketAddr = "127.0.0.1:7777".parse().expect("an address");
+        let place = Place { origin: at, proxy_cpu: 0, dir: Path::new("dir"), files: &files, leaf_ttl: "24h" };
+        let mut filled_ones = 0;
+        for shape in [Shape::Plain, Shape::H2, Shape::H2h1, Shape::Tls, Shape::Mesh] {
+            for kind in Kind::value_variants() {
+                for (file, template) in kind.templates(shape).unwrap_or_default() {
+                    let text = filled(template, &place, at, at, at);
+                    assert!(!text.contains("{{") && text.contains("7777"), "{file}: {text}");
+                    filled_ones += 1;
+                }
+            }
+        }
+        assert_eq!(filled_ones, 4 + 3 + 4 + 4 + 8);
+        assert!(Kind::Ringmesh.absent(Shape::Mesh).is_none());
+        assert!(Kind::Nginx.absent(Shape::H2).is_some());
     }
 }

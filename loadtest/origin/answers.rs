@@ -21,7 +21,22 @@ const ANSWERS_MAX: usize = 1024;
 pub(super) struct Answers {
     known: HashMap<Vec<u8>, Replies>,
     nothing: Option<Rc<RefCell<Message>>>,
+    parts: HashMap<Vec<u8>, Parts>,
+    date: Option<String>,
 }
+
+/// What an answer over HTTP/2 is made of.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Parts {
+    pub(super) status: u16,
+    /// Bytes of body.
+    pub(super) size: u64,
+    pub(super) with_length: bool,
+    /// Nanoseconds.
+    pub(super) delay: u64,
+}
+
+const REFUSED: Answer = Answer { status: 400, size: 0, delay: std::time::Duration::ZERO, chunked: false };
 
 #[derive(Clone, Default)]
 struct Replies {
@@ -43,7 +58,7 @@ impl Answers {
         }
         let (answer, refused) = match Answer::parse(&String::from_utf8_lossy(target)) {
             Ok(answer) => (answer, false),
-            Err(_) => (Answer { status: 400, size: 0, ..Answer::default() }, true),
+            Err(_) => (REFUSED, true),
         };
         let message = Rc::new(RefCell::new(reply(&answer, is_head, close, refused)));
         let replies = self.known.entry(target.to_vec()).or_default();
@@ -52,10 +67,34 @@ impl Answers {
         (message, replies.delay)
     }
 
+    /// For HTTP/2, which has no use for messages in one piece.
+    pub(super) fn find_parts(&mut self, target: &[u8]) -> Parts {
+        if let Some(parts) = self.parts.get(target) {
+            return *parts;
+        }
+        if self.parts.len() >= ANSWERS_MAX {
+            self.parts.clear();
+        }
+        let answer = Answer::parse(&String::from_utf8_lossy(target)).unwrap_or(REFUSED);
+        let bodiless = matches!(answer.status, 204 | 304);
+        let parts = Parts {
+            status: answer.status,
+            size: if bodiless { 0 } else { answer.size },
+            with_length: !bodiless && !answer.chunked,
+            delay: nanos(answer.delay),
+        };
+        self.parts.insert(target.to_vec(), parts);
+        parts
+    }
+
+    /// What a Date field says, made once: only its length matters.
+    pub(super) fn date(&mut self) -> &str {
+        self.date.get_or_insert_with(|| date::http(SystemTime::now()))
+    }
+
     /// To what is no HTTP/1 request.
     pub(super) fn refusal(&self) -> Request {
-        let answer = Answer { status: 400, size: 0, ..Answer::default() };
-        let reply = Rc::new(RefCell::new(reply(&answer, false, true, true)));
+        let reply = Rc::new(RefCell::new(reply(&REFUSED, false, true, true)));
         Request { reply, delay: 0, echo: *ECHO_BLANK, close: true }
     }
 

@@ -1,10 +1,12 @@
 //! `loadtest server`: the origin behind the proxy under test. It answers what the URL asks for (see `target`), reads and
-//! drops request bodies, and echoes the client's `x-echo` mark, so that a swapped response is seen.
+//! drops request bodies, and echoes the client's `x-echo` mark, so that a swapped response is seen. Plain text
+//! and TLS, HTTP/1.1 and HTTP/2 are told apart by what a client begins with.
 //!
 //! Called by `main` and, as a child, by `compare`. One event loop per thread; nothing is allocated per request once a
-//! target has been seen. It refuses what is not plain HTTP/1 with 400 and a close.
+//! target has been seen. It refuses what is not HTTP/1 with 400 and a close.
 
 mod answers;
+mod streams;
 
 use std::cell::RefCell;
 use std::cmp::Reverse;
@@ -19,11 +21,13 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use mio::{Events, Poll, Token, Waker};
+use rustls::ServerConfig;
 
 use crate::clock::{MILLISECOND, SECOND, Timer, nanos, now_ns};
 use crate::socket::{Listener, Stream, not_now, pin};
 use crate::wire::{self, Chunked, ECHO_BLANK, Echo, Framing, Head, Malformed, Message};
 use answers::Answers;
+use streams::Streams;
 
 const TIMER: Token = Token(usize::MAX);
 const WAKER: Token = Token(usize::MAX - 1);
@@ -36,6 +40,15 @@ const INPUT_BYTES_MAX: usize = 2 * wire::HEAD_BYTES_MAX;
 const READ_BYTES: usize = 64 * 1024;
 /// Slow mode writes one piece each such interval.
 const SLOW_INTERVAL: u64 = 10 * MILLISECOND;
+/// Exchanges at a time on one HTTP/2 connection.
+const STREAMS_MAX: u32 = 1000;
+/// Frames that wait for a slow client, at most: reading stops beyond that.
+const OUTPUT_BYTES_MAX: usize = 1 << 20;
+
+/// What a slow reader or writer moves in one interval.
+fn slow_piece(rate: u64) -> u64 {
+    (rate * SLOW_INTERVAL / SECOND).max(1)
+}
 
 #[derive(Clone, Debug)]
 pub(crate) struct Options {
@@ -49,6 +62,10 @@ pub(crate) struct Options {
     pub(crate) idle_close: Option<Duration>,
     /// Bytes a second that each response is written with.
     pub(crate) slow: Option<u64>,
+    /// Bytes a second that are read from each connection.
+    pub(crate) slow_read: Option<u64>,
+    /// For clients that begin with a TLS handshake.
+    pub(crate) tls: Option<Arc<ServerConfig>>,
 }
 
 impl Default for Options {
@@ -61,6 +78,8 @@ impl Default for Options {
             close_after: None,
             idle_close: None,
             slow: None,
+            slow_read: None,
+            tls: None,
         }
     }
 }
@@ -127,8 +146,13 @@ impl Drop for Origin {
     }
 }
 
-/// Time, index, and the number of the connection, because an index is used again.
-type Due = Reverse<(u64, usize, u64)>;
+/// Time, index, the number of the connection because an index is used again, and what goes on: a stream of HTTP/2, or
+/// one of the following.
+type Due = Reverse<(u64, usize, u64, u32)>;
+/// The answer of a connection of HTTP/1.
+const ANSWER: u32 = 0;
+/// Reading, slowly.
+const READING: u32 = u32::MAX;
 
 struct EventLoop {
     poll: Poll,
@@ -155,9 +179,21 @@ struct Connection {
     peer_closed: bool,
     phase: Phase,
     request: Request,
+    /// Once the connection speaks HTTP/2; the phase stays `Head`.
+    streams: Option<Box<Streams>>,
+    /// Whether its first bytes have been looked at, and a handshake that followed is done.
+    greeting: Greeting,
+    /// Bytes that a slow reader may take before the next interval.
+    allowance: u64,
     sent: u64,
     served: u32,
     idle_since: u64,
+}
+
+enum Greeting {
+    Awaited,
+    Handshake,
+    Done,
 }
 
 enum Phase {
@@ -267,6 +303,9 @@ impl EventLoop {
                 peer_closed: false,
                 phase: Phase::Head,
                 request: self.answers.nothing(),
+                streams: None,
+                greeting: if self.options.tls.is_some() { Greeting::Awaited } else { Greeting::Done },
+                allowance: self.options.slow_read.map_or(u64::MAX, slow_piece),
                 sent: 0,
                 served: 0,
                 idle_since: now_ns(),
@@ -277,14 +316,46 @@ impl EventLoop {
     /// Takes one connection as far as it goes.
     fn turn(&mut self, index: usize) {
         let Some(mut connection) = self.connections[index].take() else { return };
-        match self.advance(index, &mut connection) {
+        if !matches!(connection.greeting, Greeting::Done) {
+            connection = match self.greet(connection) {
+                Ok(connection) => connection,
+                Err(_) => return self.free.push(index), // no TLS after all: dropping the stream closes it
+            };
+            if !matches!(connection.greeting, Greeting::Done) {
+                self.connections[index] = Some(connection);
+                return;
+            }
+        }
+        let turn = match connection.stream.flush() {
+            Ok(()) if connection.streams.is_some() => self.advance_streams(index, &mut connection),
+            Ok(()) => self.advance(index, &mut connection),
+            Err(_) => Turn::Close,
+        };
+        match turn {
             Turn::Blocked => self.connections[index] = Some(connection),
             Turn::Close => self.free.push(index), // dropping the stream closes it
         }
     }
 
+    /// Tells TLS from plain text by the first octet, and goes on with a handshake.
+    fn greet(&self, mut connection: Connection) -> io::Result<Connection> {
+        if let (Greeting::Awaited, Some(config), true) =
+            (&connection.greeting, &self.options.tls, connection.readable)
+        {
+            connection.stream = connection.stream.sniff_tls(config)?;
+            connection.greeting = Greeting::Handshake;
+        }
+        if matches!(connection.greeting, Greeting::Handshake) && connection.stream.connected()? {
+            connection.greeting = Greeting::Done;
+        }
+        Ok(connection)
+    }
+
     fn advance(&mut self, index: usize, connection: &mut Connection) -> Turn {
         loop {
+            if connection.streams.is_some() {
+                return self.advance_streams(index, connection);
+            }
             match connection.phase {
                 Phase::Wait => return Turn::Blocked,
                 Phase::Write => match self.write(index, connection) {
@@ -299,6 +370,9 @@ impl EventLoop {
                         input.drain(..used);
                         let waits_for_more = used == 0;
                         connection.input = input;
+                        if connection.streams.is_some() {
+                            continue;
+                        }
                         if !waits_for_more || !matches!(connection.phase, Phase::Head | Phase::Body(_)) {
                             self.begin_wait(index, connection);
                             continue;
@@ -307,9 +381,11 @@ impl EventLoop {
                     if !connection.readable || connection.input.len() > INPUT_BYTES_MAX {
                         return Turn::Blocked;
                     }
+                    let Some(mut asked) = self.may_read(index, connection) else { return Turn::Blocked };
                     let mut buffer = std::mem::take(&mut self.buffer);
-                    let read = connection.stream.read(&mut buffer);
-                    let turn = self.took(index, connection, &buffer, read);
+                    asked = asked.min(buffer.len());
+                    let read = connection.stream.read(&mut buffer[..asked]);
+                    let turn = self.took(index, connection, &buffer[..asked], read);
                     self.buffer = buffer;
                     if let Some(turn) = turn {
                         return turn;
@@ -317,6 +393,90 @@ impl EventLoop {
                 }
             }
         }
+    }
+
+    /// The same for HTTP/2.
+    fn advance_streams(&mut self, index: usize, connection: &mut Connection) -> Turn {
+        loop {
+            if self.write_streams(index, connection).is_err() {
+                return Turn::Close; // the client went away, or was told to
+            }
+            let Some(streams) = &mut connection.streams else { return Turn::Close };
+            let kept = std::mem::take(&mut connection.input); // what came before HTTP/2 was recognised
+            if !kept.is_empty() {
+                if streams.take(&kept, &mut self.answers).is_err() {
+                    return Turn::Close;
+                }
+                continue;
+            }
+            if !connection.readable || streams.framer.pending().len() > OUTPUT_BYTES_MAX {
+                return Turn::Blocked;
+            }
+            let Some(mut asked) = self.may_read(index, connection) else { return Turn::Blocked };
+            let Some(streams) = &mut connection.streams else { return Turn::Close };
+            asked = asked.min(self.buffer.len());
+            match connection.stream.read(&mut self.buffer[..asked]) {
+                Ok(0) => return Turn::Close,
+                Ok(n) => {
+                    connection.readable = n == asked || connection.peer_closed;
+                    connection.allowance = connection.allowance.saturating_sub(n as u64);
+                    if streams.take(&self.buffer[..n], &mut self.answers).is_err() {
+                        let _ = connection.stream.write(streams.framer.pending()); // says why, if it can
+                        return Turn::Close;
+                    }
+                }
+                Err(error) if not_now(&error) => connection.readable = false,
+                Err(_) => return Turn::Close,
+            }
+        }
+    }
+
+    fn write_streams(&mut self, index: usize, connection: &mut Connection) -> io::Result<()> {
+        let Some(streams) = &mut connection.streams else { return Ok(()) };
+        for (stream, delay) in streams.delayed.drain(..) {
+            self.due.push(Reverse((now_ns() + delay, index, connection.number, stream)));
+        }
+        loop {
+            if self.options.close_after.is_some_and(|after| streams.served >= after) {
+                streams.leave();
+            }
+            let wrote = streams.pump(self.options.slow.map(slow_piece));
+            for stream in streams.paced.drain(..) {
+                self.due.push(Reverse((now_ns() + SLOW_INTERVAL, index, connection.number, stream)));
+            }
+            if streams.framer.pending().is_empty() {
+                if wrote {
+                    continue;
+                }
+                break;
+            }
+            while !streams.framer.pending().is_empty() {
+                match connection.stream.write(streams.framer.pending()) {
+                    Ok(n) => streams.framer.wrote(n),
+                    Err(error) if not_now(&error) => return Ok(()),
+                    Err(error) => return Err(error),
+                }
+            }
+        }
+        if self.options.idle_close.is_some() {
+            connection.idle_since = now_ns();
+        }
+        if streams.leaving && streams.is_idle() {
+            // What the client has sent meanwhile is still read: closing on it would reset the connection, and take answers
+            // back that the client has not read yet.
+            connection.stream.say_goodbye();
+            connection.stream.end_writing()?;
+        }
+        Ok(())
+    }
+
+    /// How much may be read now; `None` for a slow reader that has had its piece, who is woken later.
+    fn may_read(&mut self, index: usize, connection: &Connection) -> Option<usize> {
+        if self.options.slow_read.is_some() && connection.allowance == 0 {
+            self.due.push(Reverse((now_ns() + SLOW_INTERVAL, index, connection.number, READING)));
+            return None;
+        }
+        Some(usize::try_from(connection.allowance).unwrap_or(usize::MAX))
     }
 
     /// Deals with the outcome of one read into `buffer`.
@@ -332,6 +492,7 @@ impl EventLoop {
             Ok(n) => {
                 // A short read has emptied the socket; only a close may be behind it.
                 connection.readable = n == buffer.len() || connection.peer_closed;
+                connection.allowance = connection.allowance.saturating_sub(n as u64);
                 if connection.input.is_empty() {
                     let used = self.take(connection, &buffer[..n]);
                     connection.input.extend_from_slice(&buffer[used..n]);
@@ -353,6 +514,12 @@ impl EventLoop {
     fn take(&mut self, connection: &mut Connection, bytes: &[u8]) -> usize {
         let mut at = 0;
         if matches!(connection.phase, Phase::Head) {
+            if connection.served == 0 && (bytes.starts_with(b"PRI ") || b"PRI ".starts_with(bytes)) {
+                if bytes.len() >= 4 {
+                    connection.streams = Some(Box::new(Streams::new(STREAMS_MAX)));
+                }
+                return 0; // kept, and read again as what it is
+            }
             let parsed = match wire::parse_head(bytes) {
                 Ok(None) => return 0,
                 Ok(Some(head)) => self.request(connection, &head).map(|()| head),
@@ -432,7 +599,7 @@ impl EventLoop {
 
     fn wait(&mut self, index: usize, connection: &mut Connection, delay: u64) {
         connection.phase = Phase::Wait;
-        self.due.push(Reverse((now_ns() + delay, index, connection.number)));
+        self.due.push(Reverse((now_ns() + delay, index, connection.number, ANSWER)));
     }
 
     /// Writes what is left of the answer; true when the connection may go on to its next request.
@@ -442,8 +609,7 @@ impl EventLoop {
         while connection.sent < total {
             let mut rest = reply.rest(connection.sent, &connection.request.echo);
             if let Some(rate) = self.options.slow {
-                let piece = usize::try_from(rate * SLOW_INTERVAL / SECOND).unwrap_or(usize::MAX).max(1);
-                rest = &rest[..piece.min(rest.len())];
+                rest = &rest[..usize::try_from(slow_piece(rate)).unwrap_or(usize::MAX).min(rest.len())];
             }
             match connection.stream.write(rest) {
                 Ok(n) => connection.sent += n as u64,
@@ -458,7 +624,9 @@ impl EventLoop {
                 return Ok(true);
             }
         }
+        connection.stream.flush()?;
         if connection.request.close {
+            connection.stream.say_goodbye();
             return Err(io::ErrorKind::ConnectionAborted.into()); // told so in the head; the caller drops the stream
         }
         connection.sent = 0;
@@ -472,18 +640,21 @@ impl EventLoop {
 
     fn timer_fired(&mut self) {
         let now = now_ns();
-        while let Some(&Reverse((at, index, number))) = self.due.peek() {
+        while let Some(&Reverse((at, index, number, what))) = self.due.peek() {
             if at > now {
                 break;
             }
             self.due.pop();
-            if let Some(connection) = self.connections[index].as_mut()
-                && connection.number == number
-                && matches!(connection.phase, Phase::Wait)
-            {
-                connection.phase = Phase::Write;
-                self.turn(index);
+            let Some(connection) = self.connections[index].as_mut().filter(|c| c.number == number) else {
+                continue;
+            };
+            match (what, &mut connection.streams) {
+                (READING, _) => connection.allowance = self.options.slow_read.map_or(u64::MAX, slow_piece),
+                (ANSWER, _) if matches!(connection.phase, Phase::Wait) => connection.phase = Phase::Write,
+                (stream, Some(streams)) => streams.go_on(stream, &mut self.answers),
+                _ => continue,
             }
+            self.turn(index);
         }
         let Some(idle) = self.options.idle_close.map(nanos) else { return };
         if now < self.idle_scan_at {
@@ -493,6 +664,7 @@ impl EventLoop {
         for (index, slot) in self.connections.iter_mut().enumerate() {
             let is_idle = |c: &Connection| {
                 matches!(c.phase, Phase::Head)
+                    && c.streams.as_ref().is_none_or(|s| s.is_idle())
                     && c.input.is_empty()
                     && !c.readable
                     && now > c.idle_since + idle

@@ -6,11 +6,13 @@
 
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
-use std::task::Poll;
+use std::pin::Pin;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
 use h2::{Reason, RecvStream, SendStream};
+use pin_project_lite::pin_project;
 
 use super::account::Account;
 use crate::failure::{Cause, Failure};
@@ -272,26 +274,48 @@ impl Direction<'_> {
 }
 
 /// Runs `exchange` to its end; tells `on_reset` once when the peer resets the stream meanwhile, so that it can hurry it.
-pub(super) async fn unless_reset<T>(
-    mut reset: impl FnMut(&mut std::task::Context<'_>) -> Poll<Result<Reason, h2::Error>>,
-    mut on_reset: impl FnMut(),
-    exchange: impl Future<Output = T>,
-) -> (T, bool) {
-    let mut exchange = std::pin::pin!(exchange);
-    let mut was_reset = false;
-    poll_fn(|cx| {
-        if let Poll::Ready(done) = exchange.as_mut().poll(cx) {
-            return Poll::Ready((done, was_reset));
+/// Not an `async fn`, which would have room for the exchange twice.
+pub(super) fn unless_reset<R, H, E>(reset: R, on_reset: H, exchange: E) -> UnlessReset<R, H, E>
+where
+    R: FnMut(&mut Context<'_>) -> Poll<Result<Reason, h2::Error>>,
+    H: FnMut(),
+    E: Future,
+{
+    UnlessReset { reset, on_reset, was_reset: false, exchange }
+}
+
+pin_project! {
+    /// See [`unless_reset`]. Its output is the exchange's, and whether there was a reset.
+    pub(super) struct UnlessReset<R, H, E> {
+        reset: R,
+        on_reset: H,
+        was_reset: bool,
+        #[pin]
+        exchange: E,
+    }
+}
+
+impl<R, H, E> Future for UnlessReset<R, H, E>
+where
+    R: FnMut(&mut Context<'_>) -> Poll<Result<Reason, h2::Error>>,
+    H: FnMut(),
+    E: Future,
+{
+    type Output = (E::Output, bool);
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let mut this = self.project();
+        if let Poll::Ready(done) = this.exchange.as_mut().poll(cx) {
+            return Poll::Ready((done, *this.was_reset));
         }
-        if !was_reset && reset(cx).is_ready() {
-            was_reset = true;
-            on_reset();
+        if !*this.was_reset && (this.reset)(cx).is_ready() {
+            *this.was_reset = true;
+            (this.on_reset)();
             // What it did may have ended the wait at once.
-            if let Poll::Ready(done) = exchange.as_mut().poll(cx) {
-                return Poll::Ready((done, was_reset));
+            if let Poll::Ready(done) = this.exchange.as_mut().poll(cx) {
+                return Poll::Ready((done, true));
             }
         }
         Poll::Pending
-    })
-    .await
+    }
 }

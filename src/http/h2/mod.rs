@@ -18,6 +18,8 @@ pub use request::{
 pub(crate) use response::framing;
 pub use response::{agree, append_via, end_to_end, from_h1, write_h1_agreed, write_h1_response};
 
+use http::{HeaderMap, HeaderName};
+
 use crate::failure::Cause;
 
 /// What an error of the h2 crate is called in a failure.
@@ -32,5 +34,14 @@ pub fn cause(error: &h2::Error) -> Cause {
         Some(_) => Cause::ProtocolError,
         None if error.is_io() => Cause::Reset,
         None => Cause::ProtocolError,
+    }
+}
+
+/// Removes the fields that are not wanted, most often none: one look at each name costs less than one search for each that
+/// may not be there.
+fn remove(headers: &mut HeaderMap, unwanted: impl Fn(&HeaderName) -> bool) {
+    let names: Vec<HeaderName> = headers.keys().filter(|name| unwanted(name)).cloned().collect();
+    for name in names {
+        headers.remove(name);
     }
 }

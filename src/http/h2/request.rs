@@ -197,22 +197,14 @@ pub fn forward(parts: &mut request::Parts, facts: &Facts, forwarding: &Forwarded
     }
     parts.version = http::Version::HTTP_2;
     let headers = &mut parts.headers;
-    headers.remove(header::HOST);
-    for name in ["proxy-authorization", "proxy-connection", "proxy-authenticate", "http2-settings"] {
-        headers.remove(name);
-    }
-    headers.remove(FAILURE);
-    headers.remove(ORIGIN);
-    if facts.tunnel.is_some() {
-        // Means nothing over HTTP/2 (RFC 8441 §5).
-        headers.remove(header::SEC_WEBSOCKET_KEY);
-    }
-    // In any spelling: see `http::client_cert`.
-    let forged: Vec<HeaderName> =
-        headers.keys().filter(|name| known(name.as_str()) == Known::ClientCert).cloned().collect();
-    for name in forged {
-        headers.remove(name);
-    }
+    super::remove(headers, |name| {
+        matches!(
+            known(name.as_str()),
+            Known::Host | Known::HopByHop | Known::FailureReport | Known::ClientCert
+        ) || *name == ORIGIN
+            // Means nothing over HTTP/2 (RFC 8441 §5).
+            || (facts.tunnel.is_some() && *name == header::SEC_WEBSOCKET_KEY)
+    });
     if let Some(client_cert) = &forwarding.client_cert {
         let mut value = Vec::with_capacity(client_cert.value_len());
         client_cert.write(&mut value);
@@ -308,6 +300,11 @@ pub fn write_h1(parts: &request::Parts, facts: &Facts, forwarding: &Forwarded<'_
     out.extend_from_slice(b"\r\n");
 }
 
+/// Whether a request without content says so (RFC 9110 §8.6).
+fn means_content(method: &http::Method) -> bool {
+    matches!(*method, http::Method::POST | http::Method::PUT | http::Method::PATCH)
+}
+
 /// Writes the WebSocket handshake that an extended CONNECT stands for, with this key (RFC 8441 §5).
 pub fn write_h1_handshake(
     parts: &request::Parts,
@@ -342,11 +339,6 @@ pub fn extend_connect(request: &mut Request<()>) {
     request.headers_mut().remove(header::SEC_WEBSOCKET_KEY);
 }
 
-/// Whether a request without content says so (RFC 9110 §8.6).
-fn means_content(method: &http::Method) -> bool {
-    matches!(*method, http::Method::POST | http::Method::PUT | http::Method::PATCH)
-}
-
 /// Reads a head that was written here for an HTTP/1.1 service, for one that speaks HTTP/2. `origin` is for a ringmesh.
 ///
 /// # Errors
@@ -377,7 +369,7 @@ pub fn from_canonical(head: &[u8], origin: Option<Origin>) -> Result<Request<()>
     }
     let uri = match parsed.path.unwrap_or("/") {
         target if parsed.method == Some("CONNECT") => Uri::builder().authority(target),
-        target => Uri::builder().scheme("http").authority(host).path_and_query(target),
+        path => Uri::builder().scheme("http").authority(host).path_and_query(path),
     };
     let mut request = Request::new(());
     *request.uri_mut() = uri.build().map_err(|_| Cause::BadTarget)?;
@@ -391,7 +383,6 @@ pub fn from_canonical(head: &[u8], origin: Option<Origin>) -> Result<Request<()>
 const FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const HOST_OF: HeaderName = HeaderName::from_static("x-forwarded-host");
-const FAILURE: HeaderName = HeaderName::from_static("x-ringmesh-failure");
 const ORIGIN: HeaderName = HeaderName::from_static(ORIGIN_FIELD);
 
 fn method(method: &http::Method) -> Result<Method, Cause> {

@@ -1,7 +1,9 @@
 //! One client thread: its event loop, its connections, its part of the schedule.
 //!
 //! Called by `client::run`. Steady state allocates nothing and makes one receive, one send and its share of an
-//! epoll_wait per request.
+//! epoll_wait per request. What is different about connections that exchanges share (HTTP/2) is in `shared`.
+
+mod shared;
 
 use std::collections::VecDeque;
 use std::io;
@@ -9,6 +11,7 @@ use std::sync::atomic::Ordering;
 
 use mio::{Events, Poll, Token};
 
+use super::exchanges::{Answer, Exchanges, Request};
 use super::tally::{Failed, Tally};
 use super::{Hook, Mark, Plan};
 use crate::clock::{MILLISECOND, SECOND, Timer, nanos, now_ns};
@@ -22,6 +25,8 @@ const TICK: u64 = 50 * MILLISECOND;
 /// The wait after a refused connect, doubled each time.
 const BACKOFF_MIN: u64 = 10 * MILLISECOND;
 const BACKOFF_MAX: u64 = SECOND;
+/// A slow reader takes a piece each such interval.
+const SLOW_INTERVAL: u64 = 10 * MILLISECOND;
 /// With `spin`, the loop does not sleep this close to a due request.
 const SPIN: u64 = 100_000;
 
@@ -32,6 +37,7 @@ pub(crate) struct Share {
     pub(crate) connections: usize,
     pub(crate) requests: u64,
     pub(crate) message: Message,
+    pub(crate) request: Request,
 }
 
 pub(crate) struct Lane<'a> {
@@ -40,8 +46,11 @@ pub(crate) struct Lane<'a> {
     poll: Poll,
     timer: Timer,
     connections: Vec<Connection>,
-    /// Connections with nothing to do, longest idle first, so that an open loop keeps all of them in use.
+    /// Connections with nothing to do, longest idle first, so that an open loop keeps all of them in use. One of HTTP/2
+    /// stands here once for each exchange that it could take.
     idle: VecDeque<usize>,
+    /// Connections of HTTP/2 with something to write: frames of one turn leave together.
+    unflushed: Vec<usize>,
     /// Intended send times of requests that wait for a connection.
     queue: VecDeque<u64>,
     queue_max: usize,
@@ -76,6 +85,13 @@ struct Connection {
     close: bool,
     body: u64,
     backoff: u64,
+    /// Of HTTP/2, while connected.
+    exchanges: Option<Box<Exchanges>>,
+    unflushed: bool,
+    /// When the request was due for which this is being connected, with --new-connection.
+    waiting: Option<u64>,
+    /// Bytes that a slow reader may take before the next interval.
+    allowance: u64,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -85,6 +101,8 @@ enum Link {
     Connecting,
     Idle,
     Busy,
+    /// Speaks HTTP/2: each exchange is idle or busy by itself.
+    Shared,
 }
 
 enum Reading {
@@ -103,7 +121,8 @@ impl<'a> Lane<'a> {
             poll,
             timer,
             connections: (0..share.connections).map(|_| Connection::new()).collect(),
-            idle: VecDeque::with_capacity(share.connections),
+            idle: VecDeque::with_capacity(share.connections * plan.options.streams()),
+            unflushed: Vec::new(),
             queue: VecDeque::new(),
             queue_max,
             begun: 0,
@@ -131,13 +150,14 @@ impl<'a> Lane<'a> {
                 }
             }
             if now >= tick_at {
-                tick_at = now + TICK;
+                tick_at = now + if self.plan.options.slow.is_some() { SLOW_INTERVAL } else { TICK };
                 self.tick(now);
                 if self.finished(now) {
                     break;
                 }
             }
             self.begin_due(now);
+            self.flush_all();
             let mut wake_at = tick_at.min(marks.peek().map_or(u64::MAX, |(at, _)| *at));
             if now < window.start {
                 wake_at = wake_at.min(window.start);
@@ -204,15 +224,17 @@ impl<'a> Lane<'a> {
 
     /// Gives a connection that is free its next request, if there is one.
     fn next_request(&mut self, index: usize, now: u64) {
-        if self.plan.options.rate.is_none() {
-            if self.closed_loop_goes_on(now) {
-                self.begun += 1;
-                return self.send(index, now);
-            }
-        } else if let Some(intended) = self.queue.pop_front() {
+        if let Some(intended) = self.queue.pop_front() {
             return self.send(index, intended);
         }
-        self.connections[index].link = Link::Idle;
+        if self.plan.options.rate.is_none() && self.closed_loop_goes_on(now) {
+            self.begun += 1;
+            return self.send(index, now);
+        }
+        let connection = &mut self.connections[index];
+        if connection.link != Link::Shared {
+            connection.link = Link::Idle;
+        }
         self.idle.push_back(index);
     }
 
@@ -236,10 +258,19 @@ impl<'a> Lane<'a> {
             let connection = &self.connections[index];
             let late = now > connection.since.saturating_add(self.timeout);
             match connection.link {
+                // With --new-connection one is made when a request is due.
+                Link::Down(until) if now >= until && self.plan.options.new_connection => {
+                    self.next_request(index, now);
+                }
                 Link::Down(until) if now >= until => self.connect(index, now),
                 Link::Busy if late => self.fail(index, Failed::Timeout, now),
                 Link::Connecting if late => self.connect_failed(index, now),
+                Link::Shared => self.give_up_late(index, now),
                 _ => {}
+            }
+            if let Some(rate) = self.plan.options.slow {
+                self.connections[index].allowance = (rate * SLOW_INTERVAL / SECOND).max(1);
+                self.receive(index);
             }
         }
         while self.queue.front().is_some_and(|intended| now > intended.saturating_add(self.timeout)) {
@@ -261,7 +292,12 @@ impl<'a> Lane<'a> {
     fn connect(&mut self, index: usize, now: u64) {
         let connection = &mut self.connections[index];
         connection.reset_for_connect(now);
-        let opened = Stream::connect(&self.plan.options.url.place).and_then(|mut stream| {
+        let options = &self.plan.options;
+        let opened = match &options.tls {
+            Some((config, name)) => Stream::connect_tls(&options.url.place, config, name),
+            None => Stream::connect(&options.url.place),
+        };
+        let opened = opened.and_then(|mut stream| {
             stream.register(self.poll.registry(), Token(index))?;
             Ok(stream)
         });
@@ -274,18 +310,55 @@ impl<'a> Lane<'a> {
     /// Each refused connect counts as a failure: a closed loop would otherwise show a dead proxy as no requests at all.
     fn connect_failed(&mut self, index: usize, now: u64) {
         self.tally.fail(Failed::Connect);
-        if self.plan.options.rate.is_none() && self.begun < self.share.requests {
+        let connection = &mut self.connections[index];
+        if connection.waiting.take().is_some() {
+            self.busy -= 1; // that was a request, begun already
+        } else if self.plan.options.rate.is_none() && self.begun < self.share.requests {
             self.begun += 1;
         }
-        let connection = &mut self.connections[index];
         connection.stream = None;
         connection.backoff = (connection.backoff * 2).clamp(BACKOFF_MIN, BACKOFF_MAX);
         connection.link = Link::Down(now + connection.backoff);
     }
 
     fn reconnect(&mut self, index: usize, now: u64) {
+        if self.plan.options.new_connection {
+            return self.close(index, now);
+        }
         self.tally.reconnects += 1;
         self.connect(index, now);
+    }
+
+    /// With --new-connection: ends one, and takes the next request for another.
+    fn close(&mut self, index: usize, now: u64) {
+        let connection = &mut self.connections[index];
+        if let Some(mut stream) = connection.stream.take() {
+            stream.say_goodbye();
+        }
+        connection.exchanges = None;
+        connection.link = Link::Idle;
+        self.next_request(index, now);
+    }
+
+    fn connected(&mut self, index: usize, now: u64) {
+        let (options, connection) = (&self.plan.options, &mut self.connections[index]);
+        connection.backoff = 0;
+        if options.http2 {
+            let chosen = connection.stream.as_ref().and_then(Stream::protocol);
+            if options.tls.is_some() && chosen != Some(b"h2") {
+                return self.connect_failed(index, now);
+            }
+            connection.exchanges = Some(Box::new(Exchanges::new()));
+            connection.link = Link::Shared;
+            self.mark_unflushed(index);
+        }
+        if let Some(intended) = self.connections[index].waiting.take() {
+            self.busy -= 1;
+            return self.send(index, intended);
+        }
+        for _ in 0..self.plan.options.streams() {
+            self.next_request(index, now);
+        }
     }
 
     /// Ends the request on a connection as failed, and the connection with it.
@@ -302,24 +375,33 @@ impl<'a> Lane<'a> {
         match connection.link {
             Link::Down(_) => return,
             Link::Connecting => match stream.connected() {
-                Ok(true) => {
-                    connection.backoff = 0;
-                    self.next_request(index, now_ns());
-                }
+                Ok(true) => self.connected(index, now_ns()),
                 Ok(false) => return,
                 Err(_) => return self.connect_failed(index, now_ns()),
             },
             Link::Busy => self.flush(index),
+            Link::Shared => self.flush_shared(index),
             Link::Idle => {}
         }
         self.receive(index);
     }
 
     fn send(&mut self, index: usize, intended: u64) {
-        self.sequence += 1;
         let connection = &mut self.connections[index];
+        if connection.stream.is_none() {
+            connection.waiting = Some(intended);
+            self.busy += 1;
+            return self.connect(index, intended);
+        }
+        self.sequence += 1;
+        let echo = if self.plan.options.check { wire::echo_of(self.sequence) } else { *ECHO_BLANK };
+        if let Some(exchanges) = &mut connection.exchanges {
+            exchanges.begin(&self.share.request, intended, echo);
+            self.busy += 1;
+            return self.mark_unflushed(index);
+        }
         connection.link = Link::Busy;
-        connection.echo = if self.plan.options.check { wire::echo_of(self.sequence) } else { *ECHO_BLANK };
+        connection.echo = echo;
         connection.intended = intended;
         // In the open loop this may lie in the past by what the request waited: the timeout counts from there too.
         connection.since = intended;
@@ -345,6 +427,7 @@ impl<'a> Lane<'a> {
                 }
             }
         }
+        let _ = stream.flush(); // as above
     }
 
     // --- responses ---
@@ -359,12 +442,22 @@ impl<'a> Lane<'a> {
     fn receive_once(&mut self, index: usize, buffer: &mut [u8]) -> bool {
         let connection = &mut self.connections[index];
         let Some(stream) = &mut connection.stream else { return false };
-        let (read, asked) = match connection.reading {
-            Reading::Length(left) if connection.link == Link::Busy => {
-                let asked = usize::try_from(left).unwrap_or(usize::MAX).min(buffer.len());
-                (stream.discard(&mut buffer[..asked]), asked)
+        if connection.link == Link::Connecting {
+            return false; // the handshake reads for itself
+        }
+        let mut asked = buffer.len();
+        if self.plan.options.slow.is_some() {
+            asked = asked.min(usize::try_from(connection.allowance).unwrap_or(asked));
+            if asked == 0 {
+                return false; // until the next interval
             }
-            _ => (stream.read(buffer), buffer.len()),
+        }
+        let read = match connection.reading {
+            Reading::Length(left) if connection.link == Link::Busy => {
+                asked = usize::try_from(left).unwrap_or(usize::MAX).min(asked);
+                stream.discard(&mut buffer[..asked])
+            }
+            _ => stream.read(&mut buffer[..asked]),
         };
         match read {
             Ok(0) => {
@@ -375,7 +468,17 @@ impl<'a> Lane<'a> {
             Ok(n) => {
                 // A short read has emptied the socket; only a close may be behind it.
                 connection.readable = n == asked || connection.peer_closed;
+                connection.allowance = connection.allowance.saturating_sub(n as u64);
                 self.tally.bytes_in += n as u64;
+                if connection.link == Link::Shared {
+                    return match self.take_shared(index, &buffer[..n]) {
+                        Ok(()) => true,
+                        Err(kind) => {
+                            self.broken(index, kind);
+                            false
+                        }
+                    };
+                }
                 if let Reading::Length(left) = &mut connection.reading
                     && connection.link == Link::Busy
                 {
@@ -410,6 +513,7 @@ impl<'a> Lane<'a> {
     fn peer_closed(&mut self, index: usize, now: u64) {
         let connection = &mut self.connections[index];
         match (connection.link, &connection.reading) {
+            (Link::Shared, _) => self.lose_shared(index, Failed::Closed, now),
             (Link::Busy, Reading::UntilClose) => self.complete(index),
             (Link::Busy, _) => self.fail(index, Failed::Closed, now),
             // An idle keep-alive connection may be closed at any time.
@@ -424,6 +528,9 @@ impl<'a> Lane<'a> {
         let now = now_ns();
         if self.connections[index].link == Link::Busy {
             return self.fail(index, kind, now);
+        }
+        if self.connections[index].link == Link::Shared {
+            return self.lose_shared(index, kind, now);
         }
         self.idle.retain(|i| *i != index);
         if kind != Failed::Closed {
@@ -522,39 +629,47 @@ impl<'a> Lane<'a> {
     /// A whole response is there: judges it and goes on.
     fn complete(&mut self, index: usize) {
         let now = now_ns();
-        let options = &self.plan.options;
-        let connection = &mut self.connections[index];
-        let as_expected = match options.status {
-            Some(status) => connection.status == status,
-            None => (200..400).contains(&connection.status),
-        };
-        self.tally.statuses[usize::from(connection.status / 100).min(5)] += 1;
-        self.completed += 1;
-        let failure = if !as_expected {
-            Some(Failed::Status)
-        } else if options.check && !connection.echoed {
-            Some(Failed::Echo)
-        } else if self.plan.expected_bytes.is_some_and(|n| n != connection.body) {
-            Some(Failed::Length)
-        } else {
-            None
-        };
-        let counted_at = if options.rate.is_some() { connection.intended } else { now };
-        match failure {
-            Some(kind) => self.tally.fail(kind),
-            None if (self.plan.window.from..self.plan.window.to).contains(&counted_at) => {
-                self.tally.record(connection.intended, now);
-            }
-            None => {}
-        }
+        let connection = &self.connections[index];
+        let answer = Answer { status: connection.status, echoed: connection.echoed, body: connection.body };
+        let failure = self.judge(connection.intended, answer, now);
         self.busy -= 1;
+        let connection = &self.connections[index];
         // An answer to an unfinished request, or to another one, leaves the connection in no known state.
         let unsure = connection.sent < self.share.message.total() || failure == Some(Failed::Echo);
-        if connection.close || unsure {
+        if connection.close || unsure || self.plan.options.new_connection {
             self.reconnect(index, now);
         } else {
             self.next_request(index, now);
         }
+    }
+
+    /// Counts an answer as what it is.
+    fn judge(&mut self, intended: u64, answer: Answer, now: u64) -> Option<Failed> {
+        let options = &self.plan.options;
+        let as_expected = match options.status {
+            Some(status) => answer.status == status,
+            None => (200..400).contains(&answer.status),
+        };
+        self.tally.statuses[usize::from(answer.status / 100).min(5)] += 1;
+        self.completed += 1;
+        let failure = if !as_expected {
+            Some(Failed::Status)
+        } else if options.check && !answer.echoed {
+            Some(Failed::Echo)
+        } else if self.plan.expected_bytes.is_some_and(|n| n != answer.body) {
+            Some(Failed::Length)
+        } else {
+            None
+        };
+        let counted_at = if options.rate.is_some() { intended } else { now };
+        match failure {
+            Some(kind) => self.tally.fail(kind),
+            None if (self.plan.window.from..self.plan.window.to).contains(&counted_at) => {
+                self.tally.record(intended, now);
+            }
+            None => {}
+        }
+        failure
     }
 }
 
@@ -576,11 +691,16 @@ impl Connection {
             close: false,
             body: 0,
             backoff: 0,
+            exchanges: None,
+            unflushed: false,
+            waiting: None,
+            allowance: u64::MAX,
         }
     }
 
     fn reset_for_connect(&mut self, now: u64) {
         self.stream = None; // closes it
+        self.exchanges = None;
         self.link = Link::Connecting;
         self.readable = false;
         self.peer_closed = false;

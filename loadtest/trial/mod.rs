@@ -1,0 +1,110 @@
+//! What rates and latencies do not show, each as a command of its own: `loadtest rotation` and `loadtest slow-reader`.
+//! They start ringmesh and an origin, load them, look at ringmesh's own metrics and memory, and exit 1 if a bar was missed.
+//!
+//! Called by `main`. They refuse other proxies: what is asked here is whether ringmesh keeps its promises.
+
+pub(crate) mod rotation;
+pub(crate) mod slow_reader;
+
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Args;
+
+use crate::compare::peer::{self, Kind, Peer, Running, Shape};
+use crate::compare::{OriginProcess, Scratch};
+use crate::{idle, socket};
+
+/// Where a trial runs.
+#[derive(Args)]
+pub(crate) struct Stage {
+    /// The ringmesh to try; the one beside this program if absent.
+    #[arg(long, value_name = "PATH")]
+    ringmesh: Option<PathBuf>,
+    /// CPU of ringmesh.
+    #[arg(long, default_value_t = 0)]
+    proxy_cpu: usize,
+    /// CPU of origin and client.
+    #[arg(long, default_value_t = 1)]
+    pub(crate) load_cpu: usize,
+}
+
+impl Stage {
+    /// `what` names the folder of the run; `origin` are further arguments of `loadtest server`.
+    fn origin(&self, what: &str, origin: &[&str]) -> Result<(Scratch, OriginProcess), String> {
+        socket::pin(self.load_cpu)?;
+        let scratch = Scratch::new(what)?;
+        let origin = OriginProcess::start(self.load_cpu, &scratch.files, origin)?;
+        Ok((scratch, origin))
+    }
+
+    fn ringmesh(
+        &self,
+        shape: Shape,
+        leaf_ttl: &str,
+        scratch: &Scratch,
+        origin: &OriginProcess,
+    ) -> Result<Running, String> {
+        let place = peer::Place {
+            origin: origin.address,
+            proxy_cpu: self.proxy_cpu,
+            dir: &scratch.dir,
+            files: &scratch.files,
+            leaf_ttl,
+        };
+        let peer = Peer::find(Kind::Ringmesh, self.ringmesh.as_deref())?;
+        // Where only TLS is understood, an accepted connection has to do.
+        peer::start(&peer, shape, &place, |address| {
+            TcpStream::connect(address).is_ok_and(|mut stream| match shape {
+                Shape::Tls => true,
+                _ => {
+                    stream.set_read_timeout(Some(Duration::from_secs(1))).is_ok()
+                        && idle::ask(&mut stream, "/size/1024") == Ok(200)
+                }
+            })
+        })
+    }
+}
+
+/// One reading of a proxy's /metrics.
+struct Metrics(String);
+
+impl Metrics {
+    fn read(admin: SocketAddr) -> Result<Self, String> {
+        let ask = || {
+            let mut stream = TcpStream::connect_timeout(&admin, Duration::from_secs(5))?;
+            stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+            stream.write_all(b"GET /metrics HTTP/1.0\r\nhost: localhost\r\n\r\n")?;
+            let mut text = String::new();
+            stream.read_to_string(&mut text).map(|_| text)
+        };
+        ask().map(Self).map_err(|e: std::io::Error| format!("/metrics: {e}"))
+    }
+
+    /// The sum of a metric over its labels; with `label`, over those that have it. Zero if there is none.
+    fn sum(&self, name: &str, label: &str) -> f64 {
+        let of_line = |line: &str| {
+            let rest = line.strip_prefix(name).filter(|rest| rest.starts_with(['{', ' ']))?;
+            let (labels, value) = rest.rsplit_once(' ')?;
+            labels.contains(label).then(|| value.trim().parse::<f64>().ok()).flatten()
+        };
+        self.0.lines().filter_map(of_line).sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn metrics_are_summed_over_their_labels() {
+        let text = "HTTP/1.0 200 OK\r\n\r\n# HELP a_total What.\na_total{shard=\"0\"} 3\na_total{shard=\"1\"} 4.5\n\
+                    a_total_more{shard=\"0\"} 9\nb 2\nc{x=\"y z\"} 1\n";
+        let metrics = Metrics(text.to_owned());
+        assert_eq!(metrics.sum("a_total", ""), 7.5);
+        assert_eq!(metrics.sum("a_total", "shard=\"1\""), 4.5);
+        assert_eq!((metrics.sum("b", ""), metrics.sum("c", ""), metrics.sum("d", "")), (2.0, 1.0, 0.0));
+    }
+}
