@@ -24,6 +24,11 @@ pub(super) struct Opened {
     vital: Vital<Lent>,
 }
 
+/// Exchanges that a connection takes before the service has said how many it wants: as few as RFC 9113 §6.5.2 advises a
+/// service to allow. Without this h2 would take any number, and keep those above the limit waiting although another connection
+/// could have them.
+const STREAMS_BEFORE_SETTINGS: usize = 100;
+
 /// Begins to speak HTTP/2 on a connection.
 ///
 /// # Errors
@@ -51,7 +56,8 @@ pub(super) async fn open(
         .initial_window_size(limits.stream_window)
         .initial_connection_window_size(limits.connection_window)
         .max_header_list_size(header_list)
-        .max_send_buffer_size(64 * 1024);
+        .max_send_buffer_size(64 * 1024)
+        .initial_max_send_streams(STREAMS_BEFORE_SETTINGS);
     let (send, connection) = builder.handshake(io).await?;
     Ok(Opened { send, connection, vital })
 }
