@@ -39,6 +39,11 @@ mod http2; // from callers and to services, and every translation
 #[path = "suite/http2_floods.rs"]
 mod http2_floods; // a01 to a15: what attackers send
 
+#[path = "suite/grpc.rs"]
+mod grpc; // r01 to r14, with tonic at both ends
+#[path = "suite/grpc_web.rs"]
+mod grpc_web; // gRPC from browsers
+
 #[path = "suite/authorize.rs"]
 mod authorize; // who may do what: rules, spellings, what the caller, the log and the metrics are told
 #[path = "suite/docs.rs"]

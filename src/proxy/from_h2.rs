@@ -22,17 +22,19 @@ use super::account::{Account, Shown};
 use super::connect::{To, Tried};
 use super::h2_io::{Floods, Keepalive, Lent};
 use super::over_h2::{Head, give_up, head};
-use super::relay::{Direction, unless_reset};
+use super::relay::{Direction, Web, unless_reset};
 use super::{First, InProgress, Path, SHED, both};
 use crate::authorize::{self, Decision, Verdict};
 use crate::downstream::Downstream;
 use crate::failure::{Cause, Failure, Side, Stage};
 use crate::http::body::{Reframer, TAILROOM};
 use crate::http::client_cert::ClientCert;
+use crate::http::grpc::Dialect;
+use crate::http::grpc_web::{Form, Translation};
 use crate::http::h1::{self, Parsed};
 use crate::http::h2::{self as message, Facts, Tunnel};
 use crate::http::respond::{self, Told};
-use crate::http::{Framing, Method, grpc};
+use crate::http::{Framing, Method};
 use crate::identity;
 use crate::io::gather;
 use crate::io::timed::OnDeadline;
@@ -148,8 +150,15 @@ async fn exchange(
     let (mut parts, body) = request.into_parts();
     message::join_cookies(&mut parts.headers);
     let via = view.snapshot.forwarding.via.as_deref();
-    let checked = message::check(&parts, body.is_end_stream(), limits, via);
-    let grpc = checked.as_ref().is_ok_and(|facts| facts.grpc);
+    let mut checked = message::check(&parts, body.is_end_stream(), limits, via);
+    let grpc = checked.as_mut().ok().and_then(|facts| {
+        let translates = || view.snapshot.translates_grpc_web(&caller.listener);
+        facts.grpc = facts.grpc.filter(|dialect| *dialect == Dialect::Native || translates());
+        facts.grpc
+    });
+    if grpc == Some(Dialect::Native) {
+        account.begin_grpc();
+    }
     let host = message::authority(&parts).unwrap_or_default();
     let path = parts.uri.path();
     let route = view.snapshot.routes.find_id(Some(message::host_of(host)), path.as_bytes());
@@ -174,11 +183,8 @@ async fn exchange(
         }
         (Ok(facts), Some((route, service))) => {
             let mut deadline = route.timeout.map_or(NEVER, |t| account.started.saturating_add(ns(t)));
-            if facts.grpc
-                && let Some(timeout) =
-                    parts.headers.get("grpc-timeout").and_then(|v| grpc::timeout(v.as_bytes()))
-            {
-                deadline = deadline.min(account.started.saturating_add(ns(timeout)));
+            if facts.grpc.is_some() {
+                deadline = deadline.min(account.grpc_deadline(&parts.headers));
             }
             let path = Path { shard: &shard, account: &account, service, deadline };
             let call = Call { path, caller: &caller, view: &view, parts: &parts, facts, respond: &respond };
@@ -259,7 +265,7 @@ fn answer(
     respond: &RefCell<SendResponse<Bytes>>,
     service: Option<&Service>,
     failure: Option<Failure>,
-    grpc: bool,
+    grpc: Option<Dialect>,
     head: bool,
 ) {
     if account.status.get() != 0 {
@@ -271,9 +277,13 @@ fn answer(
         head,
         close: false,
         http10: false,
+        grpc: grpc.zip(failure.map(|failure| account.grpc_code(failure))),
     };
+    if grpc.is_some() {
+        account.begin_grpc();
+    }
     let (response, text) = match failure {
-        Some(failure) => respond::typed_failure(failure, told, grpc, &shard.clock),
+        Some(failure) => respond::typed_failure(failure, told, &shard.clock),
         None => (Response::new(()), Bytes::new()),
     };
     account.status.set(response.status().as_u16());
@@ -371,6 +381,8 @@ impl Call<'_> {
             write_stall: self.path.service.spec.timeouts.body_stall,
             octets: &self.path.account.request_body_bytes,
             octets_max: limits.body_bytes_max,
+            messages: self.path.account.request_messages(),
+            web: Web::Same,
             sender: |cause| Failure::downstream(Stage::Request, cause),
             receiver: |cause| Failure::upstream(Stage::Request, cause),
         }
@@ -383,6 +395,7 @@ impl Call<'_> {
             write_stall: self.view.snapshot.timeouts.body_stall,
             octets: &self.path.account.response_body_bytes,
             octets_max: 0,
+            messages: self.path.account.response_messages(),
             sender: |cause| Failure::upstream(Stage::Body, cause),
             receiver: |cause| Failure::downstream(Stage::Body, cause),
             ..self.there(alarm)
@@ -399,24 +412,24 @@ impl Call<'_> {
         let whole = self.facts.framing == Framing::None;
         let mut parts = self.parts.clone();
         message::forward(&mut parts, self.facts, &self.forwarding());
-        if self.facts.grpc && self.path.deadline != NEVER {
-            let left = self.path.deadline.saturating_sub(self.path.shard.clock.now());
-            let left = grpc::write_timeout(std::time::Duration::from_nanos(left));
-            if let Ok(value) = http::HeaderValue::from_str(&left) {
-                parts.headers.insert("grpc-timeout", value);
-            }
-        }
+        let is_web = matches!(self.facts.grpc, Some(Dialect::Web(_)));
+        let web = if is_web { Translation::of_request(&mut parts.headers) } else { None };
+        self.path.of_call(&mut parts.headers);
         let sent = lease.send().send_request(Request::from_parts(parts, ()), whole);
         let (mut response, stream) =
             sent.map_err(|error| Failure::upstream(Stage::Request, message::cause(&error)))?;
         let stream = RefCell::new(stream);
         let (there_alarm, alarm) = (self.path.shard.deadlines.alarm(), self.path.shard.deadlines.alarm());
         let sent = Cell::new(whole);
-        let back = pin!(self.back_from_h2(&mut response, &alarm, &sent, answered));
+        let back = pin!(self.back_from_h2(&mut response, web, &alarm, &sent, answered));
         if whole {
             return back.await;
         }
-        let there = self.there(&there_alarm);
+        let decoder = RefCell::default();
+        let mut there = self.there(&there_alarm);
+        if web.is_some_and(|web| web.request == Form::Text) {
+            there.web = Web::Decode(&decoder);
+        }
         let there = pin!(async {
             let result = there.h2_to_h2(body, &stream).await;
             sent.set(result.is_ok());
@@ -447,6 +460,7 @@ impl Call<'_> {
     async fn back_from_h2(
         &self,
         response: &mut h2::client::ResponseFuture,
+        web: Option<Translation>,
         alarm: &crate::io::timed::Alarm,
         sent: &Cell<bool>,
         answered: &Cell<bool>,
@@ -469,16 +483,17 @@ impl Call<'_> {
         };
         let (mut parts, mut from) = response.into_parts();
         message::end_to_end(&mut parts, &self.path.shard.clock);
-        self.path.account.note_trailers(&parts.headers);
+        let adopted = self.path.account.note_head(&mut parts, self.facts.grpc);
+        let web = web.and_then(|web| web.of_response(&mut parts.headers));
         let status = parts.status.as_u16();
-        let ended = from.is_end_stream();
+        let ended = adopted || from.is_end_stream();
         let begun = self.respond.borrow_mut().send_response(Response::from_parts(parts, ()), ended);
         let to = RefCell::new(begun.map_err(gone)?);
         self.path.account.status.set(status);
         if ended {
             return Ok(());
         }
-        let back = self.back(alarm);
+        let back = Direction { web: web.map_or(Web::Same, Web::Encode), ..self.back(alarm) };
         let (result, reset) =
             unless_reset(|cx| to.borrow_mut().poll_reset(cx), || alarm.by(0), back.h2_to_h2(&mut from, &to))
                 .await;
@@ -585,13 +600,15 @@ impl Call<'_> {
         if reset {
             return Err(Failure::downstream(Stage::Response, Cause::StreamReset));
         }
-        let answer = head?;
-        let status = answer.head.status().as_u16();
+        let mut answer = head?;
+        let (mut parts, ()) = answer.head.into_parts();
+        let adopted = self.path.account.note_head(&mut parts, self.facts.grpc);
+        answer.keep_alive &= !adopted;
+        let status = parts.status.as_u16();
         let mut reframer =
             Reframer::new(answer.framing, Framing::UntilClose).without_trailers(answer.nominated_trailers);
-        let ended = matches!(answer.framing, Framing::None | Framing::Length(0));
-        self.path.account.note_trailers(answer.head.headers());
-        let begun = self.respond.borrow_mut().send_response(answer.head, ended);
+        let ended = adopted || matches!(answer.framing, Framing::None | Framing::Length(0));
+        let begun = self.respond.borrow_mut().send_response(Response::from_parts(parts, ()), ended);
         let to = RefCell::new(begun.map_err(|_| Failure::downstream(Stage::Body, Cause::StreamReset))?);
         self.path.account.status.set(status);
         input.drain(..answer.head_len);
@@ -695,7 +712,7 @@ impl Call<'_> {
             Ok(()) => Ok(()),
             Err(_) if reset => Err(Failure::downstream(Stage::Body, Cause::StreamReset)),
             Err(failure) => {
-                give_up(to);
+                give_up(to, self.path.account.reset(failure));
                 Err(failure)
             }
         }

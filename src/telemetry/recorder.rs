@@ -16,6 +16,7 @@ use super::{
 };
 use crate::authorize::{Policy, RuleId};
 use crate::failure::{Cause, Failure};
+use crate::http::grpc::Status;
 use crate::shard::link::Link;
 
 /// A shard's recorder.
@@ -57,6 +58,19 @@ pub struct Ended {
     pub whole_ns: u64,
     /// The proxy's own share, ns.
     pub own_ns: u64,
+    /// How it ended as a gRPC call, where it is one.
+    pub grpc: Option<GrpcEnded>,
+}
+
+/// One ended gRPC call.
+#[derive(Debug, Clone, Copy)]
+pub struct GrpcEnded {
+    /// What the caller was told, or what its library makes of what it was told.
+    pub status: Status,
+    /// Messages that came from the caller.
+    pub request_messages: u64,
+    /// Messages that came from the service.
+    pub response_messages: u64,
 }
 
 struct Slot {
@@ -123,6 +137,9 @@ impl Recorder {
         counts.by_class[if class < 6 { class } else { 0 }] += 1;
         if let Some(failure) = ended.failure {
             counts.count_failure(failure);
+        }
+        if let Some(grpc) = &ended.grpc {
+            counts.count_grpc(grpc, class);
         }
         counts.further_attempts += u64::from(ended.attempts.saturating_sub(1));
         counts.request_body_bytes += ended.request_body_bytes;

@@ -12,7 +12,7 @@ use ringmesh::config;
 use ringmesh::shard::link::{Link, Notice, Order};
 use ringmesh::shard::{Plan, spawn};
 use ringmesh::snapshot::{AccessLogFormat, Snapshot};
-use ringmesh::telemetry::ShardTotals;
+use ringmesh::telemetry::{GrpcCounts, ShardTotals};
 
 use super::GUARD;
 use super::client::Client;
@@ -63,6 +63,8 @@ pub struct Seen {
     pub handshakes: Vec<(String, String)>,
     /// Exchanges by status class.
     pub by_class: [u64; 6],
+    /// gRPC calls.
+    pub grpc: GrpcCounts,
     /// Totals at the end.
     pub totals: ShardTotals,
     /// Causes of panics.
@@ -282,6 +284,7 @@ impl Seen {
                 for (failure, count) in &service.counts.failures {
                     *self.failures.entry(failure.to_string()).or_default() += count;
                 }
+                self.grpc.add(&service.counts.grpc);
                 for (mine, theirs) in self.by_class.iter_mut().zip(service.counts.by_class) {
                     *mine += theirs;
                 }
@@ -299,6 +302,12 @@ impl Seen {
                 _ => {}
             }
         }
+    }
+
+    /// gRPC calls by status, as in `0:2 14:1`.
+    pub fn grpc_statuses(&self) -> String {
+        let all: Vec<String> = self.grpc.statuses().map(|(status, n)| format!("{status}:{n}")).collect();
+        all.join(" ")
     }
 
     /// How many exchanges ended with this cause, wherever it was.
