@@ -41,6 +41,8 @@ mod http2_floods; // a01 to a15: what attackers send
 
 #[path = "suite/grpc.rs"]
 mod grpc; // r01 to r14, with tonic at both ends
+#[path = "suite/grpc_health.rs"]
+mod grpc_health; // the health service on the admin address, and what telemetry tells of calls
 #[path = "suite/grpc_web.rs"]
 mod grpc_web; // gRPC from browsers
 

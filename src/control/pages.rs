@@ -45,6 +45,8 @@ ringmesh
   /identity   who this proxy is, whom it trusts, and until when
   /build      what this binary is
 
+  grpc.health.v1.Health   what /ready says, by gRPC: Check and Watch, of \"\" or of a service
+
   POST /reload   read the configuration again
   POST /drain    finish what is in flight, then end
 
