@@ -81,10 +81,20 @@ async fn drive(
 ) {
     let _open = Counted::new(&shard);
     let watched = shard.watch.register();
-    let mut keepalive = Keepalive::new(connection.ping_pong(), limits.ping_interval, limits.ping_timeout);
+    let ping_interval = shared.ping_interval(limits.ping_interval);
+    let mut keepalive = Keepalive::new(connection.ping_pong(), ping_interval, limits.ping_timeout);
     let mut used_at = shard.clock.now();
     poll_fn(|cx| {
-        if Pin::new(&mut connection).poll(cx).is_ready() || vital.was_stopped() {
+        if let Poll::Ready(ended) = Pin::new(&mut connection).poll(cx) {
+            if ended.is_err_and(|error| {
+                error.is_remote() && error.reason() == Some(h2::Reason::ENHANCE_YOUR_CALM)
+            }) {
+                // Pings are all that comes from us unasked.
+                shared.pinged_too_often();
+            }
+            return Poll::Ready(());
+        }
+        if vital.was_stopped() {
             return Poll::Ready(());
         }
         let now = shard.clock.now();

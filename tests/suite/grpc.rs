@@ -21,7 +21,7 @@ use tonic_health::pb::health_server::{Health, HealthServer};
 use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
 
 use crate::support::GUARD;
-use crate::support::http2::{Service, call, local, read, request, send};
+use crate::support::http2::{Service, call, frame, local, read, request, send};
 use crate::support::mesh::Config;
 use crate::support::origin::Origin;
 
@@ -549,6 +549,90 @@ fn r10_binary_metadata_passes_as_it_is() {
         let response = call(mesh.address, request, &message(0), None).unwrap();
         let echoed: Vec<_> = response.head.headers.get_all("echo-x-bin").iter().collect();
         assert_eq!(echoed.last().unwrap(), &"AA", "{value}");
+    }
+    mesh.finish();
+}
+
+#[test]
+fn r12_a_goaway_for_too_many_pings_leads_to_a_new_connection() {
+    let service = Service::by_connection(|stream, number| async move {
+        let Ok(mut connection) = h2::server::handshake(stream).await else { return };
+        while let Some(Ok((request, mut respond))) = connection.accept().await {
+            if number == 0 && request.uri().path() == "/last" {
+                connection.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
+                continue;
+            }
+            let head = head().header("grpc-status", "0").header("x-connection", number.to_string());
+            drop(respond.send_response(head.body(()).unwrap(), true));
+        }
+    });
+    let mesh = over_http2(&service).start();
+    let ask = |path: &str| {
+        let mut request = grpc_request();
+        *request.uri_mut() = format!("http://app.test{path}").parse().unwrap();
+        let fields = call(mesh.address, request, &message(0), None).unwrap().head.headers;
+        let shown = |name: &str| fields.get(name).map_or("", |value| value.to_str().unwrap()).to_owned();
+        (shown("grpc-status"), shown("x-connection"))
+    };
+    assert_eq!(ask("/"), ("0".into(), "0".into()));
+    assert_eq!(ask("/last"), ("14".into(), String::new()));
+    assert_eq!(ask("/"), ("0".into(), "1".into()));
+    mesh.finish();
+}
+
+/// A server that says that it is pinged too often is pinged half as often on the next connection. That a ping does not come
+/// before its time holds on the busiest machine.
+#[test]
+fn r12_who_was_pinged_too_often_is_pinged_less() {
+    const INTERVAL: Duration = Duration::from_millis(200);
+    let (told, pinged) = mpsc::channel();
+    let service = Service::by_connection(move |mut stream, number| {
+        let told = told.clone();
+        async move {
+            use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+            stream.read_exact(&mut [0; 24]).await.unwrap();
+            stream.write_all(&frame(4, 0, 0, &[])).await.unwrap();
+            let mut quiet_since = std::time::Instant::now();
+            loop {
+                let mut head = [0; 9];
+                if stream.read_exact(&mut head).await.is_err() {
+                    return;
+                }
+                let mut payload = vec![0; usize::from(head[1]) << 8 | usize::from(head[2])];
+                stream.read_exact(&mut payload).await.unwrap();
+                match (head[3], head[4]) {
+                    (4, 0) => {
+                        stream.write_all(&frame(4, 1, 0, &[])).await.unwrap();
+                        quiet_since = std::time::Instant::now();
+                    }
+                    (6, 0) if number < 2 => {
+                        told.send(quiet_since.elapsed()).unwrap();
+                        let goaway = [&[0, 0, 0, 1, 0, 0, 0, 11][..], b"too_many_pings"].concat();
+                        stream.write_all(&frame(7, 0, 0, &goaway)).await.unwrap();
+                        return;
+                    }
+                    (6, 0) => {
+                        told.send(quiet_since.elapsed()).unwrap();
+                        stream.write_all(&frame(6, 1, 0, &payload)).await.unwrap();
+                        // :status 200, grpc-status: 0.
+                        let block = [&[0x88, 0, 11][..], b"grpc-status", &[1, b'0']].concat();
+                        stream.write_all(&frame(1, 5, 1, &block)).await.unwrap();
+                    }
+                    _ => {}
+                }
+            }
+        }
+    });
+    let mesh = over_http2(&service).keys("\nhttp2 = { ping_interval = \"200ms\" }").start();
+    for (times, code) in [(1, "14"), (2, "14"), (4, "0")] {
+        let response = call(mesh.address, grpc_request(), &message(0), None).unwrap();
+        assert_eq!(response.head.headers["grpc-status"], code);
+        let quiet = pinged.recv().unwrap();
+        // The clock of the proxy is a few milliseconds coarse.
+        assert!(
+            quiet + INTERVAL / 4 >= INTERVAL * times,
+            "pinged after {quiet:?}, not {times} times {INTERVAL:?}"
+        );
     }
     mesh.finish();
 }
