@@ -135,7 +135,7 @@ fn r01_trailers_are_kept_to_the_end_also_where_a_hop_speaks_http11() {
     }
     let (far, near) = (far.finish(), near.finish());
     for seen in [far.grpc, near.grpc] {
-        assert_eq!(seen.request_messages, seen.response_messages);
+        assert!(seen.request_messages > 0 && seen.request_messages == seen.response_messages, "{seen:?}");
     }
     assert_eq!((far.grpc_statuses(), near.grpc_statuses()), ("0:1".into(), "0:2".into()));
 }
@@ -381,7 +381,7 @@ fn r05_a_timeout_holds_also_behind_a_hop_by_http11() {
     let silent = Service::scripted(|_, mut respond| async move {
         let _ = std::future::poll_fn(|cx| respond.poll_reset(cx)).await;
     });
-    let mesh = over_http2(&silent).start();
+    let mesh = over_http2(&silent).keys("\ntimeouts = { response = \"1h\" }").start();
     let mut client = mesh.client();
     client.send("POST /p.S/M HTTP/1.1\r\nhost: a\r\ncontent-type: application/grpc\r\ngrpc-timeout: 20m\r\ncontent-length: 5\r\n\r\n\0\0\0\0\0");
     let response = client.response();
@@ -584,7 +584,8 @@ fn r12_a_goaway_for_too_many_pings_leads_to_a_new_connection() {
 /// before its time holds on the busiest machine.
 #[test]
 fn r12_who_was_pinged_too_often_is_pinged_less() {
-    const INTERVAL: Duration = Duration::from_millis(200);
+    // More than the second that a ping may be late, so that twice is told from once.
+    const INTERVAL: Duration = Duration::from_millis(1300);
     let (told, pinged) = mpsc::channel();
     let service = Service::by_connection(move |mut stream, number| {
         let told = told.clone();
@@ -605,7 +606,7 @@ fn r12_who_was_pinged_too_often_is_pinged_less() {
                         stream.write_all(&frame(4, 1, 0, &[])).await.unwrap();
                         quiet_since = std::time::Instant::now();
                     }
-                    (6, 0) if number < 2 => {
+                    (6, 0) if number == 0 => {
                         told.send(quiet_since.elapsed()).unwrap();
                         let goaway = [&[0, 0, 0, 1, 0, 0, 0, 11][..], b"too_many_pings"].concat();
                         stream.write_all(&frame(7, 0, 0, &goaway)).await.unwrap();
@@ -623,14 +624,14 @@ fn r12_who_was_pinged_too_often_is_pinged_less() {
             }
         }
     });
-    let mesh = over_http2(&service).keys("\nhttp2 = { ping_interval = \"200ms\" }").start();
-    for (times, code) in [(1, "14"), (2, "14"), (4, "0")] {
+    let mesh = over_http2(&service).keys("\nhttp2 = { ping_interval = \"1300ms\" }").start();
+    for (times, code) in [(1, "14"), (2, "0")] {
         let response = call(mesh.address, grpc_request(), &message(0), None).unwrap();
         assert_eq!(response.head.headers["grpc-status"], code);
         let quiet = pinged.recv().unwrap();
         // The clock of the proxy is a few milliseconds coarse.
         assert!(
-            quiet + INTERVAL / 4 >= INTERVAL * times,
+            quiet + INTERVAL / 20 >= INTERVAL * times,
             "pinged after {quiet:?}, not {times} times {INTERVAL:?}"
         );
     }
