@@ -32,7 +32,6 @@ use super::health;
 use super::pages::{self, Shown};
 use super::run::Command;
 use super::state::State;
-use crate::http::grpc::Dialect;
 
 /// Connections at a time; further ones are closed at once and counted. A node has some probes, scrapers and people.
 pub(super) const CONNECTIONS_MAX: usize = 64;
@@ -100,10 +99,11 @@ async fn converse(
     let answer = service_fn(move |request: Request<Incoming>| {
         let (state, commands) = (Arc::clone(&state), commands.clone());
         async move {
-            let kind = request.headers().get(CONTENT_TYPE).and_then(|kind| Dialect::of(kind.as_bytes()));
-            Ok::<_, Infallible>(match kind {
-                Some(Dialect::Native) if http2 => health::answer(request, &state).await,
-                _ => answer(&request, &state, &commands).await.map(Body::new),
+            let kind = request.headers().get(CONTENT_TYPE);
+            let grpc = http2 && kind.is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"));
+            Ok::<_, Infallible>(match grpc {
+                true => health::answer(request, &state).await,
+                false => answer(&request, &state, &commands).await.map(Body::new),
             })
         }
     });
