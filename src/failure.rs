@@ -194,6 +194,8 @@ causes! {
     NoRoute = "no_route", 404;
     /// The service has no endpoint (none configured, or its names do not resolve).
     NoEndpoint = "no_endpoint", 503;
+    /// The proxy was told to end, and `timeouts.drain` ran out before this was done.
+    Draining = "draining", 503;
 }
 
 /// Stage × side × cause.

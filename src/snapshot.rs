@@ -221,10 +221,10 @@ pub struct Forwarding {
 pub enum ForwardedFields {
     /// Passed on as they are; nothing is added.
     Keep,
-    /// The caller's address is appended to `X-Forwarded-For`; `X-Forwarded-Proto` is set if missing.
+    /// The caller's address is appended to `X-Forwarded-For`; `X-Forwarded-Proto` and `X-Forwarded-Host` (host and port
+    /// that the request is for) are set if missing.
     Append,
-    /// What the caller sent is removed (also `X-Forwarded-Host` and `Forwarded`), then the first two are set from the
-    /// connection: for edges.
+    /// What the caller sent is removed (also `Forwarded`), then the three are set anew: for edges.
     Replace,
 }
 

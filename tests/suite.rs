@@ -46,6 +46,8 @@ mod grpc_health; // the health service on the admin address, and what telemetry 
 #[path = "suite/grpc_web.rs"]
 mod grpc_web; // gRPC from browsers
 
+#[path = "suite/access_log.rs"]
+mod access_log; // what a line says, also of what was refused
 #[path = "suite/authorize.rs"]
 mod authorize; // who may do what: rules, spellings, what the caller, the log and the metrics are told
 #[path = "suite/docs.rs"]
@@ -60,6 +62,9 @@ mod process; // the real binary, from outside: ports, signals, files, exit codes
 mod reload; // what a new snapshot changes and what it keeps
 #[path = "suite/runtime.rs"]
 mod runtime; // what shards run on, where the operator chooses
+
+#[path = "suite/mesh_pair.rs"]
+mod mesh_pair; // two proxies in a row: what they speak does not show
 
 // TLS: rows t01 to t34 of the same list. Which chains are good is shown by the unit tests of the verifier.
 #[path = "suite/tls_inbound.rs"]

@@ -20,7 +20,7 @@ struct Direction {
 
 const DIRECTIONS: &[Direction] = &[
     Direction {
-        from: &["authorize", "route", "upstream::balance", "upstream::spec"],
+        from: &["authorize", "route", "upstream::away", "upstream::balance", "upstream::spec"],
         not: &[
             "crate::io",
             "crate::http",

@@ -195,6 +195,17 @@ impl Compiled {
         }
     }
 
+    /// Every name that has to be resolved, with the service that has it in an endpoint.
+    pub fn names_of_services(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.services.iter().flat_map(|compiled| {
+            let names = compiled.declared.iter().flatten().filter_map(|declared| match &declared.target {
+                Target::Name(host, _) => Some(&**host),
+                Target::Ip(_) | Target::Unix(_) => None,
+            });
+            names.map(|name| (name, &*compiled.service.name))
+        })
+    }
+
     /// Every name and port that has to be resolved, in the order of the files; a name in two services comes twice.
     pub fn names(&self) -> impl Iterator<Item = (&str, u16)> {
         self.services.iter().filter_map(|compiled| compiled.declared.as_ref()).flatten().filter_map(

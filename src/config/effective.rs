@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::compiled::{
     Compiled, CompiledListener, CompiledRoute, CompiledService, Identity, IdentitySource, Mark, Origins,
+    Settings,
 };
 use super::decode::{
     ACTION_WORDS, BALANCE_WORDS, FORWARDED_WORDS, LISTENER_TLS_WORDS, PROTOCOL_WORDS, RUNTIME_WORDS,
@@ -90,6 +91,19 @@ const LISTENER_KEYS: [&str; 6] = ["address", "tls", "certificate", "key", "tls_v
 const RULE_KEYS: [&str; 8] =
     ["action", "listeners", "from", "sources", "ports", "methods", "paths", "headers"];
 
+impl Settings {
+    /// The keys that take effect at a start only, with their values as they would be written in a file.
+    pub fn at_start(&self) -> [(&'static str, String); 4] {
+        let admin = self.admin.map_or_else(|| "off".to_owned(), |address| address.to_string());
+        [
+            ("shards", shards_text(&self.shards)),
+            ("runtime", quoted(written(&RUNTIME_WORDS, &self.runtime))),
+            ("stall_threshold", quoted(&duration_text(self.stall_threshold))),
+            ("admin.address", quoted(&admin)),
+        ]
+    }
+}
+
 impl Compiled {
     /// Every key in force: first those that exist once, then listeners, services and routes, of each kind at most
     /// a thousand; a last entry with a comment as value tells how many are left out.
@@ -150,15 +164,7 @@ impl Compiled {
         let time = |duration: Duration| quoted(&duration_text(duration));
         let bytes = |size: u64| quoted(&size_text(size));
         let word = |text: &str| quoted(text);
-        let mut values = vec![
-            ("shards", shards_text(&settings.shards)),
-            ("runtime", word(written(&RUNTIME_WORDS, &settings.runtime))),
-            ("stall_threshold", time(settings.stall_threshold)),
-            (
-                "admin.address",
-                settings.admin.map_or_else(|| word("off"), |address| word(&address.to_string())),
-            ),
-        ];
+        let mut values = settings.at_start().to_vec();
         if let Some(log) = &settings.access_log {
             let path = match &log.path {
                 Destination::Stdout => word("stdout"),

@@ -209,6 +209,7 @@ fn drain(commands: &mpsc::Sender<Command>) -> Response<Full<Bytes>> {
 }
 
 async fn reload(commands: &mpsc::Sender<Command>) -> Response<Full<Bytes>> {
+    tracing::info!("POST /reload: reading the configuration again");
     let (reply, answer) = oneshot::channel();
     let reply = Box::new(|result| {
         // Whoever asked may have gone.

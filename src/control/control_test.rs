@@ -110,6 +110,7 @@ fn pages_and_metrics_tell_what_the_shards_have_seen() {
     let services = json("/services?format=json");
     let app = &services["services"][0];
     assert_eq!(app["name"], "app");
+    assert!(app["by_class"]["2xx"].as_u64().unwrap() > 0 && app["by_class"]["none"] == 0, "{app}");
     assert!(app["last_10_seconds"]["rate"].as_f64().unwrap() > 0.0);
     let p50 = app["last_10_seconds"]["whole_seconds"]["p50"].as_f64().unwrap();
     assert!((p50 - 0.010).abs() < 0.0002, "{p50}");
@@ -190,11 +191,15 @@ fn a_draining_proxy_is_not_ready_and_can_be_stopped() {
 
 #[test]
 fn the_drain_timeout_ends_a_drain_with_exit_code_0() {
-    let timeouts = "[timeouts]\ndrain = \"50ms\"\n";
-    let proxy = start_with(stubborn_shard, text(&[TWO_SHARDS, timeouts, INBOUND, REST])).unwrap();
+    let folder = Folder::new("control-cut");
+    let log = folder.path("access.log");
+    let keys = format!("[timeouts]\ndrain = \"50ms\"\n[access_log]\npath = \"{}\"\n", log.display());
+    let proxy = start_with(stubborn_shard, text(&[TWO_SHARDS, &keys, INBOUND, REST])).unwrap();
     proxy.drain();
     let ended = proxy.join();
     assert_eq!((ended, ended.exit_code()), (Ended::DrainTimeout { connections: 0 }, 0));
+    // What the shards say of what they cut is waited for, and written.
+    assert_eq!(std::fs::read_to_string(&log).unwrap(), "cut\ncut\n");
 }
 
 #[test]
@@ -235,7 +240,13 @@ fn a_bad_configuration_changes_nothing_and_says_why() {
     assert!(proxy.listener("outbound").is_none());
     let config = page(admin, "/config").1;
     assert!(config.contains("last refused") && config.contains("this proxy listens on"), "{config}");
+    assert!(page(admin, "/config?format=json").1.contains("\"superseded\": false"));
     assert!(page(admin, "/metrics").1.contains("ringmesh_config_reloads_total{result=\"refused\"} 3"));
+    proxy.reload(&text(&[TWO_SHARDS, INBOUND, REST])).unwrap();
+    let config = page(admin, "/config").1;
+    assert!(config.contains("a good one has taken its place since"), "{config}");
+    assert!(!config.contains("this proxy listens on"), "{config}");
+    assert!(page(admin, "/config?format=json").1.contains("\"superseded\": true"));
     assert_eq!(page(admin, "/ready").0, 200);
 }
 
@@ -247,6 +258,9 @@ fn what_only_a_restart_changes_is_kept_and_said() {
     proxy.reload(&text(&[other, INBOUND, REST])).unwrap();
     let config = page(admin, "/config").1;
     assert!(config.contains("waiting for a restart: shards, admin.address\n"), "{config}");
+    // What is in force stands in the table, whatever the file says.
+    let shards = config.lines().find(|line| line.starts_with("shards ")).unwrap();
+    assert!(shards.contains(" 2 # after a restart: 1"), "{shards}");
     proxy.reload(&text(&[TWO_SHARDS, INBOUND, REST])).unwrap();
     assert!(!page(admin, "/config").1.contains("waiting"));
 }

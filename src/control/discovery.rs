@@ -57,6 +57,26 @@ struct Name {
     due: Instant,
     asking: bool,
     failures: u32,
+    /// Services that have it in an endpoint, for the log.
+    services: String,
+}
+
+impl Name {
+    /// Services that the log names.
+    const SERVICES_SHOWN_MAX: usize = 3;
+
+    fn said_unresolved(&self, name: &str, error: &str) -> String {
+        let services = &self.services;
+        let meanwhile = match self.addresses.len() {
+            0 => "it has no addresses yet, so these endpoints are missing".to_owned(),
+            1 => "its last good address stays in use".to_owned(),
+            n => format!("its last {n} good addresses stay in use"),
+        };
+        format!(
+            "name {name} of {services} cannot be resolved ({error}); {meanwhile}: check the name, /etc/hosts and \
+             /etc/resolv.conf"
+        )
+    }
 }
 
 struct Outcome {
@@ -104,12 +124,16 @@ impl Discovery {
         Arc::clone(&self.counts)
     }
 
-    /// Says which names are configured from now on, and waits until the new ones are resolved, at most until `wait` has
+    /// Says which names are configured from now on, each with its service, and waits until the new ones are resolved, at most until `wait` has
     /// passed. Names that were known keep what is known of them.
-    pub(super) async fn configure(&mut self, names: impl Iterator<Item = &str>, wait: Duration) {
+    pub(super) async fn configure(&mut self, names: impl Iterator<Item = (&str, &str)>, wait: Duration) {
         let now = Instant::now();
         let mut known = std::mem::take(&mut self.names);
-        let mut names: BTreeSet<&str> = names.collect();
+        let mut of_services: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
+        for (name, service) in names {
+            of_services.entry(name).or_default().insert(service);
+        }
+        let mut names = of_services;
         if names.len() > Self::NAMES_MAX {
             tracing::warn!(
                 names = names.len(),
@@ -118,9 +142,16 @@ impl Discovery {
             );
             names = names.into_iter().take(Self::NAMES_MAX).collect();
         }
-        for name in names {
-            let fresh = || Name { addresses: Vec::new(), due: now, asking: false, failures: 0 };
-            let entry = known.remove(name).unwrap_or_else(fresh);
+        for (name, services) in names {
+            let fresh = || Name {
+                addresses: Vec::new(),
+                due: now,
+                asking: false,
+                failures: 0,
+                services: String::new(),
+            };
+            let mut entry = known.remove(name).unwrap_or_else(fresh);
+            entry.services = of_services_text(&services);
             self.names.insert(name.into(), entry);
         }
         let deadline = now + wait;
@@ -238,10 +269,7 @@ impl Discovery {
                 entry.due = now + pause.mul_f64(1.0 - fastrand::f64() * 0.1);
                 // The first of a row is said, the others are counted.
                 if entry.failures == 1 {
-                    tracing::warn!(
-                        name = %outcome.name, %error, kept = ?entry.addresses,
-                        "name cannot be resolved; its last good addresses stay in use: check the name and /etc/resolv.conf"
-                    );
+                    tracing::warn!("{}", entry.said_unresolved(&outcome.name, &error));
                 }
                 false
             }
@@ -266,6 +294,17 @@ impl Discovery {
         }
         self.resolver.as_ref().map(|(_, resolver)| resolver.clone())
     }
+}
+
+/// `service a`, `services a, b`, with a bound.
+fn of_services_text(services: &BTreeSet<&str>) -> String {
+    let mut shown: Vec<&str> = services.iter().copied().take(Name::SERVICES_SHOWN_MAX).collect();
+    let more = services.len() - shown.len();
+    let rest = format!("{more} more");
+    if more > 0 {
+        shown.push(&rest);
+    }
+    format!("service{} {}", if services.len() == 1 { "" } else { "s" }, shown.join(", "))
 }
 
 fn build(servers: &[SocketAddr]) -> Result<TokioResolver, hickory_resolver::net::NetError> {

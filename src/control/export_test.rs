@@ -164,6 +164,8 @@ fn state() -> Arc<State> {
         config::parse("test", "shards = 2\n[[listener]]\naddress = \"127.0.0.1:1\"\n", &|_| None).unwrap();
     let snapshot = Arc::new(loaded.compiled.snapshot(3, &|_, _| Vec::new()));
     let live = Live {
+        at_start: loaded.compiled.settings.clone(),
+        refused_before: false,
         compiled: Arc::new(loaded.compiled),
         snapshot,
         listeners: Vec::new(),

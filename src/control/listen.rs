@@ -36,10 +36,10 @@ pub(super) struct Bound {
 
 /// Why an address cannot be listened on.
 #[derive(Debug, thiserror::Error)]
-#[error("listener `{name}` cannot listen on {address}: {problem}\n  help: {hint}")]
+#[error("{who} cannot listen on {address}: {problem}\n  help: {hint}", who = self.who())]
 pub struct BindError {
-    /// The listener, or `admin`.
-    pub name: Arc<str>,
+    /// The listener; `None` for the admin address.
+    pub name: Option<Arc<str>>,
     /// The address.
     pub address: SocketAddr,
     /// What the kernel said.
@@ -56,7 +56,7 @@ const IN_USE_MAX: Duration = Duration::from_millis(250);
 /// # Errors
 /// When the address is in use, does not exist here, needs a privilege, or file descriptors have run out.
 pub(super) fn bind(listener: &Listener, shards: usize) -> Result<Bound, BindError> {
-    let failed = |problem| BindError::new(&listener.name, listener.address, problem);
+    let failed = |problem| BindError::new(Some(&listener.name), listener.address, problem);
     // Tried without SO_REUSEPORT; with port 0 this also finds the port, and is kept until all others are bound.
     let probe = open_when_free(listener.address).map_err(failed)?;
     let address = match listener.address.port() {
@@ -82,7 +82,7 @@ pub(super) fn bind(listener: &Listener, shards: usize) -> Result<Bound, BindErro
 /// # Errors
 /// As [`bind`].
 pub(super) fn bind_admin(address: SocketAddr) -> Result<TcpListener, BindError> {
-    let failed = |problem| BindError::new(&Arc::from("admin"), address, problem);
+    let failed = |problem| BindError::new(None, address, problem);
     let socket = open_when_free(address).map_err(failed)?;
     socket.listen(ADMIN_BACKLOG).map_err(failed)?;
     socket.set_nonblocking(true).map_err(failed)?;
@@ -119,10 +119,19 @@ fn open(address: SocketAddr, share: bool) -> io::Result<Socket> {
 }
 
 impl BindError {
-    fn new(name: &Arc<str>, address: SocketAddr, problem: io::Error) -> Self {
+    /// In the words of the configuration.
+    pub(super) fn who(&self) -> String {
+        self.name.as_ref().map_or_else(|| "[admin] address".to_owned(), |name| format!("listener `{name}`"))
+    }
+
+    fn new(name: Option<&Arc<str>>, address: SocketAddr, problem: io::Error) -> Self {
         use io::ErrorKind as K;
         let port = address.port();
         let hint = match problem.kind() {
+            K::AddrInUse if name.is_none() => format!(
+                "another process listens there, perhaps another ringmesh; find it with `ss -ltnp 'sport = :{port}'`, or \
+                 choose another `address` in [admin], \"off\" for none"
+            ),
             K::AddrInUse => format!(
                 "another process listens there; find it with `ss -ltnp 'sport = :{port}'`, stop it, or choose another address"
             ),
@@ -139,7 +148,7 @@ impl BindError {
             }
             _ => "choose another address".into(),
         };
-        Self { name: Arc::clone(name), address, problem, hint }
+        Self { name: name.cloned(), address, problem, hint }
     }
 }
 
@@ -170,6 +179,14 @@ mod tests {
         let error = bind(&listener(first.address), 1).unwrap_err().to_string();
         assert!(error.contains("`inbound`") && error.contains(&first.address.to_string()), "{error}");
         assert!(error.contains("in use") && error.contains("ss -ltnp"), "{error}");
+    }
+
+    #[test]
+    fn an_admin_address_in_use_is_named_as_in_the_configuration() {
+        let first = bind(&listener("127.0.0.1:0".parse().unwrap()), 1).unwrap();
+        let error = bind_admin(first.address).unwrap_err().to_string();
+        assert!(error.starts_with("[admin] address cannot listen on 127.0.0.1:"), "{error}");
+        assert!(error.contains("another `address` in [admin]"), "{error}");
     }
 
     #[test]

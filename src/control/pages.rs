@@ -122,8 +122,11 @@ fn services_text<'a>(store: &Store, rows: impl Iterator<Item = Row<'a>>, hidden:
     }
     let mut text = table.text();
     let window = Store::WINDOW;
-    let _ =
-        writeln!(text, "\nlatencies and rate over the last {window} s; errors and exchanges since the start");
+    let _ = writeln!(
+        text,
+        "\nlatencies and rate over the last {window} s; errors (5xx, or nothing answered) and exchanges since \
+             the start; shards tell once a second, so all lags by up to two"
+    );
     if hidden > 0 {
         let _ = writeln!(text, "{hidden} more services: /services?all");
     }
@@ -149,7 +152,10 @@ fn services_json<'a>(store: &Store, rows: impl Iterator<Item = Row<'a>>, hidden:
             "configured": configured.is_some(),
             "exchanges": service.map_or(0, Service::exchanges),
             "errors": service.map_or(0, Service::errors),
-            "by_class": service.map(|s| s.by_class),
+            "by_class": service.map(|s| {
+                let classes = ["none", "1xx", "2xx", "3xx", "4xx", "5xx"].into_iter().zip(s.by_class);
+                classes.map(|(class, n)| (class.to_owned(), json!(n))).collect::<serde_json::Map<_, _>>()
+            }),
             "failures": service.map(failures),
             "grpc": service.map(|s| json!({
                 "by_status": s.grpc.statuses().map(|(status, n)| (status.to_owned(), json!(n)))
@@ -237,7 +243,17 @@ pub(super) fn shards(state: &State) -> Shown {
 /// `/config`
 pub(super) fn config(state: &State) -> Shown {
     let live = state.live();
-    let settings = live.compiled.effective();
+    let mut settings = live.compiled.effective();
+    let in_use = live.at_start.at_start();
+    for setting in &mut settings {
+        // What waits for a restart stands in the file already, but it is not in force.
+        if let Some((_, value)) =
+            in_use.iter().find(|(key, _)| *key == setting.key && live.waiting.contains(key))
+        {
+            let waiting = std::mem::replace(&mut setting.value, value.clone());
+            setting.value.push_str(&format!(" # after a restart: {waiting}"));
+        }
+    }
     let mut text = String::new();
     let _ = writeln!(text, "generation {}", live.snapshot.generation);
     for place in &live.listeners {
@@ -248,7 +264,11 @@ pub(super) fn config(state: &State) -> Shown {
     }
     if let Some((when, why)) = &live.refused {
         let age = when.elapsed().unwrap_or_default().as_secs();
-        let _ = writeln!(text, "\nlast refused {age} s ago:\n{why}");
+        let _ = if live.refused_before {
+            writeln!(text, "last refused {age} s ago; a good one has taken its place since")
+        } else {
+            writeln!(text, "\nlast refused {age} s ago, and it still is:\n{why}")
+        };
     }
     text.push('\n');
     let mut table = Table::new(&["key", "value", "origin"]);
@@ -262,7 +282,9 @@ pub(super) fn config(state: &State) -> Shown {
             "name": &*p.name, "configured": p.configured.to_string(), "address": p.address.to_string(),
         })).collect::<Vec<_>>(),
         "waiting_for_restart": live.waiting,
-        "last_refused": live.refused.as_ref().map(|(when, why)| json!({ "unix_seconds": unix(*when), "report": why })),
+        "last_refused": live.refused.as_ref().map(|(when, why)| json!({
+            "unix_seconds": unix(*when), "superseded": live.refused_before, "report": why,
+        })),
         "settings": settings.iter().map(|s| json!({
             "key": s.key, "value": s.value, "origin": origin(&s.origin),
         })).collect::<Vec<_>>(),

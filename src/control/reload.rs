@@ -144,16 +144,23 @@ impl Control {
         match &done {
             Ok(generation) => {
                 live.reloads_good += 1;
+                live.refused_before = true;
                 drop(live);
                 let took = began.elapsed();
                 tracing::info!(generation, ?took, "configuration in use");
             }
             Err(error) => {
                 live.reloads_bad += 1;
+                live.refused_before = false;
                 live.refused = Some((SystemTime::now(), error.to_string()));
                 let generation = live.snapshot.generation;
                 drop(live);
-                tracing::error!(generation, "configuration refused; nothing has changed\n{error}");
+                // No fields: they would be glued to the last line.
+                let said = error.to_string();
+                let said = said.trim_end();
+                tracing::error!(
+                    "configuration refused; nothing has changed, generation {generation} stays in use\n{said}"
+                );
             }
         }
         done
@@ -192,7 +199,7 @@ impl Control {
         for key in &waiting {
             tracing::warn!(key, "the new value needs a restart; the old one stays in use");
         }
-        self.discovery.configure(compiled.names().map(|(name, _)| name), NAMES_WAIT).await;
+        self.discovery.configure(compiled.names_of_services(), NAMES_WAIT).await;
         self.keyring.adopt(certificates, IDENTITY_WAIT).await;
         let listeners = diff.kept.into_iter().chain(added.iter().map(Place::from)).collect();
         let generation = {
@@ -294,9 +301,12 @@ impl BindError {
             |p: &&Place| p.address.port() == self.address.port() && same_family(p.address, self.address);
         match running.iter().find(own) {
             Some(own) if self.problem.kind() == io::ErrorKind::AddrInUse => ReloadError::Listeners(format!(
-                "listener `{}` cannot listen on {}: this proxy listens on {} already (listener `{}`)\n  help: \
+                "{} cannot listen on {}: this proxy listens on {} already (listener `{}`)\n  help: \
                  such a change needs a restart",
-                self.name, self.address, own.address, own.name
+                self.who(),
+                self.address,
+                own.address,
+                own.name
             )),
             _ => ReloadError::Bind(self),
         }

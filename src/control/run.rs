@@ -78,6 +78,9 @@ pub(super) const APPLY_MAX: Duration = Duration::from_secs(2);
 pub(super) const SOON: Duration = Duration::from_millis(1);
 /// Between two looks whether the shards have drained.
 const DRAIN_PACE: Duration = Duration::from_millis(5);
+/// How long shards may take to cut and record what a drain has left. A wait ends within 100 ms; a connection that is just
+/// being made has up to its timeout.
+const CUT_MAX: Duration = Duration::from_secs(1);
 /// The runtime of a shard that could not have any.
 pub(super) const NO_RUNTIME: &str = "none";
 /// Between two rounds of merging.
@@ -104,6 +107,8 @@ pub(super) struct Control {
     pub(super) drain_began: Option<Instant>,
     /// Draining until then.
     pub(super) deadline: Option<tokio::time::Instant>,
+    /// When the deadline had come and what was open was cut: until when that may take, and how many connections it was.
+    pub(super) cut: Option<(tokio::time::Instant, u64)>,
     /// Ticks since a configuration was read.
     pub(super) ticks: u32,
 }
@@ -125,6 +130,7 @@ impl Control {
                             return Ended::Stopped;
                         }
                         Action::Reload => {
+                            tracing::info!("SIGHUP: reading the configuration again");
                             let _ = self.reload(None).await;
                         }
                         Action::Reopen => self.state.log().iter().for_each(LogWriter::reopen),
@@ -153,7 +159,7 @@ impl Control {
                 // Also while draining: what is open may still call, and calls present the certificate.
                 () = self.keyring.changed() => self.republish("certificates in use"),
                 () = sleep(DRAIN_PACE), if !serving => {
-                    if let Some(ended) = self.drained() {
+                    if let Some(ended) = self.drained().await {
                         self.merge();
                         return ended;
                     }
@@ -258,14 +264,24 @@ impl Control {
         }
     }
 
-    /// How it ended, if it has.
-    fn drained(&self) -> Option<Ended> {
+    /// How it ended, if it has. When the time is up, the shards are told to cut what is open, and given a moment for it:
+    /// what is cut is counted and has its line in the access log.
+    async fn drained(&mut self) -> Option<Ended> {
         let ended = |(link, thread): (&Arc<Link>, &JoinHandle<()>)| {
             link.vitals.ended.load(Ordering::Acquire) != 0 || thread.is_finished()
         };
         if self.state.links.iter().zip(&self.shards).all(ended) {
-            tracing::info!("drained");
-            return Some(Ended::Drained);
+            return Some(match self.cut {
+                Some((_, connections)) => Ended::DrainTimeout { connections },
+                None => {
+                    tracing::info!("drained");
+                    Ended::Drained
+                }
+            });
+        }
+        if let Some((until, connections)) = self.cut {
+            let over = tokio::time::Instant::now() >= until;
+            return over.then_some(Ended::DrainTimeout { connections });
         }
         if self.deadline.is_some_and(|d| tokio::time::Instant::now() >= d) {
             let open = |link: &Arc<Link>| link.vitals.downstream_open.load(Ordering::Relaxed);
@@ -274,7 +290,10 @@ impl Control {
                 connections,
                 "timeouts.drain ran out; connections are cut: raise it if they were wanted"
             );
-            return Some(Ended::DrainTimeout { connections });
+            self.cut = Some((tokio::time::Instant::now() + CUT_MAX, connections));
+            for link in &self.state.links {
+                order(link, Order::Cut).await;
+            }
         }
         None
     }

@@ -114,7 +114,7 @@ impl Control {
             Signals::none()
         };
         let mut discovery = Discovery::new(start.name_servers, Pace::default());
-        discovery.configure(compiled.names().map(|(name, _)| name), NAMES_WAIT).await;
+        discovery.configure(compiled.names_of_services(), NAMES_WAIT).await;
         let mut keyring = Keyring::new(HTTP2);
         let certificates = keyring
             .prepare(&TlsSettings::of(&compiled))
@@ -141,6 +141,8 @@ impl Control {
             reloads_good: 0,
             reloads_bad: 0,
             refused: None,
+            refused_before: false,
+            at_start: settings.clone(),
             waiting: Vec::new(),
         };
         let admin_address = admin.as_ref().and_then(|a| a.local_addr().ok());
@@ -166,6 +168,7 @@ impl Control {
             shards,
             drain_began: None,
             deadline: None,
+            cut: None,
             ticks: 0,
         };
         control.until_accepting().await?;

@@ -11,7 +11,7 @@ use super::discovery;
 use super::identity;
 use super::log_writer::LogWriter;
 use super::store::Store;
-use crate::config::Compiled;
+use crate::config::{Compiled, Settings};
 use crate::shard::link::{Link, Order};
 use crate::snapshot::Snapshot;
 
@@ -61,6 +61,10 @@ pub(super) struct Live {
     pub reloads_bad: u64,
     /// When the configuration was last refused, and why.
     pub refused: Option<(SystemTime, String)>,
+    /// Whether a good one has come since.
+    pub refused_before: bool,
+    /// What takes effect at a start only, as it was then.
+    pub at_start: Settings,
     /// Keys whose new value waits for a restart.
     pub waiting: Vec<&'static str>,
 }

@@ -25,7 +25,7 @@ pub(super) fn deaf_shard(plan: Plan) -> std::io::Result<JoinHandle<()>> {
     fake(plan, Habit::Deaf)
 }
 
-/// One that never finishes draining.
+/// One that never finishes draining, until it is told to cut what is open.
 pub(super) fn stubborn_shard(plan: Plan) -> std::io::Result<JoinHandle<()>> {
     fake(plan, Habit::Stubborn)
 }
@@ -78,6 +78,11 @@ fn fake(plan: Plan, habit: Habit) -> std::io::Result<JoinHandle<()>> {
                     Order::Ping(_) if habit == Habit::Deaf => {}
                     Order::Ping(_) if habit == Habit::Mortal => return,
                     Order::Drain if habit == Habit::Stubborn => {}
+                    Order::Cut => {
+                        let _ = link.chunks.push(b"cut\n".to_vec());
+                        link.vitals.ended.store(1, Ordering::Release);
+                        return;
+                    }
                     Order::Ping(number) => link.vitals.pong.store(number, Ordering::Release),
                     Order::Drain => {
                         drop(sockets);

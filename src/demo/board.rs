@@ -10,6 +10,7 @@ use serde_json::Value;
 use super::client::{Look, Tally};
 use super::sidecar::Usage;
 use super::terminal::{Line, Style};
+use super::trust::Trust;
 use Style::{Bad, Bold, Curve, Dim, Good, Plain};
 
 /// Seconds that a curve shows at most.
@@ -57,6 +58,8 @@ pub(super) struct Board {
     pub client: Look,
     /// Its 99th percentiles, newest last.
     pub client_curve: VecDeque<f64>,
+    /// Identities, certificates, and what the taps saw.
+    pub trust: Trust,
     /// What each sidecar has used, at the first look and at the last, with the exchanges until then.
     pub used: Vec<(&'static str, Spent, Spent)>,
 }
@@ -138,6 +141,8 @@ impl Board {
         let mut lines = vec![self.title(columns), Line::new()];
         lines.extend(self.table(columns));
         lines.push(Line::new());
+        lines.extend(self.trust.table());
+        lines.push(Line::new());
         lines.extend(self.places());
         lines
     }
@@ -146,6 +151,8 @@ impl Board {
     pub(super) fn plain(&self, columns: usize) -> Vec<Line> {
         let mut lines = vec![Line::new().add(Bold, self.time())];
         lines.extend(self.table(columns));
+        lines.push(Line::new());
+        lines.extend(self.trust.table());
         lines.push(Line::new());
         lines
     }
@@ -246,6 +253,7 @@ impl Board {
                 .add(Bold, quantiles.join("   "))
                 .add(Dim, "   from when each was due"),
         );
+        lines.extend(self.trust.summary());
         lines.push(Line::new());
         lines.push(
             Line::new().add(Dim, format!("{:<8}{}", "SIDECAR", summary_row(SUMMARY_HEAD.map(String::from)))),
@@ -412,6 +420,7 @@ mod tests {
         assert_eq!(lines[3], "front   in  → front      500  6.00 ms  12.0 ms       3  31.0 µs   ▄");
         assert_eq!(lines[4], "        out → orders       -        -        -       0        -");
         assert!(lines.iter().all(|line| line.chars().count() <= 80));
+        assert!(lines.len() <= 23, "a terminal of 24 rows shows all of it");
         assert!(lines.iter().any(|line| line.contains("curl http://127.0.0.1:3/services")));
         assert!(board.live(70)[2].width() <= 70, "no room for a curve");
         assert!(board.live(50)[0].render(false, 50).ends_with("3 s, until Ctrl-C"), "the time has room");
@@ -460,6 +469,7 @@ mod tests {
             seen: Default::default(),
             client: Look::default(),
             client_curve: VecDeque::new(),
+            trust: Trust::new(["front", "orders", "stock"].into_iter(), false),
             used: Vec::new(),
         }
     }

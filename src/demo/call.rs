@@ -1,4 +1,4 @@
-//! One HTTP/1.1 GET after the other over connections that are kept: what the demo's client and its workloads call with.
+//! One HTTP/1.1 request after the other over connections that are kept: what the demo's client and its workloads call with.
 //!
 //! Reads answers that carry a Content-Length, which is all that the workloads and the sidecars send. Refuses the rest.
 
@@ -13,6 +13,9 @@ use tokio::net::TcpStream;
 const IDLE_MAX: usize = super::client::IN_FLIGHT_MAX;
 /// Bytes of a head, and of a body.
 const PART_MAX: usize = 64 << 10;
+
+/// The field that carries the marker: a word that is the demo's own, to be looked for where nobody may read it.
+pub(super) const MARKER: &str = "x-demo-marker";
 
 /// Calls one address under one name.
 pub(super) struct Caller {
@@ -50,15 +53,16 @@ impl Caller {
         self.idle.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
-    /// One exchange. A kept connection that turns out to be closed is replaced once: a GET may be sent again
-    /// (RFC 9110 §9.2.2).
+    /// One exchange. With a marker, field and body of the request carry it. A kept connection that turns out to be closed
+    /// is replaced once: a GET or a PUT may be sent again (RFC 9110 §9.2.2).
     ///
     /// # Errors
     /// When no connection can be made, or it ends before the answer is whole.
-    pub(super) async fn get(&self, path: &str) -> io::Result<Answer> {
+    pub(super) async fn call(&self, marker: Option<&str>) -> io::Result<Answer> {
+        let request = self.request(marker);
         let kept = self.idle.lock().unwrap_or_else(PoisonError::into_inner).pop();
         if let Some(stream) = kept {
-            match self.exchange(stream, path).await {
+            match self.exchange(stream, &request).await {
                 Ok(answer) => return Ok(answer),
                 Err(Broken::Cut(error)) => return Err(error),
                 Err(Broken::Unanswered(_)) => {}
@@ -66,16 +70,22 @@ impl Caller {
         }
         let stream = TcpStream::connect(self.to).await?;
         stream.set_nodelay(true)?;
-        let (Broken::Unanswered(error) | Broken::Cut(error)) = match self.exchange(stream, path).await {
+        let (Broken::Unanswered(error) | Broken::Cut(error)) = match self.exchange(stream, &request).await {
             Ok(answer) => return Ok(answer),
             Err(broken) => broken,
         };
         Err(error)
     }
 
-    async fn exchange(&self, mut stream: TcpStream, path: &str) -> Result<Answer, Broken> {
-        let request =
-            format!("GET {path} HTTP/1.1\r\nHost: {}\r\nUser-Agent: ringmesh-demo\r\n\r\n", self.host);
+    fn request(&self, marker: Option<&str>) -> String {
+        let always = format!("Host: {}\r\nUser-Agent: ringmesh-demo\r\n", self.host);
+        let Some(marker) = marker else { return format!("GET / HTTP/1.1\r\n{always}\r\n") };
+        let body = format!("{{\"marker\":\"{marker}\"}}\n");
+        let length = body.len();
+        format!("PUT / HTTP/1.1\r\n{always}{MARKER}: {marker}\r\nContent-Length: {length}\r\n\r\n{body}")
+    }
+
+    async fn exchange(&self, mut stream: TcpStream, request: &str) -> Result<Answer, Broken> {
         stream.write_all(request.as_bytes()).await.map_err(Broken::Unanswered)?;
         let mut input = Vec::with_capacity(1024);
         let head = loop {
@@ -175,8 +185,8 @@ mod tests {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         // The pool belongs to one runtime: two calls in one.
         runtime.block_on(async {
-            caller.get("/").await?;
-            let answer = caller.get("/").await?;
+            caller.call(None).await?;
+            let answer = caller.call(None).await?;
             Ok((answer.status, String::from_utf8(answer.body).unwrap()))
         })
     }
@@ -198,6 +208,14 @@ mod tests {
         let cut = b"HTTP/1.1 200 OK\r\ncontent-length: 20\r\n\r\nhalf";
         let caller = Caller::new(server(vec![vec![OK, cut], vec![OK]]), "a");
         assert_eq!(get(&caller).unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+    }
+
+    #[test]
+    fn a_marker_is_in_a_field_and_in_the_body() {
+        let request = Caller::new(SocketAddr::from(([127, 0, 0, 1], 1)), "a").request(Some("m-1"));
+        let (head, body) = request.split_once("\r\n\r\n").unwrap();
+        assert!(head.contains("\r\nx-demo-marker: m-1\r\n"), "{head}");
+        assert!(head.ends_with(&format!("Content-Length: {}", body.len())) && body.contains("m-1"), "{body}");
     }
 
     #[test]

@@ -14,10 +14,11 @@ use serde_json::Value;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use super::call::{Answer, Caller};
+use super::trust::Callers;
 
-/// Requests on the way at once. Six connections of the demo's own process for each stay below 1 024, the usual limit of
-/// open files.
-pub(super) const IN_FLIGHT_MAX: usize = 128;
+/// Requests on the way at once. Ten ends of connections of the demo's own process for each stay below 1 024, the usual
+/// limit of open files.
+pub(super) const IN_FLIGHT_MAX: usize = 96;
 /// Requests that wait for one on the way to end.
 const WAITING_MAX: usize = 10_000;
 /// For one request. Everything here is on one machine and works for milliseconds.
@@ -44,6 +45,8 @@ pub(super) struct Tally {
     pub reasons: BTreeMap<String, u64>,
     /// µs, of those answered.
     pub latency: Histogram<u64>,
+    /// Who called whom, as the answers say.
+    pub callers: Callers,
 }
 
 /// All requests, and those of the time since the last look.
@@ -57,22 +60,24 @@ pub(super) struct Look {
     pub p99: Option<f64>,
     /// Failed since the start.
     pub failed: u64,
+    /// Who called whom, since the start.
+    pub callers: Callers,
 }
 
 impl Client {
-    /// Begins to call.
+    /// Begins to call, with this marker in each request.
     ///
     /// # Errors
     /// When the thread, its runtime or its timer cannot be made.
-    pub(super) fn start(to: SocketAddr, rate: u32) -> io::Result<Self> {
+    pub(super) fn start(to: SocketAddr, rate: u32, marker: &str) -> io::Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let (pace, due) = mpsc::channel(WAITING_MAX);
         let (stop, stopped) = oneshot::channel();
         let (ending, ended) = oneshot::channel();
         let tally = Arc::new(Mutex::new(Tally::new()));
-        let shared = Arc::clone(&tally);
+        let (shared, marker) = (Arc::clone(&tally), Arc::from(marker));
         std::thread::Builder::new().name("client".into()).spawn(move || {
-            runtime.block_on(call(Caller::new(to, "front"), due, stopped, shared));
+            runtime.block_on(call(Caller::new(to, "front"), marker, due, stopped, shared));
             let _ = ending.send(());
         })?;
         std::thread::Builder::new().name("pace".into()).spawn(move || keep_pace(rate, &pace))?;
@@ -83,14 +88,14 @@ impl Client {
     pub(super) fn look(&self, recent: &mut Histogram<u64>) -> Look {
         let tally = lock(&self.tally);
         let mut since = tally.latency.clone();
-        let failed = tally.failed;
+        let (failed, callers) = (tally.failed, tally.callers.clone());
         drop(tally);
         let now = since.clone();
         // Always a part of it: only counts are added.
         let _ = since.subtract(&*recent);
         *recent = now;
         let quantile = |q| (!since.is_empty()).then(|| since.value_at_quantile(q) as f64 / 1e6);
-        Look { answered: since.len(), p50: quantile(0.5), p99: quantile(0.99), failed }
+        Look { answered: since.len(), p50: quantile(0.5), p99: quantile(0.99), failed, callers }
     }
 
     /// Begins no more requests, waits for those on the way, and tells of all.
@@ -103,6 +108,7 @@ impl Client {
 
 async fn call(
     caller: Caller,
+    marker: Arc<str>,
     mut pace: mpsc::Receiver<Instant>,
     mut stopped: oneshot::Receiver<()>,
     tally: Arc<Mutex<Tally>>,
@@ -127,13 +133,14 @@ async fn call(
             continue;
         }
         let (caller, places, tally) = (Arc::clone(&caller), Arc::clone(&places), Arc::clone(&tally));
-        let alive = alive.clone();
+        let (alive, marker) = (alive.clone(), Arc::clone(&marker));
         tokio::spawn(async move {
             let _place = places.acquire_owned().await;
-            let result = tokio::time::timeout(TIMEOUT, caller.get("/")).await;
+            let result = tokio::time::timeout(TIMEOUT, caller.call(Some(&marker))).await;
             let took = due.elapsed();
             let mut tally = lock(&tally);
-            match judge(result) {
+            let judged = judge(result).and_then(|answer| tally.callers.learn(&answer));
+            match judged {
                 Ok(()) => tally.answer(took),
                 Err(why) => tally.fail(why),
             }
@@ -144,11 +151,14 @@ async fn call(
     let _ = all_ended.recv().await;
 }
 
-fn judge(result: Result<io::Result<Answer>, tokio::time::error::Elapsed>) -> Result<(), String> {
+/// What the answer says, or why there is none that counts.
+fn judge(result: Result<io::Result<Answer>, tokio::time::error::Elapsed>) -> Result<Value, String> {
     match result {
         Err(_) => Err(format!("no answer within {} s", TIMEOUT.as_secs())),
         Ok(Err(error)) => Err(error.to_string()),
-        Ok(Ok(answer)) if answer.status == 200 => Ok(()),
+        Ok(Ok(answer)) if answer.status == 200 => {
+            serde_json::from_slice(&answer.body).map_err(|error| format!("the answer is no JSON: {error}"))
+        }
         Ok(Ok(Answer { status, failure, body })) => {
             let said: Value = serde_json::from_slice(&body).unwrap_or_default();
             let why = failure.or_else(|| said["failed"].as_str().map(str::to_owned)).unwrap_or_default();
@@ -177,7 +187,14 @@ impl Tally {
     pub(super) fn new() -> Self {
         // 1 µs to a minute, to a thousandth: constants that are accepted.
         let latency = Histogram::new_with_bounds(1, 60_000_000, 3).expect("bounds are valid");
-        Self { sent: 0, answered: 0, failed: 0, reasons: BTreeMap::new(), latency }
+        Self {
+            sent: 0,
+            answered: 0,
+            failed: 0,
+            reasons: BTreeMap::new(),
+            latency,
+            callers: Callers::default(),
+        }
     }
 
     /// An answer, and how long it took.

@@ -5,6 +5,10 @@
 //! client → [front's sidecar] → front → [front's sidecar] → [orders' sidecar] → orders → [orders' sidecar]
 //!        → [stock's sidecar] → stock
 //! ```
+//! Between two sidecars is mTLS with certificates that live for seconds, and a tap (`tap`) that reads what anybody on the
+//! network could. The demo fails when that is anything but TLS records, when a renewal comes late or drops a connection,
+//! or when somebody is called by another one than he should (`trust`).
+//!
 //! Called by `main`. Needs nothing but the binary and free ports on 127.0.0.1, and leaves nothing behind: sidecars end with
 //! this process however it ends (`sidecar`), files with it or with the next demo (`folder`). It stops from the outside
 //! in: first the client, then each sidecar before the workloads that it could still call.
@@ -18,14 +22,18 @@ mod board;
 mod call;
 mod client;
 mod folder;
+mod record;
 mod sidecar;
+mod stranger;
+mod tap;
 mod terminal;
+mod trust;
 mod workload;
 
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use hdrhistogram::Histogram;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -35,8 +43,11 @@ use board::{Board, PASSES, Spent, remember};
 use call::Caller;
 use client::{Client, Look, Tally};
 use folder::Folder;
-use sidecar::{Plan, Sidecar};
+use sidecar::{Called, Plan, Sidecar};
+use stranger::Stranger;
+use tap::Tap;
 use terminal::{Line, Terminal};
+use trust::{HOPS, Hop, Trust};
 use workload::{Role, Workload};
 
 /// Requests a second that may be asked for. The workloads and the client share this machine with the mesh.
@@ -56,10 +67,13 @@ pub struct Options {
     pub length: Option<Duration>,
     /// Requests a second.
     pub rate: u32,
+    /// Whether orders and stock talk without TLS, to see that the demo notices.
+    pub without_tls: bool,
 }
 
-/// Runs the demo. Gives the exit code: 0 when every request was answered with 200 and every process ended as it should,
-/// else 1.
+/// Runs the demo. Gives the exit code: 0 when every request was answered with 200 by those who should, nothing of it could
+/// be read between sidecars, no renewal of a certificate was late or dropped a connection, and every process ended as it
+/// should; else 1.
 pub fn run(options: &Options) -> u8 {
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
@@ -112,28 +126,32 @@ async fn play(options: &Options, terminal: &mut Terminal) -> Result<bool, Troubl
             "make room there, or name another folder in TMPDIR",
         )
     })?;
+    // Not a word that could occur by chance.
+    let marker = format!("demo-{:032x}", fastrand::u128(..));
     let mut mesh = tokio::select! {
-        mesh = Mesh::start(&folder) => mesh?,
+        mesh = Mesh::start(&folder, &marker, options.without_tls) => mesh?,
         () = stop.told() => return Ok(true),
     };
-    let client = Client::start(mesh.front().inbound, options.rate)
+    let client = Client::start(mesh.front().inbound, options.rate, &marker)
         .map_err(|error| Trouble::new(format!("cannot start the client: {error}"), "raise `ulimit -n`"))?;
     let mut board = mesh.board(options, &folder);
     let shown = show(options, &mut mesh, &client, &mut board, terminal, &mut stop).await;
     let told_at = Instant::now();
     let finish = async {
         let tally = client.stop().await;
-        (tally, mesh.stop().await)
+        mesh.look_at_trust(&mut board);
+        (tally, mesh.stop(&mut board).await)
     };
     tokio::select! {
-        (tally, stopped) = finish => end(&board, &tally, [shown, stopped], terminal),
+        (tally, stopped) = finish => end(&mut board, &tally, [shown, stopped], terminal),
         () = stop.again(told_at) => {
             Err(Trouble::new("told to stop twice".to_owned(), "what was on the way was cut; Ctrl-C once lets it end"))
         }
     }
 }
 
-/// Shows the table until the time is over, a signal comes, a sidecar dies or nobody reads any more.
+/// Shows the table until the time is over, a signal comes, a sidecar dies, something can be read between them, or nobody
+/// looks any more.
 async fn show(
     options: &Options,
     mesh: &mut Mesh,
@@ -161,11 +179,16 @@ async fn show(
         if let Err(trouble) = mesh.check().await {
             break Err(trouble);
         }
+        if mesh.is_readable() {
+            // Nothing is worse: the end, which tells of it.
+            break Ok(());
+        }
         let whole_second = count % CHECKS_A_SECOND == 0;
         count += 1;
         if !whole_second {
             continue;
         }
+        mesh.stranger.call();
         mesh.look(board, client, &mut recent);
         let second = count / CHECKS_A_SECOND;
         let drawn = match terminal.is_live() {
@@ -185,16 +208,18 @@ async fn show(
 
 /// Writes the summary, and says what went wrong beside it.
 fn end(
-    board: &Board,
+    board: &mut Board,
     tally: &Tally,
     results: [Result<(), Trouble>; 2],
     terminal: &mut Terminal,
 ) -> Result<bool, Trouble> {
+    board.trust.callers.clone_from(&tally.callers);
     // Nobody reads: the exit code still tells.
     let gap = if terminal.is_live() { vec![Line::new()] } else { Vec::new() };
     let _ = terminal.print(&[gap, board.summary(tally)].concat());
     let mut well = tally.failed == 0;
-    for trouble in results.into_iter().filter_map(Result::err) {
+    let faults = board.trust.faults(board.elapsed);
+    for trouble in results.into_iter().filter_map(Result::err).chain(faults) {
         well = false;
         eprintln!("\n{trouble}");
     }
@@ -206,32 +231,54 @@ struct Mesh {
     /// Innermost first.
     sidecars: Vec<Sidecar>,
     workloads: Vec<Workload>,
+    /// In the order of [`HOPS`].
+    taps: Vec<Tap>,
+    stranger: Stranger,
 }
 
 impl Mesh {
     /// Starts them from the inside out, because each must know where the next one listens.
-    async fn start(folder: &Folder) -> Result<Self, Trouble> {
+    async fn start(folder: &Folder, marker: &str, without_tls: bool) -> Result<Self, Trouble> {
         let program = program()?;
-        let mut mesh = Self { sidecars: Vec::new(), workloads: Vec::new() };
-        let mut next: Option<(&'static str, std::net::SocketAddr)> = None;
+        let authority = folder.path().join("ca");
+        let (mut sidecars, mut workloads, mut taps) = (Vec::<Sidecar>::new(), Vec::new(), Vec::new());
         // A call that takes some milliseconds, with a tail.
         for (name, work_ms) in [("stock", (1, 4)), ("orders", (1, 2)), ("front", (1, 2))] {
             let cannot = |error| Trouble::new(format!("cannot start {name}: {error}"), "raise `ulimit -n`");
             let (listener, workload) = workload::bind().map_err(cannot)?;
             let config = folder.path().join(format!("{name}.toml"));
-            let plan = Plan { name, workload, calls: next, program: &program, config: &config };
-            let sidecar = Sidecar::start(&plan).await?;
-            let calls = match (next, sidecar.outbound) {
-                (Some((called, _)), Some(outbound)) => {
-                    Some((called, Arc::new(Caller::new(outbound, called))))
+            let is_plain = |hop: &Hop| without_tls && hop.called == "stock";
+            let called = match (HOPS.iter().find(|hop| hop.caller == name), sidecars.last()) {
+                (Some(hop), Some(next)) => {
+                    let tap = Tap::start(hop.called, next.inbound, marker).map_err(cannot)?;
+                    let address = tap.address;
+                    taps.insert(0, tap);
+                    let (tls, short_lived) = (!is_plain(hop), hop.called == "stock");
+                    Some(Called { name: hop.called, address, tls, short_lived })
                 }
                 _ => None,
             };
-            mesh.workloads.push(Workload::start(Role { name, work_ms, calls }, listener).map_err(cannot)?);
-            next = Some((name, sidecar.inbound));
-            mesh.sidecars.push(sidecar);
+            let plan = Plan {
+                name,
+                workload,
+                inbound_tls: HOPS.iter().any(|hop| hop.called == name && !is_plain(hop)),
+                calls: called,
+                authority: &authority,
+                program: &program,
+                config: &config,
+            };
+            let sidecar = Sidecar::start(&plan).await?;
+            let calls = match (called, sidecar.outbound) {
+                (Some(Called { name, .. }), Some(outbound)) => {
+                    Some((name, Arc::new(Caller::new(outbound, name))))
+                }
+                _ => None,
+            };
+            workloads.push(Workload::start(Role { name, work_ms, calls }, listener).map_err(cannot)?);
+            sidecars.push(sidecar);
         }
-        Ok(mesh)
+        let stranger = Stranger::new(sidecars[0].inbound);
+        Ok(Self { sidecars, workloads, taps, stranger })
     }
 
     /// The outermost sidecar.
@@ -252,6 +299,7 @@ impl Mesh {
             seen: Default::default(),
             client: Look::default(),
             client_curve: std::collections::VecDeque::new(),
+            trust: Trust::new(outside_in().map(|s| s.name), options.without_tls),
             used: outside_in().map(|s| (s.name, spent(s), spent(s))).collect(),
         }
     }
@@ -263,9 +311,16 @@ impl Mesh {
         Ok(())
     }
 
+    /// Whether anything could be read between the sidecars.
+    fn is_readable(&self) -> bool {
+        self.taps.iter().any(|tap| tap.seen().found.is_readable())
+    }
+
     /// Brings the board up to date.
     fn look(&self, board: &mut Board, client: &Client, recent: &mut Histogram<u64>) {
         board.client = client.look(recent);
+        board.trust.callers.clone_from(&board.client.callers);
+        self.look_at_trust(board);
         remember(&mut board.client_curve, board.client.p99);
         for sidecar in &self.sidecars {
             let page = sidecar.page("/services?format=json");
@@ -289,9 +344,28 @@ impl Mesh {
         }
     }
 
-    /// Lets everything end, the outermost first.
-    async fn stop(mut self) -> Result<(), Trouble> {
+    /// What concerns identity and secrecy, except what the answers say.
+    fn look_at_trust(&self, board: &mut Board) {
+        let trust = &mut board.trust;
+        trust.strangers = self.stranger.tries();
+        for (seen, tap) in trust.taps.iter_mut().zip(&self.taps) {
+            *seen = tap.seen();
+        }
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+        for (leaf, sidecar) in trust.leaves.iter_mut().zip(self.sidecars.iter().rev()) {
+            // One that does not answer keeps what is known of it.
+            if let Ok(page) = sidecar.page("/identity?format=json") {
+                leaf.learn(&page, now);
+            }
+        }
+    }
+
+    /// Lets everything end, the outermost first. What the taps see of that is on the board, too.
+    async fn stop(mut self, board: &mut Board) -> Result<(), Trouble> {
         let mut result = Ok(());
+        for tap in &self.taps {
+            tap.expect_ends();
+        }
         while let Some(sidecar) = self.sidecars.pop() {
             let workload = self.workloads.pop();
             if let Some(workload) = &workload {
@@ -299,6 +373,9 @@ impl Mesh {
             }
             let stopped = sidecar.stop().await;
             result = result.and(stopped);
+        }
+        for (seen, tap) in board.trust.taps.iter_mut().zip(&self.taps) {
+            *seen = tap.seen();
         }
         result
     }

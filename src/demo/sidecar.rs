@@ -17,7 +17,7 @@ use serde_json::Value;
 use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
 
-use super::Trouble;
+use super::{Trouble, trust};
 
 /// From its start to `ready`: milliseconds, but not on a machine that swaps.
 const START_MAX: Duration = Duration::from_secs(15);
@@ -36,12 +36,29 @@ pub(super) struct Plan<'p> {
     pub name: &'static str,
     /// Where that listens.
     pub workload: SocketAddr,
-    /// Whom the workload calls, and where that one's sidecar listens.
-    pub calls: Option<(&'static str, SocketAddr)>,
+    /// Whether callers need a certificate of the mesh; otherwise they come in plain text.
+    pub inbound_tls: bool,
+    /// Whom the workload calls.
+    pub calls: Option<Called>,
+    /// The folder of the authority that all sidecars share.
+    pub authority: &'p Path,
     /// The binary.
     pub program: &'p Path,
     /// Where its configuration is written to.
     pub config: &'p Path,
+}
+
+/// Whom a workload calls.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Called {
+    /// The workload.
+    pub name: &'static str,
+    /// Where its sidecar listens, or the tap before it.
+    pub address: SocketAddr,
+    /// Whether it is called by mTLS.
+    pub tls: bool,
+    /// Whether by HTTP/1.1, on connections that come and go: each new one shows the newest certificate.
+    pub short_lived: bool,
 }
 
 /// A sidecar that runs. Dropped, it is killed.
@@ -79,6 +96,13 @@ impl Plan<'_> {
     /// Its configuration.
     fn text(&self) -> String {
         let Self { name, workload, calls, .. } = self;
+        let (id, authority, ttl) = (trust::id(name), self.authority.display(), trust::LEAF_TTL.as_secs());
+        let trust_domain = trust::TRUST_DOMAIN;
+        let inbound_tls = match (self.inbound_tls, self.is_outermost()) {
+            (true, _) => "tls = \"strict\"       # who has no certificate of the mesh is refused",
+            (false, true) => "tls = \"off\"          # callers come from outside of the mesh",
+            (false, false) => "tls = \"off\"          # for once: to see that the demo notices",
+        };
         let mut text = format!(
             "\
 # The sidecar of {name} in `ringmesh demo`. Change something and save: it takes effect at once.
@@ -90,10 +114,19 @@ address = \"127.0.0.1:0\"
 [timeouts]
 drain = \"5s\"
 
+# Who it is. The authority is one for all sidecars of the demo; certificates are renewed at half of their life.
+[identity]
+source = \"embedded\"
+folder = \"{authority}\"
+trust_domain = \"{trust_domain}\"
+id = \"{id}\"
+leaf_ttl = \"{ttl}s\"
+
 # What others send to {name}.
 [[listener]]
 name = \"inbound\"
 address = \"127.0.0.1:0\"
+{inbound_tls}
 
 [[service]]
 name = \"{name}\"
@@ -104,7 +137,7 @@ name = \"{name}\"
 service = \"{name}\"
 "
         );
-        if let Some((called, address)) = calls {
+        if let Some(Called { name: called, address, tls, short_lived }) = calls {
             let _ = write!(
                 text,
                 "
@@ -113,11 +146,33 @@ service = \"{name}\"
 name = \"outbound\"
 address = \"127.0.0.1:0\"
 
-# The sidecar of {called}.
+# The sidecar of {called}, behind a tap that looks whether anything can be read on the way.
 [[service]]
 name = \"{called}\"
 endpoints = [\"{address}\"]
-
+"
+            );
+            if *tls {
+                let id = trust::id(called);
+                let _ = write!(
+                    text,
+                    "tls = \"mesh\"\nidentities = [\"{id}\"]   # whoever else answers gets nothing\n"
+                );
+            }
+            if *short_lived {
+                let _ = write!(
+                    text,
+                    "\
+# HTTP/1.1 on connections that come and go, so that each new one shows the newest certificate. Without these two lines: a few
+# HTTP/2 connections that outlive their certificates, as between front and orders.
+protocol = \"http1\"
+pool = {{ idle_timeout = \"2s\" }}
+"
+                );
+            }
+            let _ = write!(
+                text,
+                "
 [[route]]
 name = \"{called}\"
 hosts = [\"{called}\"]
@@ -126,6 +181,11 @@ service = \"{called}\"
             );
         }
         text
+    }
+
+    /// Whether callers come from outside of the mesh.
+    fn is_outermost(&self) -> bool {
+        !trust::HOPS.iter().any(|hop| hop.called == self.name)
     }
 }
 
@@ -429,11 +489,16 @@ mod tests {
     #[test]
     fn every_configuration_is_one_without_errors_or_warnings() {
         let address = SocketAddr::from(([127, 0, 0, 1], 9000));
-        for calls in [None, Some(("stock", address))] {
+        let called = |tls, short_lived| Called { name: "stock", address, tls, short_lived };
+        for (inbound_tls, calls) in
+            [(true, None), (true, Some(called(true, true))), (false, Some(called(false, false)))]
+        {
             let plan = Plan {
                 name: "orders",
                 workload: address,
+                inbound_tls,
                 calls,
+                authority: Path::new("/tmp/ca"),
                 program: Path::new("/"),
                 config: Path::new("/"),
             };

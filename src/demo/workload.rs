@@ -1,5 +1,6 @@
 //! The demo's three workloads: small HTTP servers that pretend to work for a moment, and call the next one through their
-//! sidecar. Each runs on a thread of its own; they know nothing of the mesh but the address that they call.
+//! sidecar. Each runs on a thread of its own; they know nothing of the mesh but the address that they call and the
+//! field that says who calls them (`x-forwarded-client-cert`).
 
 use std::convert::Infallible;
 use std::io;
@@ -8,8 +9,9 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use http_body_util::Full;
+use http_body_util::{BodyExt, Full};
 use hyper::body::{Bytes, Incoming};
+use hyper::header::HeaderValue;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Request, Response, StatusCode};
@@ -17,7 +19,7 @@ use hyper_util::rt::TokioIo;
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
 
-use super::call::Caller;
+use super::call::{Caller, MARKER};
 
 /// What a workload does.
 pub(super) struct Role {
@@ -97,38 +99,62 @@ async fn serve(role: Role, listener: TcpListener) {
         let _ = stream.set_nodelay(true);
         let role = Arc::clone(&role);
         tokio::spawn(async move {
-            let service =
-                service_fn(|_: Request<Incoming>| async { Ok::<_, Infallible>(answer(&role).await) });
+            let service = service_fn(|request: Request<Incoming>| async {
+                Ok::<_, Infallible>(answer(&role, request).await)
+            });
             // What a caller does wrong shows in the numbers.
             let _ = http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
         });
     }
 }
 
-/// One request: work, then perhaps a call. The answer tells of both.
-async fn answer(role: &Role) -> Response<Full<Bytes>> {
+/// One request: work, then perhaps a call. The answer tells of both, and who called.
+async fn answer(role: &Role, request: Request<Incoming>) -> Response<Full<Bytes>> {
     let began = Instant::now();
+    let text =
+        |name: &str| request.headers().get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
+    let (marker, certificate) = (text(MARKER), text("x-forwarded-client-cert"));
+    // Read to its end, so that the connection can be used again. A broken one shows in the numbers.
+    let _ = request.into_body().collect().await;
     tokio::time::sleep(Duration::from_millis(fastrand::u64(role.work_ms.0..=role.work_ms.1))).await;
-    let ms = || (began.elapsed().as_secs_f64() * 1e4).round() / 10.0;
-    let (status, body) = match &role.calls {
-        None => (StatusCode::OK, json!({ "service": role.name, "took_ms": ms() })),
-        Some((called, caller)) => match called_by(caller).await {
-            Ok(answer) => (StatusCode::OK, json!({ "service": role.name, "took_ms": ms(), "calls": answer })),
+    let mut said = json!({ "service": role.name, "called_by": null });
+    if let Some(certificate) = certificate {
+        said["called_by"] = part(&certificate, "URI=").into();
+        said["with_leaf"] =
+            part(&certificate, "Hash=").map(|hash| hash.chars().take(12).collect::<String>()).into();
+    }
+    let mut status = StatusCode::OK;
+    if let Some((called, caller)) = &role.calls {
+        match called_by(caller, marker.as_deref()).await {
+            Ok(answer) => said["calls"] = answer,
             Err(why) => {
-                let failed = format!("{called}: {why}");
-                (StatusCode::BAD_GATEWAY, json!({ "service": role.name, "took_ms": ms(), "failed": failed }))
+                status = StatusCode::BAD_GATEWAY;
+                said["failed"] = format!("{called}: {why}").into();
             }
-        },
-    };
-    let mut response = Response::new(Full::new(Bytes::from(format!("{body}\n"))));
+        }
+    }
+    said["took_ms"] = ((began.elapsed().as_secs_f64() * 1e4).round() / 10.0).into();
+    // Answers carry it, too: nothing of either direction may be readable.
+    if let Some(marker) = &marker {
+        said["marker"] = marker.as_str().into();
+    }
+    let mut response = Response::new(Full::new(Bytes::from(format!("{said}\n"))));
     *response.status_mut() = status;
-    let kind = hyper::header::HeaderValue::from_static("application/json");
-    response.headers_mut().insert(hyper::header::CONTENT_TYPE, kind);
+    let headers = response.headers_mut();
+    headers.insert(hyper::header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    if let Some(marker) = marker.and_then(|marker| HeaderValue::try_from(marker).ok()) {
+        headers.insert(MARKER, marker);
+    }
     response
 }
 
-async fn called_by(caller: &Caller) -> Result<Value, String> {
-    let answer = caller.get("/").await.map_err(|error| error.to_string())?;
+/// What stands behind `name` in the one element of `x-forwarded-client-cert`.
+fn part<'c>(certificate: &'c str, name: &str) -> Option<&'c str> {
+    certificate.split(';').find_map(|part| part.strip_prefix(name))
+}
+
+async fn called_by(caller: &Caller, marker: Option<&str>) -> Result<Value, String> {
+    let answer = caller.call(marker).await.map_err(|error| error.to_string())?;
     match (answer.status, answer.failure) {
         (200, _) => serde_json::from_slice(&answer.body).map_err(|error| error.to_string()),
         (status, Some(failure)) => Err(format!("{status} {failure}")),

@@ -68,8 +68,8 @@ impl Protocol {
 pub enum Next {
     /// A request, and the head to be sent upstream.
     Request(Asked),
-    /// Bytes that cannot be served, since when.
-    Refused(Failure, u64),
+    /// Bytes that cannot be served, since when, and how long of that the caller was waited for (µs).
+    Refused(Failure, u64, u32),
     /// The preface of HTTP/2, which lies in the input: the connection speaks that from now on.
     Http2,
     /// Nothing: the caller has closed, or was idle for too long.
@@ -82,6 +82,8 @@ pub struct Asked {
     pub view: Rc<View>,
     /// When its first byte was here.
     pub started: u64,
+    /// How long the caller was waited for since then, until the head was whole, µs. Fits where a `u64` would not.
+    pub head_waited_us: u32,
     /// Bytes of the head in the input.
     pub head_len: usize,
     /// The head for the next hop, with room for a short body; empty when there is no route.
@@ -181,7 +183,7 @@ impl Downstream {
             return Next::Nothing;
         }
         let started = shard.clock.now();
-        let mut parsed_len = 0;
+        let (mut parsed_len, mut waited_us) = (0, 0);
         if first {
             // The two have `P` in common with POST and its like, not more.
             loop {
@@ -189,8 +191,8 @@ impl Downstream {
                     Preface::Whole => return Next::Http2,
                     Preface::Other => break,
                     Preface::Partial => {
-                        if let Err(failure) = self.more_head(shard, started).await {
-                            return Next::Refused(failure, started);
+                        if let Err(failure) = self.more_head(shard, started, &mut waited_us).await {
+                            return Next::Refused(failure, started, waited_us);
                         }
                     }
                 }
@@ -202,20 +204,20 @@ impl Downstream {
                 || self.input.len() >= 2 * parsed_len
                 || h1::head_end(&self.input, parsed_len).is_some()
             {
-                match self.read_head(shard, started) {
+                match self.read_head(shard, started, waited_us) {
                     Parsed::Whole(Ok(asked)) => return Next::Request(asked),
-                    Parsed::Whole(Err(failure)) => return Next::Refused(failure, started),
+                    Parsed::Whole(Err(failure)) => return Next::Refused(failure, started, waited_us),
                     Parsed::Refused(cause) => {
-                        return Next::Refused(Failure::downstream(Stage::Head, cause), started);
+                        return Next::Refused(Failure::downstream(Stage::Head, cause), started, waited_us);
                     }
                     Parsed::Partial => parsed_len = self.input.len(),
                 }
             }
-            if let Err(failure) = self.more_head(shard, started).await {
+            if let Err(failure) = self.more_head(shard, started, &mut waited_us).await {
                 return match failure.cause {
                     // Only the empty line that may precede a request: the caller has closed between two requests.
                     Cause::Closed if self.input.iter().all(u8::is_ascii_whitespace) => Next::Nothing,
-                    _ => Next::Refused(failure, started),
+                    _ => Next::Refused(failure, started, waited_us),
                 };
             }
         }
@@ -280,8 +282,8 @@ impl Downstream {
         }
     }
 
-    /// Reads more of a head.
-    async fn more_head(&mut self, shard: &Shard, started: u64) -> Result<(), Failure> {
+    /// Reads more of a head, and adds to `waited_us` how long the caller was waited for.
+    async fn more_head(&mut self, shard: &Shard, started: u64, waited_us: &mut u32) -> Result<(), Failure> {
         if self.input.len() == self.input.capacity() {
             if self.input.capacity() >= Buffers::LARGE {
                 // Full, and no end in sight: more than the largest limit that can be configured.
@@ -294,8 +296,12 @@ impl Downstream {
             shard.buffers.give(std::mem::replace(&mut self.input, large));
         }
         let deadline = started.saturating_add(ns(shard.view().snapshot.timeouts.head));
+        let waits_since = shard.clock.now();
         let reader = &mut self.connection.reader;
-        let cause = match reader.read(&mut self.input, 0, deadline, OnDeadline::ShutdownRead).await {
+        let read = reader.read(&mut self.input, 0, deadline, OnDeadline::ShutdownRead).await;
+        let waited_ns = shard.clock.now() - waits_since;
+        *waited_us = u32::try_from(waited_ns / 1000).map_or(u32::MAX, |us| us.saturating_add(*waited_us));
+        let cause = match read {
             Ok(0) => Cause::Closed,
             Ok(_) => return Ok(()),
             Err(Fault::Timeout) => Cause::Timeout,
@@ -306,7 +312,12 @@ impl Downstream {
 
     /// Reads the head, finds its route, decides whether it may go there, and writes the head to be sent upstream: all that
     /// needs the head's parts, in one step without a wait.
-    fn read_head(&self, shard: &Rc<Shard>, started: u64) -> Parsed<Result<Asked, Failure>> {
+    fn read_head(
+        &self,
+        shard: &Rc<Shard>,
+        started: u64,
+        head_waited_us: u32,
+    ) -> Parsed<Result<Asked, Failure>> {
         let view: Rc<View> = shard.view();
         let snapshot = &view.snapshot;
         let via = snapshot.forwarding.via.as_deref();
@@ -319,8 +330,10 @@ impl Downstream {
                 let by = snapshot.identity.as_ref().map(|credentials| &credentials.id);
                 let client_cert = self.identity.as_ref().map(|peer| ClientCert { by, peer });
                 // Room for what is added to the head, and for a short body behind it.
-                let needed =
-                    request.head_len + 1024 + client_cert.map_or(0, |client_cert| client_cert.value_len());
+                let needed = request.head_len
+                    + request.authority.map_or(0, <[u8]>::len)
+                    + client_cert.map_or(0, |client_cert| client_cert.value_len())
+                    + 1024;
                 head = if needed <= Buffers::SMALL {
                     shard.buffers.take_small()
                 } else {
@@ -340,6 +353,7 @@ impl Downstream {
             Ok(Asked {
                 view: Rc::clone(&view),
                 started,
+                head_waited_us,
                 head_len: request.head_len,
                 head,
                 route,

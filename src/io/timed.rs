@@ -20,7 +20,6 @@ use super::sys;
 use crate::shard::clock::{Clock, NEVER};
 
 /// The deadlines of all connections of a shard.
-#[derive(Default)]
 pub struct Deadlines {
     slots: RefCell<Vec<Slot>>,
     free: RefCell<Vec<u32>>,
@@ -28,6 +27,8 @@ pub struct Deadlines {
     next_look: Cell<u64>,
     waker: RefCell<Option<Waker>>,
     draining: Cell<bool>,
+    /// No wait lasts longer: [`NEVER`] until all is cut.
+    ends: Cell<u64>,
 }
 
 /// What happens to a read whose deadline has come.
@@ -76,6 +77,9 @@ impl Deadlines {
     /// While draining, a connection that has been silent for this long is closed.
     pub const DRAIN_IDLE: Duration = Duration::from_secs(1);
 
+    /// For the waits of a connection that begin when all is cut: a write that the kernel takes at once, mostly.
+    const LAST_WORDS: Duration = Duration::from_millis(100);
+
     /// A place for a connection.
     pub fn register(self: &Rc<Self>, socket: RawFd) -> Ticket {
         let slot = Slot {
@@ -109,6 +113,25 @@ impl Deadlines {
             slot.read_at = slot.read_at.min(soon);
         }
         self.wake_for(soon);
+    }
+
+    /// Every wait ends now, and those that begin later end soon: time enough to tell a caller that it is cut.
+    pub fn cut(&self, clock: &Clock) {
+        self.ends.set(clock.after(Self::LAST_WORDS));
+        let now = clock.now();
+        for slot in self.slots.borrow_mut().iter_mut() {
+            for at in [&mut slot.read_at, &mut slot.write_at] {
+                if *at != NEVER {
+                    *at = now;
+                }
+            }
+        }
+        self.wake_for(now);
+    }
+
+    /// Whether `cut` was called.
+    pub fn is_cut(&self) -> bool {
+        self.ends.get() != NEVER
     }
 
     /// An alarm, not set.
@@ -185,6 +208,19 @@ impl Deadlines {
     }
 }
 
+impl Default for Deadlines {
+    fn default() -> Self {
+        Self {
+            slots: RefCell::default(),
+            free: RefCell::default(),
+            next_look: Cell::default(),
+            waker: RefCell::default(),
+            draining: Cell::default(),
+            ends: Cell::new(NEVER),
+        }
+    }
+}
+
 impl Alarm {
     /// Waits for `wait` until `deadline`; `None` when that came first. Then `wait` is left as it is, and may be waited
     /// for again.
@@ -228,6 +264,7 @@ impl Ticket {
 
     /// A read begins that shall end by `deadline`.
     pub(super) fn arm_read(&self, deadline: u64, on_deadline: OnDeadline) {
+        let deadline = deadline.min(self.deadlines.ends.get());
         {
             let mut slots = self.deadlines.slots.borrow_mut();
             let slot = &mut slots[self.slot as usize];
@@ -240,6 +277,7 @@ impl Ticket {
 
     /// The wait for the next request begins: to be cancelled at `deadline`.
     pub(super) fn arm_idle(&self, deadline: u64) -> CancelHandle {
+        let deadline = deadline.min(self.deadlines.ends.get());
         let handle = {
             let mut slots = self.deadlines.slots.borrow_mut();
             let slot = &mut slots[self.slot as usize];
@@ -316,6 +354,7 @@ impl Ticket {
 
     /// A write begins that shall end by `deadline`.
     pub(super) fn arm_write(&self, deadline: u64) {
+        let deadline = deadline.min(self.deadlines.ends.get());
         {
             let mut slots = self.deadlines.slots.borrow_mut();
             let slot = &mut slots[self.slot as usize];

@@ -6,9 +6,10 @@ use std::ops::Range;
 use std::rc::Rc;
 
 use crate::authorize::Decision;
-use crate::downstream::{Asked, Downstream};
+use crate::downstream::{Asked, Downstream, Places};
 use crate::failure::{Cause, Failure, Side};
 use crate::http::grpc::{self, Code, Dialect, Messages, Status};
+use crate::http::h1::{Glimpse, glimpse};
 use crate::identity::SpiffeId;
 use crate::shard::clock::{NEVER, ns};
 use crate::shard::{Shard, View};
@@ -53,8 +54,9 @@ struct Tally {
 }
 
 impl Account {
-    pub(super) fn new(started: u64) -> Self {
-        Self { started, ..Self::default() }
+    /// Of the time since `started` the caller was waited for so long.
+    pub(super) fn new(started: u64, waited_us: u32) -> Self {
+        Self { started, waited_ns: (u64::from(waited_us) * 1000).into(), ..Self::default() }
     }
 
     /// A wait for a peer begins. Waits that overlap count once.
@@ -185,6 +187,7 @@ impl Account {
                 identity: shown.identity,
                 decided: shown.decision.map(|decision| (decision, &*view.snapshot.authorization)),
                 listener: shown.listener,
+                protocol: shown.protocol,
                 method: shown.method,
                 target: shown.target,
                 host: shown.host,
@@ -205,30 +208,39 @@ impl Account {
 pub(super) struct Shown<'x> {
     pub(super) peer: SocketAddr,
     pub(super) listener: &'x str,
-    /// Empty where no head was understood, as the two below.
+    /// Empty where it cannot be made out, as the two below.
     pub(super) method: &'x [u8],
     pub(super) target: &'x [u8],
     pub(super) host: &'x [u8],
     pub(super) route: Option<u32>,
     pub(super) identity: Option<&'x SpiffeId>,
     pub(super) decision: Option<&'x Decision>,
+    /// What the caller spoke; a ringmesh says what its own caller did.
+    pub(super) protocol: &'static str,
 }
 
 impl<'x> Shown<'x> {
-    /// Of a request that came by HTTP/1.1: parts of the head, which still lies in the input.
+    /// Of a request that came by HTTP/1.1: parts of the head, which still lies in the input. Of one that was refused:
+    /// what can be made out.
     pub(super) fn of(downstream: &'x Downstream, asked: Option<&'x Asked>) -> Self {
-        let part = |place: Option<&Range<u32>>| -> &'x [u8] {
-            place.and_then(|p| downstream.input.get(p.start as usize..p.end as usize)).unwrap_or_default()
+        let input = &downstream.input;
+        let part = |p: &Range<u32>| input.get(p.start as usize..p.end as usize).unwrap_or_default();
+        let Glimpse { method, target, host } = match asked.map(|a| &a.places) {
+            Some(Places { method, target, host }) => {
+                Glimpse { method: part(method), target: part(target), host: part(host) }
+            }
+            None => glimpse(input),
         };
         Self {
             peer: downstream.peer,
             listener: &downstream.listener,
-            method: part(asked.map(|a| &a.places.method)),
-            target: part(asked.map(|a| &a.places.target)),
-            host: part(asked.map(|a| &a.places.host)),
+            method,
+            target,
+            host,
             route: asked.and_then(|a| a.route),
             identity: downstream.identity.as_ref().map(|peer| &peer.id),
             decision: asked.map(|a| &a.decision),
+            protocol: asked.map_or("", |a| a.version.name()),
         }
     }
 }

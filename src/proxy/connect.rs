@@ -83,12 +83,15 @@ impl Path<'_> {
                 Found::Nothing(cause) => failure = Failure::upstream(Stage::Connect, cause),
                 Found::Room(opening) => {
                     match self.open(&attempt, opening).await {
-                        Ok(to) => return Ok((attempt, to)),
+                        Ok(to) => {
+                            attempt.reached();
+                            return Ok((attempt, to));
+                        }
                         // The same at every endpoint, and no fault of this one.
                         Err(ours) if ours.side == Side::Local => return Err(ours),
                         Err(why) => failure = why,
                     }
-                    attempt.failed(shard.clock.now());
+                    attempt.unreachable(shard.clock.now());
                 }
             }
             tried.push(attempt.endpoint);

@@ -23,16 +23,16 @@ use super::connect::{To, Tried};
 use super::h2_io::{Floods, Keepalive, Lent};
 use super::over_h2::{Head, give_up, head};
 use super::relay::{Direction, Web, unless_reset};
-use super::{First, InProgress, Path, SHED, both};
+use super::{First, InProgress, Path, SHED, blamed, both};
 use crate::authorize::{self, Decision, Verdict};
-use crate::downstream::Downstream;
+use crate::downstream::{Downstream, Protocol};
 use crate::failure::{Cause, Failure, Side, Stage};
 use crate::http::body::{Reframer, TAILROOM};
 use crate::http::client_cert::ClientCert;
 use crate::http::grpc::Dialect;
 use crate::http::grpc_web::{Form, Translation};
 use crate::http::h1::{self, Parsed};
-use crate::http::h2::{self as message, Facts, Tunnel};
+use crate::http::h2::{self as message, Facts, ORIGIN_FIELD, Origin, Tunnel};
 use crate::http::respond::{self, Told};
 use crate::http::{Framing, Method};
 use crate::identity;
@@ -53,13 +53,16 @@ pub(super) struct Caller {
     pub(super) port: u16,
     pub(super) identity: Option<Rc<identity::Peer>>,
     pub(super) encrypted: bool,
+    /// Whether it is a ringmesh.
+    pub(super) mesh: bool,
 }
 
 /// Serves one connection to its end. Its input are its first octets, the preface or a part of it.
 pub(super) async fn serve(shard: Rc<Shard>, downstream: Downstream) {
     let Downstream { connection, input: seen, peer, listener, port, identity } = downstream;
     let encrypted = connection.tls().is_some();
-    let caller = Rc::new(Caller { peer, listener, port, identity, encrypted });
+    let mesh = Protocol::of(&connection) == Protocol::Mesh;
+    let caller = Rc::new(Caller { peer, listener, port, identity, encrypted, mesh });
     let view = shard.view();
     let snapshot = &view.snapshot;
     let settings = snapshot.http2;
@@ -145,7 +148,7 @@ async fn exchange(
     let _exchange = InProgress::count(&shard);
     let view = shard.view();
     let limits = &view.snapshot.limits;
-    let account = Account::new(shard.clock.now());
+    let account = Account::new(shard.clock.now(), 0);
     let respond = RefCell::new(respond);
     let (mut parts, body) = request.into_parts();
     message::join_cookies(&mut parts.headers);
@@ -188,7 +191,7 @@ async fn exchange(
             }
             let path = Path { shard: &shard, account: &account, service, deadline };
             let call = Call { path, caller: &caller, view: &view, parts: &parts, facts, respond: &respond };
-            call.carry(body).await.map_err(Some)
+            call.carry(body).await.map_err(|failure| Some(blamed(&shard, failure)))
         }
     };
     if let Err(failure) = &result {
@@ -213,11 +216,17 @@ async fn exchange(
         route,
         identity: caller.identity.as_ref().map(|peer| &peer.id),
         decision: decision.as_ref(),
+        protocol: caller.origin(&parts).map_or("HTTP/2", |origin| origin.0.name()),
     };
     account.close(&shard, &view, &shown, service.as_ref().map(|(_, s)| s), result.err().flatten());
 }
 
 impl Caller {
+    /// How a request came to the ringmesh that sends it, if that was not HTTP/2.
+    fn origin(&self, parts: &Parts) -> Option<Origin> {
+        if self.mesh { Origin::of(&parts.headers) } else { None }
+    }
+
     /// Asks the rules, and counts what they say.
     fn authorize(&self, shard: &Shard, policy: &authorize::Policy, parts: &Parts) -> Decision {
         let path = match parts.uri.path_and_query() {
@@ -412,6 +421,11 @@ impl Call<'_> {
         let whole = self.facts.framing == Framing::None;
         let mut parts = self.parts.clone();
         message::forward(&mut parts, self.facts, &self.forwarding());
+        if lease.is_mesh()
+            && let Some(origin) = self.caller.origin(self.parts)
+        {
+            parts.headers.insert(ORIGIN_FIELD, origin.value());
+        }
         let is_web = matches!(self.facts.grpc, Some(Dialect::Web(_)));
         let web = if is_web { Translation::of_request(&mut parts.headers) } else { None };
         self.path.of_call(&mut parts.headers);

@@ -92,7 +92,9 @@ async fn serve_http1(shard: &Rc<Shard>, downstream: &mut Downstream) -> bool {
         let fate = match downstream.next(shard, std::mem::take(&mut first)).await {
             Next::Nothing => Fate::Close,
             Next::Http2 => return true,
-            Next::Refused(failure, started) => refuse(shard, downstream, failure, started).await,
+            Next::Refused(failure, started, waited_us) => {
+                refuse(shard, downstream, failure, (started, waited_us)).await
+            }
             Next::Request(mut asked) => exchange(shard, downstream, &mut asked).await,
         };
         match fate {
@@ -126,7 +128,7 @@ enum Fate {
 /// One request and its response.
 async fn exchange(shard: &Rc<Shard>, downstream: &mut Downstream, asked: &mut Asked) -> Fate {
     let _exchange = InProgress::count(shard);
-    let account = Account::new(asked.started);
+    let account = Account::new(asked.started, asked.head_waited_us);
     let route = asked.route.and_then(|id| asked.view.snapshot.routes.routes().get(id as usize));
     let service = route.map(|route| shard.service(&asked.view, route.service));
     let deadline = route.and_then(|r| r.timeout).map_or(NEVER, |t| asked.started.saturating_add(ns(t)));
@@ -153,6 +155,7 @@ async fn exchange(shard: &Rc<Shard>, downstream: &mut Downstream, asked: &mut As
         }
     };
     shard.buffers.give(head);
+    let result = result.map_err(|failure| failure.map(|failure| blamed(shard, failure)));
     let fate = match &result {
         Ok(fate) => *fate,
         Err(failure) => {
@@ -406,10 +409,16 @@ fn as_grpc(
 }
 
 /// Answers bytes that are no request that can be served, and ends the connection.
-async fn refuse(shard: &Rc<Shard>, downstream: &mut Downstream, failure: Failure, started: u64) -> Fate {
-    let account = Account::new(started);
+async fn refuse(
+    shard: &Rc<Shard>,
+    downstream: &mut Downstream,
+    failure: Failure,
+    (started, waited_us): (u64, u32),
+) -> Fate {
+    let account = Account::new(started, waited_us);
     let view = shard.view();
     let gone = matches!(failure.cause, Cause::Closed | Cause::Reset);
+    let failure = blamed(shard, failure);
     if !gone {
         account.status.set(failure.status());
         let told = Told {
@@ -425,6 +434,11 @@ async fn refuse(shard: &Rc<Shard>, downstream: &mut Downstream, failure: Failure
     }
     account.close(shard, &view, &Shown::of(downstream, None), None, Some(failure));
     if gone { Fate::Close } else { Fate::Linger }
+}
+
+/// When the drain has lasted long enough, every wait ends, which looks like somebody's fault but is ours.
+fn blamed(shard: &Shard, failure: Failure) -> Failure {
+    if shard.is_cut() { Failure::local(failure.stage, Cause::Draining) } else { failure }
 }
 
 /// Sends a response made here; whether it could be sent.

@@ -19,7 +19,8 @@ use crate::http::body::Reframer;
 use crate::http::grpc::{self, Dialect};
 use crate::http::grpc_web::{Form, Translation};
 use crate::http::h1::ResponseOptions;
-use crate::http::{Framing, Method, Version, h2 as message};
+use crate::http::h2::{self as message, Origin};
+use crate::http::{Framing, Method, Version};
 use crate::io::timed::Alarm;
 use crate::io::{Connection, Patience, Writer};
 use crate::shard::clock::{NEVER, ns};
@@ -60,7 +61,7 @@ async fn exchange(
     lease: &Lease,
     answered: &Cell<bool>,
 ) -> Result<Fate, Failure> {
-    let mut request = message::from_canonical(head, asked.version, asked.framing, lease.is_mesh())
+    let mut request = message::from_canonical(head, lease.is_mesh().then_some(Origin(asked.version)))
         .map_err(|cause| Failure::local(Stage::Request, cause))?;
     let web = match asked.view.snapshot.translates_grpc_web(&downstream.listener) {
         true => Translation::of_request(request.headers_mut()),

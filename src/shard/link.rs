@@ -53,6 +53,8 @@ pub enum Order {
     Unlisten(Arc<str>),
     /// Stop accepting, close idle connections, tell the others with `Connection: close`, end when all are done.
     Drain,
+    /// The drain has lasted long enough: end every wait, so that what is still open is recorded as cut, and end.
+    Cut,
     /// Answer by setting `Vitals::pong` to this number: proves that the data path runs.
     Ping(u64),
 }

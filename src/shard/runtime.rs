@@ -179,6 +179,7 @@ fn obey(shard: &Rc<Shard>, listeners: &Rc<RefCell<Accepting>>) {
                 listeners.borrow_mut().unlisten_all();
                 shard.drain();
             }
+            Order::Cut => shard.deadlines.cut(&shard.clock),
             Order::Ping(number) => shard.link.vitals.pong.store(number, Ordering::Release),
         }
     }

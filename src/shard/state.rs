@@ -232,6 +232,11 @@ impl Shard {
         self.draining.get()
     }
 
+    /// Whether what is still open is cut, because the drain has lasted long enough.
+    pub fn is_cut(&self) -> bool {
+        self.deadlines.is_cut()
+    }
+
     pub(super) fn drain(&self) {
         self.draining.set(true);
         self.deadlines.drain(&self.clock);

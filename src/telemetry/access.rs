@@ -42,7 +42,9 @@ pub struct Line<'l> {
     pub decided: Option<(&'l Decision, &'l Policy)>,
     /// Where it was accepted.
     pub listener: &'l str,
-    /// The request's method, target and host, as they came; empty when no head was understood.
+    /// What the caller spoke: `HTTP/1.0`, `HTTP/1.1`, `HTTP/2`; empty where that cannot be made out.
+    pub protocol: &'l str,
+    /// The request's method, target and host, as they came; empty where it cannot be made out.
     pub method: &'l [u8],
     /// See `method`.
     pub target: &'l [u8],
@@ -61,7 +63,7 @@ pub struct Line<'l> {
 impl AccessLog {
     /// A chunk is handed over when it is this full, or at the tick.
     const CHUNK_BYTES: usize = 64 * 1024;
-    /// Octets of a target or host that are shown.
+    /// Octets of a method, target or host that are shown.
     const SHOWN_MAX: usize = 2048;
 
     /// An access log with nothing in it; allocates at the first line.
@@ -136,8 +138,11 @@ impl AccessLog {
         if let Some(identity) = line.identity {
             let _ = write!(out, ",\"peer_identity\":\"{identity}\"");
         }
+        if !line.protocol.is_empty() {
+            let _ = write!(out, ",\"protocol\":\"{}\"", line.protocol);
+        }
         out.extend_from_slice(b",\"method\":\"");
-        escape(line.method, out);
+        escape(cut(line.method), out);
         out.extend_from_slice(b"\",\"host\":\"");
         escape(cut(line.host), out);
         out.extend_from_slice(b"\",\"target\":\"");
@@ -196,11 +201,14 @@ impl AccessLog {
         let ended = line.ended;
         out.extend_from_slice(&self.date);
         let _ = write!(out, " {} {} \"", line.listener, line.peer);
-        escape(line.method, out);
+        escape(cut(line.method), out);
         out.push(b' ');
         escape(cut(line.host), out);
         out.push(b' ');
         escape(cut(line.target), out);
+        if !line.protocol.is_empty() {
+            let _ = write!(out, " {}", line.protocol);
+        }
         let _ = write!(out, "\" {} {}", ended.status, line.service.unwrap_or("-"));
         match line.endpoint {
             Some(endpoint) => {
@@ -216,14 +224,17 @@ impl AccessLog {
         }
         let _ = write!(
             out,
-            " attempts={} in={} out={} first_byte={}us whole={}us own={}us",
+            " route={} attempts={} in={} out={} first_byte=",
+            line.route.unwrap_or("-"),
             ended.attempts,
             ended.request_body_bytes,
-            ended.response_body_bytes,
-            ended.first_byte_ns.unwrap_or(0) / 1000,
-            ended.whole_ns / 1000,
-            ended.own_ns / 1000
+            ended.response_body_bytes
         );
+        match ended.first_byte_ns {
+            Some(first_byte_ns) => drop(write!(out, "{}us", first_byte_ns / 1000)),
+            None => out.push(b'-'),
+        }
+        let _ = write!(out, " whole={}us own={}us", ended.whole_ns / 1000, ended.own_ns / 1000);
         if let Some(grpc) = &ended.grpc {
             let _ = write!(
                 out,
@@ -361,6 +372,7 @@ mod tests {
             identity: None,
             decided: None,
             listener: "in",
+            protocol: "HTTP/1.1",
             method: b"GET",
             target,
             host: b"a",

@@ -256,3 +256,101 @@ fn near(latency_ns: Option<u64>, expected: f64) {
     let latency_ns = latency_ns.unwrap() as f64;
     assert!((latency_ns / expected - 1.0).abs() < 1e-3, "{latency_ns} ns for {expected}");
 }
+
+/// An exchange at `now_ns`: endpoints are tried until one is reached. How many were tried, and which answered.
+fn exchange(
+    balancer: &mut Balancer,
+    now_ns: u64,
+    rng: &mut Rng,
+    is_up: impl Fn(usize) -> bool,
+) -> (usize, Option<usize>) {
+    let mut tried = Vec::new();
+    while let Some(endpoint) = balancer.pick(now_ns, rng, |e| tried.contains(&e)) {
+        balancer.started(endpoint, now_ns);
+        tried.push(endpoint);
+        if is_up(endpoint) {
+            balancer.reached(endpoint);
+            balancer.ended(endpoint, now_ns + MS, Outcome::Answered { latency_ns: MS });
+            return (tried.len(), Some(endpoint));
+        }
+        balancer.ended(endpoint, now_ns, Outcome::Unreachable);
+    }
+    (tried.len(), None)
+}
+
+#[test]
+fn an_endpoint_that_refuses_is_passed_over_for_longer_each_time_and_comes_back() {
+    for balance in ALL {
+        for weights in [&[1, 1][..], &[3, 1, 2]] {
+            let mut balancer = Balancer::new(&service(balance, weights));
+            let mut rng = Rng::with_seed(7);
+            let mut trials: Vec<u64> = Vec::new();
+            let mut now_ns = SECOND;
+            // Forty a second for two minutes: without a memory a third or half of them meet it.
+            while now_ns < 121 * SECOND {
+                let (tried, answered) = exchange(&mut balancer, now_ns, &mut rng, |e| e != 0);
+                assert!(answered.is_some(), "{balance:?}");
+                if tried > 1 {
+                    trials.push(now_ns);
+                }
+                now_ns += 25 * MS;
+            }
+            assert!((2..=9).contains(&trials.len()), "{balance:?} {weights:?}: {trials:?}");
+            let waits: Vec<u64> = trials.windows(2).map(|pair| (pair[1] - pair[0]) / SECOND).collect();
+            for (n, wait) in waits.iter().enumerate() {
+                assert!(*wait >= (1 << n.min(5)).min(30), "{balance:?} {weights:?}: {waits:?}");
+            }
+            // It is up again: found within half a minute, and then it has its part.
+            let mut answers = 0;
+            for n in 0..4000 {
+                let (_, answered) = exchange(&mut balancer, now_ns, &mut rng, |_| true);
+                answers += usize::from(n >= 2000 && answered == Some(0));
+                now_ns += 25 * MS;
+            }
+            assert!(answers > 400, "{balance:?} {weights:?}: {answers} of 2000");
+        }
+    }
+}
+
+#[test]
+fn where_all_refuse_all_are_tried() {
+    for balance in ALL {
+        let mut balancer = Balancer::new(&service(balance, &[1, 1, 1]));
+        let mut rng = Rng::with_seed(8);
+        for n in 0..100 {
+            assert_eq!(exchange(&mut balancer, n * MS, &mut rng, |_| false), (3, None), "{balance:?}");
+        }
+        assert_eq!(exchange(&mut balancer, 100 * MS, &mut rng, |_| true).0, 1, "{balance:?}");
+    }
+}
+
+#[test]
+fn many_attempts_that_fail_together_count_once_and_one_at_a_time_finds_out() {
+    let mut balancer = Balancer::new(&service(Balance::RoundRobin, &[1, 1]));
+    let mut rng = Rng::with_seed(9);
+    for _ in 0..50 {
+        balancer.started(0, 0);
+    }
+    for _ in 0..50 {
+        balancer.ended(0, MS, Outcome::Unreachable);
+    }
+    let picks = |balancer: &mut Balancer, now_ns: u64, rng: &mut Rng| -> Vec<usize> {
+        (0..4).filter_map(|_| balancer.pick(now_ns, rng, |_| false)).collect()
+    };
+    assert_eq!(picks(&mut balancer, SECOND, &mut rng), [1; 4]);
+    assert!(picks(&mut balancer, SECOND + MS, &mut rng).contains(&0), "a second later it is tried");
+    balancer.started(0, SECOND + MS);
+    assert_eq!(picks(&mut balancer, SECOND + 2 * MS, &mut rng), [1; 4], "the others wait for what it finds");
+    balancer.reached(0);
+    assert!(picks(&mut balancer, SECOND + 3 * MS, &mut rng).contains(&0));
+    balancer.ended(0, SECOND + 3 * MS, Outcome::Cancelled);
+
+    // A reload forgets nothing.
+    balancer.started(0, 2 * SECOND);
+    balancer.ended(0, 2 * SECOND, Outcome::Unreachable);
+    let service = service(Balance::RoundRobin, &[1, 1]);
+    let mut reloaded = Balancer::new(&service);
+    let places = former_places(&service.endpoints, &service.endpoints);
+    reloaded.carry_over(&balancer, &places);
+    assert_eq!(picks(&mut reloaded, 2 * SECOND + MS, &mut rng), [1; 4]);
+}

@@ -1,5 +1,6 @@
 //! Where it goes: the services that control declared, and what one shard knows of each (endpoints, averages, pools).
 
+mod away;
 pub mod balance;
 pub mod pool;
 pub mod service;

@@ -115,6 +115,17 @@ impl Attempt {
         self.now.set(now);
     }
 
+    /// No connection to the endpoint could be made.
+    pub fn unreachable(&self, now: u64) {
+        self.outcome.set(Outcome::Unreachable);
+        self.now.set(now);
+    }
+
+    /// A connection to the endpoint was made.
+    pub fn reached(&self) {
+        self.service.balancer.borrow_mut().reached(self.endpoint as usize);
+    }
+
     /// Its address.
     pub fn address(&self) -> &spec::Address {
         &self.service.spec.endpoints[self.endpoint as usize].address

@@ -5,6 +5,7 @@ use std::sync::atomic::Ordering;
 
 use ringmesh::shard::link::Order;
 
+use crate::support::client::Cut;
 use crate::support::origin::{Origin, ok};
 use crate::support::rig::Rig;
 use crate::support::{End, Gate};
@@ -89,4 +90,68 @@ fn a_listener_can_be_given_up_alone() {
     client.send("GET /b HTTP/1.1\r\nHost: a\r\n\r\n");
     let response = client.response();
     assert_eq!((response.text(), response.has("connection")), ("/b".into(), false));
+}
+
+#[test]
+fn what_is_cut_when_the_drain_has_lasted_long_enough_is_told_and_recorded() {
+    let origin = Origin::scripted(|visit| {
+        while let Some(request) = visit.head() {
+            match request.target() {
+                "/half" => drop(visit.send("HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf")),
+                "/old" => drop(visit.send("HTTP/1.1 200 OK\r\n\r\nhalf")),
+                _ => {}
+            }
+            visit.drain();
+        }
+    });
+    let rig = Rig::before_with(origin, |c| c.log("json"));
+    let send = |bytes: &str| {
+        let mut client = rig.client();
+        client.send(bytes);
+        client
+    };
+    let mut half = send("GET /half HTTP/1.1\r\nHost: a\r\n\r\n");
+    let mut old = send("GET /old HTTP/1.0\r\nHost: a\r\n\r\n");
+    let mut unanswered = send("GET /unanswered HTTP/1.1\r\nHost: a\r\n\r\n");
+    let mut sending = send("POST /sending HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\nhalf");
+    let mut head = send("GET /head HTTP/1.1\r\nHo");
+    rig.origin.wait_connections(4);
+    rig.origin.wait_bytes(b"half");
+    for client in [&mut half, &mut old] {
+        while !client.wait_bytes(1).ends_with(b"half") {
+            let more = client.wait_bytes(1).len() + 1;
+            client.wait_bytes(more);
+        }
+    }
+    rig.mesh.order(Order::Drain);
+    rig.mesh.order(Order::Cut);
+    for (client, label) in [
+        (&mut unanswered, "response.local.draining"),
+        (&mut sending, "request.local.draining"),
+        (&mut head, "head.local.draining"),
+    ] {
+        let response = client.response();
+        assert_eq!((response.status(), response.one("x-ringmesh-failure").unwrap().as_str()), (503, label));
+    }
+    assert!(matches!(half.cut(), Cut::Truncated(_, End::Fin)));
+    // Its end is the end of the connection: only a reset tells that it is cut.
+    assert!(matches!(old.cut(), Cut::Truncated(_, End::Reset)));
+    let seen = rig.done().seen;
+    let mut lines: Vec<_> = seen
+        .lines()
+        .iter()
+        .map(|line| format!("{} {} {}", line["target"], line["status"], line["failure"]).replace('"', ""))
+        .collect();
+    lines.sort_unstable();
+    assert_eq!(
+        lines,
+        [
+            "/half 200 body.local.draining",
+            "/head 503 head.local.draining",
+            "/old 200 body.local.draining",
+            "/sending 503 request.local.draining",
+            "/unanswered 503 response.local.draining",
+        ]
+    );
+    assert_eq!(seen.of_cause("draining"), 5);
 }

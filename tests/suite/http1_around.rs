@@ -233,9 +233,9 @@ fn h95_forwarding_fields_are_kept_appended_to_or_replaced() {
         (
             "append",
             (&["10.0.0.1, 10.0.0.2, 127.0.0.1"], &["https"], &["h"], &["for=x"]),
-            (&[me], &["http"], &[], &[]),
+            (&[me], &["http"], &["a"], &[]),
         ),
-        ("replace", (&[me], &["http"], &[], &[]), (&[me], &["http"], &[], &[])),
+        ("replace", (&[me], &["http"], &["a"], &[]), (&[me], &["http"], &["a"], &[])),
     ];
     for (mode, with_fields, without) in table {
         let rig = Rig::with(|c| c.forwarding(&format!("forwarded = \"{mode}\"")));

@@ -301,6 +301,30 @@ fn a_connect_failure_moves_on_to_another_endpoint_whatever_the_method() {
 }
 
 #[test]
+fn an_endpoint_that_refuses_costs_few_requests_another_attempt() {
+    let origin = Origin::plain();
+    let dead = nobody();
+    let mesh = Config::default()
+        .service_at(
+            "app",
+            &[&dead.endpoint, &origin.endpoint],
+            "balance = \"round-robin\"\npool = { idle_max = 0 }",
+        )
+        .log("json")
+        .start();
+    let mut client = mesh.client();
+    for _ in 0..40 {
+        client.send(get("/x"));
+        assert_eq!(client.response().text(), "/x");
+    }
+    drop(client);
+    let lines = mesh.finish().lines();
+    // Once at first, and then at most as many times as the waits double in whatever time this took.
+    let again = lines.iter().filter(|line| line["attempts"] != 1).count();
+    assert!(lines.len() == 40 && (1..10).contains(&again), "{again} of {}", lines.len());
+}
+
+#[test]
 fn when_no_endpoint_can_be_reached_the_answer_is_503_and_says_so() {
     let (one, other) = (nobody(), nobody());
     let mesh = Config::default().service_at("app", &[&one.endpoint, &other.endpoint], "").start();

@@ -11,7 +11,7 @@ use ringmesh::authorize::{Policy, Rule, Verdict};
 use ringmesh::config;
 use ringmesh::shard::link::{Link, Notice, Order};
 use ringmesh::shard::{Plan, spawn};
-use ringmesh::snapshot::{AccessLogFormat, Snapshot};
+use ringmesh::snapshot::Snapshot;
 use ringmesh::telemetry::{GrpcCounts, ShardTotals};
 
 use super::GUARD;
@@ -24,13 +24,13 @@ pub struct Config {
     limits: String,
     timeouts: String,
     forwarding: String,
+    access_log: Option<String>,
     services: Vec<Service>,
     /// Routes, when not simply all to the first service.
     routes: String,
     /// What keys do not say.
     change: Option<Change>,
     policy: Arc<Policy>,
-    logs: bool,
 }
 
 type Change = Arc<dyn Fn(&mut Snapshot) + Send + Sync>;
@@ -116,6 +116,12 @@ impl Config {
         self
     }
 
+    /// Lines of the access log, in this format.
+    pub fn log(mut self, format: &str) -> Self {
+        self.access_log = Some(format.to_owned());
+        self
+    }
+
     /// Whole `[[route]]` tables in place of the one to the first service.
     pub fn routes(mut self, tables: &str) -> Self {
         self.routes = tables.to_owned();
@@ -135,9 +141,8 @@ impl Config {
     }
 
     /// With an access log, as JSON: in [`Seen::log`] at the end.
-    pub fn logged(mut self) -> Self {
-        self.logs = true;
-        self
+    pub fn logged(self) -> Self {
+        self.log("json")
     }
 
     pub fn start(&self) -> Mesh {
@@ -151,6 +156,9 @@ impl Config {
             text += "via = \"hop\"\n";
         }
         text += &self.forwarding;
+        if let Some(format) = &self.access_log {
+            text += &format!("\n[access_log]\nformat = {format:?}");
+        }
         text += "\n[[listener]]\naddress = \"127.0.0.1:15001\"\n";
         for Service { name, endpoints, keys } in &self.services {
             text += &format!("[[service]]\nname = {name:?}\nendpoints = {endpoints:?}\n{keys}\n");
@@ -237,7 +245,6 @@ impl Mesh {
         // It is found by its name when a connection comes.
         snapshot.listeners[0].name = "inbound".into();
         snapshot.authorization = Arc::clone(&config.policy);
-        snapshot.access_log = config.logs.then_some(AccessLogFormat::Json);
         if let Some(change) = &config.change {
             change(&mut snapshot);
         }
@@ -308,6 +315,11 @@ impl Seen {
     pub fn grpc_statuses(&self) -> String {
         let all: Vec<String> = self.grpc.statuses().map(|(status, n)| format!("{status}:{n}")).collect();
         all.join(" ")
+    }
+
+    /// The lines of the access log, which are JSON.
+    pub fn lines(&self) -> Vec<serde_json::Value> {
+        self.log.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
     }
 
     /// How many exchanges ended with this cause, wherever it was.

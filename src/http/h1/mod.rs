@@ -13,6 +13,7 @@ pub use request::{Forwarding, Request, Target, Upgrade, read_request};
 pub(super) use request::{has_pseudonym, write_field, write_ip};
 pub use response::{Response, ResponseOptions, read_response, write_response_head};
 
+use super::fields;
 use crate::failure::Cause;
 
 /// What a buffer was found to hold.
@@ -68,9 +69,57 @@ pub fn head_end(buffer: &[u8], searched: usize) -> Option<usize> {
     None
 }
 
+/// What can be made out of a request that was refused, for the log: nothing was judged. Parts of what came, and empty
+/// where there are none.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Glimpse<'b> {
+    /// The first word of the first line, if it is a token.
+    pub method: &'b [u8],
+    /// The second word.
+    pub target: &'b [u8],
+    /// The value of the first Host field.
+    pub host: &'b [u8],
+}
+
+/// Looks at the front of a buffer that holds a refused request. The path of refusals only.
+pub fn glimpse(buffer: &[u8]) -> Glimpse<'_> {
+    let mut lines = buffer.trim_ascii_start().split(|b| *b == b'\n').map(<[u8]>::trim_ascii_end);
+    let line = lines.next().unwrap_or_default();
+    let mut words = line.splitn(3, |b| *b == b' ');
+    let (Some(method), Some(target)) = (words.next().filter(|m| fields::is_token(m)), words.next()) else {
+        return Glimpse::default();
+    };
+    let value = |line: &'_ [u8]| {
+        let (name, value) = line.split_at(memchr::memchr(b':', line)?);
+        name.eq_ignore_ascii_case(b"host").then_some(value.len() - 1)
+    };
+    let host = lines
+        .take_while(|line| !line.is_empty())
+        .find_map(|line| Some(line[line.len() - value(line)?..].trim_ascii_start()));
+    Glimpse { method, target, host: host.unwrap_or_default() }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_can_be_made_out_of_a_refused_head_is_shown_and_nothing_else() {
+        let seen = |bytes: &'static [u8]| {
+            let Glimpse { method, target, host } = glimpse(bytes);
+            [method, target, host].map(|part| std::str::from_utf8(part).unwrap_or("?"))
+        };
+        assert_eq!(
+            seen(b"\r\nTRACE /a?b HTTP/1.1\r\nx: host: no\r\nHOST:  c:1 \r\n\r\n"),
+            ["TRACE", "/a?b", "c:1"]
+        );
+        assert_eq!(seen(b"GET / HTTP/1.1\r\n\r\nhost: body"), ["GET", "/", ""]);
+        assert_eq!(seen(b"GET /half"), ["GET", "/half", ""]);
+        assert_eq!(seen(b"GET / HTTP/1.1\r\nHost"), ["GET", "/", ""]);
+        for nothing in [&b""[..], b"GET", b"\x16\x03\x01 \x02", b"G(T / HTTP/1.1\r\n", b"\r\n \r\n"] {
+            assert_eq!(glimpse(nothing), Glimpse::default(), "{nothing:?}");
+        }
+    }
 
     #[test]
     fn the_end_of_a_head_is_found_whatever_the_pieces() {

@@ -179,6 +179,14 @@ fn later_minor_version(buffer: &[u8]) -> Option<Vec<u8>> {
     Some(copy)
 }
 
+/// Which of the fields that are added to a request it has already, apart from those that are taken out.
+#[derive(Debug, Clone, Copy, Default)]
+struct Has {
+    forwarded_for: bool,
+    proto: bool,
+    host: bool,
+}
+
 impl<'b> Request<'b> {
     /// Judges what httparse took apart.
     fn judge(
@@ -335,8 +343,7 @@ impl<'b> Request<'b> {
         out.extend_from_slice(b" HTTP/1.1\r\nhost: ");
         out.extend_from_slice(self.authority.unwrap_or(forwarding.default_host.as_bytes()));
         out.extend_from_slice(b"\r\n");
-        let mut has_proto = false;
-        let mut has_forwarded_for = false;
+        let mut has = Has::default();
         for part in self.parts {
             match known(part.name) {
                 Known::Connection | Known::HopByHop | Known::KeepAlive | Known::Upgrade | Known::Te => {
@@ -354,19 +361,20 @@ impl<'b> Request<'b> {
                     continue;
                 }
                 Known::XForwardedFor if forwarding.forwarded == ForwardedFields::Append => {
-                    has_forwarded_for = true;
+                    has.forwarded_for = true;
                     continue;
                 }
-                Known::XForwardedProto => has_proto = true,
+                Known::XForwardedProto => has.proto = true,
+                Known::XForwardedHost => has.host = true,
                 Known::Other | Known::Date | Known::Expect | Known::MaxForwards | Known::Via => {}
-                Known::XForwardedFor | Known::XForwardedHost | Known::Forwarded => {}
+                Known::XForwardedFor | Known::Forwarded => {}
             }
             if self.connection.nominates(part.name) {
                 continue;
             }
             write_field(part.name, part.value, out);
         }
-        self.write_added(forwarding, has_forwarded_for, has_proto, out);
+        self.write_added(forwarding, has, out);
         match self.framing {
             Framing::None | Framing::UntilClose => {}
             Framing::Length(n) => {
@@ -379,16 +387,10 @@ impl<'b> Request<'b> {
         out.extend_from_slice(b"\r\n");
     }
 
-    fn write_added(
-        &self,
-        forwarding: &Forwarding<'_>,
-        has_forwarded_for: bool,
-        has_proto: bool,
-        out: &mut Vec<u8>,
-    ) {
+    fn write_added(&self, forwarding: &Forwarding<'_>, has: Has, out: &mut Vec<u8>) {
         if forwarding.forwarded != ForwardedFields::Keep {
             out.extend_from_slice(b"x-forwarded-for: ");
-            if has_forwarded_for {
+            if has.forwarded_for {
                 // One line, because many readers look at the first line only.
                 for part in self.parts.iter().filter(|p| known(p.name) == Known::XForwardedFor) {
                     if !part.value.is_empty() {
@@ -399,8 +401,13 @@ impl<'b> Request<'b> {
             }
             write_ip(forwarding.peer, out);
             out.extend_from_slice(b"\r\n");
-            if !has_proto {
+            if !has.proto {
                 out.extend_from_slice(forwarding.proto_line());
+            }
+            if !has.host
+                && let Some(authority) = self.authority
+            {
+                write_field("x-forwarded-host", authority, out);
             }
         }
         if let Some(client_cert) = &forwarding.client_cert {

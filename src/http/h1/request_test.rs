@@ -174,20 +174,31 @@ fn forwarded_fields_are_kept_appended_to_or_replaced() {
              x-forwarded-for: 1.1.1.1, 2.2.2.2, 3.3.3.3, 192.0.2.7\r\n"
                 .to_owned(),
         ),
-        (ForwardedFields::Append, "", "x-forwarded-for: 192.0.2.7\r\nx-forwarded-proto: http\r\n".to_owned()),
+        (
+            ForwardedFields::Append,
+            "",
+            "x-forwarded-for: 192.0.2.7\r\nx-forwarded-proto: http\r\nx-forwarded-host: a\r\n".to_owned(),
+        ),
         (
             ForwardedFields::Replace,
             came,
-            "A: 1\r\nx-forwarded-for: 192.0.2.7\r\nx-forwarded-proto: http\r\n".to_owned(),
+            "A: 1\r\nx-forwarded-for: 192.0.2.7\r\nx-forwarded-proto: http\r\nx-forwarded-host: a\r\n"
+                .to_owned(),
         ),
     ] {
         assert_eq!(fields(lines, &Forwarding { forwarded, ..PLAIN }), want, "{forwarded:?} {lines:?}");
     }
     let peer = "[2001:db8::1]:80".parse().unwrap();
     let forwarding = Forwarding { forwarded: ForwardedFields::Append, peer, ..PLAIN };
-    assert_eq!(fields("", &forwarding), "x-forwarded-for: 2001:db8::1\r\nx-forwarded-proto: http\r\n");
+    assert_eq!(
+        fields("", &forwarding),
+        "x-forwarded-for: 2001:db8::1\r\nx-forwarded-proto: http\r\nx-forwarded-host: a\r\n"
+    );
     let forwarding = Forwarding { encrypted: true, ..forwarding };
-    assert_eq!(fields("", &forwarding), "x-forwarded-for: 2001:db8::1\r\nx-forwarded-proto: https\r\n");
+    assert_eq!(
+        fields("", &forwarding),
+        "x-forwarded-for: 2001:db8::1\r\nx-forwarded-proto: https\r\nx-forwarded-host: a\r\n"
+    );
 }
 
 #[test]
@@ -445,6 +456,7 @@ fn every_cause_that_a_request_head_can_have_is_in_the_table() {
         Cause::IdentityMissing,
         Cause::Denied,
         Cause::Misdirected,
+        Cause::Draining,
         // HTTP/2.
         Cause::ProtocolError,
         Cause::StreamReset,

@@ -4,10 +4,12 @@
 //! pseudo-fields, connection-specific fields and lengths that disagree with the DATA. What it lets through and must not go
 //! on is refused here. Heads towards HTTP/1.1 are written anew, field by field, like all others.
 
+mod origin;
 mod request;
 mod response;
 pub mod watch;
 
+pub use origin::{ORIGIN_FIELD, Origin};
 pub(crate) use request::authority;
 pub use request::{
     Facts, Forwarded, Tunnel, check, forward, from_canonical, host_of, join_cookies, values, write_h1,
@@ -31,6 +33,3 @@ pub fn cause(error: &h2::Error) -> Cause {
         None => Cause::ProtocolError,
     }
 }
-
-/// The name under which two ringmeshes tell each other how a message came; removed at the far end, and from anybody else.
-pub const ORIGIN_FIELD: &str = "ringmesh-origin";

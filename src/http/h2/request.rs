@@ -5,14 +5,14 @@ use std::mem::MaybeUninit;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Request, Uri, request};
 
-use super::ORIGIN_FIELD;
+use super::origin::{ORIGIN_FIELD, Origin};
 use crate::authorize;
 use crate::failure::Cause;
 use crate::http::client_cert;
 use crate::http::fields::{self, Known, known, write_u64};
 use crate::http::grpc::Dialect;
 use crate::http::h1::{self, write_field};
-use crate::http::{Framing, Method, Version};
+use crate::http::{Framing, Method};
 use crate::snapshot::{ForwardedFields, Limits};
 
 /// What matters of a request that was found right.
@@ -155,6 +155,12 @@ pub fn values<'p>(parts: &'p request::Parts, name: &str) -> impl Iterator<Item =
 
 /// Makes a request that came by HTTP/2 ready for a service that speaks it: without what concerned only the last hop.
 pub fn forward(parts: &mut request::Parts, facts: &Facts, forwarding: &Forwarded<'_>) {
+    // Before a default takes its place; made only where it is told.
+    let host = if forwarding.forwarded == ForwardedFields::Append {
+        authority(parts).and_then(|host| HeaderValue::from_str(host).ok())
+    } else {
+        None
+    };
     if parts.uri.authority().is_none() {
         let host = authority(parts).unwrap_or(forwarding.default_host).to_owned();
         set_authority(parts, &host);
@@ -188,14 +194,14 @@ pub fn forward(parts: &mut request::Parts, facts: &Facts, forwarding: &Forwarded
                 list.extend_from_slice(value.as_bytes());
                 list.extend_from_slice(b", ");
             }
-            add_forwarded(headers, list, forwarding);
+            add_forwarded(headers, list, host, forwarding);
         }
         ForwardedFields::Replace => {
             for name in [HOST_OF, PROTO] {
                 headers.remove(name);
             }
             headers.remove(header::FORWARDED);
-            add_forwarded(headers, Vec::new(), forwarding);
+            add_forwarded(headers, Vec::new(), host, forwarding);
         }
     }
     if let Some(via) = forwarding.via {
@@ -223,12 +229,15 @@ pub fn write_h1(parts: &request::Parts, facts: &Facts, forwarding: &Forwarded<'_
     out.extend_from_slice(b" HTTP/1.1\r\nhost: ");
     out.extend_from_slice(authority(parts).unwrap_or(forwarding.default_host).as_bytes());
     out.extend_from_slice(b"\r\n");
-    let mut has_proto = false;
+    let (mut has_proto, mut has_host, mut has_length) = (false, false, false);
     for (name, value) in &parts.headers {
         match known(name.as_str()) {
             Known::Connection | Known::HopByHop | Known::KeepAlive | Known::Upgrade | Known::Te => continue,
-            Known::TransferEncoding | Known::ContentLength | Known::Host | Known::FailureReport => continue,
-            Known::ClientCert => continue,
+            Known::ContentLength => {
+                has_length = true;
+                continue;
+            }
+            Known::TransferEncoding | Known::Host | Known::FailureReport | Known::ClientCert => continue,
             Known::Expect if !facts.expect_continue => continue,
             Known::MaxForwards if facts.max_forwards.is_some() => continue,
             Known::XForwardedFor | Known::XForwardedHost | Known::XForwardedProto | Known::Forwarded
@@ -238,13 +247,18 @@ pub fn write_h1(parts: &request::Parts, facts: &Facts, forwarding: &Forwarded<'_
             }
             Known::XForwardedFor if forwarding.forwarded == ForwardedFields::Append => continue,
             Known::XForwardedProto => has_proto = true,
+            Known::XForwardedHost => has_host = true,
             Known::Other if name.as_str() == ORIGIN_FIELD => continue,
             _ => {}
         }
         write_field(name.as_str(), value.as_bytes(), out);
     }
-    write_added(parts, facts, forwarding, has_proto, out);
+    write_added(parts, facts, forwarding, (has_proto, has_host), out);
     match facts.framing {
+        // Services refuse (411) methods that have a meaning for content when nothing says that there is none.
+        Framing::None if has_length || means_content(&parts.method) => {
+            out.extend_from_slice(b"content-length: 0\r\n");
+        }
         Framing::None | Framing::UntilClose => {}
         Framing::Length(n) => {
             out.extend_from_slice(b"content-length: ");
@@ -256,17 +270,16 @@ pub fn write_h1(parts: &request::Parts, facts: &Facts, forwarding: &Forwarded<'_
     out.extend_from_slice(b"\r\n");
 }
 
-/// Reads a head that was written here for an HTTP/1.1 service, for one that speaks HTTP/2. `origin` tells a ringmesh how
-/// the message came.
+/// Whether a request without content says so (RFC 9110 §8.6).
+fn means_content(method: &http::Method) -> bool {
+    matches!(*method, http::Method::POST | http::Method::PUT | http::Method::PATCH)
+}
+
+/// Reads a head that was written here for an HTTP/1.1 service, for one that speaks HTTP/2. `origin` is for a ringmesh.
 ///
 /// # Errors
 /// When a part of it cannot be said in HTTP/2.
-pub fn from_canonical(
-    head: &[u8],
-    version: Version,
-    framing: Framing,
-    origin: bool,
-) -> Result<Request<()>, Cause> {
+pub fn from_canonical(head: &[u8], origin: Option<Origin>) -> Result<Request<()>, Cause> {
     let mut slots = [const { MaybeUninit::uninit() }; Limits::FIELDS_CEILING as usize + 16];
     let mut parsed = httparse::Request::new(&mut []);
     match parsed.parse_with_uninit_headers(head, &mut slots) {
@@ -287,13 +300,10 @@ pub fn from_canonical(
             }
         }
     }
-    if origin {
-        headers.insert(ORIGIN, HeaderValue::from_static(origin_of(version, framing)));
+    if let Some(origin) = origin {
+        headers.insert(ORIGIN, origin.value());
     }
-    let target = match parsed.path.unwrap_or("/") {
-        "*" => "/",
-        path => path,
-    };
+    let target = parsed.path.unwrap_or("/");
     let uri = Uri::builder().scheme("http").authority(host).path_and_query(target);
     let mut request = Request::new(());
     *request.uri_mut() = uri.build().map_err(|_| Cause::BadTarget)?;
@@ -309,15 +319,6 @@ const PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const HOST_OF: HeaderName = HeaderName::from_static("x-forwarded-host");
 const FAILURE: HeaderName = HeaderName::from_static("x-ringmesh-failure");
 const ORIGIN: HeaderName = HeaderName::from_static(ORIGIN_FIELD);
-
-/// How a message came, for a ringmesh at the far end.
-fn origin_of(version: Version, framing: Framing) -> &'static str {
-    match (version, framing) {
-        (Version::Http11, Framing::Chunked) => "1.1 chunked",
-        (Version::Http11, _) => "1.1",
-        (Version::Http10, _) => "1.0",
-    }
-}
 
 fn method(method: &http::Method) -> Result<Method, Cause> {
     match *method {
@@ -400,7 +401,12 @@ fn set_authority(parts: &mut request::Parts, host: &str) {
     parts.uri = Uri::from_parts(uri).unwrap_or_default();
 }
 
-fn add_forwarded(headers: &mut HeaderMap, mut list: Vec<u8>, forwarding: &Forwarded<'_>) {
+fn add_forwarded(
+    headers: &mut HeaderMap,
+    mut list: Vec<u8>,
+    host: Option<HeaderValue>,
+    forwarding: &Forwarded<'_>,
+) {
     h1::write_ip(forwarding.peer, &mut list);
     if let Ok(value) = HeaderValue::from_bytes(&list) {
         headers.insert(FOR, value);
@@ -408,13 +414,16 @@ fn add_forwarded(headers: &mut HeaderMap, mut list: Vec<u8>, forwarding: &Forwar
     if !headers.contains_key(PROTO) {
         headers.insert(PROTO, HeaderValue::from_static(if forwarding.encrypted { "https" } else { "http" }));
     }
+    if let Some(host) = host.filter(|_| !headers.contains_key(HOST_OF)) {
+        headers.insert(HOST_OF, host);
+    }
 }
 
 fn write_added(
     parts: &request::Parts,
     facts: &Facts,
     forwarding: &Forwarded<'_>,
-    has_proto: bool,
+    (has_proto, has_host): (bool, bool),
     out: &mut Vec<u8>,
 ) {
     if forwarding.forwarded != ForwardedFields::Keep {
@@ -429,6 +438,9 @@ fn write_added(
         out.extend_from_slice(b"\r\n");
         if !has_proto {
             out.extend_from_slice(forwarding.proto_line());
+        }
+        if !has_host && let Some(authority) = authority(parts) {
+            write_field("x-forwarded-host", authority.as_bytes(), out);
         }
     }
     if let Some(client_cert) = &forwarding.client_cert {

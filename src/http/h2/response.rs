@@ -3,7 +3,8 @@
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::{Response, StatusCode, response};
 
-use super::{ORIGIN_FIELD, request};
+use super::origin::ORIGIN_FIELD;
+use super::request;
 use crate::failure::Cause;
 use crate::http::fields::{Known, known, write_u64};
 use crate::http::h1::{self, ResponseOptions, write_field};

@@ -1,6 +1,7 @@
 //! `ringmesh demo`: it ends as it should, and leaves nothing behind, however it ends.
 
 use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 
 use rustix::process::Signal;
@@ -72,15 +73,51 @@ impl Demo {
 #[test]
 fn a_demo_ends_by_itself_with_a_summary_and_leaves_nothing() {
     let temporary = Folder::new();
-    let mut demo = Demo::start(&temporary, &["--for", "3s"]);
+    // Long enough for each sidecar to owe a renewal.
+    let mut demo = Demo::start(&temporary, &["--for", "6s"]);
+    let keys = demo.folder.join("ca");
+    for (path, mode) in [(&demo.folder, 0o700), (&keys, 0o700), (&keys.join("root-1.key"), 0o600)] {
+        assert_eq!(std::fs::metadata(path).unwrap().permissions().mode() & 0o777, mode, "{}", path.display());
+    }
+    let (status, answer) = page(demo.addresses[0], "/").unwrap();
+    let answer: serde_json::Value = serde_json::from_str(&answer).unwrap();
+    assert_eq!((status, &answer["called_by"]), (200, &serde_json::Value::Null), "{answer}");
+    assert_eq!(answer["calls"]["called_by"], "spiffe://demo.mesh/front", "{answer}");
+    assert_eq!(answer["calls"]["calls"]["called_by"], "spiffe://demo.mesh/orders", "{answer}");
+
     let status = demo.process.wait();
     let out = demo.process.stdout();
     assert_eq!(status.code(), Some(0), "{out}\n{}", demo.process.stderr());
     assert!(out.contains(" 0 failed") && out.contains("mesh tax") && out.contains("p99.9"), "{out}");
+    assert!(out.contains("0 B in plain text of ") && out.contains("marker seen 0 times"), "{out}");
+    assert!(out.contains("), 0 of ") && !out.contains("(front 0"), "{out}");
+    assert!(out.contains("stock  was called by spiffe://demo.mesh/orders"), "{out}");
     assert!(!out.contains('\u{1b}'), "no colours where nobody sees them: {out}");
     assert_eq!(demo.process.stderr(), "");
     demo.left_nothing();
     assert!(!demo.folder.exists());
+}
+
+#[test]
+fn a_demo_without_tls_on_one_hop_fails_and_says_what_could_be_read() {
+    let temporary = Folder::new();
+    let mut demo = Running::start({
+        let mut command = ringmesh(["demo", "--rate", "100", "--without-tls"]);
+        command.env("TMPDIR", temporary.path(""));
+        command
+    });
+    // By itself: nothing is worse than plain text.
+    let status = demo.wait();
+    let (out, said) = (demo.stdout(), demo.stderr());
+    assert_eq!(status.code(), Some(1), "{out}\n{said}");
+    assert!(said.contains("plain text between the sidecars of orders and stock"), "{said}");
+    assert!(
+        said.contains("beginning with \"PUT / HTTP/1.1") && said.contains("marker of the requests was read"),
+        "{said}"
+    );
+    assert!(!said.contains("the sidecars of front and orders"), "that hop is encrypted: {said}");
+    assert!(out.contains("stock  was called by nobody with an identity"), "{out}");
+    assert_eq!(std::fs::read_dir(temporary.path("")).unwrap().count(), 0, "keys and configurations are gone");
 }
 
 #[test]
