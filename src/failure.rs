@@ -108,7 +108,8 @@ causes! {
     BadChunk = "bad_chunk", 400;
     /// A WebSocket handshake or CONNECT together with a request body.
     UpgradeWithBody = "upgrade_with_body", 400;
-    /// WebSocket where the route does not allow it, in a choice of protocols, or not with GET.
+    /// WebSocket where the route does not allow it, in a choice of protocols, or not with GET; of a service: that takes none
+    /// by HTTP/2 and may not be asked otherwise.
     UpgradeRefused = "upgrade_refused", 501;
     /// An expectation other than 100-continue.
     ExpectationFailed = "expectation_failed", 417;

@@ -243,7 +243,7 @@ async fn served(
 
 impl Caller {
     /// How a request came to the ringmesh that sends it, if that was not HTTP/2.
-    fn origin(&self, parts: &Parts) -> Option<Origin> {
+    pub(super) fn origin(&self, parts: &Parts) -> Option<Origin> {
         if self.mesh { Origin::of(&parts.headers) } else { None }
     }
 

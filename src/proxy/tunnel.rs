@@ -168,7 +168,7 @@ pub(super) trait End {
     /// Ends it, and all waits on it.
     fn shutdown(&self);
 
-    /// Ends it in order: nothing that the peer might still send is of use.
+    /// All was passed on to it and its end was said; nothing that the peer might still send is of use.
     fn enough(&self);
 
     /// Something moved elsewhere: a write in flight that has a deadline of its own has until then.
@@ -247,21 +247,17 @@ async fn run<C: End, S: End>(
 const SILENT: Failure = Failure::local(Stage::Body, Cause::Timeout);
 
 /// Whether one end has been cut by its peer, and how; the other has been told then. `ended` is whether all that came on the
-/// first was read: what was sent before «enough» is good, and who has said no more than that is not to blame.
+/// first was read and has been passed on with its end: that is good, whatever came later, and must not be lost on its way.
 fn cut_by(end: &impl End, ended: bool, other: &impl End, cx: &mut Context<'_>) -> Option<Result<(), Cause>> {
-    let cut = match end.poll_cut(cx) {
-        Poll::Ready(Cut::Reset) => {
-            other.reset();
-            Err(Cause::Reset)
-        }
-        Poll::Ready(Cut::Enough) if ended => {
-            other.enough();
-            Ok(())
-        }
-        Poll::Ready(Cut::Enough) | Poll::Pending => return None,
-    };
+    let Poll::Ready(cut) = end.poll_cut(cx) else { return None };
+    match (cut, ended) {
+        // What was sent before is still read.
+        (Cut::Enough, false) => return None,
+        (Cut::Enough | Cut::Reset, true) => other.enough(),
+        (Cut::Reset, false) => other.reset(),
+    }
     end.shutdown();
-    Some(cut)
+    Some(if cut == Cut::Enough { Ok(()) } else { Err(Cause::Reset) })
 }
 
 impl<'x, C: End, S: End> Tunnel<'x, C, S> {

@@ -25,7 +25,7 @@ use super::{Path, SHED, Settled};
 use crate::authorize::Policy;
 use crate::downstream::{Asked, Downstream, Tunnel};
 use crate::failure::{Cause, Failure, Side, Stage};
-use crate::http::h2::{self as message, Origin};
+use crate::http::h2::{self as message, ORIGIN_FIELD, Origin};
 use crate::http::respond;
 use crate::http::websocket;
 use crate::io::idle::Idle;
@@ -235,6 +235,11 @@ impl Call<'_> {
     async fn ask(&self, lease: Lease, answered: &Cell<bool>) -> Result<Said, Failure> {
         let mut parts = self.parts.clone();
         message::forward(&mut parts, self.facts, &self.forwarding());
+        if lease.is_mesh()
+            && let Some(origin) = self.caller.origin(self.parts)
+        {
+            parts.headers.insert(ORIGIN_FIELD, origin.value());
+        }
         let sent = lease.send().send_request(Request::from_parts(parts, ()), false);
         let (mut response, mut send) =
             sent.map_err(|error| Failure::upstream(Stage::Request, message::cause(&error)))?;
@@ -479,7 +484,9 @@ impl End for Stream {
     }
 
     fn enough(&self) {
-        self.end(Reason::NO_ERROR);
+        // Not a reset of our own: that would throw away what waits for the window. h2 says it behind that, when the stream
+        // is dropped.
+        self.over.set(true);
     }
 
     fn write_until(&self, _: u64) {

@@ -291,6 +291,14 @@ impl Visit {
         self.input.drain(..len.min(self.input.len())).collect()
     }
 
+    /// What has come, at least one byte; none at the end.
+    pub fn some(&mut self) -> Vec<u8> {
+        while self.input.is_empty() && self.ended.is_none() {
+            self.more();
+        }
+        std::mem::take(&mut self.input)
+    }
+
     /// Takes in all that comes until the proxy ends the connection.
     pub fn drain(&mut self) -> End {
         loop {

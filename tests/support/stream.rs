@@ -58,7 +58,10 @@ impl Caller {
         let request = within(&runtime, async {
             let stream = tokio::net::TcpStream::connect(address).await.unwrap();
             stream.set_nodelay(true).unwrap();
-            let (request, connection) = h2::client::handshake(stream).await.unwrap();
+            let mut builder = h2::client::Builder::new();
+            // What comes while the test does something else is kept, in however many pieces.
+            builder.data_frame_budget(64 << 20);
+            let (request, connection) = builder.handshake(stream).await.unwrap();
             tokio::spawn(connection);
             request.ready().await.unwrap()
         });
