@@ -163,6 +163,8 @@ causes! {
     GoingAway = "http2_going_away", 503;
     /// A budget against floods is used up; which one stands in the counters.
     Flood = "http2_flood", 400;
+    /// A gRPC-Web body in text form that is no base64.
+    BadGrpcWeb = "bad_grpc_web_text", 400;
     /// The peer did not answer a ping in time.
     PingTimeout = "http2_ping_timeout", 408;
 

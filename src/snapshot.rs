@@ -63,6 +63,11 @@ impl Snapshot {
         }
     }
 
+    /// Whether the listener of that name translates gRPC-Web.
+    pub fn translates_grpc_web(&self, listener: &str) -> bool {
+        self.listeners.iter().any(|known| known.grpc_web && *known.name == *listener)
+    }
+
     /// The index of the service of that name.
     pub fn service_named(&self, name: &str) -> Option<u32> {
         let at = self.by_name.binary_search_by(|id| (*self.services[*id as usize].name).cmp(name)).ok()?;
@@ -91,6 +96,8 @@ pub struct Listener {
     /// Whether callers come encrypted. Looked up by name when a connection is accepted, so that it can change without
     /// the socket.
     pub tls: ListenerTls,
+    /// Whether gRPC-Web is translated for services that speak HTTP/2; looked up in the same way.
+    pub grpc_web: bool,
 }
 
 /// Whether callers of a listener come encrypted.

@@ -41,9 +41,16 @@ mod http2_floods; // a01 to a15: what attackers send
 
 // What a connection can become.
 #[path = "suite/tunnels.rs"]
-mod tunnels;
+mod tunnels; // w01 to w13 and g21, where one side or both speak HTTP/2
 #[path = "suite/websocket.rs"]
-mod websocket; // w01 to w13: handshakes, tunnels, CONNECT // the same, and g21, where one side or both speak HTTP/2
+mod websocket; // w01 to w13: handshakes, tunnels, CONNECT
+
+#[path = "suite/grpc.rs"]
+mod grpc; // r01 to r14, with tonic at both ends
+#[path = "suite/grpc_health.rs"]
+mod grpc_health; // the health service on the admin address, and what telemetry tells of calls
+#[path = "suite/grpc_web.rs"]
+mod grpc_web; // gRPC from browsers
 
 #[path = "suite/access_log.rs"]
 mod access_log; // what a line says, also of what was refused

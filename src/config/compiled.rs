@@ -270,7 +270,7 @@ pub(super) struct CompiledListener {
     /// With `tls = "terminate"` only.
     pub(super) termination: Option<TerminationFiles>,
     /// Where its values came from, in the order of `effective::LISTENER_KEYS`.
-    pub(super) marks: [Mark; 5],
+    pub(super) marks: [Mark; 6],
 }
 
 #[derive(Debug)]

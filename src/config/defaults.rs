@@ -144,6 +144,9 @@ pub(super) const LEAF_TTL: Key<Duration> =
 /// TLS 1.3 at edges: every client of the last six years has it. nginx, HAProxy and Envoy 1.2.
 pub(super) const TLS_VERSION_MIN: TlsVersion = TlsVersion::V1_3;
 
+/// Off: a service that speaks gRPC-Web itself would not get it any more. Envoy needs a filter for it.
+pub(super) const GRPC_WEB: bool = false;
+
 // --- what is added to messages ---
 
 /// `Via` is what RFC 9110 section 7.6.3 asks of an intermediary, and it stops loops. Envoy and HAProxy: off.

@@ -85,7 +85,7 @@ const SERVICE_KEYS: [&str; 20] = [
 ];
 
 /// The keys of a listener, in the order of its marks.
-const LISTENER_KEYS: [&str; 5] = ["address", "tls", "certificate", "key", "tls_version_min"];
+const LISTENER_KEYS: [&str; 6] = ["address", "tls", "certificate", "key", "tls_version_min", "grpc_web"];
 
 /// The keys of a rule, in the order of its marks.
 const RULE_KEYS: [&str; 8] =
@@ -300,7 +300,7 @@ fn service_values(compiled: &CompiledService) -> [Option<String>; 20] {
     ]
 }
 
-fn listener_values(compiled: &CompiledListener) -> [Option<String>; 5] {
+fn listener_values(compiled: &CompiledListener) -> [Option<String>; 6] {
     let files = compiled.termination.as_ref();
     let tls = match compiled.listener.tls {
         _ if files.is_some() => ListenerTlsWord::Terminate,
@@ -315,6 +315,7 @@ fn listener_values(compiled: &CompiledListener) -> [Option<String>; 5] {
         files.map(|files| path_text(&files.certificate)),
         files.map(|files| path_text(&files.key)),
         files.map(|files| quoted(written(&VERSION_WORDS, &files.version_min))),
+        Some(compiled.listener.grpc_web.to_string()),
     ]
 }
 

@@ -175,6 +175,7 @@ pub(super) struct RawListener {
     pub(super) certificate: Option<At<PathBuf>>,
     pub(super) key: Option<At<PathBuf>>,
     pub(super) version_min: Option<At<TlsVersion>>,
+    pub(super) grpc_web: Option<At<bool>>,
 }
 
 /// Keys that go with some values of `tls` only, and where each stands, so that what does not go with it is told even if

@@ -85,7 +85,7 @@ pub(super) static FEDERATED: Section = Section {
 pub(super) static LISTENER: Section = Section {
     path: "listener",
     header: "[[listener]]",
-    keys: &["name", "address", "tls", "certificate", "key", "tls_version_min"],
+    keys: &["name", "address", "tls", "certificate", "key", "tls_version_min", "grpc_web"],
 };
 pub(super) static SERVICE: Section = Section {
     path: "service",

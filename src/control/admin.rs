@@ -1,12 +1,15 @@
-//! HTTP on the admin address: probes, metrics, pages, and two orders. Served by the control thread, so it never costs
+//! HTTP on the admin address: probes, metrics, pages, and two orders; by HTTP/2 with prior knowledge also gRPC health. Served by the control thread, so it never costs
 //! a shard anything, and answers slowly when a reload is compiling.
 //!
-//! Bounded: `CONNECTIONS_MAX` connections, a timeout for heads and for whole connections, no request body is read.
+//! Bounded: `CONNECTIONS_MAX` connections, a timeout for heads and for whole connections, no request body is read but the few
+//! octets of a health check. HTTP/2 connections may last, since health is watched on them: there are fewer of them, so that
+//! they leave room for others, and they are pinged.
 //! Refuses every method but GET and HEAD, and POST to `/drain` and `/reload`; refuses POST from a page in a browser
 //! (Origin or Sec-Fetch-Site), since a browser on the machine would reach the loopback address too. It has no TLS and no
 //! login: the address belongs on loopback or behind a network policy.
 
 use std::convert::Infallible;
+use std::io::Cursor;
 use std::net::TcpListener;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -15,19 +18,29 @@ use std::time::Duration;
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{ACCEPT, ALLOW, CACHE_CONTROL, CONTENT_TYPE, HeaderValue, ORIGIN};
-use hyper::server::conn::http1;
+use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio::io::AsyncReadExt as _;
+use tokio::net::TcpStream;
 use tokio::sync::{Semaphore, mpsc, oneshot};
+use tonic::body::Body;
 
 use super::export::{self, Format};
+use super::health;
 use super::pages::{self, Shown};
 use super::run::Command;
 use super::state::State;
 
 /// Connections at a time; further ones are closed at once and counted. A node has some probes, scrapers and people.
 pub(super) const CONNECTIONS_MAX: usize = 64;
+/// Those among them that speak HTTP/2.
+const HTTP2_CONNECTIONS_MAX: usize = CONNECTIONS_MAX / 2;
+/// Calls at a time on one of those.
+const STREAMS_MAX: u32 = 16;
+/// Between two pings on one of those, and for the answer.
+const PING_EVERY: Duration = Duration::from_secs(30);
 /// For the head of a request, and between two requests.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// For a whole connection: a peer that reads slowly holds its page in memory.
@@ -47,6 +60,7 @@ pub(super) async fn serve(listener: TcpListener, state: Arc<State>, commands: mp
         }
     };
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let lasting = Arc::new(Semaphore::new(HTTP2_CONNECTIONS_MAX));
     loop {
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
@@ -62,22 +76,72 @@ pub(super) async fn serve(listener: TcpListener, state: Arc<State>, commands: mp
             continue;
         };
         let (state, commands) = (Arc::clone(&state), commands.clone());
+        let lasting = Arc::clone(&lasting);
         tokio::spawn(async move {
-            let answer = service_fn(|request| {
-                let (state, commands) = (Arc::clone(&state), commands.clone());
-                async move { Ok::<_, Infallible>(answer(&request, &state, &commands).await) }
-            });
-            let served = http1::Builder::new()
-                .timer(TokioTimer::new())
-                .header_read_timeout(HEAD_TIMEOUT)
-                .max_header_size(HEAD_BYTES_MAX)
-                .max_buf_size(2 * HEAD_BYTES_MAX)
-                .serve_connection(TokioIo::new(stream), answer);
-            // What a peer does wrong here is its own business.
-            let _ = tokio::time::timeout(CONNECTION_TIMEOUT, served).await;
+            converse(stream, state, commands, &lasting).await;
             drop(place);
         });
     }
+}
+
+/// Serves one connection to its end. What a peer does wrong here is its own business.
+async fn converse(
+    mut stream: TcpStream,
+    state: Arc<State>,
+    commands: mpsc::Sender<Command>,
+    lasting: &Arc<Semaphore>,
+) {
+    let Ok(Ok(seen)) = tokio::time::timeout(HEAD_TIMEOUT, first_octets(&mut stream)).await else { return };
+    let http2 = seen == PREFACE;
+    let (reader, writer) = stream.into_split();
+    let io = TokioIo::new(tokio::io::join(Cursor::new(seen).chain(reader), writer));
+    let refused = Arc::clone(&state);
+    let answer = service_fn(move |request: Request<Incoming>| {
+        let (state, commands) = (Arc::clone(&state), commands.clone());
+        async move {
+            let kind = request.headers().get(CONTENT_TYPE);
+            let grpc = http2 && kind.is_some_and(|kind| kind.as_bytes().starts_with(b"application/grpc"));
+            Ok::<_, Infallible>(match grpc {
+                true => health::answer(request, &state).await,
+                false => answer(&request, &state, &commands).await.map(Body::new),
+            })
+        }
+    });
+    if !http2 {
+        let served = http1::Builder::new()
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEAD_TIMEOUT)
+            .max_header_size(HEAD_BYTES_MAX)
+            .max_buf_size(2 * HEAD_BYTES_MAX)
+            .serve_connection(io, answer);
+        let _ = tokio::time::timeout(CONNECTION_TIMEOUT, served).await;
+    } else if let Ok(_place) = Arc::clone(lasting).try_acquire_owned() {
+        let _ = http2::Builder::new(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            .max_concurrent_streams(STREAMS_MAX)
+            .max_header_list_size(16 << 10)
+            .keep_alive_interval(PING_EVERY)
+            .keep_alive_timeout(PING_EVERY)
+            .serve_connection(io, answer)
+            .await;
+    } else {
+        refused.admin_refused.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+/// What a peer says first if it speaks HTTP/2.
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// Reads as much as tells whether it is the preface: all of it, or what differs.
+async fn first_octets(stream: &mut TcpStream) -> std::io::Result<Vec<u8>> {
+    let mut seen = Vec::with_capacity(PREFACE.len());
+    while seen.len() < PREFACE.len() && PREFACE.starts_with(&seen) {
+        let left = PREFACE.len() - seen.len();
+        if (&mut *stream).take(left as u64).read_buf(&mut seen).await? == 0 {
+            break;
+        }
+    }
+    Ok(seen)
 }
 
 async fn answer(

@@ -139,6 +139,14 @@ fn services(page: &mut Page<'_, '_>, store: &Store) -> fmt::Result {
             known.chain((s.failures_other > 0).then_some((other, s.failures_other)))
         }),
     )?;
+    page.counter(
+        "grpc_calls",
+        "gRPC calls among the exchanges, by grpc-status as the caller understood it (absent: the service sent none)",
+        None,
+        all().flat_map(|(name, s)| {
+            s.grpc.statuses().map(move |(status, n)| ([("service", name), ("grpc_status", status)], n))
+        }),
+    )?;
     let each = |value: fn(&Service) -> u64| all().map(move |(name, s)| ([("service", name)], value(s)));
     page.counter("further_attempts", "Attempts beyond the first", None, each(|s| s.further_attempts))?;
     page.counter(
@@ -152,6 +160,22 @@ fn services(page: &mut Page<'_, '_>, store: &Store) -> fmt::Result {
         "Bytes of response bodies sent to callers",
         Some(Unit::Bytes),
         each(|s| s.response_body_bytes),
+    )?;
+    let grpc = |value: fn(&Service) -> u64| {
+        let callers = all().filter(|(_, s)| s.grpc.statuses().next().is_some());
+        callers.map(move |(name, s)| ([("service", name)], value(s)))
+    };
+    page.counter(
+        "grpc_request_messages",
+        "Messages of gRPC calls taken from callers",
+        None,
+        grpc(|s| s.grpc.request_messages),
+    )?;
+    page.counter(
+        "grpc_response_messages",
+        "Messages of gRPC calls taken from services",
+        None,
+        grpc(|s| s.grpc.response_messages),
     )?;
     let spread = |latency: fn(&Service) -> &Latency| all().map(move |(name, s)| (name, latency(s)));
     page.histogram(

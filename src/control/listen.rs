@@ -157,7 +157,7 @@ mod tests {
     use super::*;
 
     fn listener(address: SocketAddr) -> Listener {
-        Listener { name: "inbound".into(), address, tls: crate::snapshot::ListenerTls::Off }
+        Listener { name: "inbound".into(), address, tls: crate::snapshot::ListenerTls::Off, grpc_web: false }
     }
 
     #[test]

@@ -14,6 +14,7 @@ pub mod authority;
 mod discovery;
 pub mod doctor;
 mod export;
+mod health;
 pub mod identity;
 mod latency;
 mod listen;

@@ -45,6 +45,8 @@ ringmesh
   /identity   who this proxy is, whom it trusts, and until when
   /build      what this binary is
 
+  grpc.health.v1.Health   what /ready says, by gRPC: Check and Watch, of \"\" or of a service
+
   POST /reload   read the configuration again
   POST /drain    finish what is in flight, then end
 
@@ -98,6 +100,7 @@ fn services_text<'a>(store: &Store, rows: impl Iterator<Item = Row<'a>>, hidden:
         "errors",
         "exchanges",
         "endpoints",
+        "grpc",
     ]);
     for (name, configured, service) in rows {
         let ten = service.map_or_else(Window::default, |s| store.window(s, Store::WINDOW));
@@ -114,6 +117,7 @@ fn services_text<'a>(store: &Store, rows: impl Iterator<Item = Row<'a>>, hidden:
         cells.push(service.map_or(0, Service::errors).to_string());
         cells.push(service.map_or(0, Service::exchanges).to_string());
         cells.push(configured.map_or_else(|| "-".to_owned(), |s| s.endpoints.len().to_string()));
+        cells.push(service.map_or_else(|| "-".to_owned(), grpc_cell));
         table.row(cells);
     }
     let mut text = table.text();
@@ -127,6 +131,12 @@ fn services_text<'a>(store: &Store, rows: impl Iterator<Item = Row<'a>>, hidden:
         let _ = writeln!(text, "{hidden} more services: /services?all");
     }
     text
+}
+
+/// The statuses that there were, as in `0:210 14:3`.
+fn grpc_cell(service: &Service) -> String {
+    let all: Vec<String> = service.grpc.statuses().map(|(status, n)| format!("{status}:{n}")).collect();
+    if all.is_empty() { "-".to_owned() } else { all.join(" ") }
 }
 
 fn services_json<'a>(store: &Store, rows: impl Iterator<Item = Row<'a>>, hidden: usize) -> String {
@@ -147,6 +157,12 @@ fn services_json<'a>(store: &Store, rows: impl Iterator<Item = Row<'a>>, hidden:
                 classes.map(|(class, n)| (class.to_owned(), json!(n))).collect::<serde_json::Map<_, _>>()
             }),
             "failures": service.map(failures),
+            "grpc": service.map(|s| json!({
+                "by_status": s.grpc.statuses().map(|(status, n)| (status.to_owned(), json!(n)))
+                    .collect::<serde_json::Map<_, _>>(),
+                "request_messages": s.grpc.request_messages,
+                "response_messages": s.grpc.response_messages,
+            })),
             "since_start": service.map(since_start),
             "last_second": service.map(|s| window(&store.window(s, 1))),
             "last_10_seconds": service.map(|s| window(&store.window(s, Store::WINDOW))),

@@ -326,6 +326,7 @@ mod tests {
             name: name.into(),
             address: address.parse().unwrap(),
             tls: crate::snapshot::ListenerTls::Off,
+            grpc_web: false,
         }
     }
 

@@ -254,6 +254,7 @@ impl Control {
 
     async fn drain(&mut self) {
         self.state.draining.store(true, Ordering::Release);
+        self.state.drain_begins.notify_waiters();
         let timeout = self.state.live().snapshot.timeouts.drain;
         self.drain_began = Some(Instant::now());
         self.deadline = Some(tokio::time::Instant::now() + timeout);

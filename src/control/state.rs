@@ -37,6 +37,8 @@ pub(super) struct State {
     pub admin_refused: AtomicU64,
     /// Set from the first SIGTERM on.
     pub draining: AtomicBool,
+    /// Tells those who wait for it that `draining` has just been set.
+    pub drain_begins: tokio::sync::Notify,
     /// Set for a shard whose thread ended without being told to.
     pub lost: Vec<AtomicBool>,
     /// When the process started, by both clocks.
@@ -108,6 +110,7 @@ impl State {
             identity,
             admin_refused: AtomicU64::new(0),
             draining: AtomicBool::new(false),
+            drain_begins: tokio::sync::Notify::new(),
             lost: (0..shards).map(|_| AtomicBool::new(false)).collect(),
             started,
             pings: (0..shards).map(|_| AtomicU64::new(0)).collect(),

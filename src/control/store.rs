@@ -15,7 +15,7 @@ use super::latency::Latency;
 use crate::failure::{Cause, Failure};
 use crate::telemetry::rules::{Outcome, RuleCount};
 use crate::telemetry::{
-    CONNECTION_FAILURES_MAX, DEFAULT_RULE, Interval, NO_SERVICE, OVERFLOW_RULE, OVERFLOW_SERVICE,
+    CONNECTION_FAILURES_MAX, DEFAULT_RULE, GrpcCounts, Interval, NO_SERVICE, OVERFLOW_RULE, OVERFLOW_SERVICE,
     ServiceCounts, ShardTotals,
 };
 
@@ -52,6 +52,8 @@ pub(super) struct Service {
     pub failures: BTreeMap<Failure, u64>,
     /// Failures of kinds past `FAILURES_MAX`.
     pub failures_other: u64,
+    /// gRPC calls.
+    pub grpc: GrpcCounts,
     /// Attempts beyond the first.
     pub further_attempts: u64,
     /// Bytes of request bodies.
@@ -76,7 +78,7 @@ pub(super) struct Window {
     pub length: Duration,
     /// Exchanges ended.
     pub exchanges: u64,
-    /// Of those: answered with 5xx, or with nothing.
+    /// Of those: answered with 5xx, with nothing, or with a failure of gRPC.
     pub errors: u64,
     /// Time to the first byte.
     pub first_byte: Latency,
@@ -278,7 +280,7 @@ impl Store {
         }
         if let Some(second) = service.seconds.back_mut() {
             second.exchanges += counts.exchanges();
-            second.errors += counts.by_class[5] + counts.by_class[0];
+            second.errors += counts.by_class[5] + counts.by_class[0] + counts.grpc.errors;
             second.first_byte.record(&counts.first_byte);
             second.whole.record(&counts.whole);
             second.own.record(&counts.own);
@@ -292,9 +294,9 @@ impl Service {
         self.by_class.iter().sum()
     }
 
-    /// Of those: answered with 5xx, or with nothing.
+    /// Of those: answered with 5xx, with nothing, or with a failure of gRPC.
     pub(super) fn errors(&self) -> u64 {
-        self.by_class[5] + self.by_class[0]
+        self.by_class[5] + self.by_class[0] + self.grpc.errors
     }
 
     fn add(&mut self, counts: &ServiceCounts) {
@@ -308,6 +310,7 @@ impl Service {
                 self.failures_other += n;
             }
         }
+        self.grpc.add(&counts.grpc);
         self.further_attempts += counts.further_attempts;
         self.request_body_bytes += counts.request_body_bytes;
         self.response_body_bytes += counts.response_body_bytes;

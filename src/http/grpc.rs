@@ -1,10 +1,55 @@
 //! gRPC as far as an intermediary must know it: the outcome of a call is in `grpc-status`, not in the status of HTTP.
 //!
-//! Refuses to look into messages: where one ends concerns nobody here.
+//! Messages are counted by their prefixes, on the way, and held by nobody; what is in them, how large they may be and how they
+//! are compressed concerns nobody here. An answer that is not gRPC becomes one, without its body: clients should map its HTTP status
+//! themselves (gRPC, http-grpc-status-mapping.md), but tonic takes its text for messages, and a browser sees nothing.
 
 use std::time::Duration;
 
+use http::header::{self, HeaderValue};
+use http::{StatusCode, response};
+
+use super::grpc_web::Form;
 use crate::failure::{Cause, Failure, Side};
+
+/// How a call is spoken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Dialect {
+    /// gRPC over HTTP/2; also as it goes on where a hop speaks HTTP/1.1.
+    Native,
+    /// gRPC-Web.
+    Web(Form),
+}
+
+impl Dialect {
+    /// Of a request with this Content-Type.
+    pub fn of(content_type: &[u8]) -> Option<Self> {
+        let is = |dialect: &Self| {
+            let media_type = dialect.media_type();
+            content_type.split_at_checked(media_type.len()).is_some_and(|(head, rest)| {
+                head.eq_ignore_ascii_case(media_type.as_bytes())
+                    && matches!(rest.first(), None | Some(b'+' | b';' | b' '))
+            })
+        };
+        [Self::Native, Self::Web(Form::Binary), Self::Web(Form::Text)].into_iter().find(is)
+    }
+
+    /// Of a request with this head, as it came by HTTP/1.1 and was found right.
+    pub fn of_head(head: &[u8]) -> Option<Self> {
+        const NAME: &[u8] = b"content-type:";
+        let mut lines = head.split(|octet| *octet == b'\n');
+        let named = |line: &&[u8]| line.get(..NAME.len()).is_some_and(|n| n.eq_ignore_ascii_case(NAME));
+        Self::of(lines.find(named)?[NAME.len()..].trim_ascii())
+    }
+
+    /// Its media type.
+    pub fn media_type(self) -> &'static str {
+        match self {
+            Self::Native => "application/grpc",
+            Self::Web(form) => form.media_type(),
+        }
+    }
+}
 
 /// Codes that are made here (gRPC, statuscodes.md).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,6 +78,9 @@ pub enum Code {
 /// The code for a call that this proxy ends.
 pub fn code_of(failure: Failure) -> Code {
     match failure.cause {
+        Cause::StreamReset | Cause::Closed | Cause::Reset if failure.side == Side::Downstream => {
+            Code::Cancelled
+        }
         Cause::NoRoute => Code::Unimplemented,
         Cause::Timeout => Code::DeadlineExceeded,
         Cause::Denied => Code::PermissionDenied,
@@ -51,6 +99,129 @@ pub fn code_of_status(status: u16) -> Code {
         404 => Code::Unimplemented,
         429 | 502 | 503 | 504 => Code::Unavailable,
         _ => Code::Unknown,
+    }
+}
+
+/// Makes a trailers-only response of an answer that is not gRPC, for a caller that speaks `dialect`; whether it was one. Fields that
+/// do not tell of its body stay.
+pub fn adopt(parts: &mut response::Parts, dialect: Dialect) -> bool {
+    let kind = parts.headers.get(header::CONTENT_TYPE);
+    let is_grpc = kind.map(|kind| Dialect::of(kind.as_bytes()).is_some());
+    let is_ours = is_grpc.unwrap_or(parts.status == StatusCode::OK);
+    if is_ours || parts.headers.contains_key("grpc-status") {
+        return false;
+    }
+    let text = format!("ringmesh: HTTP status {} in place of a gRPC response", parts.status.as_u16());
+    let code = code_of_status(parts.status.as_u16());
+    for name in [header::CONTENT_LENGTH, header::CONTENT_ENCODING, header::CONTENT_RANGE, header::TRAILER] {
+        parts.headers.remove(name);
+    }
+    parts.status = StatusCode::OK;
+    parts.headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(dialect.media_type()));
+    parts.headers.insert("grpc-status", HeaderValue::from(code as u16));
+    if let Ok(message) = HeaderValue::from_str(&encode_message(&text)) {
+        parts.headers.insert("grpc-message", message);
+    }
+    true
+}
+
+/// The code for a stream that the service has reset (gRPC over HTTP/2, "Errors").
+pub fn code_of_reset(reason: h2::Reason) -> Code {
+    match reason {
+        h2::Reason::REFUSED_STREAM => Code::Unavailable,
+        h2::Reason::CANCEL => Code::Cancelled,
+        h2::Reason::ENHANCE_YOUR_CALM => Code::ResourceExhausted,
+        h2::Reason::INADEQUATE_SECURITY => Code::PermissionDenied,
+        _ => Code::Internal,
+    }
+}
+
+/// How a call ended, as far as telemetry tells outcomes apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Status(u8);
+
+impl Status {
+    /// How many there are.
+    pub const COUNT: usize = 19;
+    /// `grpc-status` is none of the codes from 0 to 16.
+    pub const OTHER: Self = Self(17);
+    /// The service ended the response without a `grpc-status`.
+    pub const ABSENT: Self = Self(18);
+    /// Their labels, by index.
+    pub const LABELS: [&str; Self::COUNT] = [
+        "0", "1", "2", "3", "4", "5", "6", "7", "8", "9", "10", "11", "12", "13", "14", "15", "16", "other",
+        "absent",
+    ];
+
+    /// Reads the value of `grpc-status`.
+    pub fn read(value: &[u8]) -> Self {
+        let known = Self::LABELS.iter().take(17).position(|label| label.as_bytes() == value);
+        known.and_then(|code| u8::try_from(code).ok()).map_or(Self::OTHER, Self)
+    }
+
+    /// From 0, below [`Self::COUNT`].
+    pub fn index(self) -> usize {
+        self.0.into()
+    }
+
+    /// The word in metrics and log: the code, `other` or `absent`.
+    pub fn label(self) -> &'static str {
+        Self::LABELS[self.index()]
+    }
+
+    /// Whether it is the service's failure, or the proxy's: unknown, deadline exceeded, unimplemented, internal,
+    /// unavailable, data loss (as OpenTelemetry's conventions have it for servers), and what is no proper end. The others
+    /// are answers to what the caller asked.
+    pub fn is_error(self) -> bool {
+        matches!(self.0, 2 | 4 | 12..=15) || self == Self::OTHER || self == Self::ABSENT
+    }
+}
+
+impl From<Code> for Status {
+    fn from(code: Code) -> Self {
+        Self(code as u8)
+    }
+}
+
+/// Counts messages by their prefixes: a flag and four octets of length before each. What comes in pieces of any size is skipped,
+/// not looked at.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Messages {
+    whole: u64,
+    /// Octets of the prefix that have come, and the length as far as it is known.
+    prefix: u8,
+    left: u32,
+}
+
+impl Messages {
+    const PREFIX: u8 = 5;
+
+    /// Messages that have come to their end.
+    pub fn whole(&self) -> u64 {
+        self.whole
+    }
+
+    /// The next octets of a body.
+    pub fn feed(&mut self, mut octets: &[u8]) {
+        loop {
+            if self.prefix == Self::PREFIX {
+                let skipped = octets.len().min(self.left as usize);
+                octets = &octets[skipped..];
+                // At most `left`, which is a u32.
+                self.left -= u32::try_from(skipped).unwrap_or(self.left);
+                if self.left > 0 {
+                    return;
+                }
+                self.whole += 1;
+                self.prefix = 0;
+            }
+            let Some((octet, rest)) = octets.split_first() else { return };
+            octets = rest;
+            if self.prefix > 0 {
+                self.left = self.left << 8 | u32::from(*octet);
+            }
+            self.prefix += 1;
+        }
     }
 }
 
@@ -131,6 +302,7 @@ mod tests {
             (Failure::upstream(Stage::Balance, Cause::NoEndpoint), Code::Unavailable),
             (Failure::upstream(Stage::Response, Cause::Timeout), Code::DeadlineExceeded),
             (Failure::downstream(Stage::Authorize, Cause::Denied), Code::PermissionDenied),
+            (Failure::downstream(Stage::Request, Cause::StreamReset), Code::Cancelled),
         ];
         for (failure, code) in cases {
             assert_eq!(code_of(failure), code, "{failure}");
@@ -140,6 +312,73 @@ mod tests {
         for (status, code) in map {
             assert_eq!(code_of_status(status) as u8, code, "{status}");
         }
+    }
+
+    #[test]
+    fn dialects_are_told_by_their_media_type() {
+        let of = |value: &str| Dialect::of(value.as_bytes());
+        assert_eq!(of("application/grpc"), Some(Dialect::Native));
+        assert_eq!(of("APPLICATION/grpc+proto"), Some(Dialect::Native));
+        assert_eq!(of("application/grpc-web;x=y"), Some(Dialect::Web(Form::Binary)));
+        assert_eq!(of("application/grpc-web-text"), Some(Dialect::Web(Form::Text)));
+        for other in ["", "application/grp", "application/grpcx", "application/grpc-webs", "text/plain"] {
+            assert_eq!(of(other), None, "{other}");
+        }
+        let head = b"POST / HTTP/1.1\r\nhost: a\r\nContent-Type:  application/grpc-web+proto \r\n\r\n";
+        assert_eq!(Dialect::of_head(head), Some(Dialect::Web(Form::Binary)));
+        assert_eq!(Dialect::of_head(b"GET / HTTP/1.1\r\nx-content-type: application/grpc\r\n\r\n"), None);
+    }
+
+    #[test]
+    fn r04_resets_have_the_codes_that_clients_expect() {
+        let map = [
+            (h2::Reason::REFUSED_STREAM, 14),
+            (h2::Reason::CANCEL, 1),
+            (h2::Reason::ENHANCE_YOUR_CALM, 8),
+            (h2::Reason::INADEQUATE_SECURITY, 7),
+            (h2::Reason::NO_ERROR, 13),
+            (h2::Reason::PROTOCOL_ERROR, 13),
+            (h2::Reason::INTERNAL_ERROR, 13),
+        ];
+        for (reason, code) in map {
+            assert_eq!(code_of_reset(reason) as u8, code, "{reason}");
+        }
+    }
+
+    #[test]
+    fn r09_statuses_are_codes_and_two_words() {
+        for code in 0..=16 {
+            let status = Status::read(code.to_string().as_bytes());
+            assert_eq!((status.index(), status.label()), (code, &*code.to_string()));
+        }
+        for odd in ["", "17", "00", "-1", "ok", "other", "absent"] {
+            assert_eq!(Status::read(odd.as_bytes()), Status::OTHER, "{odd:?}");
+        }
+        assert_eq!(Status::from(Code::Unavailable).label(), "14");
+        assert!(Status::ABSENT.is_error() && Status::OTHER.is_error() && !Status::read(b"0").is_error());
+        assert!(!Status::read(b"5").is_error(), "that there is no such thing is an answer");
+    }
+
+    #[test]
+    fn r08_messages_are_counted_in_pieces_of_any_size() {
+        let mut wire = Vec::new();
+        for length in [0_u32, 1, 5, 300, 0, 70_000] {
+            wire.push(0);
+            wire.extend_from_slice(&length.to_be_bytes());
+            wire.resize(wire.len() + length as usize, 0xff);
+        }
+        for size in [1, 2, 3, 4, 5, 6, 7, 1000, wire.len()] {
+            let mut messages = Messages::default();
+            for piece in wire.chunks(size) {
+                messages.feed(piece);
+            }
+            assert_eq!(messages.whole(), 6, "pieces of {size}");
+        }
+        let mut cut = Messages::default();
+        cut.feed(&wire[..wire.len() - 1]);
+        assert_eq!(cut.whole(), 5, "one that is cut is none");
+        cut.feed(&[0, 0, 0, 0, 0, 0]);
+        assert_eq!(cut.whole(), 7);
     }
 
     #[test]

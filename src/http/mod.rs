@@ -4,6 +4,7 @@ pub mod body;
 pub mod client_cert;
 pub mod fields;
 pub mod grpc;
+pub mod grpc_web;
 pub mod h1;
 pub mod h2;
 pub mod respond;

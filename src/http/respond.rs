@@ -6,7 +6,7 @@
 use bytes::Bytes;
 
 use super::fields::write_u64;
-use super::grpc;
+use super::grpc::{self, Code, Dialect};
 use crate::failure::{Failure, Side};
 use crate::shard::clock::Clock;
 
@@ -26,13 +26,15 @@ pub struct Told<'s> {
     pub close: bool,
     /// Whether the caller spoke HTTP/1.0, where a connection lives on only if told so.
     pub http10: bool,
+    /// How a gRPC caller speaks it, and the code: it gets a trailers-only response.
+    pub grpc: Option<(Dialect, Code)>,
 }
 
 /// Writes the response for a failure.
 pub fn write_failure(failure: Failure, told: Told<'_>, clock: &Clock, out: &mut Vec<u8>) {
     let body = failure_text(failure, told);
-    start(failure.status(), clock, out);
-    if failure.status() == 405 {
+    start(status(failure, told), clock, out);
+    if status(failure, told) == 405 {
         // RFC 9110 §15.5.6 wants to be told what is allowed.
         out.extend_from_slice(b"allow: GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS\r\n");
     }
@@ -41,6 +43,17 @@ pub fn write_failure(failure: Failure, told: Told<'_>, clock: &Clock, out: &mut 
         out.extend_from_slice(b": ");
         failure.write_label(out);
         out.extend_from_slice(b"\r\n");
+    }
+    if let Some((dialect, code)) = told.grpc {
+        for part in ["content-type: ", dialect.media_type(), "\r\ngrpc-status: "] {
+            out.extend_from_slice(part.as_bytes());
+        }
+        write_u64(code as u64, out);
+        out.extend_from_slice(b"\r\ngrpc-message: ");
+        out.extend_from_slice(message(&body).as_bytes());
+        out.extend_from_slice(b"\r\ncontent-length: 0\r\n");
+        end(told, out);
+        return;
     }
     out.extend_from_slice(b"content-type: text/plain; charset=utf-8\r\ncontent-length: ");
     write_u64(body.len() as u64, out);
@@ -51,19 +64,19 @@ pub fn write_failure(failure: Failure, told: Told<'_>, clock: &Clock, out: &mut 
     }
 }
 
-/// The response for a failure, for a caller that speaks HTTP/2. A gRPC caller gets the code in a trailers-only response.
-pub fn typed_failure(
-    failure: Failure,
-    told: Told<'_>,
-    grpc: bool,
-    clock: &Clock,
-) -> (http::Response<()>, Bytes) {
+/// The status for a failure: gRPC has its own.
+pub fn status(failure: Failure, told: Told<'_>) -> u16 {
+    if told.grpc.is_some() { 200 } else { failure.status() }
+}
+
+/// The response for a failure, for a caller that speaks HTTP/2.
+pub fn typed_failure(failure: Failure, told: Told<'_>, clock: &Clock) -> (http::Response<()>, Bytes) {
     let mut label = Vec::with_capacity(64);
     failure.write_label(&mut label);
     let mut response = http::Response::new(());
     *response.version_mut() = http::Version::HTTP_2;
-    let status = if grpc { 200 } else { failure.status() };
-    *response.status_mut() = http::StatusCode::from_u16(status).unwrap_or(http::StatusCode::BAD_GATEWAY);
+    let status = http::StatusCode::from_u16(status(failure, told));
+    *response.status_mut() = status.unwrap_or(http::StatusCode::BAD_GATEWAY);
     let fields = response.headers_mut();
     let mut date = Vec::with_capacity(32);
     clock.write_date(&mut date);
@@ -78,16 +91,20 @@ pub fn typed_failure(
         add(FAILURE_FIELD, &label);
     }
     let text = failure_text(failure, told);
-    if grpc {
-        add("content-type", b"application/grpc");
-        add("grpc-status", (grpc::code_of(failure) as u8).to_string().as_bytes());
-        let message = grpc::encode_message(String::from_utf8_lossy(&text).trim_end());
-        add("grpc-message", message.as_bytes());
+    if let Some((dialect, code)) = told.grpc {
+        add("content-type", dialect.media_type().as_bytes());
+        add("grpc-status", (code as u8).to_string().as_bytes());
+        add("grpc-message", message(&text).as_bytes());
         return (response, Bytes::new());
     }
     add("content-type", b"text/plain; charset=utf-8");
     add("content-length", text.len().to_string().as_bytes());
     (response, if told.head { Bytes::new() } else { text.into() })
+}
+
+/// The same for `grpc-message`.
+fn message(text: &[u8]) -> String {
+    grpc::encode_message(String::from_utf8_lossy(text).trim_end())
 }
 
 /// What a person reads.

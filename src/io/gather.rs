@@ -42,6 +42,11 @@ pub trait Inspect {
 
     /// Whether the peer has said what it offers.
     fn has_begun(&self) -> bool;
+
+    /// So many octets have left since it was told last: what comes in may be an answer to them.
+    fn sent(&mut self, octets: u64) {
+        let _ = octets;
+    }
 }
 
 /// Octets gathered at most before h2 is told to wait; one write may be as large, another is being filled meanwhile.
@@ -82,6 +87,8 @@ struct Shared<L: Lender> {
     stopped: Cell<bool>,
     begun: Cell<bool>,
     out: RefCell<L::Buffer>,
+    /// Octets that have left since [`Inspect`] was told.
+    sent: Cell<u64>,
     out_failed: Cell<Option<Fault>>,
     /// h2 has nothing more to say.
     finished: Cell<bool>,
@@ -130,6 +137,7 @@ pub fn gather<L: Lender, I: Inspect>(
         stopped: Cell::new(!passes),
         begun: Cell::new(inspect.has_begun()),
         out: RefCell::default(),
+        sent: Cell::default(),
         out_failed: Cell::new(None),
         finished: Cell::new(false),
         dropped: Cell::new(false),
@@ -207,6 +215,7 @@ impl<L: Lender, I: Inspect> Inward<L, I> {
     fn pass_on(&mut self, buffer: L::Buffer) {
         let shared = &self.shared;
         if !shared.dropped.get() && !shared.stopped.get() {
+            self.inspect.sent(shared.sent.take());
             if self.inspect.inspect(&buffer) {
                 shared.begun.set(self.inspect.has_begun());
                 let used = shared.inbound.replace(buffer);
@@ -231,6 +240,7 @@ impl<L: Lender> Outward<L> {
         while self.shared.until_out().await {
             let mut out = std::mem::take(&mut *self.shared.out.borrow_mut());
             self.shared.wake(Waits::Write);
+            self.shared.sent.set(self.shared.sent.get() + out.len() as u64);
             let patience = Patience { clock: self.shared.lender.clock(), stall: self.stall, until: NEVER };
             let written = self.writer.write_all(&mut out, 0, patience).await;
             self.shared.lender.give(out);

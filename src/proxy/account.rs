@@ -1,18 +1,20 @@
 //! What is noted of an exchange while it goes on, and recorded when it has ended.
 
-use std::cell::Cell;
+use std::cell::{Cell, OnceCell};
 use std::net::SocketAddr;
 use std::ops::Range;
 use std::rc::Rc;
 
 use crate::authorize::Decision;
 use crate::downstream::{Asked, Downstream, Places};
-use crate::failure::Failure;
+use crate::failure::{Cause, Failure, Side};
+use crate::http::grpc::{self, Code, Dialect, Messages, Status};
 use crate::http::h1::{Glimpse, glimpse};
 use crate::identity::SpiffeId;
+use crate::shard::clock::{NEVER, ns};
 use crate::shard::{Shard, View};
 use crate::telemetry::access::Line;
-use crate::telemetry::recorder::Ended;
+use crate::telemetry::recorder::{Ended, GrpcEnded};
 use crate::upstream::service::Service;
 
 /// An exchange's account. `Cell`s, because both directions of a streamed exchange write into it.
@@ -32,14 +34,25 @@ pub(super) struct Account {
     pub(super) request_body_bytes: Cell<u64>,
     /// Bytes of the response's body that were passed on.
     pub(super) response_body_bytes: Cell<u64>,
-    /// `grpc-status` of the response, where it has one.
-    pub(super) grpc_status: Cell<Option<u16>>,
     /// Whether it became a tunnel.
     tunnel: Cell<bool>,
+    /// Of a gRPC call.
+    grpc: OnceCell<Box<Tally>>,
     /// Waits for either peer that are going on, since when there is at least one, and the sum of those that are over.
     waiting: Cell<u16>,
     waiting_since: Cell<u64>,
     waited_ns: Cell<u64>,
+}
+
+/// What is noted of a gRPC call.
+#[derive(Debug, Default)]
+struct Tally {
+    request_messages: Cell<Messages>,
+    response_messages: Cell<Messages>,
+    /// What the response said.
+    status: Cell<Option<Status>>,
+    /// How the service reset the stream last.
+    reset: Cell<Option<h2::Reason>>,
 }
 
 impl Account {
@@ -63,10 +76,39 @@ impl Account {
         }
     }
 
-    /// Notes what matters of a response's trailers: the outcome of a gRPC call.
+    /// It is a gRPC call.
+    pub(super) fn begin_grpc(&self) {
+        self.grpc.get_or_init(Box::default);
+    }
+
+    /// When a gRPC call with these fields must have ended; [`NEVER`] where it does not say.
+    pub(super) fn grpc_deadline(&self, fields: &http::HeaderMap) -> u64 {
+        let timeout = fields.get("grpc-timeout").and_then(|value| grpc::timeout(value.as_bytes()));
+        timeout.map_or(NEVER, |timeout| self.started.saturating_add(ns(timeout)))
+    }
+
+    /// Where the messages of the way there are counted.
+    pub(super) fn request_messages(&self) -> Option<&Cell<Messages>> {
+        self.grpc.get().map(|tally| &tally.request_messages)
+    }
+
+    /// Where the messages of the way back are counted.
+    pub(super) fn response_messages(&self) -> Option<&Cell<Messages>> {
+        self.grpc.get().map(|tally| &tally.response_messages)
+    }
+
+    /// Makes the answer to a gRPC call gRPC where it is not (whether it was not), and notes what it says.
+    pub(super) fn note_head(&self, parts: &mut http::response::Parts, dialect: Option<Dialect>) -> bool {
+        let dialect = dialect.unwrap_or(Dialect::Native);
+        let adopted = self.grpc.get().is_some() && grpc::adopt(parts, dialect);
+        self.note_trailers(&parts.headers);
+        adopted
+    }
+
+    /// Notes what matters of a response's trailers, or of its head where that is all there is: the outcome of a gRPC call.
     pub(super) fn note_trailers(&self, trailers: &http::HeaderMap) {
-        if let Some(status) = trailers.get("grpc-status").and_then(|v| v.to_str().ok()?.parse().ok()) {
-            self.grpc_status.set(Some(status));
+        if let (Some(tally), Some(status)) = (self.grpc.get(), trailers.get("grpc-status")) {
+            tally.status.set(Some(Status::read(status.as_bytes())));
         }
     }
 
@@ -74,6 +116,47 @@ impl Account {
     pub(super) fn tunnel_begins(&self, now: u64) {
         self.tunnel.set(true);
         self.wait(now);
+    }
+
+    /// Notes how a stream failed.
+    pub(super) fn note_error(&self, error: &h2::Error) {
+        if let Some(tally) = self.grpc.get()
+            && error.is_remote()
+            && error.is_reset()
+        {
+            tally.reset.set(error.reason());
+        }
+    }
+
+    /// The code for a call that ends with this failure.
+    pub(super) fn grpc_code(&self, failure: Failure) -> Code {
+        self.reset_of(failure).map_or_else(|| grpc::code_of(failure), grpc::code_of_reset)
+    }
+
+    /// How a response that broke off is reset: as the service did it where that has a meaning in gRPC (and does not say that
+    /// nothing was done), so that the caller comes to the same code.
+    pub(super) fn reset(&self, failure: Failure) -> h2::Reason {
+        use h2::Reason;
+        let telling = [Reason::CANCEL, Reason::ENHANCE_YOUR_CALM, Reason::INADEQUATE_SECURITY];
+        self.reset_of(failure).filter(|reason| telling.contains(reason)).unwrap_or(Reason::INTERNAL_ERROR)
+    }
+
+    /// How the service reset the stream, if that is what failed.
+    fn reset_of(&self, failure: Failure) -> Option<h2::Reason> {
+        let by_reset = matches!(failure.cause, Cause::StreamReset | Cause::StreamRefused);
+        self.grpc.get()?.reset.get().filter(|_| by_reset && failure.side == Side::Upstream)
+    }
+
+    /// How the call ended: what the service said, else what the caller's library makes of what came.
+    fn grpc_ended(&self, failure: Option<Failure>) -> Option<GrpcEnded> {
+        let tally = self.grpc.get()?;
+        let ended = || failure.map_or(Status::ABSENT, |failure| self.grpc_code(failure).into());
+        let status = tally.status.get().unwrap_or_else(ended);
+        Some(GrpcEnded {
+            status,
+            request_messages: tally.request_messages.get().whole(),
+            response_messages: tally.response_messages.get().whole(),
+        })
     }
 
     /// Records the exchange in telemetry and access log.
@@ -101,6 +184,7 @@ impl Account {
             whole_ns,
             own_ns: whole_ns.saturating_sub(self.waited_ns.get()),
             tunnel: self.tunnel.get(),
+            grpc: self.grpc_ended(failure),
         };
         let slot = service.map_or(View::NO_SERVICE, |s| s.recorder_slot);
         let counted = if ended.tunnel {

@@ -22,7 +22,7 @@ use super::account::{Account, Shown};
 use super::connect::{To, Tried};
 use super::h2_io::{Floods, Keepalive, Lent};
 use super::over_h2::{Head, give_up, head};
-use super::relay::{Direction, unless_reset};
+use super::relay::{Direction, Web, unless_reset};
 use super::tunnel_h2;
 use super::{First, InProgress, Path, SHED, blamed, both};
 use crate::authorize::{self, Decision, Verdict};
@@ -30,11 +30,13 @@ use crate::downstream::{Downstream, Protocol};
 use crate::failure::{Cause, Failure, Side, Stage};
 use crate::http::body::{Reframer, TAILROOM};
 use crate::http::client_cert::ClientCert;
+use crate::http::grpc::Dialect;
+use crate::http::grpc_web::{Form, Translation};
 use crate::http::h1::{self, Parsed};
 use crate::http::h2::{self as message, Facts, ORIGIN_FIELD, Origin};
 use crate::http::respond::{self, Told};
 use crate::http::websocket::Accept;
-use crate::http::{Framing, Method, grpc};
+use crate::http::{Framing, Method};
 use crate::identity;
 use crate::io::gather;
 use crate::io::timed::{Alarm, OnDeadline};
@@ -175,8 +177,15 @@ async fn served(
 ) {
     let limits = &view.snapshot.limits;
     let via = view.snapshot.forwarding.via.as_deref();
-    let checked = message::check(parts, body.is_end_stream(), limits, via);
-    let grpc = checked.as_ref().is_ok_and(|facts| facts.grpc);
+    let mut checked = message::check(parts, body.is_end_stream(), limits, via);
+    let grpc = checked.as_mut().ok().and_then(|facts| {
+        let translates = || view.snapshot.translates_grpc_web(&caller.listener);
+        facts.grpc = facts.grpc.filter(|dialect| *dialect == Dialect::Native || translates());
+        facts.grpc
+    });
+    if grpc == Some(Dialect::Native) {
+        account.begin_grpc();
+    }
     let host = message::authority(parts).unwrap_or_default();
     // A CONNECT has no path: routed by its host.
     let path = parts.uri.path_and_query().map_or("/", |_| parts.uri.path());
@@ -201,11 +210,8 @@ async fn served(
         }
         (Ok(facts), Some((route, service))) => {
             let mut deadline = route.timeout.map_or(NEVER, |t| account.started.saturating_add(ns(t)));
-            if facts.grpc
-                && let Some(timeout) =
-                    parts.headers.get("grpc-timeout").and_then(|v| grpc::timeout(v.as_bytes()))
-            {
-                deadline = deadline.min(account.started.saturating_add(ns(timeout)));
+            if facts.grpc.is_some() {
+                deadline = deadline.min(account.grpc_deadline(&parts.headers));
             }
             let path = Path { shard, account, service, deadline };
             let call = Call { path, caller, view, parts, facts, respond };
@@ -272,7 +278,7 @@ fn answer(
     respond: &RefCell<SendResponse<Bytes>>,
     service: Option<&Service>,
     failure: Option<Failure>,
-    grpc: bool,
+    grpc: Option<Dialect>,
     head: bool,
 ) {
     if account.status.get() != 0 {
@@ -284,9 +290,13 @@ fn answer(
         head,
         close: false,
         http10: false,
+        grpc: grpc.zip(failure.map(|failure| account.grpc_code(failure))),
     };
+    if grpc.is_some() {
+        account.begin_grpc();
+    }
     let (response, text) = match failure {
-        Some(failure) => respond::typed_failure(failure, told, grpc, &shard.clock),
+        Some(failure) => respond::typed_failure(failure, told, &shard.clock),
         None => (Response::new(()), Bytes::new()),
     };
     account.status.set(response.status().as_u16());
@@ -384,6 +394,8 @@ impl Call<'_> {
             write_stall: self.path.service.spec.timeouts.body_stall,
             octets: &self.path.account.request_body_bytes,
             octets_max: limits.body_bytes_max,
+            messages: self.path.account.request_messages(),
+            web: Web::Same,
             sender: |cause| Failure::downstream(Stage::Request, cause),
             receiver: |cause| Failure::upstream(Stage::Request, cause),
         }
@@ -396,6 +408,7 @@ impl Call<'_> {
             write_stall: self.view.snapshot.timeouts.body_stall,
             octets: &self.path.account.response_body_bytes,
             octets_max: 0,
+            messages: self.path.account.response_messages(),
             sender: |cause| Failure::upstream(Stage::Body, cause),
             receiver: |cause| Failure::downstream(Stage::Body, cause),
             ..self.there(alarm)
@@ -417,22 +430,18 @@ impl Call<'_> {
         {
             parts.headers.insert(ORIGIN_FIELD, origin.value());
         }
-        if self.facts.grpc && self.path.deadline != NEVER {
-            let left = self.path.deadline.saturating_sub(self.path.shard.clock.now());
-            let left = grpc::write_timeout(std::time::Duration::from_nanos(left));
-            if let Ok(value) = http::HeaderValue::from_str(&left) {
-                parts.headers.insert("grpc-timeout", value);
-            }
-        }
+        let is_web = matches!(self.facts.grpc, Some(Dialect::Web(_)));
+        let web = if is_web { Translation::of_request(&mut parts.headers) } else { None };
+        self.path.of_call(&mut parts.headers);
         let sent = lease.send().send_request(Request::from_parts(parts, ()), whole);
         let (mut response, stream) =
             sent.map_err(|error| Failure::upstream(Stage::Request, message::cause(&error)))?;
         let alarm = self.path.shard.deadlines.alarm();
         if whole {
-            return self.back_from_h2(&mut response, &alarm, &Cell::new(true), answered).await;
+            return self.back_from_h2(&mut response, web, &alarm, &Cell::new(true), answered).await;
         }
         // Boxed: two directions are much state, which most requests do not need.
-        Box::pin(self.both_h2(body, stream, &mut response, &alarm, answered)).await
+        Box::pin(self.both_h2(body, stream, &mut response, web, &alarm, answered)).await
     }
 
     /// Both directions at once.
@@ -441,14 +450,19 @@ impl Call<'_> {
         body: &mut RecvStream,
         stream: h2::SendStream<Bytes>,
         response: &mut h2::client::ResponseFuture,
+        web: Option<Translation>,
         alarm: &Alarm,
         answered: &Cell<bool>,
     ) -> Result<(), Failure> {
         let stream = RefCell::new(stream);
         let there_alarm = self.path.shard.deadlines.alarm();
         let sent = Cell::new(false);
-        let back = pin!(self.back_from_h2(response, alarm, &sent, answered));
-        let there = self.there(&there_alarm);
+        let back = pin!(self.back_from_h2(response, web, alarm, &sent, answered));
+        let decoder = RefCell::default();
+        let mut there = self.there(&there_alarm);
+        if web.is_some_and(|web| web.request == Form::Text) {
+            there.web = Web::Decode(&decoder);
+        }
         let there = pin!(async {
             let result = there.h2_to_h2(body, &stream).await;
             sent.set(result.is_ok());
@@ -479,12 +493,13 @@ impl Call<'_> {
     async fn back_from_h2(
         &self,
         response: &mut h2::client::ResponseFuture,
+        web: Option<Translation>,
         alarm: &Alarm,
         sent: &Cell<bool>,
         answered: &Cell<bool>,
     ) -> Result<(), Failure> {
         let response = self.head_from_h2(response, alarm, sent, answered).await?;
-        self.pass_on_from_h2(response, alarm).await
+        self.pass_on_from_h2(response, web, alarm).await
     }
 
     /// The head of the response that is not an interim one; those have been passed on.
@@ -517,21 +532,23 @@ impl Call<'_> {
     pub(super) async fn pass_on_from_h2(
         &self,
         response: Response<RecvStream>,
+        web: Option<Translation>,
         alarm: &Alarm,
     ) -> Result<(), Failure> {
         let gone = |_| Failure::downstream(Stage::Body, Cause::StreamReset);
         let (mut parts, mut from) = response.into_parts();
         message::end_to_end(&mut parts, &self.path.shard.clock);
-        self.path.account.note_trailers(&parts.headers);
+        let adopted = self.path.account.note_head(&mut parts, self.facts.grpc);
+        let web = web.and_then(|web| web.of_response(&mut parts.headers));
         let status = parts.status.as_u16();
-        let ended = from.is_end_stream();
+        let ended = adopted || from.is_end_stream();
         let begun = self.respond.borrow_mut().send_response(Response::from_parts(parts, ()), ended);
         let to = RefCell::new(begun.map_err(gone)?);
         self.path.account.status.set(status);
         if ended {
             return Ok(());
         }
-        let back = self.back(alarm);
+        let back = Direction { web: web.map_or(Web::Same, Web::Encode), ..self.back(alarm) };
         let (result, reset) =
             unless_reset(|cx| to.borrow_mut().poll_reset(cx), || alarm.by(0), back.h2_to_h2(&mut from, &to))
                 .await;
@@ -664,18 +681,20 @@ impl Call<'_> {
     /// Passes a response on, head and body.
     pub(super) async fn pass_on_from_h1(
         &self,
-        answer: Answer,
+        mut answer: Answer,
         from: &mut crate::io::Reader,
         origin: &crate::io::Control,
         input: &mut Buffer,
         alarm: &Alarm,
     ) -> Result<Done, Failure> {
-        let status = answer.head.status().as_u16();
+        let (mut parts, ()) = answer.head.into_parts();
+        let adopted = self.path.account.note_head(&mut parts, self.facts.grpc);
+        answer.keep_alive &= !adopted;
+        let status = parts.status.as_u16();
         let mut reframer =
             Reframer::new(answer.framing, Framing::UntilClose).without_trailers(answer.nominated_trailers);
-        let ended = matches!(answer.framing, Framing::None | Framing::Length(0));
-        self.path.account.note_trailers(answer.head.headers());
-        let begun = self.respond.borrow_mut().send_response(answer.head, ended);
+        let ended = adopted || matches!(answer.framing, Framing::None | Framing::Length(0));
+        let begun = self.respond.borrow_mut().send_response(Response::from_parts(parts, ()), ended);
         let to = RefCell::new(begun.map_err(|_| Failure::downstream(Stage::Body, Cause::StreamReset))?);
         self.path.account.status.set(status);
         input.drain(..answer.head_len);
@@ -787,7 +806,7 @@ impl Call<'_> {
             Ok(()) => Ok(()),
             Err(_) if reset => Err(Failure::downstream(Stage::Body, Cause::StreamReset)),
             Err(failure) => {
-                give_up(to);
+                give_up(to, self.path.account.reset(failure));
                 Err(failure)
             }
         }
@@ -835,7 +854,7 @@ mod tests {
     #[test]
     fn the_future_of_an_exchange_stays_small() {
         let size = size_of_output(&exchange);
-        assert!((2300..=2816).contains(&size), "{size} bytes");
+        assert!((2300..=2944).contains(&size), "{size} bytes");
     }
 
     fn size_of_output<A, B, C, D, E, F: Future>(_: &impl Fn(A, B, C, D, E) -> F) -> usize {

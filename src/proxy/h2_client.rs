@@ -24,6 +24,11 @@ pub(super) struct Opened {
     vital: Vital<Lent>,
 }
 
+/// Exchanges that a connection takes before the service has said how many it wants: as few as RFC 9113 §6.5.2 advises a
+/// service to allow. Without this h2 would take any number, and keep those above the limit waiting although another connection
+/// could have them.
+const STREAMS_BEFORE_SETTINGS: usize = 100;
+
 /// Begins to speak HTTP/2 on a connection.
 ///
 /// # Errors
@@ -51,7 +56,8 @@ pub(super) async fn open(
         .initial_window_size(limits.stream_window)
         .initial_connection_window_size(limits.connection_window)
         .max_header_list_size(header_list)
-        .max_send_buffer_size(64 * 1024);
+        .max_send_buffer_size(64 * 1024)
+        .initial_max_send_streams(STREAMS_BEFORE_SETTINGS);
     let (send, connection) = builder.handshake(io).await?;
     Ok(Opened { send, connection, vital })
 }
@@ -75,10 +81,20 @@ async fn drive(
 ) {
     let _open = Counted::new(&shard);
     let watched = shard.watch.register();
-    let mut keepalive = Keepalive::new(connection.ping_pong(), limits.ping_interval, limits.ping_timeout);
+    let ping_interval = shared.ping_interval(limits.ping_interval);
+    let mut keepalive = Keepalive::new(connection.ping_pong(), ping_interval, limits.ping_timeout);
     let mut used_at = shard.clock.now();
     poll_fn(|cx| {
-        if Pin::new(&mut connection).poll(cx).is_ready() || vital.was_stopped() {
+        if let Poll::Ready(ended) = Pin::new(&mut connection).poll(cx) {
+            if ended.is_err_and(|error| {
+                error.is_remote() && error.reason() == Some(h2::Reason::ENHANCE_YOUR_CALM)
+            }) {
+                // Pings are all that comes from us unasked.
+                shared.pinged_too_often();
+            }
+            return Poll::Ready(());
+        }
+        if vital.was_stopped() {
             return Poll::Ready(());
         }
         if vital.has_begun() {

@@ -62,6 +62,10 @@ impl Floods {
 }
 
 impl Inspect for Floods {
+    fn sent(&mut self, octets: u64) {
+        self.watch.sent(octets);
+    }
+
     fn inspect(&mut self, bytes: &[u8]) -> bool {
         match self.watch.feed(bytes) {
             Ok(()) => true,

@@ -166,6 +166,7 @@ async fn refuse_plain(shard: &Rc<Shard>, downstream: &mut Downstream, failure: F
         head: downstream.input.starts_with(b"HEAD "),
         close: true,
         http10: false,
+        grpc: None,
     };
     tell(shard, downstream, Some(failure), told).await;
     downstream.linger(shard).await;

@@ -31,6 +31,7 @@ use monoio::net::TcpStream;
 use crate::authorize::Verdict;
 use crate::downstream::{Asked, Downstream, Next, Protocol, Tunnel};
 use crate::failure::{Cause, Failure, Side, Stage};
+use crate::http::grpc::{Code, Dialect};
 use crate::http::respond::{self, Told};
 use crate::http::{Framing, Method, Version};
 use crate::io::{Connection, Fault, Patience};
@@ -446,8 +447,9 @@ async fn answer(
         head: asked.method == Method::Head,
         close,
         http10: asked.version == Version::Http10,
+        grpc: failure.and_then(|failure| as_grpc(downstream, asked, account, failure)),
     };
-    account.status.set(failure.map_or(200, Failure::status));
+    account.status.set(failure.map_or(200, |failure| respond::status(failure, told)));
     if !tell(shard, downstream, failure, told).await {
         return Fate::Close;
     }
@@ -456,6 +458,21 @@ async fn answer(
         (true, true) => Fate::Close,
         (true, false) => Fate::Linger,
     }
+}
+
+/// How to tell a gRPC caller of a failure: gRPC between two proxies where a hop speaks HTTP/1.1, or gRPC-Web.
+fn as_grpc(
+    downstream: &Downstream,
+    asked: &Asked,
+    account: &Account,
+    failure: Failure,
+) -> Option<(Dialect, Code)> {
+    let dialect = Dialect::of_head(downstream.input.get(..asked.head_len)?)?;
+    if dialect != Dialect::Native && !asked.view.snapshot.translates_grpc_web(&downstream.listener) {
+        return None;
+    }
+    account.begin_grpc();
+    Some((dialect, account.grpc_code(failure)))
 }
 
 /// Answers bytes that are no request that can be served, and ends the connection.
@@ -478,6 +495,7 @@ async fn refuse(
             head: downstream.input.trim_ascii_start().starts_with(b"HEAD "),
             close: true,
             http10: false,
+            grpc: None,
         };
         tell(shard, downstream, Some(failure), told).await;
     }

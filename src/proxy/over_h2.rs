@@ -4,17 +4,20 @@ use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::Bytes;
 use h2::client::ResponseFuture;
 use h2::{RecvStream, SendStream};
-use http::Response;
+use http::{HeaderMap, HeaderValue, Response};
 
-use super::relay::Direction;
+use super::relay::{Direction, Web};
 use super::{Fate, First, Path, SHED, both};
 use crate::downstream::{Asked, Downstream};
 use crate::failure::{Cause, Failure, Side, Stage};
 use crate::http::body::Reframer;
+use crate::http::grpc::{self, Dialect};
+use crate::http::grpc_web::{Form, Translation};
 use crate::http::h1::ResponseOptions;
 use crate::http::h2::{self as message, Origin};
 use crate::http::{Framing, Method, Version};
@@ -58,8 +61,14 @@ async fn exchange(
     lease: &Lease,
     answered: &Cell<bool>,
 ) -> Result<Fate, Failure> {
-    let request = message::from_canonical(head, lease.is_mesh().then_some(Origin(asked.version)))
+    let mut request = message::from_canonical(head, lease.is_mesh().then_some(Origin(asked.version)))
         .map_err(|cause| Failure::local(Stage::Request, cause))?;
+    let web = match asked.view.snapshot.translates_grpc_web(&downstream.listener) {
+        true => Translation::of_request(request.headers_mut()),
+        false => None,
+    };
+    let path = &path.of_call(request.headers_mut());
+    let decoder = RefCell::default();
     let ended = matches!((asked.framing, body), (Framing::None, _) | (_, Some(0)));
     let sent = lease.send().send_request(request, ended);
     let (response, stream) =
@@ -77,6 +86,11 @@ async fn exchange(
         write_stall: path.service.spec.timeouts.body_stall,
         octets: &path.account.request_body_bytes,
         octets_max: limits.body_bytes_max,
+        messages: path.account.request_messages(),
+        web: match web {
+            Some(Translation { request: Form::Text, .. }) => Web::Decode(&decoder),
+            _ => Web::Same,
+        },
         sender: |cause| Failure::downstream(Stage::Request, cause),
         receiver: |cause| Failure::upstream(Stage::Request, cause),
     };
@@ -84,13 +98,14 @@ async fn exchange(
         let octets = &downstream.input[asked.head_len..asked.head_len + length];
         path.account.request_body_bytes.set(length as u64);
         if length > 0 {
-            there.put(&stream, Bytes::copy_from_slice(octets), true).await?;
+            let octets = there.translate(Bytes::copy_from_slice(octets), true)?;
+            there.put(&stream, octets, true).await?;
         }
-        let back = Back { path, asked, alarm: &alarm, answered, sent: &Cell::new(true) };
+        let back = Back { path, asked, alarm: &alarm, answered, sent: &Cell::new(true), web };
         return back.carry(response, &mut downstream.connection.writer).await;
     }
     let sent = Cell::new(false);
-    let back = Back { path, asked, alarm: &alarm, answered, sent: &sent };
+    let back = Back { path, asked, alarm: &alarm, answered, sent: &sent, web };
     let mut input = path.shard.buffers.take_large().ok_or(SHED)?;
     input.extend_from_slice(&downstream.input[asked.head_len..]);
     downstream.input.truncate(asked.head_len);
@@ -141,6 +156,8 @@ pub(super) struct Back<'x> {
     pub(super) alarm: &'x Alarm,
     pub(super) answered: &'x Cell<bool>,
     pub(super) sent: &'x Cell<bool>,
+    /// Of a gRPC-Web call.
+    pub(super) web: Option<Translation>,
 }
 
 impl Back<'_> {
@@ -193,8 +210,10 @@ impl Back<'_> {
         out: &mut Vec<u8>,
     ) -> Result<Fate, Failure> {
         let Self { path, asked, .. } = self;
-        let (parts, mut body) = response.into_parts();
-        let ended = body.is_end_stream();
+        let (mut parts, mut body) = response.into_parts();
+        let adopted = path.account.note_head(&mut parts, self.web.map(|web| Dialect::Web(web.response)));
+        let web = self.web.and_then(|web| web.of_response(&mut parts.headers));
+        let ended = adopted || body.is_end_stream();
         let refused = |cause| Failure::upstream(Stage::Response, cause);
         let framing =
             message::framing(&parts, ended, asked.method == Method::Head, asked.version).map_err(refused)?;
@@ -206,7 +225,6 @@ impl Back<'_> {
             || framing == Framing::UntilClose;
         let options = ResponseOptions { version: asked.version, framing, close };
         message::write_h1_response(&parts, options, &path.shard.clock, out);
-        path.account.note_trailers(&parts.headers);
         path.account.status.set(parts.status.as_u16());
         if ended || framing == Framing::None {
             if framing == Framing::Chunked {
@@ -224,6 +242,8 @@ impl Back<'_> {
                 write_stall: asked.view.snapshot.timeouts.body_stall,
                 octets: &path.account.response_body_bytes,
                 octets_max: 0,
+                messages: path.account.response_messages(),
+                web: web.map_or(Web::Same, Web::Encode),
                 sender: |cause| Failure::upstream(Stage::Body, cause),
                 receiver: |cause| Failure::downstream(Stage::Body, cause),
             };
@@ -275,7 +295,10 @@ pub(super) async fn head(
             }
             Ok(head)
         }
-        Some(Err(error)) => Err(Failure::upstream(Stage::Response, message::cause(&error))),
+        Some(Err(error)) => {
+            path.account.note_error(&error);
+            Err(Failure::upstream(Stage::Response, message::cause(&error)))
+        }
         None => Err(Failure::upstream(Stage::Response, Cause::Timeout)),
     }
 }
@@ -294,6 +317,26 @@ fn is_there(body: &mut RecvStream) -> bool {
 }
 
 /// A stream that ends with a reset when the exchange is given up.
-pub(super) fn give_up(stream: &RefCell<SendStream<Bytes>>) {
-    stream.borrow_mut().send_reset(h2::Reason::INTERNAL_ERROR);
+pub(super) fn give_up(stream: &RefCell<SendStream<Bytes>>, reason: h2::Reason) {
+    stream.borrow_mut().send_reset(reason);
+}
+
+impl Path<'_> {
+    /// The same for a request that goes on by HTTP/2 with these fields: if it is a gRPC call it is counted as one, and ends by
+    /// its own deadline if that is sooner; what is left of it is what the service is told.
+    pub(super) fn of_call(&self, headers: &mut HeaderMap) -> Self {
+        let mut deadline = self.deadline;
+        let kind = headers.get(http::header::CONTENT_TYPE).and_then(|kind| Dialect::of(kind.as_bytes()));
+        if kind == Some(Dialect::Native) {
+            self.account.begin_grpc();
+            deadline = deadline.min(self.account.grpc_deadline(headers));
+            if deadline != NEVER {
+                let left = Duration::from_nanos(deadline.saturating_sub(self.shard.clock.now()));
+                if let Ok(value) = HeaderValue::from_str(&grpc::write_timeout(left)) {
+                    headers.insert("grpc-timeout", value);
+                }
+            }
+        }
+        Self { shard: self.shard, account: self.account, service: self.service, deadline }
+    }
 }

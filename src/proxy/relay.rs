@@ -17,6 +17,8 @@ use pin_project_lite::pin_project;
 use super::account::Account;
 use crate::failure::{Cause, Failure};
 use crate::http::body::{self, HEADROOM, Reframer, TAILROOM};
+use crate::http::grpc::Messages;
+use crate::http::grpc_web::{self, Decoder, Form, NotBase64};
 use crate::http::{Framing, h2 as message};
 use crate::io::timed::Alarm;
 use crate::io::{Patience, Reader, Writer};
@@ -41,9 +43,24 @@ pub(super) struct Direction<'x> {
     pub(super) octets: &'x Cell<u64>,
     /// More than so many are refused; 0 for no limit.
     pub(super) octets_max: u64,
+    /// Where messages are counted, of a gRPC call.
+    pub(super) messages: Option<&'x Cell<Messages>>,
+    /// How a gRPC-Web call is translated.
+    pub(super) web: Web<'x>,
     /// The sender's failure, and the receiver's.
     pub(super) sender: fn(Cause) -> Failure,
     pub(super) receiver: fn(Cause) -> Failure,
+}
+
+/// What becomes of a body on its way between gRPC-Web and gRPC.
+#[derive(Clone, Copy)]
+pub(super) enum Web<'x> {
+    /// It stays as it is.
+    Same,
+    /// A request in text form.
+    Decode(&'x RefCell<Decoder>),
+    /// A response, for a caller that wants it so.
+    Encode(Form),
 }
 
 impl Direction<'_> {
@@ -56,7 +73,7 @@ impl Direction<'_> {
         while let Some(piece) = self.piece(from).await? {
             let ended = from.is_end_stream();
             let length = piece.len();
-            self.put(to, piece, ended).await?;
+            self.put(to, self.translate(piece, ended)?, ended).await?;
             self.release(from, length);
             if ended {
                 return Ok(());
@@ -66,9 +83,15 @@ impl Direction<'_> {
             Some(mut trailers) => {
                 body::clean_trailers(&mut trailers);
                 self.account.note_trailers(&trailers);
+                if let Web::Encode(form) = self.web {
+                    return self.put(to, grpc_web::trailer_frame(form, &trailers), true).await;
+                }
                 to.borrow_mut().send_trailers(trailers)
             }
-            None => to.borrow_mut().send_data(Bytes::new(), true),
+            None => {
+                let rest = self.translate(Bytes::new(), true)?;
+                to.borrow_mut().send_data(rest, true)
+            }
         }
         .map_err(|error| (self.receiver)(message::cause(&error)))
     }
@@ -83,6 +106,8 @@ impl Direction<'_> {
     ) -> Result<(), Failure> {
         while let Some(piece) = self.piece(from).await? {
             let ended = from.is_end_stream();
+            let length = piece.len();
+            let piece = self.translate(piece, ended)?;
             match framing {
                 Framing::Chunked if !piece.is_empty() => body::write_chunk(&piece, out),
                 Framing::Chunked => {}
@@ -93,21 +118,30 @@ impl Direction<'_> {
                     out.extend_from_slice(b"0\r\n\r\n");
                 }
                 self.write(to, out).await?;
-                self.release(from, piece.len());
+                self.release(from, length);
                 return Ok(());
             }
             self.write(to, out).await?;
-            self.release(from, piece.len());
+            self.release(from, length);
         }
-        let trailers = self.trailers(from).await?;
+        let mut trailers = self.trailers(from).await?;
+        if let Some(trailers) = &trailers {
+            self.account.note_trailers(trailers);
+        }
+        if let Web::Encode(form) = self.web
+            && let Some(trailers) = trailers.take()
+        {
+            let frame = grpc_web::trailer_frame(form, &trailers);
+            match framing {
+                Framing::Chunked => body::write_chunk(&frame, out),
+                _ => out.extend_from_slice(&frame),
+            }
+        }
         if framing == Framing::Chunked {
             match &trailers {
                 Some(trailers) => body::write_typed_trailers(trailers, out),
                 None => out.extend_from_slice(b"0\r\n\r\n"),
             }
-        }
-        if let Some(trailers) = &trailers {
-            self.account.note_trailers(trailers);
         }
         self.write(to, out).await
     }
@@ -128,9 +162,10 @@ impl Direction<'_> {
                 let next = reframer.reframe(input, start, self.limits).map_err(sender)?;
                 let trailers = reframer.typed_trailers(self.limits).map_err(sender)?;
                 self.count(next.content)?;
-                let piece = Bytes::copy_from_slice(&input[next.send.clone()]);
                 let rest = next.rest.clone();
                 let ended = next.ended;
+                let piece = Bytes::copy_from_slice(&input[next.send.clone()]);
+                let piece = self.translate(piece, ended)?;
                 if !piece.is_empty() || ended {
                     self.put(to, piece, ended && trailers.is_none()).await?;
                 }
@@ -186,7 +221,7 @@ impl Direction<'_> {
                 Ok(Some(piece))
             }
             Some(None) => Ok(None),
-            Some(Some(Err(error))) => Err((self.sender)(message::cause(&error))),
+            Some(Some(Err(error))) => Err(self.broken(&error)),
             None => Err((self.sender)(Cause::Timeout)),
         }
     }
@@ -196,9 +231,39 @@ impl Direction<'_> {
         let trailers = self.alarm.until(stall.min(self.deadline), poll_fn(|cx| from.poll_trailers(cx))).await;
         match trailers {
             Some(Ok(trailers)) => Ok(trailers),
-            Some(Err(error)) => Err((self.sender)(message::cause(&error))),
+            Some(Err(error)) => Err(self.broken(&error)),
             None => Err((self.sender)(Cause::Timeout)),
         }
+    }
+
+    fn broken(&self, error: &h2::Error) -> Failure {
+        self.account.note_error(error);
+        (self.sender)(message::cause(error))
+    }
+
+    /// Counts the messages of a piece, and makes of it what the receiver wants.
+    pub(super) fn translate(&self, piece: Bytes, ended: bool) -> Result<Bytes, Failure> {
+        let piece = match self.web {
+            Web::Decode(decoder) => {
+                let bad = |NotBase64| (self.sender)(Cause::BadGrpcWeb);
+                let mut decoder = decoder.borrow_mut();
+                let piece = decoder.decode(&piece).map_err(bad)?;
+                if ended {
+                    decoder.end().map_err(bad)?;
+                }
+                piece
+            }
+            Web::Same | Web::Encode(_) => piece,
+        };
+        if let Some(messages) = self.messages {
+            let mut counted = messages.get();
+            counted.feed(&piece);
+            messages.set(counted);
+        }
+        Ok(match self.web {
+            Web::Encode(form) => grpc_web::encode(form, piece),
+            Web::Same | Web::Decode(_) => piece,
+        })
     }
 
     /// Sends a piece by HTTP/2 as the peer's window lets it.

@@ -256,7 +256,7 @@ impl Call<'_> {
         }
         // Nothing will follow on the way there.
         let _ = send.send_data(Bytes::new(), true);
-        self.pass_on_from_h2(response, &alarm).await?;
+        self.pass_on_from_h2(response, None, &alarm).await?;
         Ok(Said::Otherwise)
     }
 
@@ -320,7 +320,7 @@ async fn ask_for_h1(
     let (mut response, mut send) =
         sent.map_err(|error| Failure::upstream(Stage::Request, message::cause(&error)))?;
     let alarm = shard.deadlines.alarm();
-    let back = Back { path, asked, alarm: &alarm, answered, sent: &Cell::new(true) };
+    let back = Back { path, asked, alarm: &alarm, answered, sent: &Cell::new(true), web: None };
     let writer = &mut downstream.connection.writer;
     let response = back.head(&mut response, writer, out).await?;
     if !response.status().is_success() {

@@ -160,6 +160,15 @@ impl AccessLog {
         if let Some(failure) = ended.failure {
             let _ = write!(out, ",\"failure\":\"{failure}\"");
         }
+        if let Some(grpc) = &ended.grpc {
+            let _ = write!(
+                out,
+                ",\"grpc_status\":\"{}\",\"grpc_request_messages\":{},\"grpc_response_messages\":{}",
+                grpc.status.label(),
+                grpc.request_messages,
+                grpc.response_messages
+            );
+        }
         if let Some(rule) = line.denied_by() {
             out.extend_from_slice(b",\"rule\":\"");
             escape(rule.as_bytes(), out);
@@ -226,6 +235,15 @@ impl AccessLog {
             None => out.push(b'-'),
         }
         let _ = write!(out, " whole={}us own={}us", ended.whole_ns / 1000, ended.own_ns / 1000);
+        if let Some(grpc) = &ended.grpc {
+            let _ = write!(
+                out,
+                " grpc_status={} grpc_in={} grpc_out={}",
+                grpc.status.label(),
+                grpc.request_messages,
+                grpc.response_messages
+            );
+        }
         if let Some(identity) = line.identity {
             let _ = write!(out, " peer_identity={identity}");
         }
@@ -376,6 +394,7 @@ mod tests {
             whole_ns: 2000,
             own_ns: 500,
             tunnel: false,
+            grpc: None,
         }
     }
 
@@ -391,6 +410,27 @@ mod tests {
         assert_eq!(value["target"], "/\"\n{\"status\":200}\u{ff}");
         assert_eq!(value["status"], 200);
         assert!(value["time"].as_str().unwrap().ends_with('Z'));
+    }
+
+    #[test]
+    fn r09_a_grpc_call_tells_its_own_status_in_both_formats() {
+        use crate::http::grpc::Status;
+        use crate::telemetry::recorder::GrpcEnded;
+        let grpc = |status| Some(GrpcEnded { status, request_messages: 3, response_messages: 1 });
+        let written = |format, status| {
+            let (link, _bell) = Link::new(0).unwrap();
+            let mut log = AccessLog::new();
+            let ended = Ended { grpc: grpc(status), ..ended() };
+            log.write(format, &line(b"/p.S/M", &ended), &Clock::new(), &link);
+            log.flush(&link);
+            String::from_utf8(link.chunks.pop().unwrap()).unwrap()
+        };
+        let json: serde_json::Value =
+            serde_json::from_str(&written(AccessLogFormat::Json, Status::read(b"14"))).unwrap();
+        assert_eq!((&json["status"], &json["grpc_status"]), (&200.into(), &"14".into()));
+        assert_eq!((&json["grpc_request_messages"], &json["grpc_response_messages"]), (&3.into(), &1.into()));
+        let text = written(AccessLogFormat::Text, Status::ABSENT);
+        assert!(text.ends_with(" grpc_status=absent grpc_in=3 grpc_out=1\n"), "{text}");
     }
 
     #[test]

@@ -14,6 +14,7 @@ use hdrhistogram::Histogram;
 use smallvec::SmallVec;
 
 use crate::failure::{Cause, Failure};
+use crate::http::grpc::Status;
 
 /// Services told apart per shard; the exchanges of further ones are counted under [`OVERFLOW_SERVICE`].
 pub const SERVICES_MAX: usize = 1024;
@@ -84,6 +85,8 @@ pub struct ServiceCounts {
     pub by_class: [u64; 6],
     /// Exchanges that ended badly, by failure. At most one per exchange.
     pub failures: SmallVec<[(Failure, u64); 4]>,
+    /// gRPC calls among them.
+    pub grpc: GrpcCounts,
     /// Attempts beyond the first, of any exchange.
     pub further_attempts: u64,
     /// Bytes of request bodies taken from callers.
@@ -113,6 +116,7 @@ impl ServiceCounts {
         Self {
             by_class: [0; 6],
             failures: SmallVec::new(),
+            grpc: GrpcCounts::default(),
             further_attempts: 0,
             request_body_bytes: 0,
             response_body_bytes: 0,
@@ -135,6 +139,14 @@ impl ServiceCounts {
         }
     }
 
+    /// Counts one more exchange, answered with a status of this class, that was a gRPC call.
+    pub fn count_grpc(&mut self, ended: &recorder::GrpcEnded, class: usize) {
+        self.grpc.by_status[ended.status.index()] += 1;
+        self.grpc.errors += u64::from(ended.status.is_error() && (1..5).contains(&class));
+        self.grpc.request_messages += ended.request_messages;
+        self.grpc.response_messages += ended.response_messages;
+    }
+
     /// Adds what `other` counted.
     pub fn add(&mut self, other: &Self) {
         for (mine, theirs) in self.by_class.iter_mut().zip(other.by_class) {
@@ -146,6 +158,7 @@ impl ServiceCounts {
                 None => self.failures.push((failure, n)),
             }
         }
+        self.grpc.add(&other.grpc);
         self.further_attempts += other.further_attempts;
         self.request_body_bytes += other.request_body_bytes;
         self.response_body_bytes += other.response_body_bytes;
@@ -163,12 +176,43 @@ impl ServiceCounts {
     pub fn clear(&mut self) {
         self.by_class = [0; 6];
         self.failures.clear();
+        self.grpc = GrpcCounts::default();
         self.further_attempts = 0;
         self.request_body_bytes = 0;
         self.response_body_bytes = 0;
         self.first_byte.reset();
         self.whole.reset();
         self.own.reset();
+    }
+}
+
+/// gRPC calls of one service.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct GrpcCounts {
+    /// By the index of their [`Status`].
+    pub by_status: [u64; Status::COUNT],
+    /// Calls that failed although the status of HTTP does not say so (gRPC's failures come with 200).
+    pub errors: u64,
+    /// Messages from callers.
+    pub request_messages: u64,
+    /// Messages from the service.
+    pub response_messages: u64,
+}
+
+impl GrpcCounts {
+    /// Adds what `other` counted.
+    pub fn add(&mut self, other: &Self) {
+        for (mine, theirs) in self.by_status.iter_mut().zip(other.by_status) {
+            *mine += theirs;
+        }
+        self.errors += other.errors;
+        self.request_messages += other.request_messages;
+        self.response_messages += other.response_messages;
+    }
+
+    /// Statuses that there were calls of, as labels, and how many.
+    pub fn statuses(&self) -> impl Iterator<Item = (&'static str, u64)> + use<> {
+        Status::LABELS.into_iter().zip(self.by_status).filter(|(_, n)| *n > 0)
     }
 }
 
@@ -244,7 +288,19 @@ mod tests {
         b.add(&a);
         b.add(&a);
         assert_eq!((b.exchanges(), b.whole.len(), b.failures[0]), (6, 2, (failure, 2)));
+        let unavailable =
+            recorder::GrpcEnded { status: Status::read(b"14"), request_messages: 1, response_messages: 2 };
+        // What HTTP calls an error already is not one more.
+        for class in [2, 5] {
+            b.count_grpc(&unavailable, class);
+        }
+        let mut both = GrpcCounts::default();
+        both.add(&b.grpc);
+        both.add(&b.grpc);
+        assert_eq!(both.statuses().collect::<Vec<_>>(), [("14", 4)]);
+        assert_eq!((both.errors, both.request_messages, both.response_messages), (2, 4, 8));
         b.clear();
+        assert_eq!(b.grpc, GrpcCounts::default());
         assert_eq!((b.exchanges(), b.whole.len(), b.failures.len()), (0, 0, 0));
     }
 

@@ -16,6 +16,7 @@ use super::{
 };
 use crate::authorize::{Policy, RuleId};
 use crate::failure::{Cause, Failure};
+use crate::http::grpc::Status;
 use crate::shard::link::Link;
 
 /// A shard's recorder.
@@ -59,6 +60,19 @@ pub struct Ended {
     pub own_ns: u64,
     /// Whether it was a tunnel: how long that lasted is not a latency.
     pub tunnel: bool,
+    /// How it ended as a gRPC call, where it is one.
+    pub grpc: Option<GrpcEnded>,
+}
+
+/// One ended gRPC call.
+#[derive(Debug, Clone, Copy)]
+pub struct GrpcEnded {
+    /// What the caller was told, or what its library makes of what it was told.
+    pub status: Status,
+    /// Messages that came from the caller.
+    pub request_messages: u64,
+    /// Messages that came from the service.
+    pub response_messages: u64,
 }
 
 struct Slot {
@@ -125,6 +139,9 @@ impl Recorder {
         counts.by_class[if class < 6 { class } else { 0 }] += 1;
         if let Some(failure) = ended.failure {
             counts.count_failure(failure);
+        }
+        if let Some(grpc) = &ended.grpc {
+            counts.count_grpc(grpc, class);
         }
         counts.further_attempts += u64::from(ended.attempts.saturating_sub(1));
         counts.request_body_bytes += ended.request_body_bytes;

@@ -9,6 +9,7 @@ use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker};
+use std::time::Duration;
 
 use bytes::Bytes;
 use h2::client::SendRequest;
@@ -24,6 +25,8 @@ pub struct SharedPool {
     waiting: RefCell<Vec<Waker>>,
     /// Whether the endpoint chose HTTP/2 the last time that it could choose.
     speaks: Cell<bool>,
+    /// How often the endpoint has ended a connection because of too many pings.
+    too_many_pings: Rc<Cell<u8>>,
 }
 
 /// One shared connection.
@@ -32,6 +35,7 @@ pub struct Shared {
     exchanges: Cell<u32>,
     /// The peer, or we, let it run out.
     leaving: Cell<bool>,
+    too_many_pings: Rc<Cell<u8>>,
     /// Whether the peer is a ringmesh, which wants to know how a message came.
     pub mesh: bool,
     /// Whether the peer has said what it offers, and who waits for that.
@@ -90,6 +94,7 @@ impl SharedPool {
             send: RefCell::new(send),
             exchanges: Cell::new(1),
             leaving: Cell::new(false),
+            too_many_pings: Rc::clone(&self.too_many_pings),
             mesh,
             settled: Cell::new(false),
             unsettled: RefCell::default(),
@@ -136,6 +141,17 @@ impl Shared {
                 waker.wake();
             }
         }
+    }
+
+    /// The endpoint has ended the connection because of too many pings. Only from now on: others of its connections were made
+    /// before.
+    pub fn pinged_too_often(&self) {
+        self.too_many_pings.set(self.too_many_pings.get().saturating_add(1));
+    }
+
+    /// How often to ping a new connection: half as often each time that it was too often (gRPC, A8), down to a thousandth.
+    pub fn ping_interval(&self, configured: Duration) -> Duration {
+        configured.saturating_mul(1 << self.too_many_pings.get().min(10))
     }
 
     /// Exchanges in progress.

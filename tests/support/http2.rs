@@ -38,18 +38,25 @@ impl Service {
     pub fn scripted<F: Future<Output = ()> + 'static>(
         script: impl Fn(Request<RecvStream>, SendResponse<Bytes>) -> F + Send + Sync + 'static,
     ) -> Self {
+        let script: Script = Arc::new(move |request, respond| Box::pin(script(request, respond)));
+        Self::by_connection(move |stream, _| serve(stream, Arc::clone(&script)))
+    }
+
+    /// Runs `script` for every connection, which it is told the number of.
+    pub fn by_connection<F: Future<Output = ()> + 'static>(
+        script: impl Fn(tokio::net::TcpStream, usize) -> F + Send + 'static,
+    ) -> Self {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         listener.set_nonblocking(true).unwrap();
         let endpoint = listener.local_addr().unwrap().to_string();
         let (stop, stopped) = tokio::sync::oneshot::channel();
-        let script: Script = Arc::new(move |request, respond| Box::pin(script(request, respond)));
         let thread = std::thread::spawn(move || {
             local(async move {
                 let listener = tokio::net::TcpListener::from_std(listener).unwrap();
                 let accept = async {
-                    loop {
+                    for number in 0.. {
                         let (stream, _) = listener.accept().await.unwrap();
-                        tokio::task::spawn_local(serve(stream, Arc::clone(&script)));
+                        tokio::task::spawn_local(script(stream, number));
                     }
                 };
                 tokio::select! { _ = accept => {}, _ = stopped => {} }

@@ -12,7 +12,7 @@ use ringmesh::config;
 use ringmesh::shard::link::{Link, Notice, Order};
 use ringmesh::shard::{Plan, spawn};
 use ringmesh::snapshot::Snapshot;
-use ringmesh::telemetry::ShardTotals;
+use ringmesh::telemetry::{GrpcCounts, ShardTotals};
 
 use super::GUARD;
 use super::client::Client;
@@ -69,6 +69,8 @@ pub struct Seen {
     pub bytes: (u64, u64),
     /// How many latencies were recorded: to the first byte, and to the last.
     pub latencies: (u64, u64),
+    /// gRPC calls.
+    pub grpc: GrpcCounts,
     /// Totals at the end.
     pub totals: ShardTotals,
     /// Causes of panics.
@@ -317,6 +319,7 @@ impl Seen {
                 self.bytes.1 += service.counts.response_body_bytes;
                 self.latencies.0 += service.counts.first_byte.len();
                 self.latencies.1 += service.counts.whole.len();
+                self.grpc.add(&service.counts.grpc);
                 for (mine, theirs) in self.by_class.iter_mut().zip(service.counts.by_class) {
                     *mine += theirs;
                 }
@@ -334,6 +337,12 @@ impl Seen {
                 _ => {}
             }
         }
+    }
+
+    /// gRPC calls by status, as in `0:2 14:1`.
+    pub fn grpc_statuses(&self) -> String {
+        let all: Vec<String> = self.grpc.statuses().map(|(status, n)| format!("{status}:{n}")).collect();
+        all.join(" ")
     }
 
     /// The lines of the access log, which are JSON.

@@ -19,6 +19,7 @@ pub(super) fn listener(raw: RawListener, index: usize, from: &From<'_>) -> Optio
         from.mark_of(raw.certificate.as_ref()),
         from.mark_of(raw.key.as_ref()),
         from.mark_of(raw.version_min.as_ref()),
+        from.mark_of(raw.grpc_web.as_ref()),
     ];
     let tls = match value_or(raw.tls, ListenerTlsWord::Off) {
         ListenerTlsWord::Off => ListenerTls::Off,
@@ -35,7 +36,8 @@ pub(super) fn listener(raw: RawListener, index: usize, from: &From<'_>) -> Optio
         _ => None,
     };
     let name = raw.name.map_or_else(|| numbered_name("listener", index), |at| at.value);
-    let listener = Listener { name, address: address.value, tls };
+    let listener =
+        Listener { name, address: address.value, tls, grpc_web: value_or(raw.grpc_web, defaults::GRPC_WEB) };
     Some(CompiledListener { listener, termination, marks })
 }
 

@@ -146,6 +146,7 @@ pub(super) fn listener(reader: &mut Reader<'_>, table: &Opened<'_>, place: Place
         version_min: table
             .value("tls_version_min")
             .and_then(|item| reader.choice("listener.tls_version_min", item, &VERSION_WORDS)),
+        grpc_web: table.value("grpc_web").and_then(|item| reader.flag("listener.grpc_web", item)),
     }
 }
 

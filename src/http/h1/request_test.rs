@@ -513,6 +513,7 @@ fn every_cause_that_a_request_head_can_have_is_in_the_table() {
         Cause::GoingAway,
         Cause::Flood,
         Cause::PingTimeout,
+        Cause::BadGrpcWeb,
     ];
     for cause in Cause::ALL {
         assert_ne!(seen.contains(cause), made_elsewhere.contains(cause), "{cause:?}");

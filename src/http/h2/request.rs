@@ -10,6 +10,7 @@ use crate::authorize;
 use crate::failure::Cause;
 use crate::http::client_cert;
 use crate::http::fields::{self, Known, known, write_u64};
+use crate::http::grpc::Dialect;
 use crate::http::h1::{self, write_field};
 use crate::http::{Framing, Method};
 use crate::snapshot::{ForwardedFields, Limits};
@@ -27,8 +28,8 @@ pub struct Facts {
     pub takes_trailers: bool,
     /// Max-Forwards of an OPTIONS request.
     pub max_forwards: Option<u64>,
-    /// Whether it is gRPC (`application/grpc`, `application/grpc+…`).
-    pub grpc: bool,
+    /// Whether and how it is gRPC.
+    pub grpc: Option<Dialect>,
     /// What an extended CONNECT asks for (RFC 8441), or that it is a plain CONNECT.
     pub tunnel: Option<Tunnel>,
 }
@@ -63,7 +64,7 @@ pub fn check(
         expect_continue: false,
         takes_trailers: false,
         max_forwards: None,
-        grpc: false,
+        grpc: None,
         tunnel: None,
     };
     let protocol = parts.extensions.get::<h2::ext::Protocol>();
@@ -81,7 +82,7 @@ pub fn check(
     for (name, value) in &parts.headers {
         check_value(value)?;
         match known(name.as_str()) {
-            Known::Other if *name == header::CONTENT_TYPE => facts.grpc = is_grpc(value.as_bytes()),
+            Known::Other if *name == header::CONTENT_TYPE => facts.grpc = Dialect::of(value.as_bytes()),
             Known::Via if via.is_some_and(|own| h1::has_pseudonym(value.as_bytes(), own)) => {
                 return Err(Cause::Loop);
             }
@@ -453,12 +454,6 @@ pub(super) fn length(headers: &HeaderMap) -> Result<Option<u64>, Cause> {
         return Err(Cause::LengthRepeated);
     }
     fields::parse_u64(length.as_bytes()).map(Some).ok_or(Cause::BadLength)
-}
-
-fn is_grpc(content_type: &[u8]) -> bool {
-    const GRPC: &[u8] = b"application/grpc";
-    let Some((head, rest)) = content_type.split_at_checked(GRPC.len()) else { return false };
-    head.eq_ignore_ascii_case(GRPC) && matches!(rest.first(), None | Some(b'+' | b';' | b' '))
 }
 
 fn set_authority(parts: &mut request::Parts, host: &str) {

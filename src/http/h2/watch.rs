@@ -68,6 +68,8 @@ pub struct Watch {
     left: [u32; Flood::ALL.len()],
     /// When DATA was seen this many octets ago, something is earned back.
     data: usize,
+    /// When octets were sent to the peer this many octets ago, it has earned a WINDOW_UPDATE.
+    sent: u64,
     /// A field block has begun and not ended.
     in_block: bool,
     /// The first frame is whole.
@@ -78,6 +80,8 @@ impl Watch {
     const PREFACE: usize = 24;
     /// Octets of DATA that earn as much as a request.
     const DATA_EARNS: usize = 16 * 1024;
+    /// Octets sent that earn a WINDOW_UPDATE: less than any peer waits for.
+    const SENT_EARNS: u64 = 512;
 
     /// Of a caller: begins with the preface.
     pub fn of_caller() -> Self {
@@ -93,6 +97,7 @@ impl Watch {
             payload: 0,
             left: Flood::ALL.map(|flood| flood.budget().0),
             data: 0,
+            sent: 0,
             in_block: false,
             begun: false,
         }
@@ -177,6 +182,18 @@ impl Watch {
         }
     }
 
+    /// So many octets were sent to the peer, which gives back their window in updates of any size: of a stream and of the
+    /// connection, for each piece that its application reads.
+    pub fn sent(&mut self, octets: u64) {
+        self.sent += octets;
+        let earned = self.sent / Self::SENT_EARNS;
+        self.sent %= Self::SENT_EARNS;
+        let left = &mut self.left[Flood::WindowUpdate as usize];
+        *left = (*left)
+            .saturating_add(u32::try_from(earned).unwrap_or(u32::MAX))
+            .min(Flood::WindowUpdate.budget().0);
+    }
+
     /// An exchange ended well: what it took in resets of its own kind is forgiven.
     pub fn completed(&mut self) {
         let reset = &mut self.left[Flood::Reset as usize];
@@ -195,5 +212,26 @@ impl Watch {
             let left = &mut self.left[flood as usize];
             *left = (*left + earned).min(most);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const UPDATE: [u8; 13] = [0, 0, 4, 8, 0, 0, 0, 0, 1, 0, 0, 0x40, 0];
+
+    #[test]
+    fn window_updates_are_earned_by_what_was_sent() {
+        let mut watch = Watch::of_service();
+        // Half a GiB, of which the peer gives back each 16 KiB for the stream and for the connection.
+        for _ in 0..32 * 1024 {
+            watch.sent(16 * 1024);
+            watch.feed(&UPDATE).unwrap();
+            watch.feed(&UPDATE).unwrap();
+        }
+        let mut idle = Watch::of_service();
+        let taken = (0..10_000).take_while(|_| idle.feed(&UPDATE).is_ok()).count();
+        assert_eq!(taken, 2_000, "without anything sent they are noise");
     }
 }
