@@ -67,6 +67,7 @@ impl Inspect for Floods {
     }
 
     fn inspect(&mut self, bytes: &[u8]) -> bool {
+        self.watch.at(self.shard.clock.now());
         match self.watch.feed(bytes) {
             Ok(()) => true,
             Err(flood) => {
