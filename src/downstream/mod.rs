@@ -21,7 +21,7 @@ use crate::io::tls::Tls;
 use crate::io::{Connection, Fault, Waited};
 use crate::shard::buffers::{Buffer, Buffers};
 use crate::shard::clock::ns;
-use crate::shard::live::Open;
+use crate::shard::live::{Open, With};
 use crate::shard::{Shard, View};
 
 /// A caller's connection. Between two requests it holds no buffer once it has been quiet for a moment.
@@ -167,9 +167,12 @@ impl Downstream {
     pub fn as_open(&self) -> Open {
         Open {
             peer: self.identity.clone(),
-            source: self.peer.ip(),
-            listener: Arc::clone(&self.listener),
-            port: self.port,
+            with: With::Caller {
+                source: self.peer.ip(),
+                listener: Arc::clone(&self.listener),
+                port: self.port,
+                encrypted: self.connection.tls().is_some(),
+            },
             control: self.connection.control(),
         }
     }

@@ -151,16 +151,16 @@ impl Path<'_> {
         account.wait(shard.clock.now());
         let connected = handshake::with_service(shard, &service.spec, attempt.address(), timeout).await;
         account.waited(shard.clock.now());
-        let (connection, agreed) = connected?;
+        let handshake::Connected { connection, agreed, listed } = connected?;
         attempt.shared().chose(agreed != Agreed::Http1);
         if agreed == Agreed::Http1 {
-            return Ok(To::H1(attempt.pool().opened(connection, &shard.tally)));
+            return Ok(To::H1(attempt.pool().opened(connection, listed, &shard.tally)));
         }
         let refused = |error: h2::Error| Failure::upstream(Stage::Connect, message::cause(&error));
         let opened = h2_client::open(shard, connection, &service.spec).await.map_err(refused)?;
         let (shared, lease) = attempt.shared().opened(opened.send.clone(), agreed == Agreed::Mesh);
         drop(opening);
-        opened.drive(shard, Rc::clone(&shared), &service.spec);
+        opened.drive(shard, Rc::clone(&shared), &service.spec, listed);
         Ok(To::H2(lease))
     }
 

@@ -13,6 +13,7 @@ use crate::io::Connection;
 use crate::io::gather::{self, Gathered, Vital};
 use crate::shard::buffers::Buffer;
 use crate::shard::clock::ns;
+use crate::shard::live::Listed;
 use crate::shard::{Shard, task};
 use crate::upstream::shared::Shared;
 use crate::upstream::spec;
@@ -58,10 +59,20 @@ pub(super) async fn open(
 
 impl Opened {
     /// Drives the connection as a task of its own, as long as it lives.
-    pub(super) fn drive(self, shard: &Rc<Shard>, shared: Rc<Shared>, service: &spec::Service) {
+    pub(super) fn drive(
+        self,
+        shard: &Rc<Shard>,
+        shared: Rc<Shared>,
+        service: &spec::Service,
+        listed: Option<Listed>,
+    ) {
         let Self { connection, vital, .. } = self;
         let (limits, idle_ns) = (service.http2, ns(service.pool.idle_timeout));
-        task::spawn(shard, drive(Rc::clone(shard), connection, vital, shared, limits, idle_ns));
+        let driven = drive(Rc::clone(shard), connection, vital, shared, limits, idle_ns);
+        task::spawn(shard, async move {
+            let _listed = listed;
+            driven.await;
+        });
     }
 }
 

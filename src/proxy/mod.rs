@@ -58,7 +58,7 @@ pub fn serve(
     async move {
         let (downstream, _) = &mut served;
         let begun = begin(&shard, downstream).await;
-        let _listed = downstream.identity.is_some().then(|| shard.live.list(downstream.as_open()));
+        let _listed = shard.live.list(downstream.as_open());
         let http2 = match begun {
             None => false,
             Some(Protocol::Http1) => serve_http1(&shard, downstream).await,

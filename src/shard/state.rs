@@ -10,7 +10,7 @@ use std::time::Duration;
 use super::buffers::Buffers;
 use super::clock::{Clock, ns};
 use super::link::{Link, Notice};
-use super::live::Live;
+use super::live::{self, Live};
 use super::watched::Watch;
 use crate::failure::Failure;
 use crate::io::timed::Deadlines;
@@ -136,14 +136,17 @@ impl Shard {
     pub(super) fn apply(&self, snapshot: Arc<Snapshot>) -> bool {
         let generation = snapshot.generation;
         let new = View::new(snapshot, Arc::clone(&self.link));
+        let mut differs;
         {
             let old = self.view.borrow();
             let mut kept = new.services.borrow_mut();
+            differs = live::judges_differently(&new.snapshot, &old.snapshot);
             for service in old.services.borrow().values() {
                 match new.snapshot.service_named(&service.spec.name) {
                     Some(id) => {
                         let spec = &new.snapshot.services[id as usize];
                         let same = Arc::ptr_eq(spec, &service.spec) || **spec == *service.spec;
+                        differs |= !same && spec.tls != service.spec.tls;
                         let carried = if same {
                             Rc::clone(service)
                         } else {
@@ -158,7 +161,6 @@ impl Shard {
                 }
             }
         }
-        let differs = new.judges_differently(&self.view.borrow());
         drop(self.view.replace(Rc::new(new)));
         self.link.vitals.generation.store(generation, Ordering::Release);
         differs && self.live.renew()
@@ -307,15 +309,6 @@ impl Shard {
 impl View {
     fn new(snapshot: Arc<Snapshot>, link: Arc<Link>) -> Self {
         Self { snapshot, services: RefCell::default(), link }
-    }
-
-    /// Whether a connection may be allowed by the one and not by the other.
-    fn judges_differently(&self, other: &Self) -> bool {
-        let (new, old) = (&self.snapshot, &other.snapshot);
-        let same_rules =
-            Arc::ptr_eq(&new.authorization, &old.authorization) || new.authorization == old.authorization;
-        let bundles = |snapshot: &Snapshot| snapshot.identity.as_ref().map(|own| Arc::clone(&own.bundles));
-        !same_rules || bundles(new) != bundles(old)
     }
 
     /// Where exchanges are counted that met no service.

@@ -4,12 +4,12 @@
 use std::io::Write;
 use std::sync::Arc;
 
-use rcgen::{DnType, ExtendedKeyUsagePurpose, IsCa};
+use rcgen::{DnType, ExtendedKeyUsagePurpose, IsCa, SanType};
 use ringmesh::shard::link::Order;
 use ringmesh::snapshot::{ListenerTls, Snapshot, Termination};
 use rustls::{ClientConfig, HandshakeKind};
 
-use crate::support::authority::{Authority, Leaf, TLS12, TLS13, uri};
+use crate::support::authority::{Authority, Leaf, TLS12, TLS13, credentials, uri};
 use crate::support::client::{Client, Cut};
 use crate::support::mesh::{Config, Mesh, Seen};
 use crate::support::origin::Origin;
@@ -142,7 +142,7 @@ fn t09_t10_t11_a_certificate_without_exactly_one_id_is_refused() {
     for names in [
         vec![uri(CALLER), uri(APP)],
         vec![],
-        vec![rcgen::SanType::DnsName("caller.mesh.local".try_into().unwrap())],
+        vec![SanType::DnsName("caller.mesh.local".try_into().unwrap())],
         vec![uri("spiffe://mesh.local/ns/../caller")],
     ] {
         let mutual = Mutual::new(ListenerTls::Strict);
@@ -291,33 +291,42 @@ fn an_edge_needs_no_certificate_of_its_callers_and_resumes_without_early_data() 
 #[test]
 fn t31_new_credentials_are_for_new_connections() {
     let (old, new) = (Authority::new("old"), Authority::new("new"));
-    let config = |authority: &Authority, origin: &Origin| {
-        let credentials = authority.credentials(APP, &authority.workload(APP), &[b"http/1.1"]);
+    // What is presented, and who is trusted: as in a rotation, step by step.
+    let config = |presented: &Authority, trusted: &[&Authority], origin: &Origin| {
+        let credentials = credentials(&presented.workload(APP), trusted, &[b"http/1.1"]);
         Config::new(&[origin]).change(move |snapshot| {
             snapshot.listeners[0].tls = ListenerTls::Strict;
             snapshot.identity = Some(Arc::clone(&credentials));
         })
     };
     let origin = Origin::plain();
-    let mut mesh = Mesh::start(&config(&old, &origin));
-    let client = |mesh: &Mesh, of: &Authority| {
-        mesh.client().tls(of.anybody_client(Some(&of.workload(CALLER)), TLS13), "app.test")
+    let mut mesh = Mesh::start(&config(&old, &[&old], &origin));
+    let client = |mesh: &Mesh, of: &Authority, server: &Authority| {
+        mesh.client().tls(server.anybody_client(Some(&of.workload(CALLER)), TLS13), "app.test")
     };
-    let mut first = client(&mesh, &old);
+    let mut first = client(&mesh, &old, &old);
     first.send(GET);
     assert_eq!(first.response().text(), "/a");
-    mesh.reload(&config(&new, &origin));
+    mesh.reload(&config(&old, &[&old, &new], &origin));
+    mesh.reload(&config(&new, &[&old, &new], &origin));
     first.send(GET);
     assert_eq!(first.response().text(), "/a", "what is open goes on");
-    let mut second = client(&mesh, &new);
-    second.send(GET);
-    assert_eq!(second.response().text(), "/a");
-    let mut late = client(&mesh, &old);
+    let (mut second, mut third) = (client(&mesh, &new, &new), client(&mesh, &old, &new));
+    for client in [&mut second, &mut third] {
+        client.send(GET);
+        assert_eq!(client.response().text(), "/a");
+    }
+    mesh.reload(&config(&new, &[&new], &origin));
+    let mut late = client(&mesh, &old, &new);
     late.send(GET);
     assert!(matches!(late.cut(), Cut::Nothing(_)), "the old authority is refused from now on");
-    drop((first, second, late));
+    second.send(GET);
+    assert_eq!(second.response().text(), "/a");
+    assert_eq!([first.end(), third.end()], [End::Cut; 2], "and who is there by it has to go");
+    drop((first, second, third, late));
     let seen = mesh.finish();
-    assert_eq!(seen.totals.tls_handshakes, 2);
+    assert_eq!((seen.totals.tls_handshakes, seen.revoked["unknown_issuer"]), (3, 2));
+    assert_eq!(seen.connection_failures["handshake.downstream.unknown_issuer"], 1);
 }
 
 #[test]
@@ -396,19 +405,31 @@ fn t33_handshakes_in_progress_are_bounded() {
 }
 
 #[test]
-fn t34_a_long_chain_is_read() {
+fn t34_a_large_chain_is_read_and_one_that_is_too_long_refused() {
+    // A certificate with thousands of names of hosts beside its id, and one with many strangers behind it.
+    let large = |authority: &Authority| {
+        authority.leaf(|params| {
+            params.subject_alt_names = vec![uri(CALLER)];
+            params.subject_alt_names.extend(
+                (0..600)
+                    .map(|n| SanType::DnsName(format!("{n}.{}.test", "x".repeat(50)).try_into().unwrap())),
+            );
+        })
+    };
     let mutual = Mutual::new(ListenerTls::Strict);
-    let mut leaf = mutual.authority.workload(CALLER);
-    let strangers = (0..50).map(|n| Authority::new(&format!("{n} {}", "x".repeat(200))).der);
-    leaf.chain.extend(strangers);
+    let leaf = large(&mutual.authority);
     let bytes: usize = leaf.chain.iter().map(|c| c.len()).sum();
-    assert!(bytes > 16 * 1024, "{bytes}");
-    let config = mutual.authority.anybody_client(Some(&leaf), TLS13);
-    let mut client = mutual.rig.client().tls(config, "app.test");
+    assert!(bytes > 32 * 1024, "{bytes}");
+    let mut client = mutual.rig.client().tls(mutual.authority.anybody_client(Some(&leaf), TLS13), "app.test");
     client.send(GET);
     assert_eq!(client.response().text(), "/a");
     drop(client);
     mutual.rig.done();
+
+    let mutual = Mutual::new(ListenerTls::Strict);
+    let mut leaf = mutual.authority.workload(CALLER);
+    leaf.chain.extend((0..50).map(|n| Authority::new(&format!("{n} {}", "x".repeat(200))).der));
+    mutual.refuses(Some(&leaf), "bad_certificate");
 }
 
 #[test]

@@ -126,14 +126,14 @@ fn t01_t02_t03_t13_a_bad_certificate_of_a_service_is_refused() {
 #[test]
 fn t05_t06_t08_a_service_that_is_somebody_else_is_refused() {
     let authority = Authority::new("mesh");
-    for (id, expected) in [
-        ("spiffe://mesh.local/ns/shop/sa/other", &[SERVICE][..]),
-        ("spiffe://mesh.local/ns/shopping/sa/service", &["spiffe://mesh.local/ns/shop/*"]),
-        ("spiffe://mesh.local.evil.com/ns/shop/sa/service", &[]),
-        ("spiffe://other.local/ns/shop/sa/service", &[]),
+    for (id, expected, cause) in [
+        ("spiffe://mesh.local/ns/shop/sa/other", &[SERVICE][..], "wrong_identity"),
+        ("spiffe://mesh.local/ns/shopping/sa/service", &["spiffe://mesh.local/ns/shop/*"], "wrong_identity"),
+        ("spiffe://mesh.local.evil.com/ns/shop/sa/service", &[], "untrusted_domain"),
+        ("spiffe://other.local/ns/shop/sa/service", &["*"], "untrusted_domain"),
     ] {
         let server = authority.mutual_server(&authority.workload(id), TLS13);
-        assert_refuses(mesh_rig(&authority, server, expected), "wrong_identity");
+        assert_refuses(mesh_rig(&authority, server, expected), cause);
     }
 }
 

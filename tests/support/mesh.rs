@@ -61,6 +61,10 @@ pub struct Seen {
     pub connection_failures: BTreeMap<String, u64>,
     /// What was told of handshakes: failure, peer and words.
     pub handshakes: Vec<(String, String)>,
+    /// Open connections that were ended because they are not allowed any more, by cause.
+    pub revoked: BTreeMap<String, u64>,
+    /// What was told of those: cause, how many, one of them.
+    pub revocations: Vec<(String, u64, String)>,
     /// Exchanges by status class.
     pub by_class: [u64; 6],
     /// Totals at the end.
@@ -274,6 +278,9 @@ impl Seen {
             for (failure, count) in &interval.connection_failures {
                 *self.connection_failures.entry(failure.to_string()).or_default() += count;
             }
+            for (cause, count) in &interval.revoked {
+                *self.revoked.entry(cause.label().to_owned()).or_default() += count;
+            }
             for counted in &interval.rules {
                 let key = format!("{} {} {}", counted.listener, counted.rule, counted.outcome.label());
                 *self.rules.entry(key).or_default() += counted.count;
@@ -295,6 +302,9 @@ impl Seen {
                 Notice::Panic { cause } => self.panics.push(cause),
                 Notice::Handshake { failure, words, .. } => {
                     self.handshakes.push((failure.to_string(), words));
+                }
+                Notice::Revoked { cause, connections, one } => {
+                    self.revocations.push((cause.label().to_owned(), connections, one));
                 }
                 _ => {}
             }
