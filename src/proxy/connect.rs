@@ -157,8 +157,9 @@ impl Path<'_> {
             return Ok(To::H1(attempt.pool().opened(connection, listed, &shard.tally)));
         }
         let refused = |error: h2::Error| Failure::upstream(Stage::Connect, message::cause(&error));
+        let encrypted = connection.tls().is_some();
         let opened = h2_client::open(shard, connection, &service.spec).await.map_err(refused)?;
-        let (shared, lease) = attempt.shared().opened(opened.send.clone(), agreed == Agreed::Mesh);
+        let (shared, lease) = attempt.shared().opened(opened.send.clone(), agreed == Agreed::Mesh, encrypted);
         drop(opening);
         opened.drive(shard, Rc::clone(&shared), &service.spec, listed);
         Ok(To::H2(lease))

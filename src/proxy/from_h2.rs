@@ -399,6 +399,7 @@ impl Call<'_> {
         let whole = self.facts.framing == Framing::None;
         let mut parts = self.parts.clone();
         message::forward(&mut parts, self.facts, &self.forwarding());
+        message::set_scheme(&mut parts.uri, lease.is_encrypted());
         if self.facts.grpc && self.path.deadline != NEVER {
             let left = self.path.deadline.saturating_sub(self.path.shard.clock.now());
             let left = grpc::write_timeout(std::time::Duration::from_nanos(left));

@@ -57,8 +57,9 @@ async fn exchange(
     lease: &Lease,
     answered: &Cell<bool>,
 ) -> Result<Fate, Failure> {
-    let request = message::from_canonical(head, asked.version, asked.framing, lease.is_mesh())
+    let mut request = message::from_canonical(head, asked.version, asked.framing, lease.is_mesh())
         .map_err(|cause| Failure::local(Stage::Request, cause))?;
+    message::set_scheme(request.uri_mut(), lease.is_encrypted());
     let ended = matches!((asked.framing, body), (Framing::None, _) | (_, Some(0)));
     let sent = lease.send().send_request(request, ended);
     let (response, stream) =

@@ -14,6 +14,7 @@ use rustls::ServerConfig;
 use rustls::pki_types::ServerName;
 
 use crate::support::authority::{Authority, Leaf, TLS12, TLS13, uri};
+use crate::support::http2;
 use crate::support::mesh::{Config, Mesh};
 use crate::support::origin::{Origin, Visit, ok};
 use crate::support::rig::Rig;
@@ -431,4 +432,19 @@ fn the_protocol_of_a_service_is_kept_to() {
     assert_serves(&rig);
     rig.done();
     assert_refuses(with(Protocol::Http2), "bad_handshake");
+}
+
+/// To an encrypted one it is `https`, which Envoy sees: `process::mtls`.
+#[test]
+fn the_scheme_is_that_of_the_hop_and_not_that_of_the_caller() {
+    let service = http2::Service::echoing();
+    let config = Config::default().service_at("app", &[&service.endpoint], "protocol = \"http2\"");
+    let mesh = config.start();
+    for scheme in ["http", "https"] {
+        let uri = format!("{scheme}://app.test/a?b");
+        let request = http::Request::builder().method("GET").uri(uri).body(()).unwrap();
+        let response = http2::call(mesh.address, request, b"", None).unwrap();
+        assert_eq!(response.head.headers["echo-target"], "http://app.test/a?b");
+    }
+    mesh.finish();
 }

@@ -144,7 +144,15 @@ impl Leaf {
 
     /// Chain and key in one text.
     pub fn pem(&self) -> String {
-        self.chain.iter().map(pem).collect::<String>() + &self.key.serialize_pem()
+        self.chain_pem() + &self.key_pem()
+    }
+
+    pub fn chain_pem(&self) -> String {
+        self.chain.iter().map(pem).collect()
+    }
+
+    pub fn key_pem(&self) -> String {
+        self.key.serialize_pem()
     }
 
     /// A server that asks nobody for a certificate.

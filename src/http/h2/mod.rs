@@ -10,7 +10,8 @@ pub mod watch;
 
 pub(crate) use request::authority;
 pub use request::{
-    Facts, Forwarded, Tunnel, check, forward, from_canonical, host_of, join_cookies, values, write_h1,
+    Facts, Forwarded, Tunnel, check, forward, from_canonical, host_of, join_cookies, set_scheme, values,
+    write_h1,
 };
 pub(crate) use response::framing;
 pub use response::{append_via, end_to_end, from_h1, write_h1_response};
