@@ -20,7 +20,7 @@ use crate::io::timed::OnDeadline;
 use crate::io::tls::Tls;
 use crate::io::{Connection, Fault, Waited};
 use crate::shard::buffers::{Buffer, Buffers};
-use crate::shard::clock::ns;
+use crate::shard::clock::{NEVER, ns};
 use crate::shard::live::{Open, With};
 use crate::shard::{Shard, View};
 
@@ -39,6 +39,8 @@ pub struct Downstream {
     pub port: u16,
     /// Who the caller is, where its certificate was verified.
     pub identity: Option<Rc<identity::Peer>>,
+    /// When it gets no further request, because a leaf that it began with has ended: see `shard::live::leave_at`.
+    pub leave_at: u64,
 }
 
 /// What is spoken on a connection.
@@ -150,7 +152,7 @@ impl Downstream {
     /// Takes an accepted connection.
     pub fn new(shard: &Shard, stream: TcpStream, peer: SocketAddr, listener: Arc<str>, port: u16) -> Self {
         let connection = Connection::accepted(stream, &shard.deadlines);
-        Self { connection, input: Buffer::default(), peer, listener, port, identity: None }
+        Self { connection, input: Buffer::default(), peer, listener, port, identity: None, leave_at: NEVER }
     }
 
     /// Who calls, as rules see it.
@@ -350,7 +352,7 @@ impl Downstream {
                 version: request.version,
                 framing: request.framing,
                 nominated_trailers: request.nominated_trailers(),
-                keep_alive: request.keep_alive,
+                keep_alive: request.keep_alive && started < self.leave_at,
                 decision,
                 answer_here: request.method_name == "OPTIONS" && request.max_forwards == Some(0),
                 places: Places {

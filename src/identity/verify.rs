@@ -36,6 +36,8 @@ pub struct Peer {
     pub chain: Vec<CertificateDer<'static>>,
     /// SHA-256 of the leaf, for `x-forwarded-client-cert`.
     pub fingerprint: [u8; 32],
+    /// When the leaf ends, seconds of the Unix time.
+    pub not_after: u64,
 }
 
 /// Why a chain was refused, as it travels through rustls; [`Refusal::of`] finds it again.
@@ -48,9 +50,11 @@ pub struct Refusal(pub Cause);
 /// When the leaf cannot be read or has not exactly one canonical id.
 pub fn peer(chain: &[CertificateDer<'_>]) -> Result<Peer, Cause> {
     let leaf = chain.first().ok_or(Cause::CertificateMissing)?;
-    let id = id_of(&read(leaf)?)?;
+    let parsed = read(leaf)?;
+    let id = id_of(&parsed)?;
+    let not_after = u64::try_from(parsed.validity().not_after.timestamp()).unwrap_or(0);
     let chain: Vec<_> = chain.iter().map(|certificate| certificate.clone().into_owned()).collect();
-    Ok(Peer { id, fingerprint: sha256(&[leaf]), chain })
+    Ok(Peer { id, fingerprint: sha256(&[leaf]), not_after, chain })
 }
 
 /// The id that a leaf carries.

@@ -55,7 +55,7 @@ pub(super) struct Caller {
 
 /// Serves one connection to its end. Its input are its first octets, the preface or a part of it.
 pub(super) async fn serve(shard: Rc<Shard>, downstream: Downstream) {
-    let Downstream { connection, input: seen, peer, listener, port, identity } = downstream;
+    let Downstream { connection, input: seen, peer, listener, port, identity, leave_at } = downstream;
     let encrypted = connection.tls().is_some();
     let caller = Rc::new(Caller { peer, listener, port, identity, encrypted });
     let view = shard.view();
@@ -95,7 +95,8 @@ pub(super) async fn serve(shard: Rc<Shard>, downstream: Downstream) {
             if vital.was_stopped() && !std::mem::replace(&mut calmed, true) {
                 connection.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
             }
-            if shard.is_draining() && !std::mem::replace(&mut leaving, true) {
+            let to_go = shard.is_draining() || shard.clock.now() >= leave_at;
+            if to_go && !std::mem::replace(&mut leaving, true) {
                 connection.graceful_shutdown();
             }
             if let Poll::Ready(next) = connection.poll_accept(cx) {
@@ -118,7 +119,7 @@ pub(super) async fn serve(shard: Rc<Shard>, downstream: Downstream) {
             } else {
                 used_at + idle_ns
             };
-            watched.look_at(due, cx);
+            watched.look_at(if leaving { due } else { due.min(leave_at) }, cx);
             Poll::Pending
         })
         .await;

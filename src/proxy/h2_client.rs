@@ -12,7 +12,7 @@ use super::h2_io::{Floods, Keepalive, Lent};
 use crate::io::Connection;
 use crate::io::gather::{self, Gathered, Vital};
 use crate::shard::buffers::Buffer;
-use crate::shard::clock::ns;
+use crate::shard::clock::{NEVER, ns};
 use crate::shard::live::Listed;
 use crate::shard::{Shard, task};
 use crate::upstream::shared::Shared;
@@ -68,7 +68,8 @@ impl Opened {
     ) {
         let Self { connection, vital, .. } = self;
         let (limits, idle_ns) = (service.http2, ns(service.pool.idle_timeout));
-        let driven = drive(Rc::clone(shard), connection, vital, shared, limits, idle_ns);
+        let leave_at = listed.as_ref().map_or(NEVER, Listed::leave_at);
+        let driven = drive(Rc::clone(shard), connection, vital, shared, limits, idle_ns, leave_at);
         task::spawn(shard, async move {
             let _listed = listed;
             driven.await;
@@ -83,6 +84,7 @@ async fn drive(
     shared: Rc<Shared>,
     limits: spec::Http2,
     idle_ns: u64,
+    leave_at: u64,
 ) {
     let _open = Counted::new(&shard);
     let watched = shard.watch.register();
@@ -93,6 +95,9 @@ async fn drive(
             return Poll::Ready(());
         }
         let now = shard.clock.now();
+        if now >= leave_at {
+            shared.leave();
+        }
         let due = if shared.exchanges() > 0 {
             used_at = now;
             match keepalive.poll(&vital, now, cx) {
@@ -104,7 +109,7 @@ async fn drive(
         } else {
             used_at + idle_ns
         };
-        watched.look_at(due, cx);
+        watched.look_at(if now < leave_at { due.min(leave_at) } else { due }, cx);
         Poll::Pending
     })
     .await;

@@ -19,7 +19,7 @@ use crate::identity::{self, Credentials, IdMatch, Peer};
 use crate::io::Connection;
 use crate::io::tls::{Tls, TlsFault};
 use crate::shard::Shard;
-use crate::shard::live::{Listed, Open, With, trusted_meanwhile};
+use crate::shard::live::{Listed, Open, With, leave_at, trusted_meanwhile};
 use crate::snapshot::ListenerTls;
 use crate::upstream::spec::{self, Address};
 
@@ -98,6 +98,9 @@ pub(super) async fn with_caller(shard: &Rc<Shard>, downstream: &mut Downstream, 
     };
     match peer {
         Ok(peer) => {
+            if let (Some(peer), Some(own)) = (&peer, &own) {
+                downstream.leave_at = leave_at(shard, peer, own);
+            }
             shard.totals.tls_handshakes.set(shard.totals.tls_handshakes.get() + 1);
             downstream.identity = peer.map(Rc::new);
             true
@@ -169,8 +172,9 @@ pub(super) async fn with_service(
         if !IdMatch::expects(ids, &peer.id, &own.id) {
             return Err(failed(Cause::WrongIdentity, &format_args!("it is {}", peer.id)));
         }
+        let leave_at = leave_at(shard, &peer, own);
         let (peer, with) = (Some(Rc::new(peer)), With::Service(Arc::clone(&service.name)));
-        listed = Some(shard.live.list(Open { peer, with, control: connection.control() }));
+        listed = Some(shard.live.list(Open { peer, with, control: connection.control() }).until(leave_at));
     }
     shard.totals.tls_handshakes.set(shard.totals.tls_handshakes.get() + 1);
     match (service.protocol, Protocol::of(&connection)) {

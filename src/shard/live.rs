@@ -14,10 +14,12 @@ use std::net::IpAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Poll;
+use std::time::Duration;
 
 use rustls::pki_types::UnixTime;
 use smallvec::SmallVec;
 
+use super::clock::NEVER;
 use super::link::Notice;
 use super::state::Shard;
 use crate::authorize::{Caller, Verdict};
@@ -70,6 +72,7 @@ pub enum With {
 pub struct Listed {
     live: Rc<Live>,
     slot: u32,
+    leave_at: u64,
 }
 
 /// What has been found of peers in this round, by the fingerprint of the leaf.
@@ -90,7 +93,7 @@ impl Live {
                 u32::try_from(slots.len() - 1).unwrap_or(u32::MAX)
             }
         };
-        Listed { live: Rc::clone(self), slot }
+        Listed { live: Rc::clone(self), slot, leave_at: NEVER }
     }
 
     /// There is something new to judge by. Whether [`look_through`] must be started: it is not at it and there is anybody.
@@ -112,6 +115,15 @@ pub fn trusted_meanwhile(peer: &Peer, then: &Credentials, now: Option<&Credentia
         }
         _ => Ok(()),
     }
+}
+
+/// When a connection of the mesh gets nothing new any more, so that it has run out before the roots are gone by which the
+/// two ends believed each other: when the first of the two leaves has ended. A root outlives every leaf under it, by
+/// five minutes where the authority is ours. Until `Plan::age_min` it stays: who has leaves that live for seconds would
+/// open connections all the time.
+pub fn leave_at(shard: &Shard, peer: &Peer, own: &Credentials) -> u64 {
+    let left = peer.not_after.min(own.not_after).saturating_sub(UnixTime::now().as_secs());
+    shard.clock.after(Duration::from_secs(left).max(shard.age_min))
 }
 
 /// Whether callers or services may be judged differently by what the one snapshot says of listeners and trust, and the
@@ -140,6 +152,19 @@ impl Drop for Looking {
 }
 
 impl Listed {
+    /// The same, of a connection that gets nothing new from `leave_at` on.
+    pub fn until(self, leave_at: u64) -> Self {
+        // Not built anew: the old one would give its place back.
+        let mut listed = self;
+        listed.leave_at = leave_at;
+        listed
+    }
+
+    /// When it gets nothing new any more.
+    pub fn leave_at(&self) -> u64 {
+        self.leave_at
+    }
+
     /// Whether the connection was ended because it is not allowed any more.
     pub fn is_revoked(&self) -> bool {
         self.live.slots.borrow()[self.slot as usize].is_none()

@@ -73,7 +73,8 @@ struct Rig {
 impl Rig {
     fn new() -> Self {
         let (link, _bell) = Link::new(0).unwrap();
-        let shard = Rc::new(Shard::new(link, 1, Duration::from_secs(60), snapshot(1, Vec::new())));
+        let shard =
+            Rc::new(Shard::new(link, 1, Duration::from_secs(60), Duration::ZERO, snapshot(1, Vec::new())));
         let listener = TcpListener::bind::<SocketAddr>(([127, 0, 0, 1], 0).into()).unwrap();
         Self { shard, listener, callers: Vec::new(), generation: 1 }
     }
@@ -85,7 +86,7 @@ impl Rig {
         let (stream, from) = self.listener.accept().await.unwrap();
         let connection = Connection::accepted(stream, &self.shard.deadlines);
         let id = SpiffeId::parse(peer).unwrap();
-        let peer = Some(Rc::new(Peer { id, chain: Vec::new(), fingerprint: [0; 32] }));
+        let peer = Some(Rc::new(Peer { id, chain: Vec::new(), fingerprint: [0; 32], not_after: 0 }));
         let control = connection.control();
         let (source, listener, port) = (from.ip(), "in".into(), address.port());
         let with = With::Caller { source, listener, port, encrypted: true };
@@ -168,7 +169,7 @@ fn a_place_is_used_again_and_more_connections_than_one_look_takes_are_all_seen()
         let (_first, connection) = rig.open("spiffe://mesh.local/web").await;
         let list = |n: u32| {
             let id = SpiffeId::parse(&format!("spiffe://mesh.local/web-{n}")).unwrap();
-            let peer = Rc::new(Peer { id, chain: Vec::new(), fingerprint: [0; 32] });
+            let peer = Rc::new(Peer { id, chain: Vec::new(), fingerprint: [0; 32], not_after: 0 });
             let (source, control) = ([127, 0, 0, 1].into(), connection.control());
             let with = With::Caller { source, listener: "in".into(), port: 1, encrypted: true };
             rig.shard.live.list(Open { peer: Some(peer), with, control })

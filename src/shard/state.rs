@@ -44,6 +44,8 @@ pub struct Shard {
     /// What the shard counts of itself.
     pub totals: Totals,
     pub(super) stall_threshold_ns: u64,
+    /// How long a connection of the mesh is kept at least, whatever the ends of leaves say.
+    pub(super) age_min: Duration,
     /// When control was last told of each kind of failed handshake.
     told: RefCell<Vec<(Failure, u64)>>,
     /// How many shards share the limits that are per proxy.
@@ -101,6 +103,7 @@ impl Shard {
         link: Arc<Link>,
         shards: u16,
         stall_threshold: Duration,
+        age_min: Duration,
         snapshot: Arc<Snapshot>,
     ) -> Self {
         Self {
@@ -115,6 +118,7 @@ impl Shard {
             totals: Totals::default(),
             told: RefCell::default(),
             stall_threshold_ns: ns(stall_threshold),
+            age_min,
             shards: shards.max(1).into(),
             rng: RefCell::new(fastrand::Rng::new()),
             view: RefCell::new(Rc::new(View::new(snapshot, Arc::clone(&link)))),

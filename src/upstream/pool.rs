@@ -80,7 +80,7 @@ impl Pool {
                 // The older ones below it are too old as well; they are closed by the sweep.
                 continue;
             }
-            if pooled.is_revoked() {
+            if pooled.is_revoked() || pooled.is_outlived(now) {
                 continue;
             }
             if !pooled.connection.is_usable() {
@@ -104,6 +104,9 @@ impl Pool {
                 self.age_max_ns.set(hinted.max(Self::AGE_MIN_NS));
                 self.hold_until.set(now + Self::HOLD_MAX_NS);
             }
+        }
+        if pooled.is_outlived(now) {
+            return;
         }
         let mut idle = self.idle.borrow_mut();
         if idle.len() < limits.idle_max as usize {
@@ -160,7 +163,7 @@ impl Pool {
         let mut oldest_death = None;
         self.idle.borrow_mut().retain(|idle| {
             let age = now.saturating_sub(idle.since);
-            let revoked = idle.pooled.is_revoked();
+            let revoked = idle.pooled.is_revoked() || idle.pooled.is_outlived(now);
             let dead = !revoked && age >= LOOK_AFTER_NS && !idle.pooled.connection.is_usable();
             let tally = &idle.pooled.tally;
             if dead {
@@ -200,6 +203,11 @@ impl Pool {
 }
 
 impl Pooled {
+    /// Whether it gets nothing new any more.
+    fn is_outlived(&self, now: u64) -> bool {
+        self.listed.as_ref().is_some_and(|listed| now >= listed.leave_at())
+    }
+
     /// Whether it was ended from here: nobody is to blame.
     fn is_revoked(&self) -> bool {
         self.listed.as_ref().is_some_and(Listed::is_revoked)

@@ -3,13 +3,14 @@
 
 use std::io::{Read, Write};
 use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use ringmesh::authorize::{Action, Rule, Verdict};
 use ringmesh::identity::{ALPN_MESH, Credentials, IdMatch};
 use ringmesh::snapshot::ListenerTls;
 use ringmesh::upstream::spec::Tls;
 
-use crate::support::authority::{Authority, TLS13, credentials};
+use crate::support::authority::{Authority, Leaf, TLS13, credentials, uri};
 use crate::support::client::{Client, Cut};
 use crate::support::mesh::{Config, Mesh, Seen};
 use crate::support::origin::{Origin, ok};
@@ -300,4 +301,48 @@ fn a_handshake_that_began_with_more_trust_is_judged_by_what_is_left() {
     let seen = mesh.finish();
     assert_eq!(seen.connection_failures["handshake.downstream.unknown_issuer"], 1);
     assert_eq!(origin.settle().len(), 0);
+}
+
+/// A leaf that ends within the test.
+fn ending(authority: &Authority, id: &str) -> Leaf {
+    authority.leaf(|params| {
+        params.subject_alt_names = vec![uri(id)];
+        params.not_after = (SystemTime::now() + Duration::from_secs(2)).into();
+    })
+}
+
+#[test]
+fn a_connection_runs_out_when_a_leaf_has_ended_that_it_began_with_and_no_request_fails() {
+    const LONG: Duration = Duration::from_secs(3600);
+    // Which of the two minds it: the one that opened the connection, or the one that accepted it.
+    for (near_age, far_age) in [(Duration::ZERO, LONG), (LONG, Duration::ZERO)] {
+        for alpn in [PROTOCOLS[0], PROTOCOLS[2]] {
+            let authority = Authority::new("mesh");
+            let own = |leaf: &Leaf| credentials(leaf, &[&authority], &[alpn]);
+            let origin = Origin::plain();
+            let far = |leaf: &Leaf| inbound(&own(leaf), ListenerTls::Strict, &origin).age_min(far_age);
+            let mut inner = far(&ending(&authority, APP)).start();
+            let near = |leaf: &Leaf| outbound(&own(leaf), &[APP], &inner).age_min(near_age);
+            let (before, after) = (near(&ending(&authority, CALLER)), near(&authority.workload(CALLER)));
+            let mut outer = before.start();
+            let mut client = outer.client();
+            served(&mut client);
+            outer.reload(&after);
+            inner.reload(&far(&authority.workload(APP)));
+            served(&mut client);
+            let mut stays = 0;
+            outer.wait_totals(|totals| {
+                served(&mut client);
+                stays += u32::from(totals.tls_handshakes == 1);
+                totals.tls_handshakes > 1
+            });
+            assert!(stays > 0, "not by the rotation itself");
+            drop(client);
+            let inner = inner.finish();
+            let outer = outer.finish();
+            assert_eq!((inner.totals.tls_handshakes, outer.totals.tls_handshakes), (2, 2));
+            assert!(inner.failures.is_empty() && outer.failures.is_empty());
+            assert!(inner.revoked.is_empty() && outer.revoked.is_empty());
+        }
+    }
 }

@@ -31,6 +31,7 @@ pub struct Config {
     change: Option<Change>,
     policy: Arc<Policy>,
     logs: bool,
+    age_min: Duration,
 }
 
 type Change = Arc<dyn Fn(&mut Snapshot) + Send + Sync>;
@@ -142,6 +143,12 @@ impl Config {
         self
     }
 
+    /// Connections of the mesh are kept so long at least; not at all when nothing is said.
+    pub fn age_min(mut self, age_min: Duration) -> Self {
+        self.age_min = age_min;
+        self
+    }
+
     pub fn start(&self) -> Mesh {
         Mesh::start(self)
     }
@@ -180,6 +187,7 @@ impl Mesh {
             doorbell,
             runtime: ringmesh::shard::RuntimeChoice::Auto,
             stall_threshold: Duration::from_secs(60),
+            age_min: config.age_min,
         };
         mesh.thread = Some(spawn(plan).unwrap());
         mesh
