@@ -65,6 +65,13 @@ pub fn leaf_id(leaf: &CertificateDer<'_>) -> Result<SpiffeId, Cause> {
     id_of(&read(leaf)?)
 }
 
+/// Whether a certificate is for that host, a name or an address.
+pub fn is_for_host(leaf: &CertificateDer<'_>, host: &str) -> bool {
+    let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+    let Ok(name) = ServerName::try_from(host) else { return false };
+    EndEntityCert::try_from(leaf).is_ok_and(|leaf| leaf.verify_is_valid_for_subject_name(&name).is_ok())
+}
+
 /// Looks at one's own chain as peers will, as a server's and as a client's.
 ///
 /// # Errors

@@ -25,7 +25,7 @@ use super::over_h2::{Head, give_up, head};
 use super::relay::{Direction, unless_reset};
 use super::{First, InProgress, Path, SHED, both};
 use crate::authorize::{self, Decision, Verdict};
-use crate::downstream::Downstream;
+use crate::downstream::{Downstream, Edge};
 use crate::failure::{Cause, Failure, Side, Stage};
 use crate::http::body::{Reframer, TAILROOM};
 use crate::http::client_cert::ClientCert;
@@ -51,13 +51,14 @@ pub(super) struct Caller {
     pub(super) port: u16,
     pub(super) identity: Option<Rc<identity::Peer>>,
     pub(super) encrypted: bool,
+    pub(super) edge: Option<Rc<Edge>>,
 }
 
 /// Serves one connection to its end. Its input are its first octets, the preface or a part of it.
 pub(super) async fn serve(shard: Rc<Shard>, downstream: Downstream) {
-    let Downstream { connection, input: seen, peer, listener, port, identity, leave_at } = downstream;
+    let Downstream { connection, input: seen, peer, listener, port, identity, leave_at, edge } = downstream;
     let encrypted = connection.tls().is_some();
-    let caller = Rc::new(Caller { peer, listener, port, identity, encrypted });
+    let caller = Rc::new(Caller { peer, listener, port, identity, encrypted, edge });
     let view = shard.view();
     let snapshot = &view.snapshot;
     let settings = snapshot.http2;
@@ -149,9 +150,12 @@ async fn exchange(
     let (mut parts, body) = request.into_parts();
     message::join_cookies(&mut parts.headers);
     let via = view.snapshot.forwarding.via.as_deref();
-    let checked = message::check(&parts, body.is_end_stream(), limits, via);
-    let grpc = checked.as_ref().is_ok_and(|facts| facts.grpc);
     let host = message::authority(&parts).unwrap_or_default();
+    let checked = message::check(&parts, body.is_end_stream(), limits, via).and_then(|facts| {
+        Edge::check(caller.edge.as_deref(), Some(message::host_of(host)))?;
+        Ok(facts)
+    });
+    let grpc = checked.as_ref().is_ok_and(|facts| facts.grpc);
     let path = parts.uri.path();
     let route = view.snapshot.routes.find_id(Some(message::host_of(host)), path.as_bytes());
     let service = route

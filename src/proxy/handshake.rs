@@ -12,7 +12,7 @@ use std::time::Duration;
 use rustls::pki_types::ServerName;
 
 use super::{cause, tell};
-use crate::downstream::{Downstream, Protocol};
+use crate::downstream::{Downstream, Edge, Protocol};
 use crate::failure::{Cause, Failure, Stage};
 use crate::http::respond::Told;
 use crate::identity::{self, Credentials, IdMatch, Peer};
@@ -70,8 +70,12 @@ pub(super) async fn with_caller(shard: &Rc<Shard>, downstream: &mut Downstream, 
     // The newest credentials: it may have been long since the view was taken.
     let view = shard.view();
     let own = view.snapshot.identity.clone();
+    let mut shown = None;
     let (config, mutual) = match mode {
-        ListenerTls::Terminate(termination) => (Some(termination.server), false),
+        ListenerTls::Terminate(termination) => {
+            shown = Some(termination.leaf);
+            (Some(termination.server), false)
+        }
         ListenerTls::Off | ListenerTls::Permissive | ListenerTls::Strict => {
             (own.as_ref().map(|own| Arc::clone(&own.server)), true)
         }
@@ -101,6 +105,8 @@ pub(super) async fn with_caller(shard: &Rc<Shard>, downstream: &mut Downstream, 
             if let (Some(peer), Some(own)) = (&peer, &own) {
                 downstream.leave_at = leave_at(shard, peer, own);
             }
+            let sni = downstream.connection.tls().and_then(Tls::sni);
+            downstream.edge = sni.zip(shown).map(|(sni, leaf)| Rc::new(Edge { sni: sni.into(), leaf }));
             shard.totals.tls_handshakes.set(shard.totals.tls_handshakes.get() + 1);
             downstream.identity = peer.map(Rc::new);
             true

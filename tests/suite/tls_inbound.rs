@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use rcgen::{DnType, ExtendedKeyUsagePurpose, IsCa, SanType};
 use ringmesh::shard::link::Order;
-use ringmesh::snapshot::{ListenerTls, Snapshot, Termination};
+use ringmesh::snapshot::{ListenerTls, Snapshot};
 use rustls::{ClientConfig, HandshakeKind};
 
 use crate::support::authority::{Authority, Leaf, TLS12, TLS13, credentials, uri};
@@ -255,8 +255,7 @@ fn t28_no_tickets_are_sent_to_callers_of_the_mesh() {
 }
 
 fn edge(authority: &Authority) -> ListenerTls {
-    let server = authority.host("shop.test").server();
-    ListenerTls::Terminate(Termination { server: Arc::new(server), digest: [1; 32] })
+    ListenerTls::Terminate(authority.host("shop.test").termination(&[]))
 }
 
 fn edge_rig() -> (Authority, Rig) {
@@ -276,7 +275,7 @@ fn an_edge_needs_no_certificate_of_its_callers_and_resumes_without_early_data() 
         let mut client = rig.client().tls(config.clone(), "shop.test");
         // t29: what could be replayed is not taken.
         assert!(client.rustls().early_data().is_none());
-        client.send(GET);
+        client.send("GET /a HTTP/1.1\r\nHost: shop.test\r\n\r\n");
         assert_eq!(client.response().text(), "/a");
         kinds.push(client.rustls().handshake_kind());
     }
@@ -286,6 +285,53 @@ fn an_edge_needs_no_certificate_of_its_callers_and_resumes_without_early_data() 
     assert_refusal(&mut plain, GET.as_bytes(), &[(400, "tls_required")]);
     drop(plain);
     assert_eq!(rig.done().requests.len(), 2);
+}
+
+#[test]
+fn t27_an_edge_serves_only_hosts_that_its_certificate_is_for_or_that_were_asked_for() {
+    let authority = Authority::new("public");
+    let leaf = authority.leaf(|params| {
+        let names = ["shop.test", "*.shop.test"];
+        params.subject_alt_names = names.map(|n| SanType::DnsName(n.try_into().unwrap())).to_vec();
+    });
+    let mode = ListenerTls::Terminate(leaf.termination(&[]));
+    let rig = Rig::with(|config| config.change(move |snapshot| snapshot.listeners[0].tls = mode.clone()));
+    let get = |host: &str| format!("GET /a HTTP/1.1\r\nHost: {host}\r\n\r\n");
+    let client = |config: ClientConfig, sni: &str| rig.client().tls(config, sni);
+    let mut served = client(authority.host_client(), "shop.test");
+    for host in ["shop.test", "SHOP.test:8443", "shop.test.", "www.shop.test"] {
+        served.send(get(host));
+        assert_eq!(served.response().text(), "/a", "{host}");
+    }
+    served.send("GET /a HTTP/1.0\r\n\r\n");
+    assert_eq!(served.response().status(), 200, "who names no host cannot name a wrong one");
+    for host in ["other.test", "a.b.shop.test", "shop.test.evil.test", "127.0.0.1", "[::1]"] {
+        let mut client = client(authority.host_client(), "shop.test");
+        let bytes = get(host) + SMUGGLED;
+        client.send(&bytes);
+        assert_refusal(&mut client, bytes.as_bytes(), &[(421, "misdirected"), (400, "bad_host")]);
+    }
+    // The caller's choice, if it takes the certificate; and one that names no host is not held to any.
+    let mut any = authority.anybody_client(None, TLS13);
+    let mut asked = client(any.clone(), "other.test");
+    asked.send(get("other.test"));
+    assert_eq!(asked.response().status(), 200);
+    any.enable_sni = false;
+    let mut silent = client(any, "shop.test");
+    silent.send(get("other.test"));
+    assert_eq!(silent.response().status(), 200);
+    drop((served, asked, silent));
+    assert_eq!(rig.done().requests.len(), 7);
+}
+
+#[test]
+fn t27_sni_plays_no_part_in_the_mesh() {
+    let mutual = Mutual::new(ListenerTls::Strict);
+    let mut client = mutual.rig.client().tls(mutual.config(), "somebody.test");
+    client.send(GET);
+    assert_eq!(client.response().text(), "/a");
+    drop(client);
+    mutual.rig.done();
 }
 
 #[test]

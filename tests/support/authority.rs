@@ -9,6 +9,7 @@ use rcgen::{
     KeyUsagePurpose, SanType,
 };
 use ringmesh::identity::{Bundles, Credentials, TrustDomain};
+use ringmesh::snapshot::Termination;
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
@@ -153,6 +154,14 @@ impl Leaf {
 
     pub fn key_pem(&self) -> String {
         self.key.serialize_pem()
+    }
+
+    /// What an edge presents that has this certificate.
+    pub fn termination(&self, alpn: &[&[u8]]) -> Termination {
+        let mut server = self.server();
+        server.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
+        let leaf = Arc::new(self.chain[0].clone());
+        Termination { server: Arc::new(server), leaf, digest: [1; 32] }
     }
 
     /// A server that asks nobody for a certificate.
