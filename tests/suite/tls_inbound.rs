@@ -266,7 +266,7 @@ fn edge_rig() -> (Authority, Rig) {
 }
 
 #[test]
-fn an_edge_needs_no_certificate_of_its_callers_and_resumes_without_early_data() {
+fn t29_an_edge_needs_no_certificate_of_its_callers_and_resumes_without_early_data() {
     let (authority, rig) = edge_rig();
     let mut config = authority.host_client();
     config.enable_early_data = true;

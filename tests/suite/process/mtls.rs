@@ -7,6 +7,8 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use super::binary::{Folder, Running, eventually, page};
+use super::peers::Load;
+use super::{none, until_warm};
 use crate::support::authority::{Authority, Leaf, uri};
 use crate::support::client::Client;
 use crate::support::origin::Origin;
@@ -266,4 +268,67 @@ fn curl_nghttp_and_openssl_are_let_in_with_a_certificate_and_not_without() {
     let requests = origin.settle().iter().flat_map(|r| r.requests()).collect::<Vec<_>>();
     assert!(requests.iter().all(|r| r.one("x-forwarded-proto").is_none_or(|proto| proto == "https")));
     assert!(requests.len() >= 3, "{requests:?}");
+}
+
+/// From one authority to another as an operator does it, file by file, under load from proxy to proxy: t31.
+#[test]
+fn t31_a_root_is_replaced_under_load_and_whoever_stays_with_the_old_one_is_cut() {
+    let folder = Folder::new();
+    let (old, new) = (Authority::new("old"), Authority::new("new"));
+    write(&folder, "near", &old.workload(NEAR), &[&old]);
+    write(&folder, "far", &old.workload(FAR), &[&old]);
+    let origin = super::peers::Origin::start("hello");
+    let far = proxy(&folder, "far", "strict", &to("app", &origin.address.to_string(), ""));
+    let mesh = format!("tls = \"mesh\"\nidentities = [\"{FAR}\"]");
+    let near = proxy(&folder, "near", "off", &to("app", &far.listener("in").to_string(), &mesh));
+    let load = Load::start(near.listener("in"), 4);
+    until_warm(&load);
+    let step = |proxy: &Running, change: &dyn Fn()| {
+        let before = proxy.generation();
+        change();
+        eventually("the files are taken", || (proxy.generation() > before).then_some(()));
+        let answered = load.answered();
+        eventually("the load goes on", || (load.answered() > answered + 200).then_some(()));
+    };
+    // Everybody trusts both, then presents the new one.
+    step(&near, &|| write_bundle(&folder, "near", &[&old, &new]));
+    step(&far, &|| write_bundle(&folder, "far", &[&old, &new]));
+    step(&near, &|| write(&folder, "near", &new.workload(NEAR), &[&old, &new]));
+    step(&far, &|| write(&folder, "far", &new.workload(FAR), &[&old, &new]));
+    // Two callers with connections of their own: one that has a new certificate, and one that does not.
+    let caller = |of: &Authority| {
+        let config = new.anybody_client(Some(&of.workload(NEAR)), crate::support::authority::TLS13);
+        Client::connect(far.listener("in")).tls(config, "app")
+    };
+    let (mut renewed, mut late) = (caller(&new), caller(&old));
+    for client in [&mut renewed, &mut late] {
+        client.send(GET);
+        assert_eq!(client.response().text(), "hello");
+    }
+    none(&load.stop());
+    // What near and far opened with the old certificates has to go with the late one; requests then open anew.
+    let before = far.generation();
+    write_bundle(&folder, "far", &[&new]);
+    eventually("the files are taken", || (far.generation() > before).then_some(()));
+    assert_eq!(late.end(), crate::support::End::Cut);
+    renewed.send(GET);
+    assert_eq!(renewed.response().text(), "hello");
+    let mut refused = caller(&old);
+    refused.send(GET);
+    assert!(refused.try_response(false).is_err());
+    let told = eventually("it is told", || {
+        let said = far.stderr();
+        said.lines().find(|line| line.contains("open connections were closed")).map(str::to_owned)
+    });
+    assert!(told.contains("cause=\"unknown_issuer\"") && told.contains(NEAR), "{told}");
+    eventually("they are counted", || {
+        let (_, metrics) = far.page("/metrics");
+        let line = metrics
+            .lines()
+            .find(|l| l.starts_with("ringmesh_connections_revoked_total{cause=\"unknown_issuer\"}"))?;
+        (line.rsplit(' ').next()?.parse::<f64>().ok()? >= 2.0).then_some(())
+    });
+    let load = Load::start(near.listener("in"), 4);
+    until_warm(&load);
+    none(&load.stop());
 }
