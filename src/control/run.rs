@@ -230,6 +230,15 @@ impl Control {
                     Notice::Handshake { failure, peer, words } => {
                         tracing::warn!(shard, peer, %failure, reason = words, "a TLS handshake failed");
                     }
+                    Notice::Revoked { cause, connections, one } => {
+                        tracing::warn!(
+                            shard,
+                            connections,
+                            cause = cause.label(),
+                            one_of_them = one,
+                            "open connections were closed: they are not allowed any more"
+                        );
+                    }
                     Notice::Failed { what } => {
                         tracing::error!(shard, what, "an order could not be carried out")
                     }

@@ -262,6 +262,7 @@ fn spawn(
             link: Arc::clone(link),
             doorbell,
             stall_threshold: settings.stall_threshold,
+            age_min: Plan::AGE_MIN,
             runtime: settings.runtime,
         };
         match spawn(plan) {

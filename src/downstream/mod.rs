@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use monoio::net::TcpStream;
+use rustls::pki_types::CertificateDer;
 
 use crate::authorize::{self, Call, Caller, Decision, Fields, Verdict};
 use crate::failure::{Cause, Failure, Stage};
@@ -16,13 +17,14 @@ use crate::http::client_cert::ClientCert;
 use crate::http::h1::{self, Parsed, Target};
 use crate::http::websocket::Accept;
 use crate::http::{Framing, Method, Version};
+use crate::identity::verify::is_for_host;
 use crate::identity::{self, ALPN_MESH};
 use crate::io::timed::OnDeadline;
 use crate::io::tls::Tls;
 use crate::io::{Connection, Fault, Waited};
 use crate::shard::buffers::{Buffer, Buffers};
-use crate::shard::clock::ns;
-use crate::shard::live::{AskAgain, Kind, Open};
+use crate::shard::clock::{NEVER, ns};
+use crate::shard::live::{AskAgain, Kind, Open, With};
 use crate::shard::{Shard, View};
 use crate::snapshot::Limits;
 
@@ -41,6 +43,33 @@ pub struct Downstream {
     pub port: u16,
     /// Who the caller is, where its certificate was verified.
     pub identity: Option<Rc<identity::Peer>>,
+    /// When it gets no further request, because a leaf that it began with has ended: see `shard::live::leave_at`.
+    pub leave_at: u64,
+    /// The host that the caller asked for when it began TLS at an edge.
+    pub edge: Option<Rc<Edge>>,
+}
+
+/// For which hosts a connection to an edge was made: RFC 9110 §15.5.20 has a gateway refuse others, because it speaks for
+/// the origin. A caller that named none (by SNI) is not held to any.
+pub struct Edge {
+    /// What the caller asked for, in lower case as DNS has it.
+    pub sni: Box<str>,
+    /// The certificate that it was shown: it may use the connection for all hosts of it (RFC 9113 §9.1.1).
+    pub leaf: Arc<CertificateDer<'static>>,
+}
+
+impl Edge {
+    /// Whether a request for this host is for this connection.
+    ///
+    /// # Errors
+    /// `Misdirected` when it is not.
+    pub fn check(edge: Option<&Self>, host: Option<&[u8]>) -> Result<(), Cause> {
+        let (Some(edge), Some(host)) = (edge, host) else { return Ok(()) };
+        let host = host.strip_suffix(b".").unwrap_or(host);
+        let is_asked_for = host.eq_ignore_ascii_case(edge.sni.as_bytes())
+            || std::str::from_utf8(host).is_ok_and(|host| is_for_host(&edge.leaf, host));
+        if is_asked_for { Ok(()) } else { Err(Cause::Misdirected) }
+    }
 }
 
 /// What is spoken on a connection.
@@ -170,7 +199,16 @@ impl Downstream {
     /// Takes an accepted connection.
     pub fn new(shard: &Shard, stream: TcpStream, peer: SocketAddr, listener: Arc<str>, port: u16) -> Self {
         let connection = Connection::accepted(stream, &shard.deadlines);
-        Self { connection, input: Buffer::default(), peer, listener, port, identity: None }
+        Self {
+            connection,
+            input: Buffer::default(),
+            peer,
+            listener,
+            port,
+            identity: None,
+            leave_at: NEVER,
+            edge: None,
+        }
     }
 
     /// Who calls, as rules see it.
@@ -187,9 +225,12 @@ impl Downstream {
     pub fn as_open(&self, kind: Kind) -> Open {
         Open {
             peer: self.identity.clone(),
-            source: self.peer.ip(),
-            listener: Arc::clone(&self.listener),
-            port: self.port,
+            with: With::Caller {
+                source: self.peer.ip(),
+                listener: Arc::clone(&self.listener),
+                port: self.port,
+                encrypted: self.connection.tls().is_some(),
+            },
             kind,
         }
     }
@@ -340,6 +381,8 @@ impl Downstream {
         let snapshot = &view.snapshot;
         let via = snapshot.forwarding.via.as_deref();
         h1::read_request(&self.input, &snapshot.limits, via, |request| {
+            let refused = |cause| Failure::downstream(Stage::Head, cause);
+            Edge::check(self.edge.as_deref(), request.host()).map_err(refused)?;
             let route = snapshot.routes.find_id(request.host(), request.path().unwrap_or("/").as_bytes());
             let decision = self.authorize(shard, &snapshot.authorization, request);
             let mut head = Buffer::default();
@@ -379,7 +422,7 @@ impl Downstream {
                 version: request.version,
                 framing: request.framing,
                 nominated_trailers: request.nominated_trailers(),
-                keep_alive: request.keep_alive,
+                keep_alive: request.keep_alive && started < self.leave_at,
                 decision,
                 tunnel: match request.upgrade {
                     _ if request.is_connect() => Some(Box::new(Tunnel::Connect)),

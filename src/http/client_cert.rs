@@ -53,7 +53,7 @@ mod tests {
             (id("spiffe://mesh.local/ns/shop/sa/cart"), id("spiffe://mesh.local/ns/shop/sa/web"));
         let mut fingerprint = [0xa7; 32];
         fingerprint[0] = 0x0f;
-        let peer = Peer { id: peer, chain: Vec::new(), fingerprint };
+        let peer = Peer { id: peer, chain: Vec::new(), fingerprint, not_after: 0 };
         let value = |by| {
             let mut out = Vec::new();
             let client_cert = ClientCert { by, peer: &peer };

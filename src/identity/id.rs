@@ -127,6 +127,14 @@ impl IdMatch {
         }
     }
 
+    /// Whether a service that may be one of `ids` may be `peer`. None named: anybody of one's `own` trust domain.
+    pub fn expects(ids: &[Self], peer: &SpiffeId, own: &SpiffeId) -> bool {
+        if ids.is_empty() {
+            return peer.trust_domain() == own.trust_domain();
+        }
+        ids.iter().any(|id| id.matches(peer))
+    }
+
     /// Whether `id` is meant.
     pub fn matches(&self, id: &SpiffeId) -> bool {
         match self {

@@ -36,6 +36,8 @@ pub struct Peer {
     pub chain: Vec<CertificateDer<'static>>,
     /// SHA-256 of the leaf, for `x-forwarded-client-cert`.
     pub fingerprint: [u8; 32],
+    /// When the leaf ends, seconds of the Unix time.
+    pub not_after: u64,
 }
 
 /// Why a chain was refused, as it travels through rustls; [`Refusal::of`] finds it again.
@@ -48,9 +50,11 @@ pub struct Refusal(pub Cause);
 /// When the leaf cannot be read or has not exactly one canonical id.
 pub fn peer(chain: &[CertificateDer<'_>]) -> Result<Peer, Cause> {
     let leaf = chain.first().ok_or(Cause::CertificateMissing)?;
-    let id = id_of(&read(leaf)?)?;
+    let parsed = read(leaf)?;
+    let id = id_of(&parsed)?;
+    let not_after = u64::try_from(parsed.validity().not_after.timestamp()).unwrap_or(0);
     let chain: Vec<_> = chain.iter().map(|certificate| certificate.clone().into_owned()).collect();
-    Ok(Peer { id, fingerprint: sha256(&[leaf]), chain })
+    Ok(Peer { id, fingerprint: sha256(&[leaf]), not_after, chain })
 }
 
 /// The id that a leaf carries.
@@ -59,6 +63,13 @@ pub fn peer(chain: &[CertificateDer<'_>]) -> Result<Peer, Cause> {
 /// When it cannot be read or has not exactly one canonical id.
 pub fn leaf_id(leaf: &CertificateDer<'_>) -> Result<SpiffeId, Cause> {
     id_of(&read(leaf)?)
+}
+
+/// Whether a certificate is for that host, a name or an address.
+pub fn is_for_host(leaf: &CertificateDer<'_>, host: &str) -> bool {
+    let host = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+    let Ok(name) = ServerName::try_from(host) else { return false };
+    EndEntityCert::try_from(leaf).is_ok_and(|leaf| leaf.verify_is_valid_for_subject_name(&name).is_ok())
 }
 
 /// Looks at one's own chain as peers will, as a server's and as a client's.

@@ -11,7 +11,7 @@ pub(crate) mod sys;
 pub mod timed;
 pub mod tls;
 
-use std::cell::OnceCell;
+use std::cell::{Cell, OnceCell};
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::AsRawFd;
@@ -53,6 +53,8 @@ pub struct Writer {
 /// What both halves share.
 struct Joint {
     ticket: Ticket,
+    /// Halves that are left. With the last one the socket's number may be another connection's.
+    halves: Cell<u8>,
     /// Set once, by a handshake.
     tls: OnceCell<Box<Tls>>,
 }
@@ -210,7 +212,7 @@ impl Connection {
     }
 
     fn new(ticket: Ticket, read: ReadHalf, write: WriteHalf) -> Self {
-        let joint = Rc::new(Joint { ticket, tls: OnceCell::new() });
+        let joint = Rc::new(Joint { ticket, halves: Cell::new(2), tls: OnceCell::new() });
         Self {
             reader: Reader { half: read, joint: Rc::clone(&joint) },
             writer: Writer { half: write, joint },
@@ -389,8 +391,15 @@ impl Joint {
     }
 }
 
+impl Drop for Reader {
+    fn drop(&mut self) {
+        self.joint.halves.set(self.joint.halves.get() - 1);
+    }
+}
+
 impl Drop for Writer {
     fn drop(&mut self) {
+        self.joint.halves.set(self.joint.halves.get() - 1);
         if let Some(tls) = self.joint.tls()
             && !std::thread::panicking()
         {
@@ -419,9 +428,11 @@ impl Control {
         self.joint.ticket.cancel_read();
     }
 
-    /// Ends all waits on the connection, and the connection.
+    /// Ends all waits on the connection, and the connection, if it still is one.
     pub fn shutdown(&self) {
-        sys::shutdown_both(self.joint.ticket.socket());
+        if self.joint.halves.get() > 0 {
+            sys::shutdown_both(self.joint.ticket.socket());
+        }
     }
 
     /// Brings the deadline of a read in flight forward to `deadline`.

@@ -156,16 +156,17 @@ impl Path<'_> {
         let connected =
             handshake::with_service(shard, &service.spec, protocol, attempt.address(), timeout).await;
         account.waited(shard.clock.now());
-        let (connection, agreed) = connected?;
+        let handshake::Connected { connection, agreed, listed } = connected?;
         attempt.shared().chose(agreed != Agreed::Http1);
         if agreed == Agreed::Http1 {
-            return Ok(To::H1(attempt.pool().opened(connection, &shard.tally)));
+            return Ok(To::H1(attempt.pool().opened(connection, listed, &shard.tally)));
         }
         let refused = |error: h2::Error| Failure::upstream(Stage::Connect, message::cause(&error));
+        let encrypted = connection.tls().is_some();
         let opened = h2_client::open(shard, connection, &service.spec).await.map_err(refused)?;
-        let (shared, lease) = attempt.shared().opened(opened.send.clone(), agreed == Agreed::Mesh);
+        let (shared, lease) = attempt.shared().opened(opened.send.clone(), agreed == Agreed::Mesh, encrypted);
         drop(opening);
-        opened.drive(shard, Rc::clone(&shared), &service.spec);
+        opened.drive(shard, Rc::clone(&shared), &service.spec, listed);
         Ok(To::H2(lease))
     }
 
@@ -208,8 +209,8 @@ impl Path<'_> {
         let opened =
             handshake::with_service(shard, &service.spec, Protocol::Http1, attempt.address(), timeout).await;
         account.waited(shard.clock.now());
-        let (connection, _) = opened?;
-        Ok(attempt.pool().opened(connection, &shard.tally))
+        let handshake::Connected { connection, listed, .. } = opened?;
+        Ok(attempt.pool().opened(connection, listed, &shard.tally))
     }
 
     fn connect_timeout(&self, now: u64) -> Duration {

@@ -26,7 +26,7 @@ use super::relay::{Direction, Web, unless_reset};
 use super::tunnel_h2;
 use super::{First, InProgress, Path, SHED, blamed, both};
 use crate::authorize::{self, Decision, Verdict};
-use crate::downstream::{Downstream, Protocol};
+use crate::downstream::{Downstream, Edge, Protocol};
 use crate::failure::{Cause, Failure, Side, Stage};
 use crate::http::body::{Reframer, TAILROOM};
 use crate::http::client_cert::ClientCert;
@@ -57,14 +57,15 @@ pub(super) struct Caller {
     pub(super) encrypted: bool,
     /// Whether it is a ringmesh.
     pub(super) mesh: bool,
+    pub(super) edge: Option<Rc<Edge>>,
 }
 
 /// Serves one connection to its end. Its input are its first octets, the preface or a part of it.
 pub(super) async fn serve(shard: Rc<Shard>, downstream: Downstream) {
-    let Downstream { connection, input: seen, peer, listener, port, identity } = downstream;
+    let Downstream { connection, input: seen, peer, listener, port, identity, leave_at, edge } = downstream;
     let encrypted = connection.tls().is_some();
     let mesh = Protocol::of(&connection) == Protocol::Mesh;
-    let caller = Rc::new(Caller { peer, listener, port, identity, encrypted, mesh });
+    let caller = Rc::new(Caller { peer, listener, port, identity, encrypted, mesh, edge });
     let view = shard.view();
     let snapshot = &view.snapshot;
     let settings = snapshot.http2;
@@ -104,7 +105,8 @@ pub(super) async fn serve(shard: Rc<Shard>, downstream: Downstream) {
             if vital.was_stopped() && !std::mem::replace(&mut calmed, true) {
                 connection.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
             }
-            if shard.is_draining() && !std::mem::replace(&mut leaving, true) {
+            let to_go = shard.is_draining() || shard.clock.now() >= leave_at;
+            if to_go && !std::mem::replace(&mut leaving, true) {
                 connection.graceful_shutdown();
             }
             if let Poll::Ready(next) = connection.poll_accept(cx) {
@@ -127,7 +129,7 @@ pub(super) async fn serve(shard: Rc<Shard>, downstream: Downstream) {
             } else {
                 used_at + idle_ns
             };
-            watched.look_at(due, cx);
+            watched.look_at(if leaving { due } else { due.min(leave_at) }, cx);
             Poll::Pending
         })
         .await;
@@ -177,7 +179,11 @@ async fn served(
 ) {
     let limits = &view.snapshot.limits;
     let via = view.snapshot.forwarding.via.as_deref();
-    let mut checked = message::check(parts, body.is_end_stream(), limits, via);
+    let host = message::authority(parts).unwrap_or_default();
+    let mut checked = message::check(parts, body.is_end_stream(), limits, via).and_then(|facts| {
+        Edge::check(caller.edge.as_deref(), Some(message::host_of(host)))?;
+        Ok(facts)
+    });
     let grpc = checked.as_mut().ok().and_then(|facts| {
         let translates = || view.snapshot.translates_grpc_web(&caller.listener);
         facts.grpc = facts.grpc.filter(|dialect| *dialect == Dialect::Native || translates());
@@ -186,7 +192,6 @@ async fn served(
     if grpc == Some(Dialect::Native) {
         account.begin_grpc();
     }
-    let host = message::authority(parts).unwrap_or_default();
     // A CONNECT has no path: routed by its host.
     let path = parts.uri.path_and_query().map_or("/", |_| parts.uri.path());
     let route = view.snapshot.routes.find_id(Some(message::host_of(host)), path.as_bytes());
@@ -425,6 +430,7 @@ impl Call<'_> {
         let whole = self.facts.framing == Framing::None;
         let mut parts = self.parts.clone();
         message::forward(&mut parts, self.facts, &self.forwarding());
+        message::set_scheme(&mut parts.uri, lease.is_encrypted());
         if lease.is_mesh()
             && let Some(origin) = self.caller.origin(self.parts)
         {

@@ -12,7 +12,8 @@ use super::h2_io::{Floods, Keepalive, Lent};
 use crate::io::Connection;
 use crate::io::gather::{self, Gathered, Vital};
 use crate::shard::buffers::Buffer;
-use crate::shard::clock::ns;
+use crate::shard::clock::{NEVER, ns};
+use crate::shard::live::Listed;
 use crate::shard::{Shard, task};
 use crate::upstream::shared::Shared;
 use crate::upstream::spec;
@@ -64,10 +65,21 @@ pub(super) async fn open(
 
 impl Opened {
     /// Drives the connection as a task of its own, as long as it lives.
-    pub(super) fn drive(self, shard: &Rc<Shard>, shared: Rc<Shared>, service: &spec::Service) {
+    pub(super) fn drive(
+        self,
+        shard: &Rc<Shard>,
+        shared: Rc<Shared>,
+        service: &spec::Service,
+        listed: Option<Listed>,
+    ) {
         let Self { connection, vital, .. } = self;
         let (limits, idle_ns) = (service.http2, ns(service.pool.idle_timeout));
-        task::spawn(shard, drive(Rc::clone(shard), connection, vital, shared, limits, idle_ns));
+        let leave_at = listed.as_ref().map_or(NEVER, Listed::leave_at);
+        let driven = drive(Rc::clone(shard), connection, vital, shared, limits, idle_ns, leave_at);
+        task::spawn(shard, async move {
+            let _listed = listed;
+            driven.await;
+        });
     }
 }
 
@@ -78,6 +90,7 @@ async fn drive(
     shared: Rc<Shared>,
     limits: spec::Http2,
     idle_ns: u64,
+    leave_at: u64,
 ) {
     let _open = Counted::new(&shard);
     let watched = shard.watch.register();
@@ -101,6 +114,9 @@ async fn drive(
             shared.settle();
         }
         let now = shard.clock.now();
+        if now >= leave_at {
+            shared.leave();
+        }
         let due = if shared.exchanges() > 0 {
             used_at = now;
             match keepalive.poll(&vital, now, cx) {
@@ -112,7 +128,7 @@ async fn drive(
         } else {
             used_at + idle_ns
         };
-        watched.look_at(due, cx);
+        watched.look_at(if now < leave_at { due.min(leave_at) } else { due }, cx);
         Poll::Pending
     })
     .await;

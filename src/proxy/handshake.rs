@@ -12,13 +12,14 @@ use std::time::Duration;
 use rustls::pki_types::ServerName;
 
 use super::{cause, tell};
-use crate::downstream::{Downstream, Protocol};
+use crate::downstream::{Downstream, Edge, Protocol};
 use crate::failure::{Cause, Failure, Stage};
 use crate::http::respond::Told;
 use crate::identity::{self, Credentials, IdMatch, Peer};
 use crate::io::Connection;
 use crate::io::tls::{Tls, TlsFault};
 use crate::shard::Shard;
+use crate::shard::live::{Kind, Listed, Open, With, leave_at, trusted_meanwhile};
 use crate::snapshot::ListenerTls;
 use crate::upstream::spec::{self, Address};
 
@@ -27,9 +28,13 @@ const HANDSHAKE_RECORD: u8 = 0x16;
 
 /// How callers of a listener come; `None` where all speak plain text.
 pub(super) fn mode(shard: &Shard, listener: &str) -> Option<ListenerTls> {
+    mode_now(shard, listener).filter(|mode| *mode != ListenerTls::Off)
+}
+
+/// The same; `None` where the listener is gone.
+fn mode_now(shard: &Shard, listener: &str) -> Option<ListenerTls> {
     let view = shard.view();
-    let listener = view.snapshot.listeners.iter().find(|l| *l.name == *listener)?;
-    (listener.tls != ListenerTls::Off).then(|| listener.tls.clone())
+    view.snapshot.listeners.iter().find(|l| *l.name == *listener).map(|listener| listener.tls.clone())
 }
 
 /// Waits for the caller to begin and does the handshake if there is to be one; whether requests may follow.
@@ -44,10 +49,15 @@ pub(super) async fn with_caller(shard: &Rc<Shard>, downstream: &mut Downstream, 
     if !downstream.first_bytes(shard, patience).await {
         return false;
     }
+    // Whoever took his time comes as is demanded now.
+    let mode = mode_now(shard, &downstream.listener).unwrap_or(mode);
     let failed = |failure, words: &dyn std::fmt::Display| {
         let peer = format_args!("{} at {}", downstream.peer, downstream.listener);
         shard.connection_failed(failure, peer, words);
     };
+    if mode == ListenerTls::Off {
+        return true;
+    }
     if downstream.input.first() != Some(&HANDSHAKE_RECORD) {
         if matches!(mode, ListenerTls::Off | ListenerTls::Permissive) {
             return true;
@@ -59,10 +69,15 @@ pub(super) async fn with_caller(shard: &Rc<Shard>, downstream: &mut Downstream, 
     }
     // The newest credentials: it may have been long since the view was taken.
     let view = shard.view();
+    let own = view.snapshot.identity.clone();
+    let mut shown = None;
     let (config, mutual) = match mode {
-        ListenerTls::Terminate(termination) => (Some(termination.server), false),
+        ListenerTls::Terminate(termination) => {
+            shown = Some(termination.leaf);
+            (Some(termination.server), false)
+        }
         ListenerTls::Off | ListenerTls::Permissive | ListenerTls::Strict => {
-            (view.snapshot.identity.as_ref().map(|own| Arc::clone(&own.server)), true)
+            (own.as_ref().map(|own| Arc::clone(&own.server)), true)
         }
     };
     let Some(config) = config else {
@@ -82,11 +97,16 @@ pub(super) async fn with_caller(shard: &Rc<Shard>, downstream: &mut Downstream, 
     downstream.input.clear();
     let peer = match done {
         Err(fault) => Err((why(&fault), fault.to_string())),
-        Ok(()) if mutual => verified(downstream.connection.tls()).map(Some),
+        Ok(()) if mutual => verified(shard, downstream.connection.tls(), own.as_deref()).map(Some),
         Ok(()) => Ok(None),
     };
     match peer {
         Ok(peer) => {
+            if let (Some(peer), Some(own)) = (&peer, &own) {
+                downstream.leave_at = leave_at(shard, peer, own);
+            }
+            let sni = downstream.connection.tls().and_then(Tls::sni);
+            downstream.edge = sni.zip(shown).map(|(sni, leaf)| Rc::new(Edge { sni: sni.into(), leaf }));
             shard.totals.tls_handshakes.set(shard.totals.tls_handshakes.get() + 1);
             downstream.identity = peer.map(Rc::new);
             true
@@ -101,8 +121,16 @@ pub(super) async fn with_caller(shard: &Rc<Shard>, downstream: &mut Downstream, 
     }
 }
 
-/// Opens a connection to an endpoint, with the handshake that the service wants, for `protocol`, all within `timeout`. Also
-/// what is spoken on it.
+/// A connection to an endpoint that requests may be sent on.
+pub(super) struct Connected {
+    pub(super) connection: Connection,
+    /// What is spoken on it.
+    pub(super) agreed: Protocol,
+    /// Its place among those that end when they are not allowed any more; `None` outside of the mesh.
+    pub(super) listed: Option<Listed>,
+}
+
+/// Opens a connection to an endpoint, with the handshake that the service wants, for `protocol`, all within `timeout`.
 ///
 /// # Errors
 /// The failure; nothing of a request was sent. Those on the side of this proxy are the same for all endpoints.
@@ -112,7 +140,7 @@ pub(super) async fn with_service(
     protocol: spec::Protocol,
     address: &Address,
     timeout: Duration,
-) -> Result<(Connection, Protocol), Failure> {
+) -> Result<Connected, Failure> {
     let deadline = shard.clock.after(timeout);
     let own = shard.view().snapshot.identity.clone();
     let missing = Failure::local(Stage::Handshake, Cause::IdentityMissing);
@@ -132,7 +160,8 @@ pub(super) async fn with_service(
     let Some((mut config, name, expected)) = wanted else {
         // By prior knowledge, or not at all.
         let http2 = protocol == spec::Protocol::Http2;
-        return Ok((connection, if http2 { Protocol::Http2 } else { Protocol::Http1 }));
+        let agreed = if http2 { Protocol::Http2 } else { Protocol::Http1 };
+        return Ok(Connected { connection, agreed, listed: None });
     };
     if protocol == spec::Protocol::Http1 {
         Arc::make_mut(&mut config).alpn_protocols = vec![b"http/1.1".to_vec()];
@@ -143,18 +172,25 @@ pub(super) async fn with_service(
         failure
     };
     connection.connect_tls(config, name, deadline).await.map_err(|fault| failed(why(&fault), &fault))?;
+    let mut listed = None;
     if let Some((own, ids)) = expected {
-        let peer = verified(connection.tls()).map_err(|(cause, words)| failed(cause, &words))?;
-        if !is_expected(&peer, ids, own) {
+        let peer =
+            verified(shard, connection.tls(), Some(own)).map_err(|(cause, words)| failed(cause, &words))?;
+        if !IdMatch::expects(ids, &peer.id, &own.id) {
             return Err(failed(Cause::WrongIdentity, &format_args!("it is {}", peer.id)));
         }
+        let leave_at = leave_at(shard, &peer, own);
+        let (peer, with) = (Some(Rc::new(peer)), With::Service(Arc::clone(&service.name)));
+        listed = Some(
+            shard.live.list(Open { peer, with, kind: Kind::Requests(connection.control()) }).until(leave_at),
+        );
     }
     shard.totals.tls_handshakes.set(shard.totals.tls_handshakes.get() + 1);
     match (protocol, Protocol::of(&connection)) {
         (spec::Protocol::Http2, Protocol::Http1) => {
             Err(failed(Cause::BadHandshake, &"the endpoint does not agree on HTTP/2"))
         }
-        (_, agreed) => Ok((connection, agreed)),
+        (_, agreed) => Ok(Connected { connection, agreed, listed }),
     }
 }
 
@@ -172,19 +208,14 @@ async fn refuse_plain(shard: &Rc<Shard>, downstream: &mut Downstream, failure: F
     downstream.linger(shard).await;
 }
 
-/// Who a peer is whose certificate a handshake has verified.
-fn verified(tls: Option<&Tls>) -> Result<Peer, (Cause, String)> {
+/// Who a peer is whose certificate a handshake has verified by `own`; what is trusted may have changed since it began.
+fn verified(shard: &Shard, tls: Option<&Tls>, own: Option<&Credentials>) -> Result<Peer, (Cause, String)> {
     let chain = tls.map(Tls::peer_certificates).unwrap_or_default();
+    let view = shard.view();
+    let now = view.snapshot.identity.as_deref();
     identity::verify::peer(&chain)
+        .and_then(|peer| own.map_or(Ok(()), |own| trusted_meanwhile(&peer, own, now)).map(|()| peer))
         .map_err(|cause| (cause, format!("the peer's certificate is refused: {}", cause.label())))
-}
-
-/// Whether a verified peer is one that the service may be.
-fn is_expected(peer: &Peer, ids: &[IdMatch], own: &Credentials) -> bool {
-    if ids.is_empty() {
-        return peer.id.trust_domain() == own.id.trust_domain();
-    }
-    ids.iter().any(|id| id.matches(&peer.id))
 }
 
 fn why(fault: &TlsFault) -> Cause {

@@ -65,10 +65,8 @@ pub fn serve(
     async move {
         let (downstream, _) = &mut served;
         let begun = begin(&shard, downstream).await;
-        let _listed = downstream.identity.is_some().then(|| {
-            let kind = Kind::Requests(downstream.connection.control());
-            shard.live.list(downstream.as_open(kind))
-        });
+        let kind = Kind::Requests(downstream.connection.control());
+        let _listed = shard.live.list(downstream.as_open(kind));
         let http2 = match begun {
             None => false,
             Some(Protocol::Http1) => serve_http1(&shard, downstream).await,

@@ -63,6 +63,7 @@ async fn exchange(
 ) -> Result<Fate, Failure> {
     let mut request = message::from_canonical(head, lease.is_mesh().then_some(Origin(asked.version)))
         .map_err(|cause| Failure::local(Stage::Request, cause))?;
+    message::set_scheme(request.uri_mut(), lease.is_encrypted());
     let web = match asked.view.snapshot.translates_grpc_web(&downstream.listener) {
         true => Translation::of_request(request.headers_mut()),
         false => None,

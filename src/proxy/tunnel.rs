@@ -27,7 +27,7 @@ use crate::io::{Connection, Control, Fault, Patience, Reader, Waited, Writer};
 use crate::shard::Shard;
 use crate::shard::buffers::{Buffer, Buffers};
 use crate::shard::clock::NEVER;
-use crate::shard::live::{Kind, Notice};
+use crate::shard::live::{Ending, Kind};
 use crate::upstream::pool::Pooled;
 use crate::upstream::service::Attempt;
 use crate::upstream::shared::Lease;
@@ -84,7 +84,7 @@ pub(super) async fn upgraded(
     agreed: Box<Agreed>,
 ) -> Result<Fate, Failure> {
     let snapshot = &asked.view.snapshot;
-    let notice = Rc::new(Notice::default());
+    let notice = Rc::new(Ending::default());
     let ask_again = downstream::ask_again(downstream.input[..asked.head_len].into(), snapshot.limits.clone());
     let _listed = path.shard.live.list(downstream.as_open(Kind::Tunnel(ask_again, Rc::clone(&notice))));
     // The log will want the head: a copy of its size, so that a tunnel does not hold a buffer for that.
@@ -115,7 +115,7 @@ pub(super) async fn through<E: End>(
     near: Near<'_, E, impl Source, impl Sink>,
     agreed: Agreed,
     idle: Duration,
-    notice: &Notice,
+    notice: &Ending,
     cut: h2::Reason,
 ) -> Result<(), Failure> {
     let Agreed { attempt, far } = agreed;
@@ -204,7 +204,7 @@ struct Tunnel<'x, C, S> {
     /// When bytes were recorded last, and how many of each direction have been.
     recorded: Cell<(u64, u64, u64)>,
     /// What tells that it may not go on.
-    notice: &'x Notice,
+    notice: &'x Ending,
     caller: &'x C,
     service: &'x S,
 }
@@ -261,7 +261,7 @@ fn cut_by(end: &impl End, ended: bool, other: &impl End, cx: &mut Context<'_>) -
 }
 
 impl<'x, C: End, S: End> Tunnel<'x, C, S> {
-    fn new(path: &Path<'x>, idle: Duration, notice: &'x Notice, caller: &'x C, service: &'x S) -> Self {
+    fn new(path: &Path<'x>, idle: Duration, notice: &'x Ending, caller: &'x C, service: &'x S) -> Self {
         let shard = path.shard;
         Self {
             shard,

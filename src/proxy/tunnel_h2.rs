@@ -32,7 +32,7 @@ use crate::io::idle::Idle;
 use crate::io::{Connection, Fault, Patience, Waited};
 use crate::route::Route;
 use crate::shard::buffers::Buffer;
-use crate::shard::live::{AskAgain, Kind, Notice, Open};
+use crate::shard::live::{AskAgain, Ending, Kind, Open, With};
 use crate::upstream::pool::Pooled;
 use crate::upstream::service::Attempt;
 use crate::upstream::shared::Lease;
@@ -59,6 +59,7 @@ fn ask_again(parts: Parts) -> AskAgain {
 }
 
 /// What a service has said to a caller that speaks HTTP/2.
+#[expect(clippy::large_enum_variant, reason = "taken apart where it is made")]
 enum Said {
     /// It agrees, with this head.
     Yes(Response<()>, Far),
@@ -118,12 +119,15 @@ impl Call<'_> {
         let told = self.respond.borrow_mut().send_response(head, false);
         let send = told.map_err(|_| Failure::downstream(Stage::Body, Cause::StreamReset))?;
         self.path.account.status.set(200);
-        let notice = Rc::new(Notice::default());
+        let notice = Rc::new(Ending::default());
         let open = Open {
             peer: self.caller.identity.clone(),
-            source: self.caller.peer.ip(),
-            listener: self.caller.listener.clone(),
-            port: self.caller.port,
+            with: With::Caller {
+                source: self.caller.peer.ip(),
+                listener: self.caller.listener.clone(),
+                port: self.caller.port,
+                encrypted: self.caller.encrypted,
+            },
             kind: Kind::Tunnel(ask_again(self.parts.clone()), Rc::clone(&notice)),
         };
         let _listed = self.path.shard.live.list(open);

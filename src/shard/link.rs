@@ -13,7 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crossbeam::atomic::AtomicCell;
 use crossbeam::queue::ArrayQueue;
 
-use crate::failure::Failure;
+use crate::failure::{Cause, Failure};
 use crate::snapshot::Snapshot;
 use crate::telemetry::Interval;
 
@@ -62,6 +62,15 @@ pub enum Order {
 /// Something on a shard that an operator should read.
 #[derive(Debug, Clone)]
 pub enum Notice {
+    /// Open connections were ended because they are not allowed any more.
+    Revoked {
+        /// Why.
+        cause: Cause,
+        /// How many at once.
+        connections: u64,
+        /// One of them, in words.
+        one: String,
+    },
     /// A connection's task panicked; the connection was closed.
     Panic { cause: String },
     /// A task kept the shard for this long.

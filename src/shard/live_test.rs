@@ -81,7 +81,8 @@ struct Rig {
 impl Rig {
     fn new() -> Self {
         let (link, _bell) = Link::new(0).unwrap();
-        let shard = Rc::new(Shard::new(link, 1, Duration::from_secs(60), snapshot(1, Vec::new())));
+        let shard =
+            Rc::new(Shard::new(link, 1, Duration::from_secs(60), Duration::ZERO, snapshot(1, Vec::new())));
         let listener = TcpListener::bind::<SocketAddr>(([127, 0, 0, 1], 0).into()).unwrap();
         Self { shard, listener, callers: Vec::new(), generation: 1 }
     }
@@ -93,24 +94,29 @@ impl Rig {
         let (stream, from) = self.listener.accept().await.unwrap();
         let connection = Connection::accepted(stream, &self.shard.deadlines);
         let id = SpiffeId::parse(peer).unwrap();
-        let peer = Some(Rc::new(Peer { id, chain: Vec::new(), fingerprint: [0; 32] }));
+        let peer = Some(Rc::new(Peer { id, chain: Vec::new(), fingerprint: [0; 32], not_after: 0 }));
         let kind = Kind::Requests(connection.control());
-        let open = Open { peer, source: from.ip(), listener: "in".into(), port: address.port(), kind };
+        let (source, listener, port) = (from.ip(), "in".into(), address.port());
+        let with = With::Caller { source, listener, port, encrypted: true };
+        let open = Open { peer, with, kind };
         (self.shard.live.list(open), connection)
     }
 
     /// A tunnel of that peer, or of nobody known, that began with a request for that path.
-    fn tunnel(&self, peer: Option<&str>, path: &'static str) -> (Listed, Rc<Notice>) {
+    fn tunnel(&self, peer: Option<&str>, path: &'static str) -> (Listed, Rc<Ending>) {
         let id = |peer| SpiffeId::parse(peer).unwrap();
-        let peer = peer.map(|peer| Rc::new(Peer { id: id(peer), chain: Vec::new(), fingerprint: [0; 32] }));
-        let notice = Rc::new(Notice::default());
+        let peer = peer.map(|peer| {
+            Rc::new(Peer { id: id(peer), chain: Vec::new(), fingerprint: [0; 32], not_after: 0 })
+        });
+        let notice = Rc::new(Ending::default());
         let ask = move |policy: &Policy, caller: Caller<'_>| {
             let call = authorize::Call { caller, method: b"GET", path: path.as_bytes(), fields: &NoFields };
             policy.decide(&call, |_| {}).verdict
         };
         let kind = Kind::Tunnel(Box::new(ask), Rc::clone(&notice));
         let source = [127, 0, 0, 1].into();
-        (self.shard.live.list(Open { peer, source, listener: "in".into(), port: 1, kind }), notice)
+        let with = With::Caller { source, listener: "in".into(), port: 1, encrypted: true };
+        (self.shard.live.list(Open { peer, with, kind }), notice)
     }
 
     /// Puts rules in place; whether connections are to be looked through.
@@ -212,9 +218,10 @@ fn a_place_is_used_again_and_more_connections_than_one_look_takes_are_all_seen()
         let (_first, connection) = rig.open("spiffe://mesh.local/web").await;
         let list = |n: u32| {
             let id = SpiffeId::parse(&format!("spiffe://mesh.local/web-{n}")).unwrap();
-            let peer = Rc::new(Peer { id, chain: Vec::new(), fingerprint: [0; 32] });
+            let peer = Rc::new(Peer { id, chain: Vec::new(), fingerprint: [0; 32], not_after: 0 });
             let (source, kind) = ([127, 0, 0, 1].into(), Kind::Requests(connection.control()));
-            rig.shard.live.list(Open { peer: Some(peer), source, listener: "in".into(), port: 1, kind })
+            let with = With::Caller { source, listener: "in".into(), port: 1, encrypted: true };
+            rig.shard.live.list(Open { peer: Some(peer), with, kind })
         };
         let mut listed: Vec<Listed> = (0..1000).map(list).collect();
         listed.retain(|listed| listed.slot % 2 == 0);
@@ -224,5 +231,20 @@ fn a_place_is_used_again_and_more_connections_than_one_look_takes_are_all_seen()
         look_through(Rc::clone(&rig.shard)).await;
         assert!(is_ended(&connection));
         assert_eq!(rig.revoked(), [(Cause::Denied, 1 + listed.len() as u64)]);
+    });
+}
+
+#[test]
+fn what_ends_a_connection_never_ends_the_one_that_has_its_number_now() {
+    run(async {
+        let mut rig = Rig::new();
+        let (listed, connection) = rig.open("spiffe://mesh.local/a").await;
+        // Its halves are closed by tasks of their own, so its place may be taken for a moment longer.
+        drop(connection);
+        let (other, stays) = rig.open("spiffe://mesh.local/b").await;
+        assert!(rig.rules(vec![deny("spiffe://mesh.local/a")]));
+        look_through(Rc::clone(&rig.shard)).await;
+        assert!(!is_ended(&stays));
+        drop((listed, other));
     });
 }

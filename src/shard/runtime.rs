@@ -35,8 +35,17 @@ pub struct Plan {
     pub doorbell: UnixStream,
     /// A task that keeps the shard longer than this is counted and reported as a stall.
     pub stall_threshold: Duration,
+    /// A connection of the mesh is kept at least so long, also when the leaf has ended that it began with:
+    /// [`Plan::AGE_MIN`], but in tests.
+    pub age_min: Duration,
     /// Which runtimes may be tried.
     pub runtime: RuntimeChoice,
+}
+
+impl Plan {
+    /// Under the five minutes that a root outlives the last leaf under it (`control::authority`), by a minute for what is
+    /// in flight then.
+    pub const AGE_MIN: Duration = Duration::from_secs(4 * 60);
 }
 
 /// What a shard may run on: the key `runtime`.
@@ -110,14 +119,14 @@ fn run(plan: Plan) {
 
 /// The shard's life: follows control until the drain is done.
 async fn serve(plan: Plan, kind: Kind) {
-    let Plan { link, doorbell, shards, stall_threshold, .. } = plan;
+    let Plan { link, doorbell, shards, stall_threshold, age_min, .. } = plan;
     // Control publishes before it starts a shard.
     let Some(snapshot) = link.take_snapshot() else {
         let _ = link.notices.push(Notice::Failed { what: "starting without a snapshot".to_owned() });
         return;
     };
     link.vitals.generation.store(snapshot.generation, Ordering::Release);
-    let shard = Rc::new(Shard::new(Arc::clone(&link), shards, stall_threshold, snapshot));
+    let shard = Rc::new(Shard::new(Arc::clone(&link), shards, stall_threshold, age_min, snapshot));
     let listeners = Rc::new(RefCell::new(Accepting::new(kind == Kind::Epoll)));
     drop(monoio::spawn(Rc::clone(&shard.deadlines).run(Rc::clone(&shard.clock))));
     drop(monoio::spawn(tick(Rc::clone(&shard))));

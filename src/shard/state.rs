@@ -10,7 +10,7 @@ use std::time::Duration;
 use super::buffers::Buffers;
 use super::clock::{Clock, ns};
 use super::link::{Link, Notice};
-use super::live::Live;
+use super::live::{self, Live};
 use super::watched::Watch;
 use crate::failure::Failure;
 use crate::io::timed::Deadlines;
@@ -44,6 +44,8 @@ pub struct Shard {
     /// What the shard counts of itself.
     pub totals: Totals,
     pub(super) stall_threshold_ns: u64,
+    /// How long a connection of the mesh is kept at least, whatever the ends of leaves say.
+    pub(super) age_min: Duration,
     /// When control was last told of each kind of failed handshake.
     told: RefCell<Vec<(Failure, u64)>>,
     /// How many shards share the limits that are per proxy.
@@ -103,6 +105,7 @@ impl Shard {
         link: Arc<Link>,
         shards: u16,
         stall_threshold: Duration,
+        age_min: Duration,
         snapshot: Arc<Snapshot>,
     ) -> Self {
         Self {
@@ -117,6 +120,7 @@ impl Shard {
             totals: Totals::default(),
             told: RefCell::default(),
             stall_threshold_ns: ns(stall_threshold),
+            age_min,
             shards: shards.max(1).into(),
             rng: RefCell::new(fastrand::Rng::new()),
             view: RefCell::new(Rc::new(View::new(snapshot, Arc::clone(&link)))),
@@ -138,14 +142,17 @@ impl Shard {
     pub(super) fn apply(&self, snapshot: Arc<Snapshot>) -> bool {
         let generation = snapshot.generation;
         let new = View::new(snapshot, Arc::clone(&self.link));
+        let mut differs;
         {
             let old = self.view.borrow();
             let mut kept = new.services.borrow_mut();
+            differs = live::judges_differently(&new.snapshot, &old.snapshot);
             for service in old.services.borrow().values() {
                 match new.snapshot.service_named(&service.spec.name) {
                     Some(id) => {
                         let spec = &new.snapshot.services[id as usize];
                         let same = Arc::ptr_eq(spec, &service.spec) || **spec == *service.spec;
+                        differs |= !same && spec.tls != service.spec.tls;
                         let carried = if same {
                             Rc::clone(service)
                         } else {
@@ -160,7 +167,6 @@ impl Shard {
                 }
             }
         }
-        let differs = new.judges_differently(&self.view.borrow());
         drop(self.view.replace(Rc::new(new)));
         self.link.vitals.generation.store(generation, Ordering::Release);
         differs && self.live.renew()
@@ -315,15 +321,6 @@ impl Shard {
 impl View {
     fn new(snapshot: Arc<Snapshot>, link: Arc<Link>) -> Self {
         Self { snapshot, services: RefCell::default(), link }
-    }
-
-    /// Whether a connection may be allowed by the one and not by the other.
-    fn judges_differently(&self, other: &Self) -> bool {
-        let (new, old) = (&self.snapshot, &other.snapshot);
-        let same_rules =
-            Arc::ptr_eq(&new.authorization, &old.authorization) || new.authorization == old.authorization;
-        let bundles = |snapshot: &Snapshot| snapshot.identity.as_ref().map(|own| Arc::clone(&own.bundles));
-        !same_rules || bundles(new) != bundles(old)
     }
 
     /// Where exchanges are counted that met no service.

@@ -12,6 +12,7 @@ use std::rc::Rc;
 use super::spec;
 use crate::io::Connection;
 use crate::shard::clock::ns;
+use crate::shard::live::Listed;
 
 /// The idle connections of an endpoint, and how many are open.
 #[derive(Default)]
@@ -47,6 +48,8 @@ pub struct Pooled {
     pub reused: bool,
     /// How long it lay idle before this use, ns.
     pub idle_ns: u64,
+    /// Its place among those that end when they are not allowed any more.
+    listed: Option<Listed>,
     pool_open: Rc<Cell<u32>>,
     tally: Rc<Tally>,
 }
@@ -77,6 +80,9 @@ impl Pool {
                 // The older ones below it are too old as well; they are closed by the sweep.
                 continue;
             }
+            if pooled.is_revoked() || pooled.is_outlived(now) {
+                continue;
+            }
             if !pooled.connection.is_usable() {
                 tally.found_dead.set(tally.found_dead.get() + 1);
                 self.learn_death(age, now);
@@ -99,6 +105,9 @@ impl Pool {
                 self.hold_until.set(now + Self::HOLD_MAX_NS);
             }
         }
+        if pooled.is_outlived(now) {
+            return;
+        }
         let mut idle = self.idle.borrow_mut();
         if idle.len() < limits.idle_max as usize {
             pooled.tally.idle.set(pooled.tally.idle.get() + 1);
@@ -108,7 +117,7 @@ impl Pool {
 
     /// Counts a connection that was just established, unless `connections_max` are open already: see
     /// [`Pool::has_room`], which is asked before connecting.
-    pub fn opened(&self, connection: Connection, tally: &Rc<Tally>) -> Pooled {
+    pub fn opened(&self, connection: Connection, listed: Option<Listed>, tally: &Rc<Tally>) -> Pooled {
         self.open.set(self.open.get() + 1);
         tally.open.set(tally.open.get() + 1);
         tally.connected.set(tally.connected.get() + 1);
@@ -116,6 +125,7 @@ impl Pool {
             connection,
             reused: false,
             idle_ns: 0,
+            listed,
             pool_open: Rc::clone(&self.open),
             tally: Rc::clone(tally),
         }
@@ -153,13 +163,14 @@ impl Pool {
         let mut oldest_death = None;
         self.idle.borrow_mut().retain(|idle| {
             let age = now.saturating_sub(idle.since);
-            let dead = age >= LOOK_AFTER_NS && !idle.pooled.connection.is_usable();
+            let revoked = idle.pooled.is_revoked() || idle.pooled.is_outlived(now);
+            let dead = !revoked && age >= LOOK_AFTER_NS && !idle.pooled.connection.is_usable();
             let tally = &idle.pooled.tally;
             if dead {
                 tally.found_dead.set(tally.found_dead.get() + 1);
                 oldest_death = oldest_death.max(Some(age));
             }
-            let keep = !dead && age <= age_max;
+            let keep = !dead && !revoked && age <= age_max;
             if !keep {
                 tally.idle.set(tally.idle.get() - 1);
             }
@@ -188,6 +199,18 @@ impl Pool {
             0 => ns(limits.idle_timeout),
             learned => learned.min(ns(limits.idle_timeout)),
         }
+    }
+}
+
+impl Pooled {
+    /// Whether it gets nothing new any more.
+    fn is_outlived(&self, now: u64) -> bool {
+        self.listed.as_ref().is_some_and(|listed| now >= listed.leave_at())
+    }
+
+    /// Whether it was ended from here: nobody is to blame.
+    fn is_revoked(&self) -> bool {
+        self.listed.as_ref().is_some_and(Listed::is_revoked)
     }
 }
 

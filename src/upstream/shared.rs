@@ -41,6 +41,8 @@ pub struct Shared {
     /// Whether the peer has said what it offers, and who waits for that.
     settled: Cell<bool>,
     unsettled: RefCell<Vec<Waker>>,
+    /// Whether it is encrypted.
+    encrypted: bool,
 }
 
 /// A place on a shared connection for one exchange; given back when dropped.
@@ -89,7 +91,12 @@ impl SharedPool {
     }
 
     /// Adds a connection that was just established, with a place for the exchange that wanted it.
-    pub fn opened(self: &Rc<Self>, send: SendRequest<Bytes>, mesh: bool) -> (Rc<Shared>, Lease) {
+    pub fn opened(
+        self: &Rc<Self>,
+        send: SendRequest<Bytes>,
+        mesh: bool,
+        encrypted: bool,
+    ) -> (Rc<Shared>, Lease) {
         let shared = Rc::new(Shared {
             send: RefCell::new(send),
             exchanges: Cell::new(1),
@@ -98,6 +105,7 @@ impl SharedPool {
             mesh,
             settled: Cell::new(false),
             unsettled: RefCell::default(),
+            encrypted,
         });
         self.open.borrow_mut().push(Rc::clone(&shared));
         (Rc::clone(&shared), Lease { shared, pool: Rc::clone(self) })
@@ -203,6 +211,11 @@ impl Lease {
     /// Whether the peer is a ringmesh.
     pub fn is_mesh(&self) -> bool {
         self.shared.mesh
+    }
+
+    /// Whether the connection is encrypted.
+    pub fn is_encrypted(&self) -> bool {
+        self.shared.encrypted
     }
 
     /// After an exchange that the service has not seen: whether to give the connection nothing more.

@@ -310,16 +310,18 @@ fn t28_the_next_request_of_an_open_connection_is_judged_by_the_new_rules() {
     let mut client = rig.client();
     client.send(get("/1"));
     assert_eq!(client.response().status(), 200);
-    rig.reload(|config| config.authorization(Vec::new(), Verdict::Deny));
+    let only = |path: &str| vec![paths(&[path], rule("one", Action::Allow))];
+    rig.reload(|config| config.authorization(only("/3"), Verdict::Deny));
     client.send(get("/2"));
     assert_denied(&client.response());
-    let allow = vec![paths(&["/3"], rule("three", Action::Allow))];
-    rig.reload(|config| config.authorization(allow, Verdict::Deny));
     client.send(get("/3"));
     assert_eq!(client.response().text(), "/3");
+    rig.reload(|config| config.authorization(Vec::new(), Verdict::Deny));
+    assert_eq!(client.end(), End::Fin, "where nothing is allowed any more, it ends");
     drop(client);
     let done = rig.done();
     assert_eq!(done.seen.totals.downstream_accepted, 1);
+    assert_eq!(done.seen.revoked["denied"], 1);
     assert_eq!(done.requests.iter().map(Message::target).collect::<Vec<_>>(), ["/1", "/3"]);
 }
 

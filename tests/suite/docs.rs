@@ -40,6 +40,32 @@ fn every_cause_has_a_row_with_its_statuses() {
     }
 }
 
+/// The list of what proxies must refuse of TLS has rows t01 to t34; a test is named by the rows that it shows.
+#[test]
+fn every_row_about_tls_has_a_test() {
+    let mut names = Vec::new();
+    let mut folders = vec![PathBuf::from("src"), PathBuf::from("tests")];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join(folder)).unwrap().flatten()
+        {
+            let path = entry.path();
+            if path.is_dir() {
+                folders.push(path);
+            } else if path.extension().is_some_and(|end| end == "rs") {
+                let text = std::fs::read_to_string(&path).unwrap();
+                let functions =
+                    text.split("fn ").skip(1).map(|rest| rest.split('(').next().unwrap().to_owned());
+                names.extend(functions.filter(|name| name.starts_with('t')));
+            }
+        }
+    }
+    let missing: Vec<String> = (1..=34)
+        .map(|row| format!("t{row:02}"))
+        .filter(|row| !names.iter().any(|name| name.split('_').any(|word| word == row)))
+        .collect();
+    assert_eq!(missing, [""; 0], "rows without a test");
+}
+
 #[test]
 fn every_metric_and_every_field_of_the_access_log_is_told_of() {
     let operations = read("docs/operations.md");
@@ -115,8 +141,14 @@ fn every_example_of_a_configuration_is_right() {
     for file in documents() {
         let text = std::fs::read_to_string(&file).unwrap();
         for block in text.split("```toml\n").skip(1) {
-            let block = block.split("```").next().unwrap();
-            let checked = config::parse(&file.display().to_string(), block, &|_| None);
+            let mut block = block.split("```").next().unwrap().to_owned();
+            if !block.contains("[[listener]]") {
+                // Only the part that is spoken of.
+                block += "\n[identity]\nsource = \"embedded\"\ntrust_domain = \"mesh.local\"\nid = \
+                          \"spiffe://mesh.local/doc\"\n[[listener]]\nname = \"edge\"\naddress = \"127.0.0.1:15006\"\ntls = \
+                          \"permissive\"\n";
+            }
+            let checked = config::parse(&file.display().to_string(), &block, &|_| None);
             assert!(checked.is_ok(), "{}:\n{block}\n{}", file.display(), checked.unwrap_err());
             examples += 1;
         }

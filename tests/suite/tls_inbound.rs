@@ -4,12 +4,12 @@
 use std::io::Write;
 use std::sync::Arc;
 
-use rcgen::{DnType, ExtendedKeyUsagePurpose, IsCa};
+use rcgen::{DnType, ExtendedKeyUsagePurpose, IsCa, SanType};
 use ringmesh::shard::link::Order;
-use ringmesh::snapshot::{ListenerTls, Snapshot, Termination};
+use ringmesh::snapshot::{ListenerTls, Snapshot};
 use rustls::{ClientConfig, HandshakeKind};
 
-use crate::support::authority::{Authority, Leaf, TLS12, TLS13, uri};
+use crate::support::authority::{Authority, Leaf, TLS12, TLS13, credentials, uri};
 use crate::support::client::{Client, Cut};
 use crate::support::mesh::{Config, Mesh, Seen};
 use crate::support::origin::Origin;
@@ -142,7 +142,7 @@ fn t09_t10_t11_a_certificate_without_exactly_one_id_is_refused() {
     for names in [
         vec![uri(CALLER), uri(APP)],
         vec![],
-        vec![rcgen::SanType::DnsName("caller.mesh.local".try_into().unwrap())],
+        vec![SanType::DnsName("caller.mesh.local".try_into().unwrap())],
         vec![uri("spiffe://mesh.local/ns/../caller")],
     ] {
         let mutual = Mutual::new(ListenerTls::Strict);
@@ -255,8 +255,7 @@ fn t28_no_tickets_are_sent_to_callers_of_the_mesh() {
 }
 
 fn edge(authority: &Authority) -> ListenerTls {
-    let server = authority.host("shop.test").server();
-    ListenerTls::Terminate(Termination { server: Arc::new(server), digest: [1; 32] })
+    ListenerTls::Terminate(authority.host("shop.test").termination(&[]))
 }
 
 fn edge_rig() -> (Authority, Rig) {
@@ -267,7 +266,7 @@ fn edge_rig() -> (Authority, Rig) {
 }
 
 #[test]
-fn an_edge_needs_no_certificate_of_its_callers_and_resumes_without_early_data() {
+fn t29_an_edge_needs_no_certificate_of_its_callers_and_resumes_without_early_data() {
     let (authority, rig) = edge_rig();
     let mut config = authority.host_client();
     config.enable_early_data = true;
@@ -276,7 +275,7 @@ fn an_edge_needs_no_certificate_of_its_callers_and_resumes_without_early_data() 
         let mut client = rig.client().tls(config.clone(), "shop.test");
         // t29: what could be replayed is not taken.
         assert!(client.rustls().early_data().is_none());
-        client.send(GET);
+        client.send("GET /a HTTP/1.1\r\nHost: shop.test\r\n\r\n");
         assert_eq!(client.response().text(), "/a");
         kinds.push(client.rustls().handshake_kind());
     }
@@ -289,35 +288,91 @@ fn an_edge_needs_no_certificate_of_its_callers_and_resumes_without_early_data() 
 }
 
 #[test]
+fn t27_an_edge_serves_only_hosts_that_its_certificate_is_for_or_that_were_asked_for() {
+    let authority = Authority::new("public");
+    let leaf = authority.leaf(|params| {
+        let names = ["shop.test", "*.shop.test"];
+        params.subject_alt_names = names.map(|n| SanType::DnsName(n.try_into().unwrap())).to_vec();
+    });
+    let mode = ListenerTls::Terminate(leaf.termination(&[]));
+    let rig = Rig::with(|config| config.change(move |snapshot| snapshot.listeners[0].tls = mode.clone()));
+    let get = |host: &str| format!("GET /a HTTP/1.1\r\nHost: {host}\r\n\r\n");
+    let client = |config: ClientConfig, sni: &str| rig.client().tls(config, sni);
+    let mut served = client(authority.host_client(), "shop.test");
+    for host in ["shop.test", "SHOP.test:8443", "shop.test.", "www.shop.test"] {
+        served.send(get(host));
+        assert_eq!(served.response().text(), "/a", "{host}");
+    }
+    served.send("GET /a HTTP/1.0\r\n\r\n");
+    assert_eq!(served.response().status(), 200, "who names no host cannot name a wrong one");
+    for host in ["other.test", "a.b.shop.test", "shop.test.evil.test", "127.0.0.1", "[::1]"] {
+        let mut client = client(authority.host_client(), "shop.test");
+        let bytes = get(host) + SMUGGLED;
+        client.send(&bytes);
+        assert_refusal(&mut client, bytes.as_bytes(), &[(421, "misdirected"), (400, "bad_host")]);
+    }
+    // The caller's choice, if it takes the certificate; and one that names no host is not held to any.
+    let mut any = authority.anybody_client(None, TLS13);
+    let mut asked = client(any.clone(), "other.test");
+    asked.send(get("other.test"));
+    assert_eq!(asked.response().status(), 200);
+    any.enable_sni = false;
+    let mut silent = client(any, "shop.test");
+    silent.send(get("other.test"));
+    assert_eq!(silent.response().status(), 200);
+    drop((served, asked, silent));
+    assert_eq!(rig.done().requests.len(), 7);
+}
+
+#[test]
+fn t27_sni_plays_no_part_in_the_mesh() {
+    let mutual = Mutual::new(ListenerTls::Strict);
+    let mut client = mutual.rig.client().tls(mutual.config(), "somebody.test");
+    client.send(GET);
+    assert_eq!(client.response().text(), "/a");
+    drop(client);
+    mutual.rig.done();
+}
+
+#[test]
 fn t31_new_credentials_are_for_new_connections() {
     let (old, new) = (Authority::new("old"), Authority::new("new"));
-    let config = |authority: &Authority, origin: &Origin| {
-        let credentials = authority.credentials(APP, &authority.workload(APP), &[b"http/1.1"]);
+    // What is presented, and who is trusted: as in a rotation, step by step.
+    let config = |presented: &Authority, trusted: &[&Authority], origin: &Origin| {
+        let credentials = credentials(&presented.workload(APP), trusted, &[b"http/1.1"]);
         Config::new(&[origin]).change(move |snapshot| {
             snapshot.listeners[0].tls = ListenerTls::Strict;
             snapshot.identity = Some(Arc::clone(&credentials));
         })
     };
     let origin = Origin::plain();
-    let mut mesh = Mesh::start(&config(&old, &origin));
-    let client = |mesh: &Mesh, of: &Authority| {
-        mesh.client().tls(of.anybody_client(Some(&of.workload(CALLER)), TLS13), "app.test")
+    let mut mesh = Mesh::start(&config(&old, &[&old], &origin));
+    let client = |mesh: &Mesh, of: &Authority, server: &Authority| {
+        mesh.client().tls(server.anybody_client(Some(&of.workload(CALLER)), TLS13), "app.test")
     };
-    let mut first = client(&mesh, &old);
+    let mut first = client(&mesh, &old, &old);
     first.send(GET);
     assert_eq!(first.response().text(), "/a");
-    mesh.reload(&config(&new, &origin));
+    mesh.reload(&config(&old, &[&old, &new], &origin));
+    mesh.reload(&config(&new, &[&old, &new], &origin));
     first.send(GET);
     assert_eq!(first.response().text(), "/a", "what is open goes on");
-    let mut second = client(&mesh, &new);
-    second.send(GET);
-    assert_eq!(second.response().text(), "/a");
-    let mut late = client(&mesh, &old);
+    let (mut second, mut third) = (client(&mesh, &new, &new), client(&mesh, &old, &new));
+    for client in [&mut second, &mut third] {
+        client.send(GET);
+        assert_eq!(client.response().text(), "/a");
+    }
+    mesh.reload(&config(&new, &[&new], &origin));
+    let mut late = client(&mesh, &old, &new);
     late.send(GET);
     assert!(matches!(late.cut(), Cut::Nothing(_)), "the old authority is refused from now on");
-    drop((first, second, late));
+    second.send(GET);
+    assert_eq!(second.response().text(), "/a");
+    assert_eq!([first.end(), third.end()], [End::Cut; 2], "and who is there by it has to go");
+    drop((first, second, third, late));
     let seen = mesh.finish();
-    assert_eq!(seen.totals.tls_handshakes, 2);
+    assert_eq!((seen.totals.tls_handshakes, seen.revoked["unknown_issuer"]), (3, 2));
+    assert_eq!(seen.connection_failures["handshake.downstream.unknown_issuer"], 1);
 }
 
 #[test]
@@ -396,19 +451,31 @@ fn t33_handshakes_in_progress_are_bounded() {
 }
 
 #[test]
-fn t34_a_long_chain_is_read() {
+fn t34_a_large_chain_is_read_and_one_that_is_too_long_refused() {
+    // A certificate with thousands of names of hosts beside its id, and one with many strangers behind it.
+    let large = |authority: &Authority| {
+        authority.leaf(|params| {
+            params.subject_alt_names = vec![uri(CALLER)];
+            params.subject_alt_names.extend(
+                (0..600)
+                    .map(|n| SanType::DnsName(format!("{n}.{}.test", "x".repeat(50)).try_into().unwrap())),
+            );
+        })
+    };
     let mutual = Mutual::new(ListenerTls::Strict);
-    let mut leaf = mutual.authority.workload(CALLER);
-    let strangers = (0..50).map(|n| Authority::new(&format!("{n} {}", "x".repeat(200))).der);
-    leaf.chain.extend(strangers);
+    let leaf = large(&mutual.authority);
     let bytes: usize = leaf.chain.iter().map(|c| c.len()).sum();
-    assert!(bytes > 16 * 1024, "{bytes}");
-    let config = mutual.authority.anybody_client(Some(&leaf), TLS13);
-    let mut client = mutual.rig.client().tls(config, "app.test");
+    assert!(bytes > 32 * 1024, "{bytes}");
+    let mut client = mutual.rig.client().tls(mutual.authority.anybody_client(Some(&leaf), TLS13), "app.test");
     client.send(GET);
     assert_eq!(client.response().text(), "/a");
     drop(client);
     mutual.rig.done();
+
+    let mutual = Mutual::new(ListenerTls::Strict);
+    let mut leaf = mutual.authority.workload(CALLER);
+    leaf.chain.extend((0..50).map(|n| Authority::new(&format!("{n} {}", "x".repeat(200))).der));
+    mutual.refuses(Some(&leaf), "bad_certificate");
 }
 
 #[test]

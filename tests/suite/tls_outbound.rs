@@ -14,6 +14,7 @@ use rustls::ServerConfig;
 use rustls::pki_types::ServerName;
 
 use crate::support::authority::{Authority, Leaf, TLS12, TLS13, uri};
+use crate::support::http2;
 use crate::support::mesh::{Config, Mesh};
 use crate::support::origin::{Origin, Visit, ok};
 use crate::support::rig::Rig;
@@ -126,14 +127,14 @@ fn t01_t02_t03_t13_a_bad_certificate_of_a_service_is_refused() {
 #[test]
 fn t05_t06_t08_a_service_that_is_somebody_else_is_refused() {
     let authority = Authority::new("mesh");
-    for (id, expected) in [
-        ("spiffe://mesh.local/ns/shop/sa/other", &[SERVICE][..]),
-        ("spiffe://mesh.local/ns/shopping/sa/service", &["spiffe://mesh.local/ns/shop/*"]),
-        ("spiffe://mesh.local.evil.com/ns/shop/sa/service", &[]),
-        ("spiffe://other.local/ns/shop/sa/service", &[]),
+    for (id, expected, cause) in [
+        ("spiffe://mesh.local/ns/shop/sa/other", &[SERVICE][..], "wrong_identity"),
+        ("spiffe://mesh.local/ns/shopping/sa/service", &["spiffe://mesh.local/ns/shop/*"], "wrong_identity"),
+        ("spiffe://mesh.local.evil.com/ns/shop/sa/service", &[], "untrusted_domain"),
+        ("spiffe://other.local/ns/shop/sa/service", &["*"], "untrusted_domain"),
     ] {
         let server = authority.mutual_server(&authority.workload(id), TLS13);
-        assert_refuses(mesh_rig(&authority, server, expected), "wrong_identity");
+        assert_refuses(mesh_rig(&authority, server, expected), cause);
     }
 }
 
@@ -431,4 +432,19 @@ fn the_protocol_of_a_service_is_kept_to() {
     assert_serves(&rig);
     rig.done();
     assert_refuses(with(Protocol::Http2), "bad_handshake");
+}
+
+/// To an encrypted one it is `https`, which Envoy sees: `process::mtls`.
+#[test]
+fn the_scheme_is_that_of_the_hop_and_not_that_of_the_caller() {
+    let service = http2::Service::echoing();
+    let config = Config::default().service_at("app", &[&service.endpoint], "protocol = \"http2\"");
+    let mesh = config.start();
+    for scheme in ["http", "https"] {
+        let uri = format!("{scheme}://app.test/a?b");
+        let request = http::Request::builder().method("GET").uri(uri).body(()).unwrap();
+        let response = http2::call(mesh.address, request, b"", None).unwrap();
+        assert_eq!(response.head.headers["echo-target"], "http://app.test/a?b");
+    }
+    mesh.finish();
 }

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::Arc;
 
-use ringmesh::snapshot::{ListenerTls, Termination};
+use ringmesh::snapshot::ListenerTls;
 
 use crate::support::authority::Authority;
 use crate::support::rig::Rig;
@@ -43,9 +43,7 @@ fn shown(path: &Path) -> String {
 /// A rig with an edge for shop.test.
 fn edge() -> (Authority, Rig) {
     let authority = Authority::new("public");
-    let mut server = authority.host("shop.test").server();
-    server.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-    let mode = ListenerTls::Terminate(Termination { server: Arc::new(server), digest: [1; 32] });
+    let mode = ListenerTls::Terminate(authority.host("shop.test").termination(&[b"h2", b"http/1.1"]));
     let rig = Rig::with(|config| config.change(move |snapshot| snapshot.listeners[0].tls = mode.clone()));
     (authority, rig)
 }
@@ -84,6 +82,11 @@ fn curl_is_served_at_an_edge_and_in_the_mesh() {
     assert_eq!(curl(&ca, port, &["--http1.1"]), "/a");
     assert_eq!(curl(&ca, port, &["--http1.1", "--tls-max", "1.2"]), "/a");
     assert_eq!(curl(&ca, port, &["--http2"]), "/a");
+    // t27
+    for version in ["--http1.1", "--http2"] {
+        let misdirected = curl(&ca, port, &[version, "-H", "Host: other.test", "-w", " %{http_code}"]);
+        assert!(misdirected.ends_with(" 421"), "{misdirected}");
+    }
     let version = curl(&ca, port, &["--http2", "-o", "/dev/null", "-w", "%{http_version}"]);
     assert_eq!(version, "2");
     rig.done();

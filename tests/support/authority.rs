@@ -8,7 +8,8 @@ use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     KeyUsagePurpose, SanType,
 };
-use ringmesh::identity::{Bundles, Credentials, SpiffeId};
+use ringmesh::identity::{Bundles, Credentials, TrustDomain};
+use ringmesh::snapshot::Termination;
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, aws_lc_rs};
@@ -83,20 +84,11 @@ impl Authority {
         roots
     }
 
-    /// What a ringmesh presents that is `leaf`, and trusts: this authority.
+    /// What a ringmesh presents that is `leaf` (its id is `id`), and trusts: this authority.
     pub fn credentials(&self, id: &str, leaf: &Leaf, alpn: &[&[u8]]) -> Arc<Credentials> {
-        let mut server = self.mutual_server(leaf, TLS13);
-        server.alpn_protocols = alpn.iter().map(|p| p.to_vec()).collect();
-        let mut client = self.anybody_client(Some(leaf), TLS13);
-        client.alpn_protocols.clone_from(&server.alpn_protocols);
-        Arc::new(Credentials {
-            id: SpiffeId::parse(id).unwrap(),
-            chain: leaf.chain.clone(),
-            not_after: u64::MAX,
-            server: Arc::new(server),
-            client: Arc::new(client),
-            bundles: Arc::new(Bundles::default()),
-        })
+        let credentials = credentials(leaf, &[self], alpn);
+        assert_eq!(credentials.id.to_string(), id);
+        credentials
     }
 
     /// A server that wants a certificate of this authority.
@@ -153,7 +145,23 @@ impl Leaf {
 
     /// Chain and key in one text.
     pub fn pem(&self) -> String {
-        self.chain.iter().map(pem).collect::<String>() + &self.key.serialize_pem()
+        self.chain_pem() + &self.key_pem()
+    }
+
+    pub fn chain_pem(&self) -> String {
+        self.chain.iter().map(pem).collect()
+    }
+
+    pub fn key_pem(&self) -> String {
+        self.key.serialize_pem()
+    }
+
+    /// What an edge presents that has this certificate.
+    pub fn termination(&self, alpn: &[&[u8]]) -> Termination {
+        let mut server = self.server();
+        server.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
+        let leaf = Arc::new(self.chain[0].clone());
+        Termination { server: Arc::new(server), leaf, digest: [1; 32] }
     }
 
     /// A server that asks nobody for a certificate.
@@ -165,6 +173,15 @@ impl Leaf {
             .with_single_cert(self.chain.clone(), self.key())
             .unwrap()
     }
+}
+
+/// What a ringmesh presents that is `leaf`, and trusts: these authorities, for names of mesh.local.
+pub fn credentials(leaf: &Leaf, roots: &[&Authority], alpn: &[&[u8]]) -> Arc<Credentials> {
+    let mut bundles = Bundles::default();
+    let domain = TrustDomain::parse("mesh.local").unwrap();
+    bundles.set(&domain, roots.iter().map(|root| root.der.clone()).collect()).unwrap();
+    let alpn: Vec<Vec<u8>> = alpn.iter().map(|protocol| protocol.to_vec()).collect();
+    Arc::new(Credentials::new(leaf.chain.clone(), &leaf.key(), Arc::new(bundles), &alpn).unwrap())
 }
 
 pub fn uri(id: &str) -> SanType {

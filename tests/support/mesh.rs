@@ -33,6 +33,7 @@ pub struct Config {
     /// What keys do not say.
     change: Option<Change>,
     policy: Arc<Policy>,
+    age_min: Duration,
 }
 
 type Change = Arc<dyn Fn(&mut Snapshot) + Send + Sync>;
@@ -63,6 +64,10 @@ pub struct Seen {
     pub connection_failures: BTreeMap<String, u64>,
     /// What was told of handshakes: failure, peer and words.
     pub handshakes: Vec<(String, String)>,
+    /// Open connections that were ended because they are not allowed any more, by cause.
+    pub revoked: BTreeMap<String, u64>,
+    /// What was told of those: cause, how many, one of them.
+    pub revocations: Vec<(String, u64, String)>,
     /// Exchanges by status class.
     pub by_class: [u64; 6],
     /// Bytes of bodies and tunnels, from callers and to them.
@@ -160,6 +165,12 @@ impl Config {
         self.log("json")
     }
 
+    /// Connections of the mesh are kept so long at least; not at all when nothing is said.
+    pub fn age_min(mut self, age_min: Duration) -> Self {
+        self.age_min = age_min;
+        self
+    }
+
     pub fn start(&self) -> Mesh {
         Mesh::start(self)
     }
@@ -201,6 +212,7 @@ impl Mesh {
             doorbell,
             runtime: ringmesh::shard::RuntimeChoice::Auto,
             stall_threshold: Duration::from_secs(60),
+            age_min: config.age_min,
         };
         mesh.thread = Some(spawn(plan).unwrap());
         mesh
@@ -307,6 +319,9 @@ impl Seen {
             for (failure, count) in &interval.connection_failures {
                 *self.connection_failures.entry(failure.to_string()).or_default() += count;
             }
+            for (cause, count) in &interval.revoked {
+                *self.revoked.entry(cause.label().to_owned()).or_default() += count;
+            }
             for counted in &interval.rules {
                 let key = format!("{} {} {}", counted.listener, counted.rule, counted.outcome.label());
                 *self.rules.entry(key).or_default() += counted.count;
@@ -333,6 +348,9 @@ impl Seen {
                 Notice::Panic { cause } => self.panics.push(cause),
                 Notice::Handshake { failure, words, .. } => {
                     self.handshakes.push((failure.to_string(), words));
+                }
+                Notice::Revoked { cause, connections, one } => {
+                    self.revocations.push((cause.label().to_owned(), connections, one));
                 }
                 _ => {}
             }

@@ -119,10 +119,12 @@ fn termination(
     let facts = Facts::all(&chain);
     let mut key = pem::key(key_path)?;
     let digest = digest(&[&[u8::from(*tls12), u8::from(http2)], key.secret_der()], &chain);
+    let leaf = chain.first().cloned();
     let pair = credentials::pair(chain, &key);
     key.zeroize();
     let names = format!("{} and {}", certificate.display(), key_path.display());
     let pair = pair.map_err(|bad| refused(bad, &names))?;
+    let leaf = Arc::new(leaf.ok_or_else(|| refused(BadPair::Missing, &names))?);
     if let Some(leaf) = facts.first().filter(|leaf| leaf.not_after < unix_now()) {
         let error = SourceError {
             what: format!("the certificate in {} has ended ({})", certificate.display(), leaf.name),
@@ -150,7 +152,7 @@ fn termination(
     server.ticketer = Ticketer::new().map_err(tls)?;
     server.send_tls13_tickets = 1;
     server.max_early_data_size = 0;
-    Ok((Termination { server: Arc::new(server), digest }, facts))
+    Ok((Termination { server: Arc::new(server), leaf, digest }, facts))
 }
 
 /// Roots that several services have are in memory once.

@@ -121,6 +121,33 @@ fn files_that_a_peer_would_refuse_are_refused_with_their_names_and_a_remedy() {
 }
 
 #[test]
+fn t18_t19_a_revocation_list_is_refused_and_not_passed_over_whatever_its_age() {
+    let folder = Folder::new("identity-crl");
+    let root = Ca::root("root");
+    let files = write_all(&folder, &root.leaf(ID), &[&root]);
+    let day = Duration::from_secs(86_400);
+    for next in [SystemTime::now() + day, SystemTime::now() - day] {
+        let list = rcgen::CertificateRevocationListParams {
+            this_update: (SystemTime::now() - 2 * day).into(),
+            next_update: next.into(),
+            crl_number: rcgen::SerialNumber::from(1_u64),
+            issuing_distribution_point: None,
+            revoked_certs: Vec::new(),
+            key_identifier_method: rcgen::KeyIdMethod::Sha256,
+        };
+        let mut params = root.params.clone();
+        params.key_usages.push(rcgen::KeyUsagePurpose::CrlSign);
+        let list = list.signed_by(&rcgen::Issuer::from_params(&params, &root.key)).unwrap().pem().unwrap();
+        folder.write("ca.crt", &(root.pem() + &list));
+        let error = files.load(now()).unwrap_err();
+        assert!(error.what.contains("ca.crt has a revocation list"), "{error:?}");
+        assert!(error.remedy.contains("deny"));
+        folder.write("ca.crt", &root.pem());
+        assert!(files.load(now()).is_ok());
+    }
+}
+
+#[test]
 fn keys_of_every_usual_kind_are_read() {
     let folder = Folder::new("identity-kinds");
     let root = Ca::root("root");
@@ -463,6 +490,61 @@ async fn edges_are_verified_by_name_and_followed_when_their_files_change() {
     folder.write("edge-ca.crt", &stranger.pem());
     timeout(GUARD, keyring.changed()).await.unwrap();
     assert_eq!(Refusal::of(&shake(&keyring.presented()).unwrap_err()), Some(Cause::UnknownIssuer));
+}
+
+/// What a caller that keeps tickets is served with, twice: how the second handshake was, with what was presented then.
+fn again(first: &Presented, second: &Presented, root: &Ca) -> Option<rustls::HandshakeKind> {
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(root.der.clone()).unwrap();
+    let mut config = rustls::ClientConfig::builder_with_provider(credentials::provider())
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    config.enable_early_data = true;
+    let config = Arc::new(config);
+    let mut kind = None;
+    for presented in [first, second] {
+        let name = ServerName::try_from("shop.example").unwrap();
+        let mut client = rustls::ClientConnection::new(Arc::clone(&config), name).unwrap();
+        assert!(client.early_data().is_none(), "t29: what could be replayed is not invited");
+        let mut server =
+            rustls::ServerConnection::new(Arc::clone(&presented.terminations["edge"].server)).unwrap();
+        for _ in 0..6 {
+            let mut wire = Vec::new();
+            client.write_tls(&mut wire).unwrap();
+            server.read_tls(&mut &*wire).unwrap();
+            server.process_new_packets().unwrap();
+            assert!(server.early_data().is_none());
+            let mut wire = Vec::new();
+            server.write_tls(&mut wire).unwrap();
+            client.read_tls(&mut &*wire).unwrap();
+            client.process_new_packets().unwrap();
+        }
+        kind = client.handshake_kind();
+    }
+    kind
+}
+
+#[tokio::test]
+async fn t28_t29_tickets_of_an_edge_resume_without_early_data_and_end_with_its_certificate() {
+    let folder = Folder::new("identity-tickets");
+    let root = Ca::root("public");
+    let settings = edges(&folder, &host_leaf(&root, "shop.example"), &root);
+    let mut keyring = keyring(&settings).await;
+    let first = keyring.presented();
+    assert_eq!(again(&first, &first, &root), Some(rustls::HandshakeKind::Resumed));
+    let renewed = host_leaf(&root, "shop.example");
+    folder.write("edge.crt", &renewed.chain_pem());
+    write_key(&folder, "edge.key", &renewed.key_pem());
+    timeout(GUARD, async {
+        while keyring.presented().terminations == first.terminations {
+            keyring.changed().await;
+        }
+    })
+    .await
+    .unwrap();
+    assert_eq!(again(&first, &keyring.presented(), &root), Some(rustls::HandshakeKind::Full));
 }
 
 #[tokio::test]

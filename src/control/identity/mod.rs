@@ -9,6 +9,7 @@ mod embedded;
 mod facts;
 mod files;
 mod keyring;
+pub(in crate::control) mod machine;
 mod pem;
 mod rotation;
 pub mod workload_api;

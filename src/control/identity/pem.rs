@@ -19,12 +19,21 @@ use super::SourceError;
 /// Octets of a file: bundles of the whole world's roots have a quarter of that.
 const FILE_MAX: u64 = 1 << 20;
 
-/// All certificates of a file, in its order; other sections are passed over.
+/// All certificates of a file, in its order; other sections are passed over, but not revocation lists: nobody looks at
+/// them here, and whoever puts one there counts on it.
 ///
 /// # Errors
-/// When the file cannot be read, has a section that is broken, or no certificate.
+/// When the file cannot be read, has a section that is broken, no certificate, or a revocation list.
 pub(super) fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>, SourceError> {
     let text = read(path)?;
+    if section(&text, b"X509 CRL").is_some() {
+        return Err(SourceError {
+            what: format!("{} has a revocation list, which would not be looked at", path.display()),
+            remedy: "take it out; refuse an identity by a rule: [[authorization]] with action = \"deny\" and from = \
+                     [its id], which also closes its connections"
+                .into(),
+        });
+    }
     let found: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&text).collect();
     let found = found.map_err(|error| SourceError {
         what: format!("{} is broken: {error}", path.display()),

@@ -208,7 +208,7 @@ fn t30_who_called_is_said_by_the_proxy_alone() {
     assert_eq!(fields(forged, &PLAIN), "A: 1\r\n");
     let id = |text| crate::identity::SpiffeId::parse(text).unwrap();
     let (own, peer) = (id("spiffe://mesh.local/cart"), id("spiffe://mesh.local/web"));
-    let peer = crate::identity::Peer { id: peer, chain: Vec::new(), fingerprint: [0xab; 32] };
+    let peer = crate::identity::Peer { id: peer, chain: Vec::new(), fingerprint: [0xab; 32], not_after: 0 };
     let forwarding = Forwarding { client_cert: Some(ClientCert { by: Some(&own), peer: &peer }), ..PLAIN };
     let said = format!(
         "x-forwarded-client-cert: By=spiffe://mesh.local/cart;Hash={};URI=spiffe://mesh.local/web\r\n",

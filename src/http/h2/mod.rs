@@ -13,7 +13,7 @@ pub use origin::{ORIGIN_FIELD, Origin};
 pub(crate) use request::authority;
 pub use request::{
     Facts, Fields, Forwarded, Tunnel, call, check, extend_connect, forward, from_canonical, host_of,
-    join_cookies, values, write_h1, write_h1_handshake,
+    join_cookies, set_scheme, values, write_h1, write_h1_handshake,
 };
 pub(crate) use response::framing;
 pub use response::{agree, append_via, end_to_end, from_h1, write_h1_agreed, write_h1_response};

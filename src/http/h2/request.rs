@@ -381,6 +381,20 @@ pub fn from_canonical(head: &[u8], origin: Option<Origin>) -> Result<Request<()>
     Ok(request)
 }
 
+/// Says how the next hop is spoken to: `https` over TLS, `http` else, whatever the caller's hop was (that stands in
+/// `x-forwarded-proto`). Servers exist that refuse another scheme than their connection's, as RFC 9113 §8.3.1 has it mean
+/// the scheme of the target, and RFC 8164 §2 forbids `http` over TLS without having asked.
+pub fn set_scheme(uri: &mut Uri, encrypted: bool) {
+    // A plain CONNECT has none.
+    if uri.scheme().is_none() {
+        return;
+    }
+    let mut parts = std::mem::take(uri).into_parts();
+    parts.scheme = Some(if encrypted { http::uri::Scheme::HTTPS } else { http::uri::Scheme::HTTP });
+    // Of parts that were one a moment ago.
+    *uri = Uri::from_parts(parts).unwrap_or_default();
+}
+
 const FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
 const HOST_OF: HeaderName = HeaderName::from_static("x-forwarded-host");
