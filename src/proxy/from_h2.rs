@@ -10,7 +10,7 @@ use std::net::SocketAddr;
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::Poll;
+use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
 use h2::server::SendResponse;
@@ -20,7 +20,7 @@ use http::{Request, Response};
 
 use super::account::{Account, Shown};
 use super::connect::{To, Tried};
-use super::h2_io::{Floods, Keepalive, Lent};
+use super::h2_io::{Floods, Keepalive, Lent, Place, SMALL_FRAMES_MAX, unless_stopped};
 use super::over_h2::{Head, give_up, head};
 use super::relay::{Direction, unless_reset};
 use super::{First, InProgress, Path, SHED, both};
@@ -61,39 +61,44 @@ pub(super) async fn serve(shard: Rc<Shard>, downstream: Downstream) {
     let view = shard.view();
     let snapshot = &view.snapshot;
     let settings = snapshot.http2;
-    let (io, inward, outward) = gather::gather(
-        connection,
-        seen,
-        Lent::new(&shard),
-        Floods::of_caller(&shard),
-        snapshot.timeouts.body_stall,
-    );
+    let (floods, standing) = Floods::of_caller(&shard);
+    let stall = snapshot.timeouts.body_stall;
+    let (io, inward, outward) = gather::gather(connection, seen, Lent::new(&shard), floods, stall);
     let vital = io.vital();
     task::spawn(&shard, inward.run());
     task::spawn(&shard, outward.run());
     let mut builder = h2::server::Builder::new();
     builder
         .max_concurrent_streams(settings.streams_max)
+        // Those reset while they wait to be taken; how often that may be is counted by `Floods`.
+        .max_pending_accept_reset_streams(settings.streams_max as usize)
         .initial_window_size(settings.stream_window)
         .initial_connection_window_size(settings.connection_window)
         .max_header_list_size(snapshot.limits.head_bytes_max)
         .max_send_buffer_size(64 * 1024)
+        .data_frame_budget(SMALL_FRAMES_MAX)
         .enable_connect_protocol();
-    let deadline = shard.clock.now().saturating_add(ns(snapshot.timeouts.head));
-    let handshake = pin!(builder.handshake::<_, Bytes>(io));
-    let Some(Ok(mut connection)) = shard.deadlines.alarm().until(deadline, handshake).await else { return };
+    let head_ns = ns(snapshot.timeouts.head);
+    let deadline = shard.clock.now().saturating_add(head_ns);
+    let handshake = pin!(unless_stopped(&vital, builder.handshake::<_, Bytes>(io)));
+    let Some(Some(Ok(mut connection))) = shard.deadlines.alarm().until(deadline, handshake).await else {
+        standing.tell(&shard, caller.peer, vital.was_stopped(), 0);
+        return;
+    };
     let idle_ns = ns(snapshot.timeouts.idle);
     drop(view);
 
-    let exchanges = Rc::new(Cell::new(0_u32));
     let watched = shard.watch.register();
-    let mut keepalive = Keepalive::new(connection.ping_pong(), settings.ping_interval, settings.ping_timeout);
-    let (mut leaving, mut calmed) = (false, false);
+    let mut keepalive =
+        Keepalive::new(&standing, connection.ping_pong(), settings.ping_interval, settings.ping_timeout);
+    let (mut leaving, mut calmed, mut busy) = (false, false, false);
     let mut used_at = shard.clock.now();
     loop {
         let next = poll_fn(|cx| {
-            if vital.was_stopped() && !std::mem::replace(&mut calmed, true) {
-                connection.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
+            let stopped = vital.was_stopped();
+            if !calmed && let Some(reason) = standing.tell(&shard, caller.peer, stopped, head_ns) {
+                calmed = true;
+                connection.abrupt_shutdown(reason);
             }
             if shard.is_draining() && !std::mem::replace(&mut leaving, true) {
                 connection.graceful_shutdown();
@@ -102,8 +107,11 @@ pub(super) async fn serve(shard: Rc<Shard>, downstream: Downstream) {
                 return Poll::Ready(next);
             }
             let now = shard.clock.now();
-            let due = if exchanges.get() > 0 {
+            if standing.exchanges() > 0 || std::mem::take(&mut busy) {
                 used_at = now;
+            }
+            let due = if standing.exchanges() > 0 {
+                busy = true;
                 match keepalive.poll(&vital, now, cx) {
                     Some(due) => due,
                     None => return Poll::Ready(None),
@@ -118,16 +126,16 @@ pub(super) async fn serve(shard: Rc<Shard>, downstream: Downstream) {
             } else {
                 used_at + idle_ns
             };
-            watched.look_at(due, cx);
+            watched.look_at(due.min(standing.overdue_at(head_ns)), cx);
             Poll::Pending
         })
         .await;
         let Some(Ok((request, mut respond))) = next else { break };
-        if exchanges.get() >= settings.streams_max {
+        if standing.exchanges() >= settings.streams_max {
             respond.send_reset(Reason::REFUSED_STREAM);
             continue;
         }
-        let place = Place::take(&exchanges);
+        let place = Place::take(&standing);
         task::spawn(&shard, exchange(Rc::clone(&shard), Rc::clone(&caller), request, respond, place));
     }
 }
@@ -138,17 +146,19 @@ async fn exchange(
     caller: Rc<Caller>,
     request: Request<RecvStream>,
     respond: SendResponse<Bytes>,
-    _place: Place,
+    place: Place,
 ) {
     let _exchange = InProgress::count(&shard);
     let view = shard.view();
     let limits = &view.snapshot.limits;
     let account = Account::new(shard.clock.now());
     let respond = RefCell::new(respond);
+    let was_reset = respond.borrow_mut().poll_reset(&mut Context::from_waker(Waker::noop())).is_ready();
     let (mut parts, body) = request.into_parts();
-    message::join_cookies(&mut parts.headers);
     let via = view.snapshot.forwarding.via.as_deref();
+    // Crumbs of a cookie count as fields.
     let checked = message::check(&parts, body.is_end_stream(), limits, via);
+    message::join_cookies(&mut parts.headers);
     let grpc = checked.as_ref().is_ok_and(|facts| facts.grpc);
     let host = message::authority(&parts).unwrap_or_default();
     let path = parts.uri.path();
@@ -160,6 +170,7 @@ async fn exchange(
     let denied = decision.as_ref().is_some_and(|decision| decision.verdict == Verdict::Deny);
     let result = match (&checked, &service) {
         (Err(cause), _) => Err(Some(Failure::downstream(Stage::Head, *cause))),
+        _ if was_reset => Err(Some(Failure::downstream(Stage::Head, Cause::StreamReset))),
         _ if denied => Err(Some(Failure::downstream(Stage::Authorize, Cause::Denied))),
         (Ok(facts), _) if facts.max_forwards == Some(0) => Err(None),
         (Ok(facts), _) if facts.tunnel == Some(Tunnel::Unknown) => {
@@ -185,6 +196,9 @@ async fn exchange(
             call.carry(body).await.map_err(Some)
         }
     };
+    if account.status.get() != 0 {
+        place.answered();
+    }
     if let Err(failure) = &result {
         let service = service.as_ref().map(|(_, service)| &**service);
         answer(
@@ -406,7 +420,7 @@ impl Call<'_> {
                 parts.headers.insert("grpc-timeout", value);
             }
         }
-        let sent = lease.send().send_request(Request::from_parts(parts, ()), whole);
+        let sent = lease.send(Request::from_parts(parts, ()), whole);
         let (mut response, stream) =
             sent.map_err(|error| Failure::upstream(Stage::Request, message::cause(&error)))?;
         let stream = RefCell::new(stream);
@@ -452,8 +466,9 @@ impl Call<'_> {
         answered: &Cell<bool>,
     ) -> Result<(), Failure> {
         let gone = |_| Failure::downstream(Stage::Body, Cause::StreamReset);
+        let mut interim = self.view.snapshot.limits.interim_responses_max;
         let response = loop {
-            let next = head(&self.path, alarm, response, sent.get(), answered);
+            let next = head(&self.path, alarm, response, sent.get(), answered, &mut interim);
             // Hurried by the alarm: h2 needs no more than to be left.
             let (next, reset) =
                 unless_reset(|cx| self.respond.borrow_mut().poll_reset(cx), || alarm.by(0), next).await;
@@ -471,7 +486,8 @@ impl Call<'_> {
         message::end_to_end(&mut parts, &self.path.shard.clock);
         self.path.account.note_trailers(&parts.headers);
         let status = parts.status.as_u16();
-        let ended = from.is_end_stream();
+        // What comes behind a head without a body is no part of the response: left, h2 resets the stream.
+        let ended = from.is_end_stream() || matches!(status, 204 | 304);
         let begun = self.respond.borrow_mut().send_response(Response::from_parts(parts, ()), ended);
         let to = RefCell::new(begun.map_err(gone)?);
         self.path.account.status.set(status);
@@ -716,20 +732,4 @@ struct Answer {
 struct Done {
     reusable: bool,
     idle_seconds: Option<u64>,
-}
-
-/// A place among the exchanges of a connection.
-struct Place(Rc<Cell<u32>>);
-
-impl Place {
-    fn take(exchanges: &Rc<Cell<u32>>) -> Self {
-        exchanges.set(exchanges.get() + 1);
-        Self(Rc::clone(exchanges))
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.0.set(self.0.get() - 1);
-    }
 }

@@ -8,7 +8,7 @@ use std::task::Poll;
 use bytes::Bytes;
 use h2::client::SendRequest;
 
-use super::h2_io::{Floods, Keepalive, Lent};
+use super::h2_io::{Floods, Keepalive, Lent, SMALL_FRAMES_MAX, Standing};
 use crate::io::Connection;
 use crate::io::gather::{self, Gathered, Vital};
 use crate::shard::buffers::Buffer;
@@ -22,6 +22,7 @@ pub(super) struct Opened {
     pub(super) send: SendRequest<Bytes>,
     connection: h2::client::Connection<Gathered<Lent>, Bytes>,
     vital: Vital<Lent>,
+    standing: Rc<Standing>,
 }
 
 /// Begins to speak HTTP/2 on a connection.
@@ -35,13 +36,10 @@ pub(super) async fn open(
 ) -> Result<Opened, h2::Error> {
     let limits = &service.http2;
     let header_list = shard.view().snapshot.limits.head_bytes_max;
-    let (io, inward, outward) = gather::gather(
-        connection,
-        Buffer::default(),
-        Lent::new(shard),
-        Floods::of_service(shard),
-        service.timeouts.body_stall,
-    );
+    let (floods, standing) = Floods::of_service(shard);
+    let stall = service.timeouts.body_stall;
+    let (io, inward, outward) =
+        gather::gather(connection, Buffer::default(), Lent::new(shard), floods, stall);
     let vital = io.vital();
     task::spawn(shard, inward.run());
     task::spawn(shard, outward.run());
@@ -51,49 +49,75 @@ pub(super) async fn open(
         .initial_window_size(limits.stream_window)
         .initial_connection_window_size(limits.connection_window)
         .max_header_list_size(header_list)
-        .max_send_buffer_size(64 * 1024);
+        .max_send_buffer_size(64 * 1024)
+        .data_frame_budget(SMALL_FRAMES_MAX);
     let (send, connection) = builder.handshake(io).await?;
-    Ok(Opened { send, connection, vital })
+    Ok(Opened { send, connection, vital, standing })
 }
 
 impl Opened {
     /// Drives the connection as a task of its own, as long as it lives.
     pub(super) fn drive(self, shard: &Rc<Shard>, shared: Rc<Shared>, service: &spec::Service) {
-        let Self { connection, vital, .. } = self;
-        let (limits, idle_ns) = (service.http2, ns(service.pool.idle_timeout));
-        task::spawn(shard, drive(Rc::clone(shard), connection, vital, shared, limits, idle_ns));
+        let Self { connection, vital, standing, .. } = self;
+        let driven = Driven { vital, standing, shared, limits: service.http2 };
+        let (idle_ns, patience_ns) = (ns(service.pool.idle_timeout), ns(service.timeouts.response));
+        task::spawn(shard, drive(Rc::clone(shard), connection, driven, idle_ns, patience_ns));
     }
 }
 
+/// What drives a connection needs to know of it.
+struct Driven {
+    vital: Vital<Lent>,
+    standing: Rc<Standing>,
+    shared: Rc<Shared>,
+    limits: spec::Http2,
+}
+
+/// `patience_ns` is how long the service may owe us the end of a head, or that it took our settings.
 async fn drive(
     shard: Rc<Shard>,
     mut connection: h2::client::Connection<Gathered<Lent>, Bytes>,
-    vital: Vital<Lent>,
-    shared: Rc<Shared>,
-    limits: spec::Http2,
+    driven: Driven,
     idle_ns: u64,
+    patience_ns: u64,
 ) {
+    let Driven { vital, standing, shared, limits } = driven;
     let _open = Counted::new(&shard);
     let watched = shard.watch.register();
-    let mut keepalive = Keepalive::new(connection.ping_pong(), limits.ping_interval, limits.ping_timeout);
+    let mut keepalive =
+        Keepalive::new(&standing, connection.ping_pong(), limits.ping_interval, limits.ping_timeout);
     let mut used_at = shard.clock.now();
+    let (mut busy, mut closing) = (false, None);
     poll_fn(|cx| {
-        if Pin::new(&mut connection).poll(cx).is_ready() || vital.was_stopped() {
+        let now = shard.clock.now();
+        let is_over = standing.verdict(vital.was_stopped(), patience_ns, now).is_some();
+        if Pin::new(&mut connection).poll(cx).is_ready() || is_over {
             return Poll::Ready(());
         }
-        let now = shard.clock.now();
-        let due = if shared.exchanges() > 0 {
+        if shared.exchanges() > 0 || std::mem::take(&mut busy) {
             used_at = now;
+        }
+        shared.driven_by(cx);
+        let due = if shared.exchanges() > 0 {
+            busy = true;
             match keepalive.poll(&vital, now, cx) {
                 Some(due) => due,
                 None => return Poll::Ready(()),
             }
+        } else if let Some(until) = closing {
+            if now >= until {
+                return Poll::Ready(());
+            }
+            until
         } else if shared.is_leaving() || now >= used_at + idle_ns {
-            return Poll::Ready(());
+            // h2 says GOAWAY, so that the service need not wonder, and is ready once that is out.
+            shared.close();
+            cx.waker().wake_by_ref();
+            *closing.insert(now + ns(limits.ping_timeout))
         } else {
             used_at + idle_ns
         };
-        watched.look_at(due, cx);
+        watched.look_at(due.min(standing.overdue_at(patience_ns)), cx);
         Poll::Pending
     })
     .await;

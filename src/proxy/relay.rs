@@ -6,10 +6,10 @@
 
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
-use std::task::Poll;
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use h2::{Reason, RecvStream, SendStream};
 
 use super::account::Account;
@@ -80,22 +80,21 @@ impl Direction<'_> {
         out: &mut Vec<u8>,
     ) -> Result<(), Failure> {
         while let Some(piece) = self.piece(from).await? {
+            let piece = self.with_what_follows(piece, from)?;
             let ended = from.is_end_stream();
             match framing {
                 Framing::Chunked if !piece.is_empty() => body::write_chunk(&piece, out),
                 Framing::Chunked => {}
                 _ => out.extend_from_slice(&piece),
             }
-            if ended {
-                if framing == Framing::Chunked {
-                    out.extend_from_slice(b"0\r\n\r\n");
-                }
-                self.write(to, out).await?;
-                self.release(from, piece.len());
-                return Ok(());
+            if ended && framing == Framing::Chunked {
+                out.extend_from_slice(b"0\r\n\r\n");
             }
             self.write(to, out).await?;
             self.release(from, piece.len());
+            if ended {
+                return Ok(());
+            }
         }
         let trailers = self.trailers(from).await?;
         if framing == Framing::Chunked {
@@ -189,11 +188,36 @@ impl Direction<'_> {
         }
     }
 
+    /// A piece and those behind it that are there already, as one: a peer may cut a body into pieces of one octet, and
+    /// a write for each would be slower than they come.
+    fn with_what_follows(&self, piece: Bytes, from: &mut RecvStream) -> Result<Bytes, Failure> {
+        let mut all = BytesMut::new();
+        // Whoever waits for more asks again, with a waker.
+        let mut cx = Context::from_waker(Waker::noop());
+        while piece.len().max(all.len()) < Buffers::SMALL && !from.is_end_stream() {
+            match from.poll_data(&mut cx) {
+                Poll::Ready(Some(Ok(next))) => {
+                    self.count(next.len())?;
+                    if all.is_empty() {
+                        all.extend_from_slice(&piece);
+                    }
+                    all.extend_from_slice(&next);
+                }
+                Poll::Ready(Some(Err(error))) => return Err((self.sender)(message::cause(&error))),
+                Poll::Ready(None) | Poll::Pending => break,
+            }
+        }
+        Ok(if all.is_empty() { piece } else { all.freeze() })
+    }
+
     async fn trailers(&self, from: &mut RecvStream) -> Result<Option<http::HeaderMap>, Failure> {
         let stall = self.shard.clock.now().saturating_add(ns(self.read_stall));
         let trailers = self.alarm.until(stall.min(self.deadline), poll_fn(|cx| from.poll_trailers(cx))).await;
         match trailers {
-            Some(Ok(trailers)) => Ok(trailers),
+            Some(Ok(trailers)) => {
+                trailers.as_ref().map_or(Ok(()), message::check_values).map_err(self.sender)?;
+                Ok(trailers)
+            }
             Some(Err(error)) => Err((self.sender)(message::cause(&error))),
             None => Err((self.sender)(Cause::Timeout)),
         }
@@ -273,7 +297,7 @@ impl Direction<'_> {
 
 /// Runs `exchange` to its end; tells `on_reset` once when the peer resets the stream meanwhile, so that it can hurry it.
 pub(super) async fn unless_reset<T>(
-    mut reset: impl FnMut(&mut std::task::Context<'_>) -> Poll<Result<Reason, h2::Error>>,
+    mut reset: impl FnMut(&mut Context<'_>) -> Poll<Result<Reason, h2::Error>>,
     mut on_reset: impl FnMut(),
     exchange: impl Future<Output = T>,
 ) -> (T, bool) {

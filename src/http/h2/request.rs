@@ -128,8 +128,11 @@ pub fn join_cookies(headers: &mut HeaderMap) {
     let mut crumbs = headers.get_all(header::COOKIE).iter();
     let (Some(first), Some(_)) = (crumbs.next(), crumbs.next()) else { return };
     let mut cookie = first.as_bytes().to_vec();
-    for crumb in headers.get_all(header::COOKIE).iter().skip(1) {
-        cookie.extend_from_slice(b"; ");
+    // An empty one says nothing, and at the end would leave white space there.
+    for crumb in headers.get_all(header::COOKIE).iter().skip(1).filter(|crumb| !crumb.is_empty()) {
+        if !cookie.is_empty() {
+            cookie.extend_from_slice(b"; ");
+        }
         cookie.extend_from_slice(crumb.as_bytes());
     }
     if let Ok(cookie) = HeaderValue::from_bytes(&cookie) {
@@ -289,11 +292,7 @@ pub fn from_canonical(
     if origin {
         headers.insert(ORIGIN, HeaderValue::from_static(origin_of(version, framing)));
     }
-    let target = match parsed.path.unwrap_or("/") {
-        "*" => "/",
-        path => path,
-    };
-    let uri = Uri::builder().scheme("http").authority(host).path_and_query(target);
+    let uri = Uri::builder().scheme("http").authority(host).path_and_query(parsed.path.unwrap_or("/"));
     let mut request = Request::new(());
     *request.uri_mut() = uri.build().map_err(|_| Cause::BadTarget)?;
     *request.method_mut() = http::Method::from_bytes(parsed.method.unwrap_or_default().as_bytes())
@@ -369,6 +368,14 @@ fn check_host(parts: &request::Parts) -> Result<(), Cause> {
         }
         _ => Ok(()),
     }
+}
+
+/// Judges all values of a head or of trailers.
+///
+/// # Errors
+/// When one of them may not stand in HTTP/2.
+pub fn check_values(headers: &HeaderMap) -> Result<(), Cause> {
+    headers.values().try_for_each(check_value)
 }
 
 /// A value neither begins nor ends with white space (RFC 9113 §8.2.1); the http crate has refused control characters.
