@@ -414,6 +414,19 @@ fn s3_a_response_that_has_no_body_has_none_whatever_the_service_sends() {
         assert_eq!(h1, status, "{method}");
         assert!(h2 == Outcome::Status(status) || matches!(h2, Outcome::Reset(_)), "{method}: {h2:?}");
     }
+    // To a caller that speaks HTTP/2 as well, the head is all there is.
+    let service = RawService::scripted(|_, raw| {
+        while let Some((stream, _)) = raw.request() {
+            raw.head(0, stream, &[(":status", "204")]);
+            raw.frame(DATA, END_STREAM, stream, b"hello");
+        }
+    });
+    let mesh = Config::default().service_at("app", &[&service.endpoint], "protocol = \"http2\"").start();
+    let mut raw = Raw::connect(mesh.address);
+    raw.head(END_STREAM, 1, &fields("GET", "/", &[]));
+    assert_ne!(raw.until(HEADERS).flags & END_STREAM, 0);
+    drop(raw);
+    mesh.finish();
     // The length of what a GET would have brought is told.
     let (h1, h2) = answered("304", "GET", |raw, stream| {
         raw.head(END_STREAM, stream, &[(":status", "304"), ("content-length", "5")]);
