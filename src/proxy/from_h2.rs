@@ -36,6 +36,7 @@ use crate::http::{Framing, Method, grpc};
 use crate::identity;
 use crate::io::gather;
 use crate::io::timed::OnDeadline;
+use crate::io::tls::Tls;
 use crate::io::{Connection, Patience};
 use crate::shard::buffers::Buffer;
 use crate::shard::clock::{NEVER, ns};
@@ -51,12 +52,14 @@ pub(super) struct Caller {
     pub(super) port: u16,
     pub(super) identity: Option<Rc<identity::Peer>>,
     pub(super) encrypted: bool,
-    pub(super) edge: Option<Rc<Edge>>,
+    pub(super) edge: Option<Edge<Box<str>>>,
 }
 
 /// Serves one connection to its end. Its input are its first octets, the preface or a part of it.
 pub(super) async fn serve(shard: Rc<Shard>, downstream: Downstream) {
-    let Downstream { connection, input: seen, peer, listener, port, identity, leave_at, edge } = downstream;
+    let Downstream { connection, input: seen, peer, listener, port, identity } = downstream;
+    let leave_at = connection.tls().map_or(NEVER, Tls::leave_at);
+    let edge = Edge::of(&connection).map(Edge::kept);
     let encrypted = connection.tls().is_some();
     let caller = Rc::new(Caller { peer, listener, port, identity, encrypted, edge });
     let view = shard.view();
@@ -152,7 +155,7 @@ async fn exchange(
     let via = view.snapshot.forwarding.via.as_deref();
     let host = message::authority(&parts).unwrap_or_default();
     let checked = message::check(&parts, body.is_end_stream(), limits, via).and_then(|facts| {
-        Edge::check(caller.edge.as_deref(), Some(message::host_of(host)))?;
+        Edge::check(caller.edge.as_ref(), Some(message::host_of(host)))?;
         Ok(facts)
     });
     let grpc = checked.as_ref().is_ok_and(|facts| facts.grpc);

@@ -11,6 +11,7 @@ use h2::client::SendRequest;
 use super::h2_io::{Floods, Keepalive, Lent};
 use crate::io::Connection;
 use crate::io::gather::{self, Gathered, Vital};
+use crate::io::tls::Tls;
 use crate::shard::buffers::Buffer;
 use crate::shard::clock::{NEVER, ns};
 use crate::shard::live::Listed;
@@ -23,6 +24,7 @@ pub(super) struct Opened {
     pub(super) send: SendRequest<Bytes>,
     connection: h2::client::Connection<Gathered<Lent>, Bytes>,
     vital: Vital<Lent>,
+    leave_at: u64,
 }
 
 /// Begins to speak HTTP/2 on a connection.
@@ -35,6 +37,7 @@ pub(super) async fn open(
     service: &spec::Service,
 ) -> Result<Opened, h2::Error> {
     let limits = &service.http2;
+    let leave_at = connection.tls().map_or(NEVER, Tls::leave_at);
     let header_list = shard.view().snapshot.limits.head_bytes_max;
     let (io, inward, outward) = gather::gather(
         connection,
@@ -54,7 +57,7 @@ pub(super) async fn open(
         .max_header_list_size(header_list)
         .max_send_buffer_size(64 * 1024);
     let (send, connection) = builder.handshake(io).await?;
-    Ok(Opened { send, connection, vital })
+    Ok(Opened { send, connection, vital, leave_at })
 }
 
 impl Opened {
@@ -66,9 +69,8 @@ impl Opened {
         service: &spec::Service,
         listed: Option<Listed>,
     ) {
-        let Self { connection, vital, .. } = self;
+        let Self { connection, vital, leave_at, .. } = self;
         let (limits, idle_ns) = (service.http2, ns(service.pool.idle_timeout));
-        let leave_at = listed.as_ref().map_or(NEVER, Listed::leave_at);
         let driven = drive(Rc::clone(shard), connection, vital, shared, limits, idle_ns, leave_at);
         task::spawn(shard, async move {
             let _listed = listed;
