@@ -40,6 +40,7 @@ use crate::http::{Framing, Method};
 use crate::identity;
 use crate::io::gather;
 use crate::io::timed::{Alarm, OnDeadline};
+use crate::io::tls::Tls;
 use crate::io::{Connection, Patience};
 use crate::shard::buffers::Buffer;
 use crate::shard::clock::{NEVER, ns};
@@ -57,12 +58,14 @@ pub(super) struct Caller {
     pub(super) encrypted: bool,
     /// Whether it is a ringmesh.
     pub(super) mesh: bool,
-    pub(super) edge: Option<Rc<Edge>>,
+    pub(super) edge: Option<Edge<Box<str>>>,
 }
 
 /// Serves one connection to its end. Its input are its first octets, the preface or a part of it.
 pub(super) async fn serve(shard: Rc<Shard>, downstream: Downstream) {
-    let Downstream { connection, input: seen, peer, listener, port, identity, leave_at, edge } = downstream;
+    let Downstream { connection, input: seen, peer, listener, port, identity } = downstream;
+    let leave_at = connection.tls().map_or(NEVER, Tls::leave_at);
+    let edge = Edge::of(&connection).map(Edge::kept);
     let encrypted = connection.tls().is_some();
     let mesh = Protocol::of(&connection) == Protocol::Mesh;
     let caller = Rc::new(Caller { peer, listener, port, identity, encrypted, mesh, edge });
@@ -196,7 +199,7 @@ async fn served(
     let parts = &*parts;
     let host = message::authority(parts).unwrap_or_default();
     if checked.is_ok()
-        && let Err(cause) = Edge::check(caller.edge.as_deref(), Some(message::host_of(host)))
+        && let Err(cause) = Edge::check(caller.edge.as_ref(), Some(message::host_of(host)))
     {
         checked = Err(cause);
     }

@@ -11,6 +11,7 @@ use h2::client::SendRequest;
 use super::h2_io::{Floods, Keepalive, Lent, SMALL_FRAMES_MAX, Standing};
 use crate::io::Connection;
 use crate::io::gather::{self, Gathered, Vital};
+use crate::io::tls::Tls;
 use crate::shard::buffers::Buffer;
 use crate::shard::clock::{NEVER, ns};
 use crate::shard::live::Listed;
@@ -24,6 +25,7 @@ pub(super) struct Opened {
     connection: h2::client::Connection<Gathered<Lent>, Bytes>,
     vital: Vital<Lent>,
     standing: Rc<Standing>,
+    leave_at: u64,
 }
 
 /// Exchanges that a connection takes before the service has said how many it wants: as few as RFC 9113 §6.5.2 advises a
@@ -41,6 +43,7 @@ pub(super) async fn open(
     service: &spec::Service,
 ) -> Result<Opened, h2::Error> {
     let limits = &service.http2;
+    let leave_at = connection.tls().map_or(NEVER, Tls::leave_at);
     let header_list = shard.view().snapshot.limits.head_bytes_max;
     let (floods, standing) = Floods::of_service(shard);
     let stall = service.timeouts.body_stall;
@@ -59,7 +62,7 @@ pub(super) async fn open(
         .initial_max_send_streams(STREAMS_BEFORE_SETTINGS)
         .data_frame_budget(SMALL_FRAMES_MAX);
     let (send, connection) = builder.handshake(io).await?;
-    Ok(Opened { send, connection, vital, standing })
+    Ok(Opened { send, connection, vital, standing, leave_at })
 }
 
 impl Opened {
@@ -71,8 +74,7 @@ impl Opened {
         service: &spec::Service,
         listed: Option<Listed>,
     ) {
-        let Self { connection, vital, standing, .. } = self;
-        let leave_at = listed.as_ref().map_or(NEVER, Listed::leave_at);
+        let Self { connection, vital, standing, leave_at, .. } = self;
         let driven = Driven { vital, standing, shared, limits: service.http2, leave_at };
         let (idle_ns, patience_ns) = (ns(service.pool.idle_timeout), ns(service.timeouts.response));
         let driven = drive(Rc::clone(shard), connection, driven, idle_ns, patience_ns);
