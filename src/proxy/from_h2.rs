@@ -527,8 +527,8 @@ impl Call<'_> {
         sent: &Cell<bool>,
         answered: &Cell<bool>,
     ) -> Result<(), Failure> {
-        let response = self.head_from_h2(response, alarm, sent, answered).await?;
-        self.pass_on_from_h2(response, web, alarm).await
+        let mut response = Some(self.head_from_h2(response, alarm, sent, answered).await?);
+        self.pass_on_from_h2(&mut response, web, alarm).await
     }
 
     /// The head of the response that is not an interim one; those have been passed on.
@@ -561,11 +561,13 @@ impl Call<'_> {
     /// Passes a response on, head and body.
     pub(super) async fn pass_on_from_h2(
         &self,
-        response: Response<RecvStream>,
+        response: &mut Option<Response<RecvStream>>,
         web: Option<Translation>,
         alarm: &Alarm,
     ) -> Result<(), Failure> {
         let gone = |_| Failure::downstream(Stage::Body, Cause::StreamReset);
+        // Taken out of its place: as an argument it would have a second one in the future.
+        let Some(response) = response.take() else { return Ok(()) };
         let (mut parts, mut from) = response.into_parts();
         message::end_to_end(&mut parts, &self.path.shard.clock);
         let adopted = self.path.account.note_head(&mut parts, self.facts.grpc);
@@ -706,24 +708,24 @@ impl Call<'_> {
         if reset {
             return Err(Failure::downstream(Stage::Response, Cause::StreamReset));
         }
-        self.pass_on_from_h1(head?, from, origin, input, alarm).await
+        self.pass_on_from_h1(&mut head?, from, origin, input, alarm).await
     }
 
     /// Passes a response on, head and body.
     pub(super) async fn pass_on_from_h1(
         &self,
-        mut answer: Answer,
+        answer: &mut Answer,
         from: &mut crate::io::Reader,
         origin: &crate::io::Control,
         input: &mut Buffer,
         alarm: &Alarm,
     ) -> Result<Done, Failure> {
-        let (mut parts, ()) = answer.head.into_parts();
+        let (mut parts, ()) = std::mem::take(&mut answer.head).into_parts();
         let adopted = self.path.account.note_head(&mut parts, self.facts.grpc);
         answer.keep_alive &= !adopted;
         let status = parts.status.as_u16();
-        let mut reframer =
-            Reframer::new(answer.framing, Framing::UntilClose).without_trailers(answer.nominated_trailers);
+        let mut reframer = Reframer::new(answer.framing, Framing::UntilClose)
+            .without_trailers(std::mem::take(&mut answer.nominated_trailers));
         let ended = adopted || matches!(answer.framing, Framing::None | Framing::Length(0));
         let begun = self.respond.borrow_mut().send_response(Response::from_parts(parts, ()), ended);
         let to = RefCell::new(begun.map_err(|_| Failure::downstream(Stage::Body, Cause::StreamReset))?);

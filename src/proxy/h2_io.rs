@@ -102,6 +102,7 @@ impl Inspect for Floods {
 
     fn inspect(&mut self, bytes: &[u8]) -> bool {
         let mut watch = self.standing.watch.borrow_mut();
+        watch.at(self.shard.clock.now());
         let result = watch.feed(bytes);
         let block = &self.standing.block;
         block.set(match (watch.owed_block(), block.get()) {

@@ -36,9 +36,12 @@ pub(super) struct Answer {
     /// Whether the connection is a tunnel from here on: a 101 that was not asked for never gets here.
     pub(super) upgrade: bool,
     head_len: u32,
-    /// Trailers that concern the last hop only.
-    nominated_trailers: Vec<Box<str>>,
+    /// Trailers that concern the last hop only. In a word, because the future of every connection has room for them.
+    nominated_trailers: Option<Box<Nominated>>,
 }
+
+/// Names of trailers.
+struct Nominated(Vec<Box<str>>);
 
 /// How the way back ended well.
 pub(super) struct Answered {
@@ -142,7 +145,9 @@ impl Way<'_> {
                 upgrade: connected || response.status == 101,
                 // Never more than a large buffer.
                 head_len: response.head_len as u32,
-                nominated_trailers: response.nominated_trailers(),
+                nominated_trailers: Some(response.nominated_trailers())
+                    .filter(|names| !names.is_empty())
+                    .map(|names| Box::new(Nominated(names))),
             }
         };
         match self.asked.tunnel.as_deref() {
@@ -199,7 +204,7 @@ impl Way<'_> {
         let limits = &self.asked.view.snapshot.limits;
         let broken = |cause| Failure::upstream(Stage::Body, cause);
         let mut reframer = Reframer::new(answer.framing, answer.framing_out)
-            .without_trailers(std::mem::take(&mut answer.nominated_trailers));
+            .without_trailers(answer.nominated_trailers.take().map_or_else(Vec::new, |names| names.0));
         let first = reframer.reframe(&mut held.input, answer.head_len as usize, limits).map_err(broken)?;
         let together = held.out.len() + first.send.len() <= held.out.capacity();
         if together {

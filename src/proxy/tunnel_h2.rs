@@ -226,13 +226,13 @@ impl Call<'_> {
         if reset {
             return Err(Failure::downstream(Stage::Response, Cause::StreamReset));
         }
-        let answer = answer?;
+        let mut answer = answer?;
         let status = answer.head.status();
         if status == StatusCode::SWITCHING_PROTOCOLS || (!self.is_websocket() && status.is_success()) {
             input.drain(..answer.head_len);
             return Ok(Ok(answer.head));
         }
-        self.pass_on_from_h1(answer, reader, &origin, input, &shard.deadlines.alarm()).await.map(Err)
+        self.pass_on_from_h1(&mut answer, reader, &origin, input, &shard.deadlines.alarm()).await.map(Err)
     }
 
     /// Asks a service that speaks HTTP/2.
@@ -260,7 +260,7 @@ impl Call<'_> {
         }
         // Nothing will follow on the way there.
         let _ = send.send_data(Bytes::new(), true);
-        self.pass_on_from_h2(response, None, &alarm).await?;
+        self.pass_on_from_h2(&mut Some(response), None, &alarm).await?;
         Ok(Said::Otherwise)
     }
 

@@ -1,8 +1,9 @@
 //! Counts what comes in on an HTTP/2 connection, frame by frame, against budgets that no honest peer comes near. The h2
 //! crate bounds what an attack can make it keep; this bounds what it can make us do, and says which attack it was.
 //!
-//! A budget is earned back by what is of use: a request (HEADERS that end) and octets of DATA. So a long-lived busy
-//! connection never runs out, and an idle one that only makes noise does. Looks at frame headers alone; refuses to judge
+//! A budget is earned back by what is of use: a request (HEADERS that end) and octets of DATA; and by time, as one request a
+//! second. So a long-lived connection never runs out, be it busy or one that is only pinged while a tunnel on it is silent,
+//! and one that makes noise does. Looks at frame headers alone; refuses to judge
 //! whether a frame is legal.
 
 /// Which budget is used up.
@@ -84,6 +85,8 @@ pub struct Watch {
     pings: u32,
     /// Resets that the peer's HEADERS earn: a service's are answers, a caller's are not.
     resets_earned: u32,
+    /// Until when time has earned something.
+    earned_until: u64,
 }
 
 impl Watch {
@@ -115,6 +118,7 @@ impl Watch {
             acknowledged: false,
             pings: 0,
             resets_earned: 1,
+            earned_until: 0,
         }
     }
 
@@ -142,6 +146,18 @@ impl Watch {
     /// Whether the first frame is there, which must be SETTINGS (RFC 9113 §3.4): what a peer offers is known from then on.
     pub fn has_begun(&self) -> bool {
         self.first_whole
+    }
+
+    /// It is now so late on the shard's clock.
+    pub fn at(&mut self, now: u64) {
+        const SECOND: u64 = 1_000_000_000;
+        // Enough to earn every budget back.
+        const SECONDS_MAX: u64 = 64;
+        let seconds = now.saturating_sub(self.earned_until) / SECOND;
+        if seconds > 0 {
+            self.earned_until = now;
+            (0..seconds.min(SECONDS_MAX)).for_each(|_| self.earn());
+        }
     }
 
     /// Follows `bytes`.
@@ -258,6 +274,24 @@ mod tests {
     use super::*;
 
     const UPDATE: [u8; 13] = [0, 0, 4, 8, 0, 0, 0, 0, 1, 0, 0, 0x40, 0];
+
+    #[test]
+    fn a_ping_now_and_then_is_no_flood_however_long_it_goes_on() {
+        const PING: [u8; 17] = [0, 0, 8, 6, 0, 0, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8];
+        let mut watch = Watch::of_service();
+        for second in 0..10_000 {
+            watch.at(second * 1_000_000_000);
+            watch.feed(&PING).unwrap();
+            watch.feed(&PING).unwrap();
+        }
+        let mut flood = Watch::of_service();
+        let taken = (0..10_000_u64).take_while(|n| {
+            flood.at(n * 1_000_000);
+            flood.feed(&PING).is_ok()
+        });
+        let taken = taken.count();
+        assert!((200..220).contains(&taken), "a thousand a second are: {taken}");
+    }
 
     #[test]
     fn window_updates_are_earned_by_what_was_sent() {
