@@ -34,6 +34,16 @@ mod http1_origin; // h68 to h86: responses from a bad service
 #[path = "suite/http1_request_line.rs"]
 mod http1_request_line; // h22 to h41
 
+#[path = "suite/h2_bodies.rs"]
+mod h2_bodies; // through all four translations: whole, cut, early
+#[path = "suite/h2_drain.rs"]
+mod h2_drain; // shared connections to services, two proxies in a row
+#[path = "suite/h2_frames.rs"]
+mod h2_frames; // g01 to g11, g20, g25: what a caller may send
+#[path = "suite/h2_messages.rs"]
+mod h2_messages; // s3, g12 to g17, g24: malformed messages, and what translation makes of good ones
+#[path = "suite/h2_services.rs"]
+mod h2_services; // g18 to g23 and below a15: services that do it badly
 #[path = "suite/http2.rs"]
 mod http2; // from callers and to services, and every translation
 #[path = "suite/http2_floods.rs"]

@@ -5,14 +5,19 @@ use std::io::IsTerminal;
 
 use tracing_subscriber::EnvFilter;
 
+/// Not what the h2 crate has to say of each peer: it would say it on a shard's thread, as often as a peer wants. A filter
+/// that names it wins.
+const QUIET: &str = "h2=error";
+
 /// Logs to standard error what RINGMESH_LOG says, `info` by default. A value that cannot be read counts as `info` and
 /// is said so. Does nothing when a log is set up already.
 pub fn log() {
     let wanted = std::env::var("RINGMESH_LOG").ok().filter(|w| !w.is_empty());
-    let (levels, wrong) = match wanted.as_deref().map(EnvFilter::try_new) {
-        None => (EnvFilter::new("info"), None),
+    let by_default = || EnvFilter::new(format!("{QUIET},info"));
+    let (levels, wrong) = match wanted.as_deref().map(|w| EnvFilter::try_new(format!("{QUIET},{w}"))) {
+        None => (by_default(), None),
         Some(Ok(levels)) => (levels, None),
-        Some(Err(error)) => (EnvFilter::new("info"), Some(error)),
+        Some(Err(error)) => (by_default(), Some(error)),
     };
     let colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
     let set = tracing_subscriber::fmt()

@@ -24,6 +24,7 @@ use super::signal::{self, Action, Phase, Signals};
 use super::state::State;
 use super::watch::Watch;
 use crate::config::{Destination, Settings};
+use crate::failure::Stage;
 use crate::shard::link::{Link, Notice, Order};
 
 /// What the loop is told.
@@ -228,7 +229,11 @@ impl Control {
                         tracing::error!(shard, %listener, error, "cannot accept: is the limit of open files reached?");
                     }
                     Notice::Handshake { failure, peer, words } => {
-                        tracing::warn!(shard, peer, %failure, reason = words, "a TLS handshake failed");
+                        let what = match failure.stage {
+                            Stage::Handshake => "a TLS handshake failed",
+                            _ => "a connection was given up",
+                        };
+                        tracing::warn!(shard, peer, %failure, reason = words, "{what}");
                     }
                     Notice::Revoked { cause, connections, one } => {
                         tracing::warn!(

@@ -23,7 +23,7 @@ use crate::io::timed::OnDeadline;
 use crate::io::tls::Tls;
 use crate::io::{Connection, Fault, Waited};
 use crate::shard::buffers::{Buffer, Buffers};
-use crate::shard::clock::{NEVER, ns};
+use crate::shard::clock::ns;
 use crate::shard::live::{AskAgain, Kind, Open, With};
 use crate::shard::{Shard, View};
 use crate::snapshot::Limits;
@@ -43,22 +43,32 @@ pub struct Downstream {
     pub port: u16,
     /// Who the caller is, where its certificate was verified.
     pub identity: Option<Rc<identity::Peer>>,
-    /// When it gets no further request, because a leaf that it began with has ended: see `shard::live::leave_at`.
-    pub leave_at: u64,
-    /// The host that the caller asked for when it began TLS at an edge.
-    pub edge: Option<Rc<Edge>>,
 }
 
 /// For which hosts a connection to an edge was made: RFC 9110 §15.5.20 has a gateway refuse others, because it speaks for
 /// the origin. A caller that named none (by SNI) is not held to any.
-pub struct Edge {
+#[derive(Clone)]
+pub struct Edge<N> {
     /// What the caller asked for, in lower case as DNS has it.
-    pub sni: Box<str>,
+    sni: N,
     /// The certificate that it was shown: it may use the connection for all hosts of it (RFC 9113 §9.1.1).
-    pub leaf: Arc<CertificateDer<'static>>,
+    leaf: Arc<CertificateDer<'static>>,
 }
 
-impl Edge {
+impl<'c> Edge<&'c str> {
+    /// That of a connection, where there is one.
+    pub fn of(connection: &'c Connection) -> Option<Self> {
+        let tls = connection.tls()?;
+        Some(Self { sni: tls.sni()?, leaf: Arc::clone(tls.shown()?) })
+    }
+
+    /// The same, to keep.
+    pub fn kept(self) -> Edge<Box<str>> {
+        Edge { sni: self.sni.into(), leaf: self.leaf }
+    }
+}
+
+impl<N: AsRef<str>> Edge<N> {
     /// Whether a request for this host is for this connection.
     ///
     /// # Errors
@@ -66,7 +76,7 @@ impl Edge {
     pub fn check(edge: Option<&Self>, host: Option<&[u8]>) -> Result<(), Cause> {
         let (Some(edge), Some(host)) = (edge, host) else { return Ok(()) };
         let host = host.strip_suffix(b".").unwrap_or(host);
-        let is_asked_for = host.eq_ignore_ascii_case(edge.sni.as_bytes())
+        let is_asked_for = host.eq_ignore_ascii_case(edge.sni.as_ref().as_bytes())
             || std::str::from_utf8(host).is_ok_and(|host| is_for_host(&edge.leaf, host));
         if is_asked_for { Ok(()) } else { Err(Cause::Misdirected) }
     }
@@ -199,16 +209,7 @@ impl Downstream {
     /// Takes an accepted connection.
     pub fn new(shard: &Shard, stream: TcpStream, peer: SocketAddr, listener: Arc<str>, port: u16) -> Self {
         let connection = Connection::accepted(stream, &shard.deadlines);
-        Self {
-            connection,
-            input: Buffer::default(),
-            peer,
-            listener,
-            port,
-            identity: None,
-            leave_at: NEVER,
-            edge: None,
-        }
+        Self { connection, input: Buffer::default(), peer, listener, port, identity: None }
     }
 
     /// Who calls, as rules see it.
@@ -382,7 +383,7 @@ impl Downstream {
         let via = snapshot.forwarding.via.as_deref();
         h1::read_request(&self.input, &snapshot.limits, via, |request| {
             let refused = |cause| Failure::downstream(Stage::Head, cause);
-            Edge::check(self.edge.as_deref(), request.host()).map_err(refused)?;
+            Edge::check(Edge::of(&self.connection).as_ref(), request.host()).map_err(refused)?;
             let route = snapshot.routes.find_id(request.host(), request.path().unwrap_or("/").as_bytes());
             let decision = self.authorize(shard, &snapshot.authorization, request);
             let mut head = Buffer::default();
@@ -422,7 +423,8 @@ impl Downstream {
                 version: request.version,
                 framing: request.framing,
                 nominated_trailers: request.nominated_trailers(),
-                keep_alive: request.keep_alive && started < self.leave_at,
+                keep_alive: request.keep_alive
+                    && self.connection.tls().is_none_or(|tls| started < tls.leave_at()),
                 decision,
                 tunnel: match request.upgrade {
                     _ if request.is_connect() => Some(Box::new(Tunnel::Connect)),

@@ -138,7 +138,10 @@ impl Deadlines {
 
     /// An alarm, not set.
     pub fn alarm(self: &Rc<Self>) -> Alarm {
-        Alarm { ticket: self.register(-1) }
+        let ticket = self.register(-1);
+        // Also while nobody waits: it may be brought forward then, and there is no socket to shut down.
+        self.slots.borrow_mut()[ticket.slot as usize].on_read = OnDeadline::Wake;
+        Alarm { ticket }
     }
 
     /// Whether `drain` was called.

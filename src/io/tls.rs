@@ -8,7 +8,7 @@
 //!
 //! Refuses to know certificates: whom a peer may be is decided by the configurations and by whoever asks afterwards.
 
-use std::cell::RefCell;
+use std::cell::{Cell, OnceCell, RefCell};
 use std::io::{self, BufRead, Read, Write};
 use std::os::fd::RawFd;
 use std::sync::Arc;
@@ -20,6 +20,7 @@ use rustls::{ClientConfig, ClientConnection, ProtocolVersion, ServerConfig, Serv
 
 use super::timed::OnDeadline;
 use super::{Connection, Fault, WriteHalf, sys};
+use crate::shard::clock::NEVER;
 
 /// Plaintext that is encrypted for one write: four whole records, which is what rustls holds back at most and half of what
 /// a socket takes at once.
@@ -39,6 +40,8 @@ pub struct Tls {
     alpn: Option<Box<[u8]>>,
     sni: Option<Box<str>>,
     version: Option<ProtocolVersion>,
+    leave_at: Cell<u64>,
+    shown: OnceCell<Arc<CertificateDer<'static>>>,
     state: RefCell<State>,
 }
 
@@ -165,6 +168,8 @@ impl Tls {
             alpn: state.rustls.alpn_protocol().map(Into::into),
             sni,
             version: state.rustls.protocol_version(),
+            leave_at: Cell::new(NEVER),
+            shown: OnceCell::new(),
             state: RefCell::new(state),
         }
     }
@@ -182,6 +187,26 @@ impl Tls {
     /// The version of TLS.
     pub fn version(&self) -> Option<ProtocolVersion> {
         self.version
+    }
+
+    /// When the connection gets nothing new any more, as whoever did the handshake has said; never, where nobody has.
+    pub fn leave_at(&self) -> u64 {
+        self.leave_at.get()
+    }
+
+    /// Says when.
+    pub fn set_leave_at(&self, leave_at: u64) {
+        self.leave_at.set(leave_at);
+    }
+
+    /// The certificate that the peer was shown, where it matters which hosts it is for.
+    pub fn shown(&self) -> Option<&Arc<CertificateDer<'static>>> {
+        self.shown.get()
+    }
+
+    /// Notes it.
+    pub fn set_shown(&self, leaf: Arc<CertificateDer<'static>>) {
+        let _ = self.shown.set(leaf);
     }
 
     /// What the peer presented, leaf first; empty when it presented nothing.

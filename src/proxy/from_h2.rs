@@ -10,7 +10,7 @@ use std::net::SocketAddr;
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::Poll;
+use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
 use h2::server::SendResponse;
@@ -20,7 +20,7 @@ use http::{Request, Response, StatusCode};
 
 use super::account::{Account, Shown};
 use super::connect::{To, Tried};
-use super::h2_io::{Floods, Keepalive, Lent};
+use super::h2_io::{Floods, Keepalive, Lent, Place, SMALL_FRAMES_MAX, unless_stopped};
 use super::over_h2::{Head, give_up, head};
 use super::relay::{Direction, Web, unless_reset};
 use super::tunnel_h2;
@@ -40,6 +40,7 @@ use crate::http::{Framing, Method};
 use crate::identity;
 use crate::io::gather;
 use crate::io::timed::{Alarm, OnDeadline};
+use crate::io::tls::Tls;
 use crate::io::{Connection, Patience};
 use crate::shard::buffers::Buffer;
 use crate::shard::clock::{NEVER, ns};
@@ -57,53 +58,60 @@ pub(super) struct Caller {
     pub(super) encrypted: bool,
     /// Whether it is a ringmesh.
     pub(super) mesh: bool,
-    pub(super) edge: Option<Rc<Edge>>,
+    pub(super) edge: Option<Edge<Box<str>>>,
 }
 
 /// Serves one connection to its end. Its input are its first octets, the preface or a part of it.
 pub(super) async fn serve(shard: Rc<Shard>, downstream: Downstream) {
-    let Downstream { connection, input: seen, peer, listener, port, identity, leave_at, edge } = downstream;
+    let Downstream { connection, input: seen, peer, listener, port, identity } = downstream;
+    let leave_at = connection.tls().map_or(NEVER, Tls::leave_at);
+    let edge = Edge::of(&connection).map(Edge::kept);
     let encrypted = connection.tls().is_some();
     let mesh = Protocol::of(&connection) == Protocol::Mesh;
     let caller = Rc::new(Caller { peer, listener, port, identity, encrypted, mesh, edge });
     let view = shard.view();
     let snapshot = &view.snapshot;
     let settings = snapshot.http2;
-    let (io, inward, outward) = gather::gather(
-        connection,
-        seen,
-        Lent::new(&shard),
-        Floods::of_caller(&shard),
-        snapshot.timeouts.body_stall,
-    );
+    let (floods, standing) = Floods::of_caller(&shard);
+    let stall = snapshot.timeouts.body_stall;
+    let (io, inward, outward) = gather::gather(connection, seen, Lent::new(&shard), floods, stall);
     let vital = io.vital();
     task::spawn(&shard, inward.run());
     task::spawn(&shard, outward.run());
     let mut builder = h2::server::Builder::new();
     builder
         .max_concurrent_streams(settings.streams_max)
+        // Those reset while they wait to be taken; how often that may be is counted by `Floods`.
+        .max_pending_accept_reset_streams(settings.streams_max as usize)
         .initial_window_size(settings.stream_window)
         .initial_connection_window_size(settings.connection_window)
         .max_header_list_size(snapshot.limits.head_bytes_max)
-        .max_send_buffer_size(64 * 1024);
+        .max_send_buffer_size(64 * 1024)
+        .data_frame_budget(SMALL_FRAMES_MAX);
     if snapshot.routes.takes_websockets() {
         builder.enable_connect_protocol();
     }
-    let deadline = shard.clock.now().saturating_add(ns(snapshot.timeouts.head));
-    let handshake = pin!(builder.handshake::<_, Bytes>(io));
-    let Some(Ok(mut connection)) = shard.deadlines.alarm().until(deadline, handshake).await else { return };
+    let head_ns = ns(snapshot.timeouts.head);
+    let deadline = shard.clock.now().saturating_add(head_ns);
+    let handshake = pin!(unless_stopped(&vital, builder.handshake::<_, Bytes>(io)));
+    let Some(Some(Ok(mut connection))) = shard.deadlines.alarm().until(deadline, handshake).await else {
+        standing.tell(&shard, caller.peer, vital.was_stopped(), 0);
+        return;
+    };
     let idle_ns = ns(snapshot.timeouts.idle);
     drop(view);
 
-    let exchanges = Rc::new(Cell::new(0_u32));
     let watched = shard.watch.register();
-    let mut keepalive = Keepalive::new(connection.ping_pong(), settings.ping_interval, settings.ping_timeout);
-    let (mut leaving, mut calmed) = (false, false);
+    let mut keepalive =
+        Keepalive::new(&standing, connection.ping_pong(), settings.ping_interval, settings.ping_timeout);
+    let (mut leaving, mut calmed, mut busy) = (false, false, false);
     let mut used_at = shard.clock.now();
     loop {
         let next = poll_fn(|cx| {
-            if vital.was_stopped() && !std::mem::replace(&mut calmed, true) {
-                connection.abrupt_shutdown(Reason::ENHANCE_YOUR_CALM);
+            let stopped = vital.was_stopped();
+            if !calmed && let Some(reason) = standing.tell(&shard, caller.peer, stopped, head_ns) {
+                calmed = true;
+                connection.abrupt_shutdown(reason);
             }
             let to_go = shard.is_draining() || shard.clock.now() >= leave_at;
             if to_go && !std::mem::replace(&mut leaving, true) {
@@ -113,8 +121,11 @@ pub(super) async fn serve(shard: Rc<Shard>, downstream: Downstream) {
                 return Poll::Ready(next);
             }
             let now = shard.clock.now();
-            let due = if exchanges.get() > 0 {
+            if standing.exchanges() > 0 || std::mem::take(&mut busy) {
                 used_at = now;
+            }
+            let due = if standing.exchanges() > 0 {
+                busy = true;
                 match keepalive.poll(&vital, now, cx) {
                     Some(due) => due,
                     None => return Poll::Ready(None),
@@ -129,16 +140,17 @@ pub(super) async fn serve(shard: Rc<Shard>, downstream: Downstream) {
             } else {
                 used_at + idle_ns
             };
+            let due = due.min(standing.overdue_at(head_ns));
             watched.look_at(if leaving { due } else { due.min(leave_at) }, cx);
             Poll::Pending
         })
         .await;
         let Some(Ok((request, mut respond))) = next else { break };
-        if exchanges.get() >= settings.streams_max {
+        if standing.exchanges() >= settings.streams_max {
             respond.send_reset(Reason::REFUSED_STREAM);
             continue;
         }
-        let place = Place::take(&exchanges);
+        let place = Place::take(&standing);
         // Boxed: a task is moved several times until it is where it stays, and this one is large.
         task::spawn(
             &shard,
@@ -155,35 +167,42 @@ fn exchange(
     respond: SendResponse<Bytes>,
     place: Place,
 ) -> impl Future<Output = ()> {
-    let counted = (InProgress::count(&shard), place);
+    let counted = InProgress::count(&shard);
     let view = shard.view();
     let account = Account::new(shard.clock.now(), 0);
     let respond = RefCell::new(respond);
     let (mut parts, body) = request.into_parts();
-    message::join_cookies(&mut parts.headers);
     async move {
         let _counted = &counted;
-        served(&shard, &caller, &view, &account, &respond, &parts, body).await;
+        served(&shard, &caller, &view, &account, &respond, &mut parts, body, &place).await;
     }
 }
 
 /// The exchange, from the judgement of its head to the line in the log.
+#[expect(clippy::too_many_arguments, reason = "what an exchange is made of; kept by the frame above")]
 async fn served(
     shard: &Rc<Shard>,
     caller: &Caller,
     view: &Rc<View>,
     account: &Account,
     respond: &RefCell<SendResponse<Bytes>>,
-    parts: &Parts,
+    parts: &mut Parts,
     mut body: RecvStream,
+    place: &Place,
 ) {
+    let was_reset = respond.borrow_mut().poll_reset(&mut Context::from_waker(Waker::noop())).is_ready();
     let limits = &view.snapshot.limits;
     let via = view.snapshot.forwarding.via.as_deref();
+    // Crumbs of a cookie count as fields.
+    let mut checked = message::check(parts, body.is_end_stream(), limits, via);
+    message::join_cookies(&mut parts.headers);
+    let parts = &*parts;
     let host = message::authority(parts).unwrap_or_default();
-    let mut checked = message::check(parts, body.is_end_stream(), limits, via).and_then(|facts| {
-        Edge::check(caller.edge.as_deref(), Some(message::host_of(host)))?;
-        Ok(facts)
-    });
+    if checked.is_ok()
+        && let Err(cause) = Edge::check(caller.edge.as_ref(), Some(message::host_of(host)))
+    {
+        checked = Err(cause);
+    }
     let grpc = checked.as_mut().ok().and_then(|facts| {
         let translates = || view.snapshot.translates_grpc_web(&caller.listener);
         facts.grpc = facts.grpc.filter(|dialect| *dialect == Dialect::Native || translates());
@@ -202,6 +221,7 @@ async fn served(
     let denied = decision.as_ref().is_some_and(|decision| decision.verdict == Verdict::Deny);
     let result = match (&checked, &service) {
         (Err(cause), _) => Err(Some(Failure::downstream(Stage::Head, *cause))),
+        _ if was_reset => Err(Some(Failure::downstream(Stage::Head, Cause::StreamReset))),
         _ if denied => Err(Some(Failure::downstream(Stage::Authorize, Cause::Denied))),
         (Ok(facts), _) if facts.max_forwards == Some(0) => Err(None),
         (Ok(facts), to)
@@ -228,6 +248,9 @@ async fn served(
             result.map_err(|failure| Some(blamed(shard, failure)))
         }
     };
+    if account.status.get() != 0 {
+        place.answered();
+    }
     if let Err(failure) = &result {
         let service = service.as_ref().map(|(_, service)| &**service);
         answer(shard, view, account, respond, service, *failure, grpc, parts.method == http::Method::HEAD);
@@ -439,7 +462,7 @@ impl Call<'_> {
         let is_web = matches!(self.facts.grpc, Some(Dialect::Web(_)));
         let web = if is_web { Translation::of_request(&mut parts.headers) } else { None };
         self.path.of_call(&mut parts.headers);
-        let sent = lease.send().send_request(Request::from_parts(parts, ()), whole);
+        let sent = lease.send(Request::from_parts(parts, ()), whole);
         let (mut response, stream) =
             sent.map_err(|error| Failure::upstream(Stage::Request, message::cause(&error)))?;
         let alarm = self.path.shard.deadlines.alarm();
@@ -517,8 +540,9 @@ impl Call<'_> {
         answered: &Cell<bool>,
     ) -> Result<Response<RecvStream>, Failure> {
         let gone = |_| Failure::downstream(Stage::Body, Cause::StreamReset);
+        let mut interim = self.view.snapshot.limits.interim_responses_max;
         loop {
-            let next = head(&self.path, alarm, response, sent.get(), answered);
+            let next = head(&self.path, alarm, response, sent.get(), answered, &mut interim);
             // Hurried by the alarm: h2 needs no more than to be left.
             let (next, reset) =
                 unless_reset(|cx| self.respond.borrow_mut().poll_reset(cx), || alarm.by(0), next).await;
@@ -549,7 +573,8 @@ impl Call<'_> {
         let adopted = self.path.account.note_head(&mut parts, self.facts.grpc);
         let web = web.and_then(|web| web.of_response(&mut parts.headers));
         let status = parts.status.as_u16();
-        let ended = adopted || from.is_end_stream();
+        // What comes behind a head without a body is no part of the response: left, h2 resets the stream.
+        let ended = adopted || from.is_end_stream() || matches!(status, 204 | 304);
         let begun = self.respond.borrow_mut().send_response(Response::from_parts(parts, ()), ended);
         let to = RefCell::new(begun.map_err(gone)?);
         self.path.account.status.set(status);
@@ -835,22 +860,6 @@ pub(super) struct Answer {
 pub(super) struct Done {
     reusable: bool,
     idle_seconds: Option<u64>,
-}
-
-/// A place among the exchanges of a connection.
-struct Place(Rc<Cell<u32>>);
-
-impl Place {
-    fn take(exchanges: &Rc<Cell<u32>>) -> Self {
-        exchanges.set(exchanges.get() + 1);
-        Self(Rc::clone(exchanges))
-    }
-}
-
-impl Drop for Place {
-    fn drop(&mut self) {
-        self.0.set(self.0.get() - 1);
-    }
 }
 
 #[cfg(test)]

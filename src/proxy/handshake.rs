@@ -12,7 +12,7 @@ use std::time::Duration;
 use rustls::pki_types::ServerName;
 
 use super::{cause, tell};
-use crate::downstream::{Downstream, Edge, Protocol};
+use crate::downstream::{Downstream, Protocol};
 use crate::failure::{Cause, Failure, Stage};
 use crate::http::respond::Told;
 use crate::identity::{self, Credentials, IdMatch, Peer};
@@ -102,11 +102,12 @@ pub(super) async fn with_caller(shard: &Rc<Shard>, downstream: &mut Downstream, 
     };
     match peer {
         Ok(peer) => {
-            if let (Some(peer), Some(own)) = (&peer, &own) {
-                downstream.leave_at = leave_at(shard, peer, own);
+            if let Some(tls) = downstream.connection.tls() {
+                if let (Some(peer), Some(own)) = (&peer, &own) {
+                    tls.set_leave_at(leave_at(shard, peer, own));
+                }
+                shown.into_iter().for_each(|leaf| tls.set_shown(leaf));
             }
-            let sni = downstream.connection.tls().and_then(Tls::sni);
-            downstream.edge = sni.zip(shown).map(|(sni, leaf)| Rc::new(Edge { sni: sni.into(), leaf }));
             shard.totals.tls_handshakes.set(shard.totals.tls_handshakes.get() + 1);
             downstream.identity = peer.map(Rc::new);
             true
@@ -179,11 +180,9 @@ pub(super) async fn with_service(
         if !IdMatch::expects(ids, &peer.id, &own.id) {
             return Err(failed(Cause::WrongIdentity, &format_args!("it is {}", peer.id)));
         }
-        let leave_at = leave_at(shard, &peer, own);
+        connection.tls().into_iter().for_each(|tls| tls.set_leave_at(leave_at(shard, &peer, own)));
         let (peer, with) = (Some(Rc::new(peer)), With::Service(Arc::clone(&service.name)));
-        listed = Some(
-            shard.live.list(Open { peer, with, kind: Kind::Requests(connection.control()) }).until(leave_at),
-        );
+        listed = Some(shard.live.list(Open { peer, with, kind: Kind::Requests(connection.control()) }));
     }
     shard.totals.tls_handshakes.set(shard.totals.tls_handshakes.get() + 1);
     match (protocol, Protocol::of(&connection)) {

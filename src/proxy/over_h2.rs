@@ -9,7 +9,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use h2::client::ResponseFuture;
 use h2::{RecvStream, SendStream};
-use http::{HeaderMap, HeaderValue, Response};
+use http::{HeaderMap, HeaderValue, Response, StatusCode};
 
 use super::relay::{Direction, Web};
 use super::{Fate, First, Path, SHED, both};
@@ -71,16 +71,17 @@ async fn exchange(
     let path = &path.of_call(request.headers_mut());
     let decoder = RefCell::default();
     let ended = matches!((asked.framing, body), (Framing::None, _) | (_, Some(0)));
-    let sent = lease.send().send_request(request, ended);
+    let sent = lease.send(request, ended);
     let (response, stream) =
         sent.map_err(|error| Failure::upstream(Stage::Request, message::cause(&error)))?;
     let stream = RefCell::new(stream);
     let alarm = path.shard.deadlines.alarm();
+    let there_alarm = path.shard.deadlines.alarm();
     let limits = &asked.view.snapshot.limits;
     let there = Direction {
         shard: path.shard,
         account: path.account,
-        alarm: &path.shard.deadlines.alarm(),
+        alarm: &there_alarm,
         limits,
         deadline: path.deadline,
         read_stall: asked.view.snapshot.timeouts.body_stall,
@@ -98,12 +99,34 @@ async fn exchange(
     if let Some(length) = body {
         let octets = &downstream.input[asked.head_len..asked.head_len + length];
         path.account.request_body_bytes.set(length as u64);
-        if length > 0 {
-            let octets = there.translate(Bytes::copy_from_slice(octets), true)?;
-            there.put(&stream, octets, true).await?;
+        let sent = Cell::new(length == 0);
+        let back = Back { path, asked, alarm: &alarm, answered, sent: &sent, web };
+        let back = back.carry(response, &mut downstream.connection.writer);
+        if length == 0 {
+            return back.await;
         }
-        let back = Back { path, asked, alarm: &alarm, answered, sent: &Cell::new(true), web };
-        return back.carry(response, &mut downstream.connection.writer).await;
+        let octets = there.translate(Bytes::copy_from_slice(octets), true)?;
+        let there = pin!(async {
+            let result = there.put(&stream, octets, true).await;
+            sent.set(result.is_ok());
+            result
+        });
+        // The service may answer before it has taken the body, or refuse to take it.
+        let (there, back, _) = both(there, pin!(back), |first| match first {
+            First::There(Err(failure)) if failure.cause == Cause::Timeout => {}
+            First::There(_) => wait(path, &alarm),
+            First::Back => {
+                stream.borrow_mut().send_reset(h2::Reason::NO_ERROR);
+                there_alarm.by(0);
+            }
+        })
+        .await;
+        return match (there, back) {
+            // What it refused to take is gone from the connection: the next request may come.
+            (_, Ok(fate)) => Ok(fate),
+            (Err(failure), Err(_)) if failure.cause == Cause::Timeout => Err(failure),
+            (_, Err(failure)) => Err(failure),
+        };
     }
     let sent = Cell::new(false);
     let back = Back { path, asked, alarm: &alarm, answered, sent: &sent, web };
@@ -122,15 +145,8 @@ async fn exchange(
         });
         let back = pin!(back.carry(response, writer));
         both(there, back, |first| match first {
-            First::There(Ok(())) if path.account.status.get() == 0 => {
-                let timeout = ns(path.service.spec.timeouts.response);
-                alarm.by(path.shard.clock.now().saturating_add(timeout));
-            }
-            First::There(Ok(())) => {}
-            First::There(Err(failure)) if failure.side == Side::Upstream => {
-                let timeout = ns(path.service.spec.timeouts.response);
-                alarm.by(path.shard.clock.now().saturating_add(timeout));
-            }
+            First::There(Ok(())) => wait(path, &alarm),
+            First::There(Err(failure)) if failure.side == Side::Upstream => wait(path, &alarm),
             // Nothing of this may look whole to the service; the reset ends the way back as well.
             First::There(Err(_)) => stream.borrow_mut().send_reset(h2::Reason::CANCEL),
             First::Back => {
@@ -147,6 +163,14 @@ async fn exchange(
         (_, Ok(_)) => Ok(Fate::Linger),
         (Err(there), Err(_)) if there.side != Side::Upstream && !back_was_first => Err(there),
         (_, Err(back)) => Err(back),
+    }
+}
+
+/// From now on the service has so long for its answer.
+fn wait(path: &Path<'_>, alarm: &Alarm) {
+    if path.account.status.get() == 0 {
+        let timeout = ns(path.service.spec.timeouts.response);
+        alarm.by(path.shard.clock.now().saturating_add(timeout));
     }
 }
 
@@ -188,8 +212,9 @@ impl Back<'_> {
         out: &mut Vec<u8>,
     ) -> Result<Response<RecvStream>, Failure> {
         let Self { path, asked, .. } = self;
+        let mut interim = asked.view.snapshot.limits.interim_responses_max;
         loop {
-            match head(path, self.alarm, response, self.sent.get(), self.answered).await? {
+            match head(path, self.alarm, response, self.sent.get(), self.answered, &mut interim).await? {
                 Head::Interim(_) if asked.version == Version::Http10 => {}
                 Head::Interim(interim) => {
                     let (parts, ()) = interim.into_parts();
@@ -272,13 +297,15 @@ pub(super) enum Head {
     Final(Response<RecvStream>),
 }
 
-/// The next head of a response. `sent` is whether the request is: before that the service has all the time.
+/// The next head of a response. `sent` is whether the request is: before that the service has all the time. So many
+/// `interim` ones may come.
 pub(super) async fn head(
     path: &Path<'_>,
     alarm: &Alarm,
     response: &mut ResponseFuture,
     sent: bool,
     answered: &Cell<bool>,
+    interim: &mut u16,
 ) -> Result<Head, Failure> {
     let shard = path.shard;
     let patience = match sent {
@@ -294,6 +321,19 @@ pub(super) async fn head(
             if !answered.replace(true) {
                 path.account.first_byte_at.set(now);
             }
+            let refused = |cause| Failure::upstream(Stage::Response, cause);
+            if matches!(head, Head::Interim(_)) {
+                *interim = interim.checked_sub(1).ok_or_else(|| refused(Cause::TooManyInterim))?;
+            }
+            let (status, headers) = match &head {
+                Head::Interim(head) => (head.status(), head.headers()),
+                Head::Final(head) => (head.status(), head.headers()),
+            };
+            if status == StatusCode::SWITCHING_PROTOCOLS {
+                // HTTP/2 has none (RFC 9113 §8.6); an HTTP/1.1 caller would take what follows for another protocol.
+                return Err(refused(Cause::UnexpectedUpgrade));
+            }
+            message::check_values(headers).map_err(refused)?;
             Ok(head)
         }
         Some(Err(error)) => {

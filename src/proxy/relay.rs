@@ -7,10 +7,10 @@
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use h2::{Reason, RecvStream, SendStream};
 use pin_project_lite::pin_project;
 
@@ -105,6 +105,7 @@ impl Direction<'_> {
         out: &mut Vec<u8>,
     ) -> Result<(), Failure> {
         while let Some(piece) = self.piece(from).await? {
+            let piece = self.with_what_follows(piece, from)?;
             let ended = from.is_end_stream();
             let length = piece.len();
             let piece = self.translate(piece, ended)?;
@@ -226,11 +227,36 @@ impl Direction<'_> {
         }
     }
 
+    /// A piece and those behind it that are there already, as one: a peer may cut a body into pieces of one octet, and
+    /// a write for each would be slower than they come.
+    fn with_what_follows(&self, piece: Bytes, from: &mut RecvStream) -> Result<Bytes, Failure> {
+        let mut all = BytesMut::new();
+        // Whoever waits for more asks again, with a waker.
+        let mut cx = Context::from_waker(Waker::noop());
+        while piece.len().max(all.len()) < Buffers::SMALL && !from.is_end_stream() {
+            match from.poll_data(&mut cx) {
+                Poll::Ready(Some(Ok(next))) => {
+                    self.count(next.len())?;
+                    if all.is_empty() {
+                        all.extend_from_slice(&piece);
+                    }
+                    all.extend_from_slice(&next);
+                }
+                Poll::Ready(Some(Err(error))) => return Err((self.sender)(message::cause(&error))),
+                Poll::Ready(None) | Poll::Pending => break,
+            }
+        }
+        Ok(if all.is_empty() { piece } else { all.freeze() })
+    }
+
     async fn trailers(&self, from: &mut RecvStream) -> Result<Option<http::HeaderMap>, Failure> {
         let stall = self.shard.clock.now().saturating_add(ns(self.read_stall));
         let trailers = self.alarm.until(stall.min(self.deadline), poll_fn(|cx| from.poll_trailers(cx))).await;
         match trailers {
-            Some(Ok(trailers)) => Ok(trailers),
+            Some(Ok(trailers)) => {
+                trailers.as_ref().map_or(Ok(()), message::check_values).map_err(self.sender)?;
+                Ok(trailers)
+            }
             Some(Err(error)) => Err(self.broken(&error)),
             None => Err((self.sender)(Cause::Timeout)),
         }

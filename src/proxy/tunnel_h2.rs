@@ -244,7 +244,7 @@ impl Call<'_> {
         {
             parts.headers.insert(ORIGIN_FIELD, origin.value());
         }
-        let sent = lease.send().send_request(Request::from_parts(parts, ()), false);
+        let sent = lease.send(Request::from_parts(parts, ()), false);
         let (mut response, mut send) =
             sent.map_err(|error| Failure::upstream(Stage::Request, message::cause(&error)))?;
         let alarm = self.path.shard.deadlines.alarm();
@@ -320,7 +320,7 @@ async fn ask_for_h1(
         }
         Some(Tunnel::Connect) | None => None,
     };
-    let sent = lease.send().send_request(request, false);
+    let sent = lease.send(request, false);
     let (mut response, mut send) =
         sent.map_err(|error| Failure::upstream(Stage::Request, message::cause(&error)))?;
     let alarm = shard.deadlines.alarm();

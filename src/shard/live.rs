@@ -20,7 +20,6 @@ use std::time::Duration;
 use rustls::pki_types::UnixTime;
 use smallvec::SmallVec;
 
-use super::clock::NEVER;
 use super::link::Notice;
 use super::state::Shard;
 use crate::authorize::{Caller, Policy, Verdict};
@@ -113,7 +112,6 @@ pub enum With {
 pub struct Listed {
     live: Rc<Live>,
     slot: u32,
-    leave_at: u64,
 }
 
 /// What has been found of peers in this round, by the fingerprint of the leaf.
@@ -134,7 +132,7 @@ impl Live {
                 u32::try_from(slots.len() - 1).unwrap_or(u32::MAX)
             }
         };
-        Listed { live: Rc::clone(self), slot, leave_at: NEVER }
+        Listed { live: Rc::clone(self), slot }
     }
 
     /// There is something new to judge by. Whether [`look_through`] must be started: it is not at it and there is anybody.
@@ -193,19 +191,6 @@ impl Drop for Looking {
 }
 
 impl Listed {
-    /// The same, of a connection that gets nothing new from `leave_at` on.
-    pub fn until(self, leave_at: u64) -> Self {
-        // Not built anew: the old one would give its place back.
-        let mut listed = self;
-        listed.leave_at = leave_at;
-        listed
-    }
-
-    /// When it gets nothing new any more.
-    pub fn leave_at(&self) -> u64 {
-        self.leave_at
-    }
-
     /// Whether the connection was ended because it is not allowed any more.
     pub fn is_revoked(&self) -> bool {
         self.live.slots.borrow()[self.slot as usize].is_none()

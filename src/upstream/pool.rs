@@ -205,7 +205,7 @@ impl Pool {
 impl Pooled {
     /// Whether it gets nothing new any more.
     fn is_outlived(&self, now: u64) -> bool {
-        self.listed.as_ref().is_some_and(|listed| now >= listed.leave_at())
+        self.connection.tls().is_some_and(|tls| now >= tls.leave_at())
     }
 
     /// Whether it was ended from here: nobody is to blame.

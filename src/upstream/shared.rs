@@ -12,7 +12,9 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
-use h2::client::SendRequest;
+use h2::SendStream;
+use h2::client::{ResponseFuture, SendRequest};
+use http::Request;
 
 use super::spec;
 use crate::failure::{Cause, Failure};
@@ -31,11 +33,14 @@ pub struct SharedPool {
 
 /// One shared connection.
 pub struct Shared {
-    send: RefCell<SendRequest<Bytes>>,
+    /// Gone when it is being closed: without it h2 says GOAWAY and ends.
+    send: RefCell<Option<SendRequest<Bytes>>>,
     exchanges: Cell<u32>,
     /// The peer, or we, let it run out.
     leaving: Cell<bool>,
     too_many_pings: Rc<Cell<u8>>,
+    /// Whoever drives it: told when there is nothing more to be driven for.
+    driver: RefCell<Option<Waker>>,
     /// Whether the peer is a ringmesh, which wants to know how a message came.
     pub mesh: bool,
     /// Whether the peer has said what it offers, and who waits for that.
@@ -98,10 +103,11 @@ impl SharedPool {
         encrypted: bool,
     ) -> (Rc<Shared>, Lease) {
         let shared = Rc::new(Shared {
-            send: RefCell::new(send),
+            send: RefCell::new(Some(send)),
             exchanges: Cell::new(1),
             leaving: Cell::new(false),
             too_many_pings: Rc::clone(&self.too_many_pings),
+            driver: RefCell::default(),
             mesh,
             settled: Cell::new(false),
             unsettled: RefCell::default(),
@@ -140,6 +146,28 @@ impl Shared {
     /// Gets nothing new from now on.
     pub fn leave(&self) {
         self.leaving.set(true);
+        self.tell_driver();
+    }
+
+    /// Begins to close it. Nobody has a place on it, and nobody gets one any more.
+    pub fn close(&self) {
+        self.leaving.set(true);
+        drop(self.send.borrow_mut().take());
+    }
+
+    /// Whom to tell when it is to leave, and when the last exchange of one that leaves has ended.
+    pub fn driven_by(&self, cx: &Context<'_>) {
+        let mut driver = self.driver.borrow_mut();
+        if !driver.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
+            *driver = Some(cx.waker().clone());
+        }
+    }
+
+    fn tell_driver(&self) {
+        let driver = self.driver.borrow_mut().take();
+        if let Some(waker) = driver {
+            waker.wake();
+        }
     }
 
     /// The peer has said what it offers, or never will.
@@ -172,23 +200,37 @@ impl Shared {
         if !self.leaving.get() {
             // Tells of a GOAWAY that has come.
             let mut cx = Context::from_waker(Waker::noop());
-            let gone = matches!(self.send.borrow_mut().poll_ready(&mut cx), Poll::Ready(Err(_)));
+            let gone = self
+                .send
+                .borrow_mut()
+                .as_mut()
+                .is_none_or(|send| matches!(send.poll_ready(&mut cx), Poll::Ready(Err(_))));
             self.leaving.set(gone);
         }
         self.leaving.get()
     }
 
     fn has_room(&self, limits: &spec::Http2) -> bool {
-        let theirs = self.send.borrow().current_max_send_streams();
+        let theirs = self.send.borrow().as_ref().map_or(0, SendRequest::current_max_send_streams);
         let most = usize::try_from(limits.streams_max).unwrap_or(usize::MAX).min(theirs);
         (self.exchanges.get() as usize) < most
     }
 }
 
 impl Lease {
-    /// The connection, to send a request on.
-    pub fn send(&self) -> std::cell::RefMut<'_, SendRequest<Bytes>> {
-        self.shared.send.borrow_mut()
+    /// Sends a request; `ended` is whether it has no body.
+    ///
+    /// # Errors
+    /// As h2 says: the connection is over, or the peer is closing it.
+    pub fn send(
+        &self,
+        request: Request<()>,
+        ended: bool,
+    ) -> Result<(ResponseFuture, SendStream<Bytes>), h2::Error> {
+        // A handle of its own: h2 refuses a request while the one before it on the same handle waits for a place of
+        // the peer's, which it does where a stream that was reset still counts. The queue is as long as there are leases.
+        let send = self.shared.send.borrow().clone();
+        send.map_or(Err(h2::Reason::REFUSED_STREAM.into()), |mut send| send.send_request(request, ended))
     }
 
     /// Whether the peer takes WebSockets (RFC 8441 §3). Waits until it has said what it offers; may be dropped.
@@ -205,7 +247,7 @@ impl Lease {
             Poll::Pending
         })
         .await;
-        self.shared.send.borrow().is_extended_connect_protocol_enabled()
+        self.shared.send.borrow().as_ref().is_some_and(SendRequest::is_extended_connect_protocol_enabled)
     }
 
     /// Whether the peer is a ringmesh.
@@ -234,6 +276,9 @@ impl Lease {
 impl Drop for Lease {
     fn drop(&mut self) {
         self.shared.exchanges.set(self.shared.exchanges.get() - 1);
+        if self.shared.exchanges.get() == 0 && self.shared.leaving.get() {
+            self.shared.tell_driver();
+        }
         self.pool.tell();
     }
 }

@@ -8,7 +8,10 @@ ringmesh=$(realpath "${1:-../../target/debug/ringmesh}")
 folder=$(mktemp -d)
 children=()
 finish() {
-  for child in "${children[@]}"; do kill "$child" 2>/dev/null || true; done
+  for child in "${children[@]}"; do
+    kill "$child" 2>/dev/null || true
+    wait "$child" 2>/dev/null || true
+  done
   rm -rf "$folder"
 }
 trap finish EXIT

@@ -12,6 +12,8 @@ mod authority;
 mod binary;
 #[path = "process/demo.rs"]
 mod demo;
+#[path = "process/http2.rs"]
+mod http2;
 #[path = "process/mtls.rs"]
 mod mtls;
 #[path = "process/peers.rs"]

@@ -174,7 +174,7 @@ pub fn local<T>(task: impl Future<Output = T>) -> T {
         .expect("took longer than any test may")
 }
 
-/// A caller that writes its own frames.
+/// A peer that writes its own frames.
 pub struct Raw {
     stream: TcpStream,
 }
@@ -188,17 +188,84 @@ pub struct Frame {
     pub payload: Vec<u8>,
 }
 
+/// What became of a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// A response with this status.
+    Status(u16),
+    /// The stream was reset with this code.
+    Reset(u32),
+    /// The connection ends with this code.
+    Goaway(u32),
+    /// The connection is over.
+    End,
+}
+
+// Types and flags of frames (RFC 9113 §6), and codes of errors (§7).
+pub const DATA: u8 = 0;
+pub const HEADERS: u8 = 1;
+pub const PRIORITY: u8 = 2;
+pub const RST_STREAM: u8 = 3;
+pub const SETTINGS: u8 = 4;
+pub const PUSH_PROMISE: u8 = 5;
+pub const PING: u8 = 6;
+pub const GOAWAY: u8 = 7;
+pub const WINDOW_UPDATE: u8 = 8;
+pub const CONTINUATION: u8 = 9;
+pub const ACK: u8 = 1;
+pub const END_STREAM: u8 = 1;
+pub const END_HEADERS: u8 = 4;
+pub const PADDED: u8 = 8;
+pub const NO_ERROR: u32 = 0;
+pub const PROTOCOL_ERROR: u32 = 1;
+pub const FLOW_CONTROL_ERROR: u32 = 3;
+pub const SETTINGS_TIMEOUT: u32 = 4;
+pub const STREAM_CLOSED: u32 = 5;
+pub const FRAME_SIZE_ERROR: u32 = 6;
+pub const REFUSED_STREAM: u32 = 7;
+pub const CANCEL: u32 = 8;
+pub const COMPRESSION_ERROR: u32 = 9;
+pub const ENHANCE_YOUR_CALM: u32 = 11;
+
 impl Raw {
-    /// Connects and says the preface with empty settings.
+    /// Connects and says the preface with settings that keep the peer's header compression simple.
     pub fn connect(address: SocketAddr) -> Self {
-        let stream = TcpStream::connect(address).unwrap();
+        Self::connect_with(address, &[])
+    }
+
+    /// As [`Raw::connect`], with further settings.
+    pub fn connect_with(address: SocketAddr, settings: &[(u16, u32)]) -> Self {
+        let mut raw = Self::of(TcpStream::connect(address).unwrap());
+        raw.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n");
+        raw.settings(settings);
+        raw
+    }
+
+    /// The other end: reads the preface, and sends settings.
+    fn accepted(stream: TcpStream, settings: &[(u16, u32)]) -> Option<Self> {
+        let mut raw = Self::of(stream);
+        let mut preface = [0; 24];
+        raw.stream.read_exact(&mut preface).ok()?;
+        assert_eq!(&preface, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n");
+        raw.settings(settings);
+        Some(raw)
+    }
+
+    fn of(stream: TcpStream) -> Self {
         stream.set_read_timeout(Some(GUARD)).unwrap();
         stream.set_write_timeout(Some(GUARD)).unwrap();
         stream.set_nodelay(true).unwrap();
-        let mut raw = Self { stream };
-        raw.write(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n");
-        raw.frame(4, 0, 0, &[]);
-        raw
+        Self { stream }
+    }
+
+    /// Sends settings; without a table for header compression, so that [`Frame::status`] is all that must be read.
+    pub fn settings(&mut self, settings: &[(u16, u32)]) -> bool {
+        let mut payload = Vec::new();
+        for (id, value) in [(1, 0)].iter().chain(settings) {
+            payload.extend_from_slice(&id.to_be_bytes());
+            payload.extend_from_slice(&value.to_be_bytes());
+        }
+        self.frame(SETTINGS, 0, 0, &payload)
     }
 
     /// Whether the peer still takes octets.
@@ -209,6 +276,11 @@ impl Raw {
     /// As [`Raw::write`], of one frame.
     pub fn frame(&mut self, kind: u8, flags: u8, stream: u32, payload: &[u8]) -> bool {
         self.write(&frame(kind, flags, stream, payload))
+    }
+
+    /// Sends a head whole; `flags` beside END_HEADERS.
+    pub fn head(&mut self, flags: u8, stream: u32, fields: &[(&str, &str)]) -> bool {
+        self.frame(HEADERS, flags | END_HEADERS, stream, &block(fields))
     }
 
     /// The next frame; `None` when the connection is over.
@@ -222,15 +294,206 @@ impl Raw {
         Some(Frame { kind: head[3], flags: head[4], stream, payload })
     }
 
+    /// The next frame that concerns a stream, or GOAWAY; settings and pings are answered meanwhile.
+    pub fn event(&mut self) -> Option<Frame> {
+        loop {
+            let frame = self.next()?;
+            match frame.kind {
+                SETTINGS if frame.flags & ACK == 0 => drop(self.frame(SETTINGS, ACK, 0, &[])),
+                PING if frame.flags & ACK == 0 => drop(self.frame(PING, ACK, 0, &frame.payload)),
+                SETTINGS | PING | WINDOW_UPDATE => {}
+                _ => return Some(frame),
+            }
+        }
+    }
+
+    /// The next frame of this kind; panics when the connection ends before.
+    #[track_caller]
+    pub fn until(&mut self, kind: u8) -> Frame {
+        loop {
+            let frame =
+                if matches!(kind, SETTINGS | PING | WINDOW_UPDATE) { self.next() } else { self.event() };
+            let frame = frame.unwrap_or_else(|| panic!("the connection ended before a frame of kind {kind}"));
+            if frame.kind == kind {
+                return frame;
+            }
+        }
+    }
+
+    /// The stream of the next request, and whether it has ended; `None` when the connection is over.
+    pub fn request(&mut self) -> Option<(u32, bool)> {
+        loop {
+            let frame = self.event()?;
+            if frame.kind == HEADERS {
+                return Some((frame.stream, frame.flags & END_STREAM != 0));
+            }
+        }
+    }
+
+    /// Waits until the peer has dealt with all that was sent before: it answers a ping.
+    pub fn settle(&mut self) {
+        self.frame(PING, 0, 0, b"settled?");
+        loop {
+            let frame = self.next().expect("a connection that is still there");
+            match frame.kind {
+                PING if frame.flags & ACK != 0 && frame.payload == b"settled?" => return,
+                SETTINGS if frame.flags & ACK == 0 => drop(self.frame(SETTINGS, ACK, 0, &[])),
+                _ => {}
+            }
+        }
+    }
+
+    /// What becomes of a request.
+    pub fn outcome(&mut self, stream: u32) -> Outcome {
+        while let Some(frame) = self.event() {
+            match frame.kind {
+                HEADERS if frame.stream == stream && frame.status() >= 200 => {
+                    return Outcome::Status(frame.status());
+                }
+                RST_STREAM if frame.stream == stream => return Outcome::Reset(frame.code()),
+                GOAWAY if frame.code() != NO_ERROR => return Outcome::Goaway(frame.code()),
+                _ => {}
+            }
+        }
+        Outcome::End
+    }
+
+    /// What of a response's body comes until its end; the code of a reset in place of that.
+    pub fn body(&mut self, stream: u32) -> (Vec<u8>, Option<u32>) {
+        let mut body = Vec::new();
+        while let Some(frame) = self.event() {
+            match frame.kind {
+                DATA if frame.stream == stream => body.extend_from_slice(&frame.payload),
+                RST_STREAM if frame.stream == stream => return (body, Some(frame.code())),
+                GOAWAY if frame.code() != NO_ERROR => return (body, Some(frame.code())),
+                _ => {}
+            }
+            if frame.stream == stream && frame.flags & END_STREAM != 0 && matches!(frame.kind, DATA | HEADERS)
+            {
+                return (body, None);
+            }
+        }
+        panic!("the connection ended; so far {} octets", body.len());
+    }
+
     /// Reads to the end of the connection; the error code of the last GOAWAY.
     pub fn goaway(&mut self) -> Option<u32> {
         let mut code = None;
         while let Some(frame) = self.next() {
-            if frame.kind == 7 {
-                code = frame.payload.get(4..8).map(|b| u32::from_be_bytes([b[0], b[1], b[2], b[3]]));
+            if frame.kind == GOAWAY {
+                code = Some(frame.code());
             }
         }
         code
+    }
+
+    /// Sends no more.
+    pub fn finish(&self) {
+        let _ = self.stream.shutdown(std::net::Shutdown::Write);
+    }
+}
+
+impl Frame {
+    /// The status of a response's head. Reads what h2 writes for a peer without a table.
+    pub fn status(&self) -> u16 {
+        let mut at = 0;
+        while self.payload[at] & 0xe0 == 0x20 {
+            at += 1; // The size of the table.
+        }
+        match self.payload[at] {
+            0x88 => 200,
+            0x89 => 204,
+            0x8a => 206,
+            0x8b => 304,
+            0x8c => 400,
+            0x8d => 404,
+            0x8e => 500,
+            0x08 | 0x18 | 0x48 => digits(&self.payload[at + 1..]),
+            other => panic!("a status that begins with {other:#x}"),
+        }
+    }
+
+    /// The error code of RST_STREAM or GOAWAY.
+    pub fn code(&self) -> u32 {
+        let at = if self.kind == GOAWAY { 4 } else { 0 };
+        u32::from_be_bytes(self.payload[at..at + 4].try_into().unwrap())
+    }
+
+    /// The last stream of GOAWAY.
+    pub fn last_stream(&self) -> u32 {
+        u32::from_be_bytes(self.payload[..4].try_into().unwrap())
+    }
+}
+
+/// Three digits, as a string of HPACK.
+fn digits(string: &[u8]) -> u16 {
+    let (length, text) = (usize::from(string[0] & 0x7f), &string[1..]);
+    let text = &text[..length];
+    if string[0] & 0x80 == 0 {
+        return std::str::from_utf8(text).unwrap().parse().unwrap();
+    }
+    let bits = text.iter().fold(0_u64, |bits, b| bits << 8 | u64::from(*b));
+    let mut left = 8 * length;
+    let mut take = |n: usize| {
+        left -= n;
+        (bits >> left) & ((1 << n) - 1)
+    };
+    (0..3).fold(0, |number, _| {
+        // 0 to 2 have five bits, 3 to 9 have six (RFC 7541, appendix B).
+        let five = take(5);
+        let digit = if five <= 2 { five } else { (five << 1 | take(1)) - 0x19 + 3 };
+        number * 10 + u16::try_from(digit).unwrap()
+    })
+}
+
+/// A service that writes its own frames: runs a script on each connection.
+pub struct RawService {
+    pub endpoint: String,
+    address: SocketAddr,
+    stopping: Arc<std::sync::atomic::AtomicBool>,
+    accepting: Option<JoinHandle<()>>,
+}
+
+impl RawService {
+    /// Runs `script` with the number of the connection, from 0, and the connection, which is closed when it returns.
+    pub fn scripted(script: impl Fn(usize, &mut Raw) + Send + Sync + 'static) -> Self {
+        Self::with(&[], script)
+    }
+
+    /// As [`RawService::scripted`], with settings.
+    pub fn with(
+        settings: &'static [(u16, u32)],
+        script: impl Fn(usize, &mut Raw) + Send + Sync + 'static,
+    ) -> Self {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let stopping = Arc::<std::sync::atomic::AtomicBool>::default();
+        let theirs = Arc::clone(&stopping);
+        let script = Arc::new(script);
+        let accepting = std::thread::spawn(move || {
+            for (number, stream) in listener.incoming().enumerate() {
+                if theirs.load(std::sync::atomic::Ordering::Acquire) {
+                    return;
+                }
+                let script = Arc::clone(&script);
+                std::thread::spawn(move || {
+                    if let Some(mut raw) = Raw::accepted(stream.unwrap(), settings) {
+                        script(number, &mut raw);
+                    }
+                });
+            }
+        });
+        Self { endpoint: address.to_string(), address, stopping, accepting: Some(accepting) }
+    }
+}
+
+impl Drop for RawService {
+    fn drop(&mut self) {
+        self.stopping.store(true, std::sync::atomic::Ordering::Release);
+        drop(TcpStream::connect(self.address));
+        if let Some(accepting) = self.accepting.take() {
+            let _ = accepting.join();
+        }
     }
 }
 
@@ -241,6 +504,42 @@ pub fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     out.extend_from_slice(&stream.to_be_bytes());
     out.extend_from_slice(payload);
     out
+}
+
+/// A field block of literals that are not indexed, whatever they are.
+pub fn block(fields: &[(&str, &str)]) -> Vec<u8> {
+    let mut out = Vec::new();
+    for (name, value) in fields {
+        literal(0x00, name.as_bytes(), value.as_bytes(), &mut out);
+    }
+    out
+}
+
+/// One literal field; `form` is 0x00 for one that is not indexed, 0x40 for one that is.
+pub fn literal(form: u8, name: &[u8], value: &[u8], out: &mut Vec<u8>) {
+    out.push(form);
+    for string in [name, value] {
+        let mut length = string.len();
+        if length < 0x7f {
+            out.push(length as u8);
+        } else {
+            out.push(0x7f);
+            length -= 0x7f;
+            while length >= 0x80 {
+                out.push((length & 0x7f) as u8 | 0x80);
+                length >>= 7;
+            }
+            out.push(length as u8);
+        }
+        out.extend_from_slice(string);
+    }
+}
+
+/// The pseudo-fields of a request to `app`, and further fields.
+pub fn fields<'x>(method: &'x str, path: &'x str, more: &[(&'x str, &'x str)]) -> Vec<(&'x str, &'x str)> {
+    let mut fields = vec![(":method", method), (":scheme", "http"), (":path", path), (":authority", "app")];
+    fields.extend_from_slice(more);
+    fields
 }
 
 /// A field block for `GET / HTTP/2`, of the static table alone, and `:authority: app`.

@@ -12,8 +12,8 @@ pub mod watch;
 pub use origin::{ORIGIN_FIELD, Origin};
 pub(crate) use request::authority;
 pub use request::{
-    Facts, Fields, Forwarded, Tunnel, call, check, extend_connect, forward, from_canonical, host_of,
-    join_cookies, set_scheme, values, write_h1, write_h1_handshake,
+    Facts, Fields, Forwarded, Tunnel, call, check, check_values, extend_connect, forward, from_canonical,
+    host_of, join_cookies, set_scheme, values, write_h1, write_h1_handshake,
 };
 pub(crate) use response::framing;
 pub use response::{agree, append_via, end_to_end, from_h1, write_h1_agreed, write_h1_response};
@@ -26,11 +26,10 @@ use crate::failure::Cause;
 pub fn cause(error: &h2::Error) -> Cause {
     match error.reason() {
         Some(h2::Reason::REFUSED_STREAM) => Cause::StreamRefused,
-        // A stream that a closing peer says it did not take.
-        Some(h2::Reason::NO_ERROR) if error.is_go_away() && error.is_remote() => Cause::GoingAway,
+        // A stream that a closing peer says it did not take, for whatever reason it closes: h2 tells it of no other.
+        Some(_) if error.is_go_away() && error.is_remote() => Cause::GoingAway,
         Some(_) if error.is_reset() && error.is_remote() => Cause::StreamReset,
         Some(h2::Reason::ENHANCE_YOUR_CALM) if !error.is_remote() => Cause::Flood,
-        Some(_) if error.is_go_away() && error.is_remote() => Cause::Closed,
         Some(_) => Cause::ProtocolError,
         None if error.is_io() => Cause::Reset,
         None => Cause::ProtocolError,

@@ -133,8 +133,11 @@ pub fn join_cookies(headers: &mut HeaderMap) {
     let mut crumbs = headers.get_all(header::COOKIE).iter();
     let (Some(first), Some(_)) = (crumbs.next(), crumbs.next()) else { return };
     let mut cookie = first.as_bytes().to_vec();
-    for crumb in headers.get_all(header::COOKIE).iter().skip(1) {
-        cookie.extend_from_slice(b"; ");
+    // An empty one says nothing, and at the end would leave white space there.
+    for crumb in headers.get_all(header::COOKIE).iter().skip(1).filter(|crumb| !crumb.is_empty()) {
+        if !cookie.is_empty() {
+            cookie.extend_from_slice(b"; ");
+        }
         cookie.extend_from_slice(crumb.as_bytes());
     }
     if let Ok(cookie) = HeaderValue::from_bytes(&cookie) {
@@ -451,6 +454,14 @@ fn check_host(parts: &request::Parts) -> Result<(), Cause> {
         }
         _ => Ok(()),
     }
+}
+
+/// Judges all values of a head or of trailers.
+///
+/// # Errors
+/// When one of them may not stand in HTTP/2.
+pub fn check_values(headers: &HeaderMap) -> Result<(), Cause> {
+    headers.values().try_for_each(check_value)
 }
 
 /// A value neither begins nor ends with white space (RFC 9113 §8.2.1); the http crate has refused control characters.

@@ -10,9 +10,9 @@
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Flood {
-    /// PING that is no answer (CVE-2019-9512).
+    /// PING, and answers to pings that were never sent (CVE-2019-9512).
     Ping,
-    /// SETTINGS (CVE-2019-9515).
+    /// SETTINGS, and their acknowledgements (CVE-2019-9515).
     Settings,
     /// PRIORITY (CVE-2019-9513).
     Priority,
@@ -47,7 +47,7 @@ impl Flood {
             Self::Ping => (200, 4),
             Self::Settings => (50, 1),
             Self::Priority => (500, 8),
-            // One request, one reset: rapid reset earns nothing but what it spends, so it is kept from earning below.
+            // One request, one reset: rapid reset earns nothing, only an exchange that was answered does.
             Self::Reset => (200, 0),
             Self::Continuation => (32, 2),
             Self::EmptyData => (200, 4),
@@ -73,8 +73,18 @@ pub struct Watch {
     sent: u64,
     /// A field block has begun and not ended.
     in_block: bool,
-    /// The first frame is whole.
-    begun: bool,
+    /// Field blocks that have ended.
+    blocks: u64,
+    /// Whether the first frame has come, and was SETTINGS as it must be (RFC 9113 §3.4).
+    began: Option<bool>,
+    /// That frame is whole.
+    first_whole: bool,
+    /// Our settings were acknowledged.
+    acknowledged: bool,
+    /// Answers to our pings that may come.
+    pings: u32,
+    /// Resets that the peer's HEADERS earn: a service's are answers, a caller's are not.
+    resets_earned: u32,
     /// Until when time has earned something.
     earned_until: u64,
 }
@@ -88,7 +98,7 @@ impl Watch {
 
     /// Of a caller: begins with the preface.
     pub fn of_caller() -> Self {
-        Self { preface: Self::PREFACE, ..Self::of_service() }
+        Self { preface: Self::PREFACE, resets_earned: 0, ..Self::of_service() }
     }
 
     /// Of a service: begins with a frame.
@@ -102,19 +112,40 @@ impl Watch {
             data: 0,
             sent: 0,
             in_block: false,
-            begun: false,
+            blocks: 0,
+            began: None,
+            first_whole: false,
+            acknowledged: false,
+            pings: 0,
+            resets_earned: 1,
             earned_until: 0,
         }
     }
 
-    /// Whether a field block has begun and is not whole: the peer owes us its end.
-    pub fn owes_block(&self) -> bool {
-        self.in_block || self.head_len > 0 || self.payload > 0
+    /// The number of the field block that has begun and is not whole, if there is one: the peer owes us its end.
+    pub fn owed_block(&self) -> Option<u64> {
+        let in_part = self.payload > 0 && matches!(self.head[3], 1 | 9);
+        (self.in_block || in_part).then_some(self.blocks)
+    }
+
+    /// Whether the peer began with another frame than SETTINGS, which h2 lets pass.
+    pub fn began_wrongly(&self) -> bool {
+        self.began == Some(false)
+    }
+
+    /// Whether the peer has acknowledged our settings.
+    pub fn has_acknowledged(&self) -> bool {
+        self.acknowledged
+    }
+
+    /// One more ping was sent, whose answer may come.
+    pub fn pinged(&mut self) {
+        self.pings = self.pings.saturating_add(1);
     }
 
     /// Whether the first frame is there, which must be SETTINGS (RFC 9113 §3.4): what a peer offers is known from then on.
     pub fn has_begun(&self) -> bool {
-        self.begun
+        self.first_whole
     }
 
     /// It is now so late on the shard's clock.
@@ -142,7 +173,7 @@ impl Watch {
                 let n = self.payload.min(bytes.len());
                 self.payload -= n;
                 bytes = &bytes[n..];
-                self.begun |= self.payload == 0;
+                self.first_whole |= self.payload == 0;
                 continue;
             }
             let n = (9 - self.head_len).min(bytes.len());
@@ -152,7 +183,7 @@ impl Watch {
             if self.head_len == 9 {
                 self.head_len = 0;
                 self.frame()?;
-                self.begun |= self.payload == 0;
+                self.first_whole |= self.payload == 0;
             }
         }
         Ok(())
@@ -165,6 +196,7 @@ impl Watch {
         self.payload = length;
         let end_stream = flags & 1 != 0;
         let end_headers = flags & 4 != 0;
+        self.began.get_or_insert(kind == 4 && flags & 1 == 0);
         match kind {
             0 if length == 0 && !end_stream => self.spend(Flood::EmptyData),
             0 => {
@@ -178,19 +210,24 @@ impl Watch {
             1 => {
                 self.in_block = !end_headers;
                 if end_headers {
+                    self.blocks += 1;
                     self.earn();
                 }
                 Ok(())
             }
             2 => self.spend(Flood::Priority),
             3 => self.spend(Flood::Reset),
-            4 if flags & 1 != 0 => Ok(()),
+            4 if flags & 1 != 0 && !std::mem::replace(&mut self.acknowledged, true) => Ok(()),
             4 => self.spend(Flood::Settings),
-            6 if flags & 1 != 0 => Ok(()),
+            6 if flags & 1 != 0 && self.pings > 0 => {
+                self.pings -= 1;
+                Ok(())
+            }
             6 => self.spend(Flood::Ping),
             8 => self.spend(Flood::WindowUpdate),
             9 => {
                 self.in_block = !end_headers;
+                self.blocks += u64::from(end_headers);
                 self.spend(Flood::Continuation)
             }
             5 | 7 => Ok(()),
@@ -210,8 +247,8 @@ impl Watch {
             .min(Flood::WindowUpdate.budget().0);
     }
 
-    /// An exchange ended well: what it took in resets of its own kind is forgiven.
-    pub fn completed(&mut self) {
+    /// A request was answered: what it took in resets of its own kind is forgiven.
+    pub fn answered(&mut self) {
         let reset = &mut self.left[Flood::Reset as usize];
         *reset = (*reset + 1).min(Flood::Reset.budget().0);
     }
@@ -225,6 +262,7 @@ impl Watch {
     fn earn(&mut self) {
         for flood in Flood::ALL {
             let (most, earned) = flood.budget();
+            let earned = if flood == Flood::Reset { self.resets_earned } else { earned };
             let left = &mut self.left[flood as usize];
             *left = (*left + earned).min(most);
         }
