@@ -6,10 +6,8 @@
 
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
-use std::net::SocketAddr;
 use std::pin::pin;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
@@ -19,13 +17,14 @@ use http::request::Parts;
 use http::{Request, Response, StatusCode};
 
 use super::account::{Account, Shown};
+use super::caller::{Caller, answer};
 use super::connect::{To, Tried};
 use super::h2_io::{Floods, Keepalive, Lent, Place, SMALL_FRAMES_MAX, unless_stopped};
 use super::over_h2::{Head, give_up, head};
 use super::relay::{Direction, Web, unless_reset};
 use super::tunnel_h2;
 use super::{First, InProgress, Path, SHED, blamed, both};
-use crate::authorize::{self, Decision, Verdict};
+use crate::authorize::Verdict;
 use crate::downstream::{Downstream, Edge, Protocol};
 use crate::failure::{Cause, Failure, Side, Stage};
 use crate::http::body::{Reframer, TAILROOM};
@@ -33,11 +32,9 @@ use crate::http::client_cert::ClientCert;
 use crate::http::grpc::Dialect;
 use crate::http::grpc_web::{Form, Translation};
 use crate::http::h1::{self, Parsed};
-use crate::http::h2::{self as message, Facts, ORIGIN_FIELD, Origin};
-use crate::http::respond::{self, Told};
+use crate::http::h2::{self as message, Facts, ORIGIN_FIELD};
 use crate::http::websocket::Accept;
 use crate::http::{Framing, Method};
-use crate::identity;
 use crate::io::gather;
 use crate::io::timed::{Alarm, OnDeadline};
 use crate::io::tls::Tls;
@@ -46,20 +43,8 @@ use crate::shard::buffers::Buffer;
 use crate::shard::clock::{NEVER, ns};
 use crate::shard::{Shard, View, task};
 use crate::upstream::pool::Pooled;
-use crate::upstream::service::{Attempt, Service};
+use crate::upstream::service::Attempt;
 use crate::upstream::shared::Lease;
-
-/// Who is at the other end of a connection.
-pub(super) struct Caller {
-    pub(super) peer: SocketAddr,
-    pub(super) listener: Arc<str>,
-    pub(super) port: u16,
-    pub(super) identity: Option<Rc<identity::Peer>>,
-    pub(super) encrypted: bool,
-    /// Whether it is a ringmesh.
-    pub(super) mesh: bool,
-    pub(super) edge: Option<Edge<Box<str>>>,
-}
 
 /// Serves one connection to its end. Its input are its first octets, the preface or a part of it.
 pub(super) async fn serve(shard: Rc<Shard>, downstream: Downstream) {
@@ -269,73 +254,8 @@ async fn served(
     account.close(shard, view, &shown, service.as_ref().map(|(_, s)| s), result.err().flatten());
 }
 
-impl Caller {
-    /// How a request came to the ringmesh that sends it, if that was not HTTP/2.
-    pub(super) fn origin(&self, parts: &Parts) -> Option<Origin> {
-        if self.mesh { Origin::of(&parts.headers) } else { None }
-    }
-
-    /// Asks the rules, and counts what they say.
-    fn authorize(&self, shard: &Shard, policy: &authorize::Policy, parts: &Parts) -> Decision {
-        let caller = authorize::Caller {
-            listener: &self.listener,
-            port: self.port,
-            source: self.peer.ip(),
-            peer: self.identity.as_ref().map(|peer| &peer.id),
-        };
-        let decision = policy.decide(&message::call(caller, parts, &message::Fields(parts)), |id| {
-            shard.recorder.borrow_mut().record_audit(policy, &self.listener, id);
-        });
-        if decision.verdict == Verdict::Deny {
-            shard.recorder.borrow_mut().record_denial(policy, &self.listener, decision.rule);
-        }
-        decision
-    }
-}
-
 fn is_too_large(facts: &Facts, limit: u64) -> bool {
     matches!(facts.framing, Framing::Length(n) if limit > 0 && n > limit)
-}
-
-/// Answers a request that the service did not answer, if nothing of a response was sent; else the stream was reset.
-#[expect(clippy::too_many_arguments, reason = "what a response made here depends on")]
-fn answer(
-    shard: &Shard,
-    view: &View,
-    account: &Account,
-    respond: &RefCell<SendResponse<Bytes>>,
-    service: Option<&Service>,
-    failure: Option<Failure>,
-    grpc: Option<Dialect>,
-    head: bool,
-) {
-    if account.status.get() != 0 {
-        return;
-    }
-    let told = Told {
-        service: service.map(|s| &*s.spec.name),
-        failure_field: view.snapshot.forwarding.failure_header,
-        head,
-        close: false,
-        http10: false,
-        grpc: grpc.zip(failure.map(|failure| account.grpc_code(failure))),
-    };
-    if grpc.is_some() {
-        account.begin_grpc();
-    }
-    let (response, text) = match failure {
-        Some(failure) => respond::typed_failure(failure, told, &shard.clock),
-        None => (Response::new(()), Bytes::new()),
-    };
-    account.status.set(response.status().as_u16());
-    account.note_trailers(response.headers());
-    // A caller that is gone needs no answer.
-    if let Ok(mut stream) = respond.borrow_mut().send_response(response, text.is_empty())
-        && !text.is_empty()
-    {
-        // A few octets: h2 holds them until the window lets them go.
-        let _ = stream.send_data(text, true);
-    }
 }
 
 /// What the stages of one exchange share.

@@ -6,6 +6,7 @@
 //! answers what failed, and records it.
 
 mod account;
+mod caller;
 mod connect;
 mod from_h2;
 mod h2_client;

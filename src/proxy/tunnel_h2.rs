@@ -239,6 +239,7 @@ impl Call<'_> {
     async fn ask(&self, lease: Lease, answered: &Cell<bool>) -> Result<Said, Failure> {
         let mut parts = self.parts.clone();
         message::forward(&mut parts, self.facts, &self.forwarding());
+        message::set_scheme(&mut parts.uri, lease.is_encrypted());
         if lease.is_mesh()
             && let Some(origin) = self.caller.origin(self.parts)
         {
@@ -313,6 +314,7 @@ async fn ask_for_h1(
     let shard = path.shard;
     let mut request = message::from_canonical(head, lease.is_mesh().then_some(Origin(asked.version)))
         .map_err(|cause| Failure::local(Stage::Request, cause))?;
+    message::set_scheme(request.uri_mut(), lease.is_encrypted());
     let accept = match asked.tunnel.as_deref() {
         Some(Tunnel::WebSocket(accept)) => {
             message::extend_connect(&mut request);
