@@ -286,7 +286,7 @@ async fn whole(
         };
         path.judge(&attempt, began, answered.get(), result.as_ref().err());
         let failure = match result {
-            Ok(done) if done.answer.upgrade => {
+            Ok(done) if done.upgrade => {
                 let far = Far::Connection { pooled, behind: done.behind };
                 return Ok(Settled::Tunnel(Box::new(Agreed { attempt, far })));
             }
@@ -406,14 +406,9 @@ impl Path<'_> {
     fn done(&self, pooled: Pooled, attempt: &Attempt, done: &Answered) -> Fate {
         if done.reusable {
             let limits = &self.service.spec.pool;
-            attempt.pool().checkin(
-                pooled,
-                limits,
-                done.answer.idle_seconds.map(u64::from),
-                self.shard.clock.now(),
-            );
+            attempt.pool().checkin(pooled, limits, done.idle_seconds.map(u64::from), self.shard.clock.now());
         }
-        if done.answer.close { Fate::Close } else { Fate::Again }
+        if done.close { Fate::Close } else { Fate::Again }
     }
 }
 

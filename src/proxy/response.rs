@@ -24,17 +24,16 @@ pub(super) struct Way<'x> {
 }
 
 /// What is known of a response when its head is there.
-pub(super) struct Answer {
+struct Answer {
     framing: Framing,
-    framing_out: Framing,
     keep_alive: bool,
     /// Seconds that the origin says it keeps an idle connection for.
-    pub(super) idle_seconds: Option<u32>,
+    idle_seconds: Option<u32>,
     /// Whether the caller's connection ends after this response.
-    pub(super) close: bool,
+    close: bool,
     status: u16,
     /// Whether the connection is a tunnel from here on: a 101 that was not asked for never gets here.
-    pub(super) upgrade: bool,
+    upgrade: bool,
     head_len: u32,
     /// Trailers that concern the last hop only. In a word, because the future of every connection has room for them.
     nominated_trailers: Option<Box<Nominated>>,
@@ -43,13 +42,17 @@ pub(super) struct Answer {
 /// Names of trailers.
 struct Nominated(Vec<Box<str>>);
 
-/// How the way back ended well.
+/// How the way back ended well. As little as is needed then: it is in the future of every connection.
 pub(super) struct Answered {
-    /// What is known of the response.
-    pub(super) answer: Answer,
+    /// Seconds that the origin says it keeps an idle connection for.
+    pub(super) idle_seconds: Option<u32>,
+    /// Whether the caller's connection ends after this response.
+    pub(super) close: bool,
+    /// Whether the connection is a tunnel from here on.
+    pub(super) upgrade: bool,
     /// Whether the upstream connection can serve another exchange.
     pub(super) reusable: bool,
-    /// After a 101: a buffer with what came behind its head.
+    /// After an upgrade: a buffer with what came behind the head.
     pub(super) behind: Buffer,
 }
 
@@ -66,15 +69,22 @@ pub(super) async fn carry(way: &Way<'_>, from: &mut Reader, to: &mut Writer) -> 
             way.path.account.status.set(answer.status);
             way.send(to, &mut held.out).await?;
             held.input.drain(..answer.head_len as usize);
-            return Ok(Answered { answer, reusable: false, behind: std::mem::take(&mut held.input) });
+            return Ok(answer.ended(false, std::mem::take(&mut held.input)));
         }
         let reusable = way.body(from, to, &mut held, &mut answer).await?;
-        Ok(Answered { answer, reusable, behind: Buffer::default() })
+        Ok(answer.ended(reusable, Buffer::default()))
     }
     .await;
     way.path.shard.buffers.give(held.input);
     way.path.shard.buffers.give(held.out);
     result
+}
+
+impl Answer {
+    fn ended(&self, reusable: bool, behind: Buffer) -> Answered {
+        let Self { idle_seconds, close, upgrade, .. } = *self;
+        Answered { idle_seconds, close, upgrade, reusable, behind }
+    }
 }
 
 /// The buffers of the way back, given back however it ends.
@@ -112,17 +122,22 @@ impl Way<'_> {
         }
     }
 
+    /// How the caller is told the end of a body that ends for the service in this way.
+    fn framing_out(&self, framing: Framing) -> Framing {
+        match (framing, self.asked.version) {
+            (Framing::Chunked | Framing::UntilClose, Version::Http11) => Framing::Chunked,
+            (Framing::Chunked | Framing::UntilClose, Version::Http10) => Framing::UntilClose,
+            (framing, _) => framing,
+        }
+    }
+
     fn read_head(&self, to: &Writer, held: &mut Held) -> Parsed<Answer> {
         // Sent in the hope of a tunnel, before the answer to that: not to be read as a request.
         let hoped = self.asked.tunnel.is_some() && to.has_unread();
         let limits = &self.asked.view.snapshot.limits;
         let Held { input, out } = held;
         let then = |response: &h1::Response<'_>| {
-            let framing_out = match (response.framing, self.asked.version) {
-                (Framing::Chunked | Framing::UntilClose, Version::Http11) => Framing::Chunked,
-                (Framing::Chunked | Framing::UntilClose, Version::Http10) => Framing::UntilClose,
-                (framing, _) => framing,
-            };
+            let framing_out = self.framing_out(response.framing);
             let close = !self.asked.keep_alive
                 || hoped
                 || !self.request_sent.get()
@@ -137,7 +152,6 @@ impl Way<'_> {
             }
             Answer {
                 framing: response.framing,
-                framing_out,
                 keep_alive: response.keep_alive,
                 idle_seconds: response.idle_seconds.map(|s| u32::try_from(s).unwrap_or(u32::MAX)),
                 close,
@@ -203,7 +217,7 @@ impl Way<'_> {
     ) -> Result<bool, Failure> {
         let limits = &self.asked.view.snapshot.limits;
         let broken = |cause| Failure::upstream(Stage::Body, cause);
-        let mut reframer = Reframer::new(answer.framing, answer.framing_out)
+        let mut reframer = Reframer::new(answer.framing, self.framing_out(answer.framing))
             .without_trailers(answer.nominated_trailers.take().map_or_else(Vec::new, |names| names.0));
         let first = reframer.reframe(&mut held.input, answer.head_len as usize, limits).map_err(broken)?;
         let together = held.out.len() + first.send.len() <= held.out.capacity();
