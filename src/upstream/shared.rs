@@ -143,10 +143,11 @@ impl SharedPool {
 }
 
 impl Shared {
-    /// Gets nothing new from now on.
+    /// Gets nothing new from now on. Its driver, which may be the one that calls, is told once.
     pub fn leave(&self) {
-        self.leaving.set(true);
-        self.tell_driver();
+        if !self.leaving.replace(true) {
+            self.tell_driver();
+        }
     }
 
     /// Begins to close it. Nobody has a place on it, and nobody gets one any more.
