@@ -254,6 +254,11 @@ impl Failure {
             || matches!((self.side, self.cause), (Side::Upstream, Cause::StreamRefused | Cause::GoingAway))
     }
 
+    /// Whether the connection to the service ended, as one does that it has closed just when it was used again.
+    pub const fn is_end_of_connection(self) -> bool {
+        matches!((self.side, self.cause), (Side::Upstream, Cause::Closed | Cause::Reset))
+    }
+
     /// `stage.side.cause`, as in `response.upstream.timeout`: access log, metric label, `x-ringmesh-failure`.
     pub fn write_label(self, out: &mut Vec<u8>) {
         for (n, part) in [self.stage.label(), self.side.label(), self.cause.label()].into_iter().enumerate() {

@@ -23,7 +23,7 @@ use super::h2_io::{Floods, Keepalive, Lent, Place, SMALL_FRAMES_MAX, unless_stop
 use super::over_h2::{Head, give_up, head};
 use super::relay::{Direction, Web, unless_reset};
 use super::tunnel_h2;
-use super::{First, InProgress, Path, SHED, blamed, both};
+use super::{First, InProgress, Path, Replays, SHED, blamed, both};
 use crate::authorize::Verdict;
 use crate::downstream::{Downstream, Edge, Protocol};
 use crate::failure::{Cause, Failure, Side, Stage};
@@ -272,6 +272,7 @@ impl Call<'_> {
     async fn carry(&self, body: &mut RecvStream) -> Result<(), Failure> {
         let mut tried = Tried::new();
         let mut again = false;
+        let mut replays = Replays::default();
         let whole = self.facts.framing == Framing::None;
         loop {
             let connect = self.path.connect(&mut tried, again);
@@ -287,25 +288,25 @@ impl Call<'_> {
                 To::H1(pooled) => {
                     let (reused, idle_ns) = (pooled.reused, pooled.idle_ns);
                     let result = self.to_h1(body, pooled, &attempt, &answered).await;
-                    let stale = reused
-                        && !answered.get()
-                        && matches!(&result, Err(f) if f.side == Side::Upstream && matches!(f.cause, Cause::Closed | Cause::Reset));
+                    let dead =
+                        |failure: &Failure| reused && !answered.get() && failure.is_end_of_connection();
+                    let stale = result.as_ref().is_err_and(dead);
                     if stale {
                         attempt.pool().learn_death(idle_ns, self.path.shard.clock.now());
                     }
-                    (result, stale && self.facts.method != Method::Other)
+                    (result, stale && self.facts.method != Method::Other && replays.one_more_after_death())
                 }
                 To::H2(lease) => {
                     let result = self.to_h2(body, &lease, &answered).await;
-                    let unseen = matches!(&result, Err(failure) if failure.nothing_was_sent());
-                    if unseen {
-                        lease.leave_if_going(&result);
-                    }
-                    (result, unseen)
+                    lease.leave_if_going(&result);
+                    let may_repeat = result.as_ref().is_err_and(|failure| {
+                        replays.by_http2(*failure, &lease, answered.get(), self.facts.method)
+                    });
+                    (result, may_repeat)
                 }
             };
             self.path.judge(&attempt, began, answered.get(), result.as_ref().err());
-            if !(may_repeat && whole && !again) {
+            if !(may_repeat && whole) {
                 return result;
             }
             again = true;

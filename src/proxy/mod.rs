@@ -43,6 +43,7 @@ use crate::shard::clock::{NEVER, ns};
 use crate::shard::live::Kind;
 use crate::upstream::pool::Pooled;
 use crate::upstream::service::{Attempt, Service};
+use crate::upstream::shared::Lease;
 use crate::upstream::spec::Tls;
 use account::{Account, Shown};
 use connect::{To, Tried};
@@ -240,6 +241,7 @@ async fn whole(
     path.account.request_body_bytes.set(body as u64);
     let mut tried = Tried::new();
     let mut replayed = false;
+    let mut replays = Replays::default();
     loop {
         let (attempt, to) = match asked.tunnel.as_deref() {
             Some(Tunnel::WebSocket(_)) => Box::pin(path.connect_for_websocket(&mut tried, replayed)).await?,
@@ -261,8 +263,9 @@ async fn whole(
             To::H2(lease) => {
                 // Boxed: a future of another size than what most connections need.
                 let carried = over_h2::carry(path, downstream, asked, request, Some(body), &attempt, &lease);
+                let answered = || path.account.first_byte_at.get() != 0;
                 match Box::pin(carried).await {
-                    Err(failure) if failure.nothing_was_sent() && !replayed => {
+                    Err(failure) if replays.by_http2(failure, &lease, answered(), asked.method) => {
                         replayed = true;
                         path.shard.totals.replays.set(path.shard.totals.replays.get() + 1);
                         continue;
@@ -294,14 +297,11 @@ async fn whole(
             Err(failure) => failure,
         };
         // The service closed the connection just when it was used again: nothing says that it saw the request.
-        let went_stale = pooled.reused
-            && !answered.get()
-            && failure.side == Side::Upstream
-            && matches!(failure.cause, Cause::Closed | Cause::Reset);
+        let went_stale = pooled.reused && !answered.get() && failure.is_end_of_connection();
         if went_stale {
             attempt.pool().learn_death(pooled.idle_ns, path.shard.clock.now());
         }
-        if !went_stale || replayed || (asked.method == Method::Other && !unsent) {
+        if !went_stale || !replays.one_more_after_death() || (asked.method == Method::Other && !unsent) {
             return Err(failure);
         }
         replayed = true;
@@ -386,6 +386,41 @@ async fn streamed(
         // even if the last of the request got through just then).
         (Ok(_), None) => Ok(Fate::Linger),
         (_, Some(failure)) | (Err(failure), None) => Err(failure),
+    }
+}
+
+/// What was sent again of an exchange.
+#[derive(Default)]
+struct Replays {
+    after_death: bool,
+    refused: bool,
+    going: u8,
+}
+
+impl Replays {
+    /// How often a request is sent again because a connection was going away: the next one may do so, too.
+    const GOING_MAX: u8 = 3;
+
+    /// Whether to send it again because a connection was dead when it was used again: once.
+    fn one_more_after_death(&mut self) -> bool {
+        !std::mem::replace(&mut self.after_death, true)
+    }
+
+    /// Whether to send a request again that failed so by HTTP/2 (RFC 9113 §8.7, RFC 9110 §9.2.2).
+    fn by_http2(&mut self, failure: Failure, lease: &Lease, answered: bool, method: Method) -> bool {
+        if failure.cause == Cause::GoingAway {
+            self.going += 1;
+            return self.going <= Self::GOING_MAX;
+        }
+        if failure.nothing_was_sent() {
+            // Once: who refuses for want of room should not be asked more often for it.
+            return !std::mem::replace(&mut self.refused, true);
+        }
+        lease.reused
+            && !answered
+            && method != Method::Other
+            && failure.is_end_of_connection()
+            && self.one_more_after_death()
     }
 }
 

@@ -25,6 +25,8 @@ pub struct SharedPool {
     open: RefCell<Vec<Rc<Shared>>>,
     connecting: Cell<u32>,
     waiting: RefCell<Vec<Waker>>,
+    /// How often they were told.
+    told: Cell<u64>,
     /// Whether the endpoint chose HTTP/2 the last time that it could choose.
     speaks: Cell<bool>,
     /// How often the endpoint has ended a connection because of too many pings.
@@ -54,6 +56,8 @@ pub struct Shared {
 pub struct Lease {
     shared: Rc<Shared>,
     pool: Rc<SharedPool>,
+    /// Whether the connection was there before: it may turn out to be dead.
+    pub reused: bool,
 }
 
 /// A connection being opened: those who wait are told when it is dropped.
@@ -68,7 +72,7 @@ impl SharedPool {
         open.retain(|shared| !shared.is_leaving());
         let busiest = open.iter().filter(|s| s.has_room(limits)).max_by_key(|s| s.exchanges.get())?;
         busiest.exchanges.set(busiest.exchanges.get() + 1);
-        Some(Lease { shared: Rc::clone(busiest), pool: Rc::clone(self) })
+        Some(Lease { shared: Rc::clone(busiest), pool: Rc::clone(self), reused: true })
     }
 
     /// Leave to open one more; `None` when as many as may be are open, or when one is being opened by another exchange
@@ -84,12 +88,16 @@ impl SharedPool {
 
     /// Waits until something has changed: a place is free, or an attempt to connect is over.
     pub async fn changed(&self) {
+        let told = self.told.get();
         let mut asked = false;
         poll_fn(|cx: &mut Context<'_>| {
-            if std::mem::replace(&mut asked, true) {
+            if self.told.get() != told {
                 return Poll::Ready(());
             }
-            self.waiting.borrow_mut().push(cx.waker().clone());
+            // Others may wake whoever waits, too: a deadline does.
+            if !std::mem::replace(&mut asked, true) {
+                self.waiting.borrow_mut().push(cx.waker().clone());
+            }
             Poll::Pending
         })
         .await;
@@ -114,7 +122,7 @@ impl SharedPool {
             encrypted,
         });
         self.open.borrow_mut().push(Rc::clone(&shared));
-        (Rc::clone(&shared), Lease { shared, pool: Rc::clone(self) })
+        (Rc::clone(&shared), Lease { shared, pool: Rc::clone(self), reused: false })
     }
 
     /// Whether the endpoint is expected to choose HTTP/2.
@@ -135,6 +143,7 @@ impl SharedPool {
     }
 
     fn tell(&self) {
+        self.told.set(self.told.get().wrapping_add(1));
         let waiting = std::mem::take(&mut *self.waiting.borrow_mut());
         for waker in waiting {
             waker.wake();

@@ -117,6 +117,85 @@ fn g22_a_service_that_always_refuses_is_asked_twice() {
 }
 
 #[test]
+fn g22_connections_that_go_away_one_after_the_other_fail_no_request() {
+    // Three in a row say that they have not taken it, each after a request that they did take.
+    let connections = Arc::<AtomicUsize>::default();
+    let theirs = Arc::clone(&connections);
+    let service = RawService::scripted(move |_, raw| {
+        let number = theirs.fetch_add(1, Ordering::AcqRel);
+        while let Some((stream, _)) = raw.request() {
+            if number == 3 {
+                ok(raw, stream);
+                continue;
+            }
+            let mut payload = (stream - 1).to_be_bytes().to_vec();
+            payload.extend_from_slice(&NO_ERROR.to_be_bytes());
+            raw.frame(GOAWAY, 0, 0, &payload);
+        }
+    });
+    let mesh = before(&service).start();
+    assert_eq!(asked(&mesh, "POST"), [(200, String::new()), (200, String::new())]);
+    assert_eq!(mesh.finish().totals.replays, 3);
+}
+
+#[test]
+fn g22_a_connection_that_was_dead_when_it_was_used_again_fails_no_idempotent_request() {
+    for (method, status) in [("GET", 200), ("POST", 502)] {
+        let connections = Arc::<AtomicUsize>::default();
+        let theirs = Arc::clone(&connections);
+        let service = RawService::scripted(move |_, raw| {
+            let number = theirs.fetch_add(1, Ordering::AcqRel);
+            let mut served = 0;
+            while let Some((stream, _)) = raw.request() {
+                // The first connection is closed without a word when it is used for the second time.
+                if number == 0 && served == 1 {
+                    return;
+                }
+                ok(raw, stream);
+                served += 1;
+            }
+        });
+        let mesh = before(&service).start();
+        let statuses: Vec<u16> =
+            (0..2).flat_map(|_| asked(&mesh, method)).map(|(status, _)| status).collect();
+        assert_eq!(statuses, [200, status, 200, 200], "{method}");
+        assert_eq!(mesh.finish().totals.replays, u64::from(method == "GET"));
+    }
+}
+
+#[test]
+fn who_waits_for_a_place_on_a_full_connection_is_told_after_the_time_to_connect_and_nobody_else_waits() {
+    let service = RawService::scripted(|_, raw| {
+        // Answered never, until the caller has gone.
+        while raw.request().is_some() {}
+    });
+    let origin = Origin::plain();
+    let mesh = Config::default()
+        .service_at(
+            "full",
+            &[&service.endpoint],
+            "protocol = \"http2\"\ntimeouts.connect = \"50ms\"\nhttp2 = { connections_max = 1, streams_max = 1 }",
+        )
+        .service("other", &[&origin], "")
+        .routes(
+            "[[route]]\npath_prefix = \"/full\"\nservice = \"full\"\n[[route]]\npath_prefix = \"/other\"\nservice = \"other\"\n",
+        )
+        .start();
+    let mut first = mesh.client();
+    first.send("GET /full HTTP/1.1\r\nHost: a\r\n\r\n");
+    let mut second = mesh.client();
+    second.send("GET /full HTTP/1.1\r\nHost: a\r\n\r\n");
+    let response = second.response();
+    assert_eq!(response.status(), 503);
+    assert_eq!(response.one("x-ringmesh-failure").as_deref(), Some("connect.upstream.overloaded"));
+    let mut other = mesh.client();
+    other.send("GET /other HTTP/1.1\r\nHost: a\r\n\r\n");
+    assert_eq!(other.response().status(), 200);
+    drop((first, second, other));
+    mesh.finish();
+}
+
+#[test]
 fn g23_misdirected_is_passed_on() {
     let service = RawService::scripted(|_, raw| {
         while let Some((stream, _)) = raw.request() {
