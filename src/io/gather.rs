@@ -33,6 +33,12 @@ pub trait Lender {
     fn give(&self, buffer: Self::Buffer);
     /// The shard's clock.
     fn clock(&self) -> &Clock;
+    /// Something came from a peer just now.
+    fn arrived(&self) {}
+    /// What was gathered has left: it took so long, ns, from its first octet on.
+    fn departed(&self, took_ns: u64) {
+        let _ = took_ns;
+    }
 }
 
 /// Looks at what comes in before h2 does.
@@ -87,6 +93,8 @@ struct Shared<L: Lender> {
     stopped: Cell<bool>,
     begun: Cell<bool>,
     out: RefCell<L::Buffer>,
+    /// Since when there is something in `out`.
+    out_since: Cell<u64>,
     /// Octets that have left since [`Inspect`] was told.
     sent: Cell<u64>,
     out_failed: Cell<Option<Fault>>,
@@ -137,6 +145,7 @@ pub fn gather<L: Lender, I: Inspect>(
         stopped: Cell::new(!passes),
         begun: Cell::new(inspect.has_begun()),
         out: RefCell::default(),
+        out_since: Cell::default(),
         sent: Cell::default(),
         out_failed: Cell::new(None),
         finished: Cell::new(false),
@@ -183,6 +192,7 @@ impl<L: Lender, I: Inspect> Inward<L, I> {
         match read {
             Ok(n) if n > 0 => {
                 shared.last_read_at.set(lender.clock().now());
+                lender.arrived();
                 *busy = n >= 16 * 1024;
                 self.pass_on(buffer);
                 Ok(())
@@ -241,8 +251,11 @@ impl<L: Lender> Outward<L> {
             let mut out = std::mem::take(&mut *self.shared.out.borrow_mut());
             self.shared.wake(Waits::Write);
             self.shared.sent.set(self.shared.sent.get() + out.len() as u64);
-            let patience = Patience { clock: self.shared.lender.clock(), stall: self.stall, until: NEVER };
+            let since = self.shared.out_since.get();
+            let clock = self.shared.lender.clock();
+            let patience = Patience { clock, stall: self.stall, until: NEVER };
             let written = self.writer.write_all(&mut out, 0, patience).await;
+            self.shared.lender.departed(clock.now().saturating_sub(since));
             self.shared.lender.give(out);
             if let Err(fault) = written {
                 self.shared.out_failed.set(Some(fault));
@@ -383,6 +396,7 @@ impl<L: Lender> Shared<L> {
         let written = out.len() - before;
         drop(out);
         if was_empty && written > 0 {
+            self.out_since.set(self.lender.clock().now());
             self.wake(Waits::Outward);
         }
         Poll::Ready(Ok(written))

@@ -12,7 +12,7 @@ use crate::http::grpc::{self, Code, Dialect, Messages, Status};
 use crate::http::h1::{Glimpse, glimpse};
 use crate::identity::SpiffeId;
 use crate::shard::clock::{NEVER, ns};
-use crate::shard::{Shard, View};
+use crate::shard::{Gathered, Shard, View};
 use crate::telemetry::access::Line;
 use crate::telemetry::recorder::{Ended, GrpcEnded};
 use crate::upstream::service::Service;
@@ -42,6 +42,7 @@ pub(super) struct Account {
     waiting: Cell<u16>,
     waiting_since: Cell<u64>,
     waited_ns: Cell<u64>,
+    leaving_ns: Cell<u64>,
 }
 
 /// What is noted of a gRPC call.
@@ -72,8 +73,22 @@ impl Account {
     pub(super) fn waited(&self, now: u64) {
         self.waiting.set(self.waiting.get() - 1);
         if self.waiting.get() == 0 {
-            self.waited_ns.set(self.waited_ns.get() + (now - self.waiting_since.get()));
+            self.waited_ns.set(self.waited_ns.get() + now.saturating_sub(self.waiting_since.get()));
         }
+    }
+
+    /// The wait since then for what came by HTTP/2 is over. It lasted from when the request had left until the answer came,
+    /// not until it was the exchange's turn to see it: what lies between is this proxy's.
+    pub(super) fn waited_for_http2(&self, since: u64, now: u64, gathered: &Gathered) {
+        let arrived_at = gathered.arrived_at.get().clamp(since, now);
+        self.waited(arrived_at);
+        let leaving_ns = gathered.departing_ns.get().min(arrived_at - since);
+        self.waited_ns.set(self.waited_ns.get().saturating_sub(leaving_ns));
+    }
+
+    /// What is sent to the caller by HTTP/2 leaves after the exchange has ended: so long after that, as far as one can tell.
+    pub(super) fn leaves_later(&self, gathered: &Gathered) {
+        self.leaving_ns.set(gathered.departing_ns.get());
     }
 
     /// It is a gRPC call.
@@ -169,7 +184,7 @@ impl Account {
         failure: Option<Failure>,
     ) {
         let now = shard.clock.now();
-        let whole_ns = now - self.started;
+        let whole_ns = now - self.started + self.leaving_ns.get();
         let first_byte_ns = match self.first_byte_at.get() {
             0 => None,
             at => Some(at - self.started),
@@ -256,5 +271,28 @@ impl<'x> Shown<'x> {
             decision: asked.map(|a| &a.decision),
             protocol: asked.map_or("", |a| a.version.name()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wait_by_http2_lasts_from_the_leaving_of_the_request_to_the_coming_of_the_answer() {
+        let gathered = Gathered { arrived_at: Cell::new(1800), departing_ns: Cell::new(300) };
+        let waited = |since, now| {
+            let account = Account::new(0, 0);
+            account.wait(since);
+            account.waited_for_http2(since, now, &gathered);
+            account.waited_ns.get()
+        };
+        // Handed over at 1000 and gone at 1300; come at 1800, seen at 1900.
+        assert_eq!(waited(1000, 1900), 500);
+        // What was read last came before the wait, or leaving took longer than the answer: no wait.
+        assert_eq!(waited(1850, 1900), 0);
+        assert_eq!(waited(1700, 1900), 0);
+        // Not beyond what is known.
+        assert_eq!(waited(1000, 1500), 200);
     }
 }

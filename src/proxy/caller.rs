@@ -25,6 +25,8 @@ use crate::upstream::service::Service;
 
 /// Who is at the other end of a connection.
 pub(super) struct Caller {
+    /// When HTTP/2 began to be spoken.
+    pub(super) began: u64,
     pub(super) peer: SocketAddr,
     pub(super) listener: Arc<str>,
     pub(super) port: u16,

@@ -53,7 +53,8 @@ pub(super) async fn serve(shard: Rc<Shard>, downstream: Downstream) {
     let edge = Edge::of(&connection).map(Edge::kept);
     let encrypted = connection.tls().is_some();
     let mesh = Protocol::of(&connection) == Protocol::Mesh;
-    let caller = Rc::new(Caller { peer, listener, port, identity, encrypted, mesh, edge });
+    let began = shard.clock.now();
+    let caller = Rc::new(Caller { began, peer, listener, port, identity, encrypted, mesh, edge });
     let view = shard.view();
     let snapshot = &view.snapshot;
     let settings = snapshot.http2;
@@ -154,7 +155,9 @@ fn exchange(
 ) -> impl Future<Output = ()> {
     let counted = InProgress::count(&shard);
     let view = shard.view();
-    let account = Account::new(shard.clock.now(), 0);
+    // It came with the last octets; until now others had their turn. With the first ones, where the connection begins.
+    let arrived_at = shard.gathered.arrived_at.get().max(caller.began);
+    let account = Account::new(arrived_at.min(shard.clock.now()), 0);
     let respond = RefCell::new(respond);
     let (mut parts, body) = request.into_parts();
     async move {
@@ -251,6 +254,7 @@ async fn served(
         decision: decision.as_ref(),
         protocol: caller.origin(parts).map_or("HTTP/2", |origin| origin.0.name()),
     };
+    account.leaves_later(&shard.gathered);
     account.close(shard, view, &shown, service.as_ref().map(|(_, s)| s), result.err().flatten());
 }
 

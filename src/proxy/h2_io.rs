@@ -53,6 +53,18 @@ impl Lender for Lent {
     fn clock(&self) -> &Clock {
         &self.0.clock
     }
+
+    fn arrived(&self) {
+        self.0.gathered.arrived_at.set(self.0.clock.now());
+    }
+
+    fn departed(&self, took_ns: u64) {
+        // A peer that does not read is waited for; that is not what leaving takes.
+        const LEAVING_MAX_NS: u64 = 10_000_000;
+        if took_ns < LEAVING_MAX_NS {
+            self.0.gathered.departing_ns.set(took_ns);
+        }
+    }
 }
 
 /// How a peer stands with us: what it owes, what it has earned.

@@ -312,10 +312,11 @@ pub(super) async fn head(
         true => shard.clock.now().saturating_add(ns(path.service.spec.timeouts.response)),
         false => NEVER,
     };
-    path.account.wait(shard.clock.now());
+    let since = shard.clock.now();
+    path.account.wait(since);
     let next = alarm.until(patience.min(path.deadline), poll_fn(|cx| poll_head(response, cx))).await;
     let now = shard.clock.now();
-    path.account.waited(now);
+    path.account.waited_for_http2(since, now, &shard.gathered);
     match next {
         Some(Ok(head)) => {
             if !answered.replace(true) {

@@ -1,5 +1,5 @@
 //! Tunnels: a connection, or a stream of one that speaks HTTP/2, that is bytes from here on, after a WebSocket handshake
-//! or CONNECT ([`upgraded`], [`connect`]; those that come by HTTP/2 begin in [`tunnel_h2`](super::tunnel_h2)).
+//! or CONNECT ([`upgraded`], [`connect`]; those that come by HTTP/2 begin in [`super::tunnel_h2`]).
 //!
 //! [`run`] carries the bytes, whatever the ends are: anything that has a [`Source`], a [`Sink`] and an [`End`]. Each
 //! direction ends alone, so that half-close passes through; a reset of one side resets the other. The route's timeout and

@@ -43,6 +43,8 @@ pub struct Shard {
     pub live: Rc<Live>,
     /// What the shard counts of itself.
     pub totals: Totals,
+    /// How I/O by HTTP/2 goes, of which exchanges see nothing.
+    pub gathered: Gathered,
     pub(super) stall_threshold_ns: u64,
     /// How long a connection of the mesh is kept at least, whatever the ends of leaves say.
     pub(super) age_min: Duration,
@@ -55,6 +57,16 @@ pub struct Shard {
     /// Services that are gone from the configuration but may have exchanges in flight.
     vanished: RefCell<Vec<Rc<Service>>>,
     draining: Cell<bool>,
+}
+
+/// When octets of HTTP/2 came and how long others took to leave, last: the turns of the loop are the same for all
+/// connections. What the proxy itself takes of an exchange's time is told with these.
+#[derive(Default)]
+pub struct Gathered {
+    /// When something was last read.
+    pub arrived_at: Cell<u64>,
+    /// From the first octet handed over until the write that took it was over, ns.
+    pub departing_ns: Cell<u64>,
 }
 
 /// A snapshot, and what this shard knows of its services. An exchange keeps the view that it began with.
@@ -118,6 +130,7 @@ impl Shard {
             watch: Watch::default(),
             live: Rc::default(),
             totals: Totals::default(),
+            gathered: Gathered::default(),
             told: RefCell::default(),
             stall_threshold_ns: ns(stall_threshold),
             age_min,
