@@ -20,6 +20,8 @@ const ADDED: &[&str] = &[
     "via",
     "x-forwarded-for",
     "x-forwarded-proto",
+    "x-forwarded-host",
+    "upgrade",
     "max-forwards",
 ];
 
