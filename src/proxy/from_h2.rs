@@ -80,9 +80,14 @@ pub(super) async fn serve(shard: Rc<Shard>, downstream: Downstream) {
     let head_ns = ns(snapshot.timeouts.head);
     let deadline = shard.clock.now().saturating_add(head_ns);
     let handshake = pin!(unless_stopped(&vital, builder.handshake::<_, Bytes>(io)));
-    let Some(Some(Ok(mut connection))) = shard.deadlines.alarm().until(deadline, handshake).await else {
-        standing.tell(&shard, caller.peer, vital.was_stopped(), 0);
-        return;
+    let mut connection = match shard.deadlines.alarm().until(deadline, handshake).await {
+        Some(Some(Ok(connection))) => connection,
+        begun => {
+            // Who goes away owes nothing: callers do that when they find another than they expected.
+            let patience_ns = if begun.is_none() { 0 } else { NEVER };
+            standing.tell(&shard, caller.peer, vital.was_stopped(), patience_ns);
+            return;
+        }
     };
     let idle_ns = ns(snapshot.timeouts.idle);
     drop(view);

@@ -14,8 +14,9 @@ use crate::support::wire::Message;
 const NEAR: &str = "spiffe://mesh.local/ns/shop/sa/near";
 const FAR: &str = "spiffe://mesh.local/ns/shop/sa/far";
 
-/// Two proxies that agree on the first of `alpn`, the near one first.
-fn pair(authority: &Authority, alpn: &[&[u8]], origin: &Origin) -> (Mesh, Mesh) {
+/// Two proxies that agree on the first of `alpn`, the near one first; it expects that identity at the far one.
+fn pair(authority: &Authority, alpn: &[&[u8]], expected: &str, origin: &Origin) -> (Mesh, Mesh) {
+    let expected = expected.to_owned();
     let theirs = authority.credentials(FAR, &authority.workload(FAR), alpn);
     let far = Config::new(&[origin]).forwarding("via = \"far\"\n").logged().change(move |snapshot| {
         snapshot.listeners[0].tls = ListenerTls::Strict;
@@ -24,10 +25,29 @@ fn pair(authority: &Authority, alpn: &[&[u8]], origin: &Origin) -> (Mesh, Mesh) 
     let far = far.start();
     let ours = authority.credentials(NEAR, &authority.workload(NEAR), alpn);
     let near = Config::default().service_at("app", &[&far.address.to_string()], "").change(move |snapshot| {
-        Arc::make_mut(&mut snapshot.services[0]).tls = Tls::Mesh(vec![IdMatch::parse(FAR).unwrap()]);
+        Arc::make_mut(&mut snapshot.services[0]).tls = Tls::Mesh(vec![IdMatch::parse(&expected).unwrap()]);
         snapshot.identity = Some(Arc::clone(&ours));
     });
     (near.start(), far)
+}
+
+#[test]
+fn who_leaves_because_it_finds_another_identity_is_not_said_to_owe_anything() {
+    let authority = Authority::new("mesh");
+    for alpn in [&b"h2"[..], ALPN_MESH] {
+        let origin = Origin::plain();
+        let (near, far) = pair(&authority, &[alpn], "spiffe://mesh.local/ns/shop/sa/other", &origin);
+        let mut client = near.client();
+        client.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n");
+        let response = client.response();
+        assert_eq!(response.one("x-ringmesh-failure").as_deref(), Some("handshake.upstream.wrong_identity"));
+        drop(client);
+        // Both ends have ended when they have finished.
+        near.finish();
+        let far = far.finish();
+        assert!(far.connection_failures.is_empty(), "{:?}", far.connection_failures);
+        assert!(origin.settle().is_empty());
+    }
 }
 
 /// Start line and framing, fields, body, trailers.
@@ -88,7 +108,7 @@ fn what_came_by_http11_comes_out_as_it_went_in() {
                 }
             }
         });
-        let (near, far) = pair(&authority, &[protocol], &origin);
+        let (near, far) = pair(&authority, &[protocol], FAR, &origin);
         let mut answers = Vec::new();
         for request in REQUESTS {
             for (n, answer) in RESPONSES.iter().enumerate() {
@@ -108,9 +128,11 @@ fn what_came_by_http11_comes_out_as_it_went_in() {
             origin.settle().iter().flat_map(|came| came.requests()).map(|r| seen(&r)).collect();
         (answers, requests, spoken)
     });
+    assert_eq!(by_http11.0.len(), by_mesh.0.len());
     for (left, right) in by_http11.0.iter().zip(&by_mesh.0) {
         assert_eq!(left, right);
     }
+    assert_eq!((by_http11.1.len(), by_mesh.1.len()), (by_mesh.0.len(), by_mesh.0.len()), "each request came");
     let sorted = |mut requests: Vec<Seen>| {
         requests.sort();
         requests
