@@ -14,7 +14,7 @@ use bytes::Bytes;
 use h2::server::SendResponse;
 use h2::{Reason, RecvStream};
 use http::request::Parts;
-use http::{Request, Response, StatusCode};
+use http::{Request, Response};
 
 use super::account::{Account, Shown};
 use super::caller::{Caller, answer};
@@ -23,27 +23,20 @@ use super::h2_io::{Floods, Keepalive, Lent, Place, SMALL_FRAMES_MAX, unless_stop
 use super::over_h2::{Head, give_up, head};
 use super::relay::{Direction, Web, unless_reset};
 use super::tunnel_h2;
-use super::{First, InProgress, Path, Replays, SHED, blamed, both};
+use super::{First, InProgress, Path, Replays, blamed, both};
 use crate::authorize::Verdict;
 use crate::downstream::{Downstream, Edge, Protocol};
 use crate::failure::{Cause, Failure, Side, Stage};
-use crate::http::body::{Reframer, TAILROOM};
 use crate::http::client_cert::ClientCert;
 use crate::http::grpc::Dialect;
 use crate::http::grpc_web::{Form, Translation};
-use crate::http::h1::{self, Parsed};
 use crate::http::h2::{self as message, Facts, ORIGIN_FIELD};
-use crate::http::websocket::Accept;
 use crate::http::{Framing, Method};
 use crate::io::gather;
-use crate::io::timed::{Alarm, OnDeadline};
+use crate::io::timed::Alarm;
 use crate::io::tls::Tls;
-use crate::io::{Connection, Patience};
-use crate::shard::buffers::Buffer;
 use crate::shard::clock::{NEVER, ns};
 use crate::shard::{Shard, View, task};
-use crate::upstream::pool::Pooled;
-use crate::upstream::service::Attempt;
 use crate::upstream::shared::Lease;
 
 /// Serves one connection to its end. Its input are its first octets, the preface or a part of it.
@@ -271,7 +264,7 @@ fn is_too_large(facts: &Facts, limit: u64) -> bool {
 pub(super) struct Call<'x> {
     pub(super) path: Path<'x>,
     pub(super) caller: &'x Caller,
-    view: &'x View,
+    pub(super) view: &'x View,
     pub(super) parts: &'x Parts,
     pub(super) facts: &'x Facts,
     pub(super) respond: &'x RefCell<SendResponse<Bytes>>,
@@ -339,8 +332,21 @@ impl Call<'_> {
         }
     }
 
+    /// The head of the request for a service that speaks HTTP/2.
+    pub(super) fn forwarded(&self, lease: &Lease) -> Parts {
+        let mut parts = self.parts.clone();
+        message::forward(&mut parts, self.facts, &self.forwarding());
+        message::set_scheme(&mut parts.uri, lease.is_encrypted());
+        if lease.is_mesh()
+            && let Some(origin) = self.caller.origin(self.parts)
+        {
+            parts.headers.insert(ORIGIN_FIELD, origin.value());
+        }
+        parts
+    }
+
     /// The way there.
-    fn there<'x>(&'x self, alarm: &'x Alarm) -> Direction<'x> {
+    pub(super) fn there<'x>(&'x self, alarm: &'x Alarm) -> Direction<'x> {
         let limits = &self.view.snapshot.limits;
         Direction {
             shard: self.path.shard,
@@ -360,7 +366,7 @@ impl Call<'_> {
     }
 
     /// The way back.
-    fn back<'x>(&'x self, alarm: &'x Alarm) -> Direction<'x> {
+    pub(super) fn back<'x>(&'x self, alarm: &'x Alarm) -> Direction<'x> {
         Direction {
             read_stall: self.path.service.spec.timeouts.body_stall,
             write_stall: self.view.snapshot.timeouts.body_stall,
@@ -381,14 +387,7 @@ impl Call<'_> {
         answered: &Cell<bool>,
     ) -> Result<(), Failure> {
         let whole = self.facts.framing == Framing::None;
-        let mut parts = self.parts.clone();
-        message::forward(&mut parts, self.facts, &self.forwarding());
-        message::set_scheme(&mut parts.uri, lease.is_encrypted());
-        if lease.is_mesh()
-            && let Some(origin) = self.caller.origin(self.parts)
-        {
-            parts.headers.insert(ORIGIN_FIELD, origin.value());
-        }
+        let mut parts = self.forwarded(lease);
         let is_web = matches!(self.facts.grpc, Some(Dialect::Web(_)));
         let web = if is_web { Translation::of_request(&mut parts.headers) } else { None };
         self.path.of_call(&mut parts.headers);
@@ -518,248 +517,8 @@ impl Call<'_> {
         self.end(&to, result, reset)
     }
 
-    /// To a service that speaks HTTP/1.1.
-    async fn to_h1(
-        &self,
-        body: &mut RecvStream,
-        mut pooled: Pooled,
-        attempt: &Attempt,
-        answered: &Cell<bool>,
-    ) -> Result<(), Failure> {
-        let shard = self.path.shard;
-        let shed = Failure::local(Stage::Request, Cause::Overloaded);
-        let mut out = shard.buffers.take_small().ok_or(shed)?;
-        message::write_h1(self.parts, self.facts, &self.forwarding(), &mut out);
-        let Some(mut input) = shard.buffers.take_small() else {
-            shard.buffers.give(out);
-            return Err(SHED);
-        };
-        let result = self.over_h1(body, &mut pooled, &mut out, &mut input, answered).await;
-        shard.buffers.give(out);
-        shard.buffers.give(input);
-        self.done_with_h1(result?, pooled, attempt);
-        Ok(())
-    }
-
-    pub(super) fn done_with_h1(&self, done: Done, pooled: Pooled, attempt: &Attempt) {
-        if done.reusable {
-            let limits = &self.path.service.spec.pool;
-            attempt.pool().checkin(pooled, limits, done.idle_seconds, self.path.shard.clock.now());
-        }
-    }
-
-    async fn over_h1(
-        &self,
-        body: &mut RecvStream,
-        pooled: &mut Pooled,
-        out: &mut Buffer,
-        input: &mut Buffer,
-        answered: &Cell<bool>,
-    ) -> Result<Done, Failure> {
-        if self.facts.framing != Framing::None {
-            // Boxed: two directions are much state, which most requests do not need.
-            return Box::pin(self.both_h1(body, pooled, out, input, answered)).await;
-        }
-        let shard = self.path.shard;
-        let origin = pooled.connection.control();
-        let Connection { reader, writer, .. } = &mut pooled.connection;
-        let alarm = shard.deadlines.alarm();
-        let stall = self.path.service.spec.timeouts.body_stall;
-        let patience = Patience { clock: &shard.clock, stall, until: self.path.deadline };
-        let sent = writer.write_all(out, 0, patience).await;
-        sent.map_err(|fault| Failure::upstream(Stage::Request, super::cause(fault)))?;
-        self.back_from_h1(reader, &origin, input, &alarm, &Cell::new(true), answered).await
-    }
-
-    /// Both directions at once.
-    async fn both_h1(
-        &self,
-        body: &mut RecvStream,
-        pooled: &mut Pooled,
-        out: &mut Buffer,
-        input: &mut Buffer,
-        answered: &Cell<bool>,
-    ) -> Result<Done, Failure> {
-        let shard = self.path.shard;
-        let origin = pooled.connection.control();
-        let Connection { reader, writer, .. } = &mut pooled.connection;
-        let alarm = shard.deadlines.alarm();
-        let there_alarm = shard.deadlines.alarm();
-        let there = self.there(&there_alarm);
-        let sent = Cell::new(false);
-        let back = pin!(self.back_from_h1(reader, &origin, input, &alarm, &sent, answered));
-        let there = pin!(async {
-            if body.flow_control().used_capacity() == 0 {
-                // The head does not wait for the body: the service may have to say that it wants it.
-                let patience =
-                    Patience { clock: &shard.clock, stall: there.write_stall, until: self.path.deadline };
-                let head = writer.write_all(out, 0, patience).await;
-                out.clear();
-                head.map_err(|fault| Failure::upstream(Stage::Request, super::cause(fault)))?;
-            }
-            let result = there.h2_to_h1(body, writer, self.facts.framing, out).await;
-            sent.set(result.is_ok());
-            result
-        });
-        let answer_by = || shard.clock.now().saturating_add(ns(self.path.service.spec.timeouts.response));
-        let (there_result, back_result, back_was_first) = both(there, back, |first| match first {
-            First::There(Err(failure)) if failure.side != Side::Upstream => origin.shutdown(),
-            First::There(_) if self.path.account.status.get() == 0 => origin.read_by(answer_by()),
-            First::There(_) => {}
-            First::Back => {
-                there_alarm.by(0);
-                origin.shutdown();
-            }
-        })
-        .await;
-        match (there_result, back_result) {
-            (Ok(()), Ok(done)) if !back_was_first => Ok(done),
-            (_, Ok(done)) => Ok(Done { reusable: false, ..done }),
-            (Err(there), Err(_)) if there.side != Side::Upstream && !back_was_first => Err(there),
-            (_, Err(back)) => Err(back),
-        }
-    }
-
-    async fn back_from_h1(
-        &self,
-        from: &mut crate::io::Reader,
-        origin: &crate::io::Control,
-        input: &mut Buffer,
-        alarm: &Alarm,
-        sent: &Cell<bool>,
-        answered: &Cell<bool>,
-    ) -> Result<Done, Failure> {
-        let (head, reset) = unless_reset(
-            |cx| self.respond.borrow_mut().poll_reset(cx),
-            || origin.shutdown(),
-            self.head_from_h1(from, input, sent, answered, None),
-        )
-        .await;
-        if reset {
-            return Err(Failure::downstream(Stage::Response, Cause::StreamReset));
-        }
-        self.pass_on_from_h1(&mut head?, from, origin, input, alarm).await
-    }
-
-    /// Passes a response on, head and body.
-    pub(super) async fn pass_on_from_h1(
-        &self,
-        answer: &mut Answer,
-        from: &mut crate::io::Reader,
-        origin: &crate::io::Control,
-        input: &mut Buffer,
-        alarm: &Alarm,
-    ) -> Result<Done, Failure> {
-        let (mut parts, ()) = std::mem::take(&mut answer.head).into_parts();
-        let adopted = self.path.account.note_head(&mut parts, self.facts.grpc);
-        answer.keep_alive &= !adopted;
-        let status = parts.status.as_u16();
-        let mut reframer = Reframer::new(answer.framing, Framing::UntilClose)
-            .without_trailers(std::mem::take(&mut answer.nominated_trailers));
-        let ended = adopted || matches!(answer.framing, Framing::None | Framing::Length(0));
-        let begun = self.respond.borrow_mut().send_response(Response::from_parts(parts, ()), ended);
-        let to = RefCell::new(begun.map_err(|_| Failure::downstream(Stage::Body, Cause::StreamReset))?);
-        self.path.account.status.set(status);
-        input.drain(..answer.head_len);
-        let mut clean = input.is_empty();
-        if !ended {
-            let back = self.back(alarm);
-            let (result, reset) = unless_reset(
-                |cx| to.borrow_mut().poll_reset(cx),
-                || {
-                    origin.shutdown();
-                    alarm.by(0);
-                },
-                back.h1_to_h2(from, input, &mut reframer, &to),
-            )
-            .await;
-            clean = *result.as_ref().unwrap_or(&false);
-            self.end(&to, result.map(drop), reset)?;
-        }
-        Ok(Done {
-            reusable: clean && answer.keep_alive && answer.framing != Framing::UntilClose,
-            idle_seconds: answer.idle_seconds,
-        })
-    }
-
-    /// Reads the head of a response, and passes on the interim ones before it. With `accept` it answers a WebSocket handshake,
-    /// and may be a 101.
-    pub(super) async fn head_from_h1(
-        &self,
-        from: &mut crate::io::Reader,
-        input: &mut Buffer,
-        sent: &Cell<bool>,
-        answered: &Cell<bool>,
-        accept: Option<&Accept>,
-    ) -> Result<Answer, Failure> {
-        let shard = self.path.shard;
-        let limits = &self.view.snapshot.limits;
-        let mut interim = 0;
-        loop {
-            let then = |response: &h1::Response<'_>| {
-                message::from_h1(response, &shard.clock).map(|head| Answer {
-                    head,
-                    head_len: response.head_len,
-                    framing: response.framing,
-                    keep_alive: response.keep_alive,
-                    idle_seconds: response.idle_seconds,
-                    nominated_trailers: response.nominated_trailers(),
-                })
-            };
-            let parsed = match accept {
-                _ if input.is_empty() => Parsed::Partial,
-                Some(accept) => h1::read_handshake_response(input, limits, accept, then),
-                None => h1::read_response(input, limits, self.facts.method, then),
-            };
-            let refused = |cause| Failure::upstream(Stage::Response, cause);
-            match parsed {
-                // A 101 that was not asked for never gets here.
-                Parsed::Whole(Ok(answer)) if answer.head.status() == StatusCode::SWITCHING_PROTOCOLS => {
-                    return Ok(answer);
-                }
-                Parsed::Whole(Ok(answer)) if answer.head.status().is_informational() => {
-                    interim += 1;
-                    if interim > limits.interim_responses_max {
-                        return Err(refused(Cause::TooManyInterim));
-                    }
-                    input.drain(..answer.head_len);
-                    let told = self.respond.borrow_mut().send_informational(answer.head);
-                    told.map_err(|_| Failure::downstream(Stage::Response, Cause::StreamReset))?;
-                    continue;
-                }
-                Parsed::Whole(Ok(answer)) => return Ok(answer),
-                Parsed::Whole(Err(cause)) | Parsed::Refused(cause) => return Err(refused(cause)),
-                Parsed::Partial => {}
-            }
-            if input.len() + TAILROOM >= input.capacity() {
-                let mut large = shard.buffers.take_large().ok_or(SHED)?;
-                if large.capacity() <= input.len() + TAILROOM {
-                    shard.buffers.give(large);
-                    return Err(refused(Cause::HeadTooLarge));
-                }
-                large.extend_from_slice(input);
-                shard.buffers.give(std::mem::replace(input, large));
-            }
-            let patience = match sent.get() {
-                true => shard.clock.now().saturating_add(ns(self.path.service.spec.timeouts.response)),
-                false => NEVER,
-            };
-            self.path.account.wait(shard.clock.now());
-            let deadline = patience.min(self.path.deadline);
-            let read = from.read(input, TAILROOM, deadline, OnDeadline::Shutdown).await;
-            let now = shard.clock.now();
-            self.path.account.waited(now);
-            match read {
-                Ok(0) => return Err(refused(Cause::Closed)),
-                Ok(_) if !answered.replace(true) => self.path.account.first_byte_at.set(now),
-                Ok(_) => {}
-                Err(fault) => return Err(refused(super::cause(fault))),
-            }
-        }
-    }
-
     /// A response that has begun ends whole, or with a reset.
-    fn end(
+    pub(super) fn end(
         &self,
         to: &RefCell<h2::SendStream<Bytes>>,
         result: Result<(), Failure>,
@@ -774,22 +533,6 @@ impl Call<'_> {
             }
         }
     }
-}
-
-/// The head of a response that came by HTTP/1.1.
-pub(super) struct Answer {
-    pub(super) head: Response<()>,
-    pub(super) head_len: usize,
-    framing: Framing,
-    keep_alive: bool,
-    idle_seconds: Option<u64>,
-    nominated_trailers: Vec<Box<str>>,
-}
-
-/// What became of an upstream HTTP/1.1 connection.
-pub(super) struct Done {
-    reusable: bool,
-    idle_seconds: Option<u64>,
 }
 
 #[cfg(test)]

@@ -12,6 +12,7 @@ mod from_h2;
 mod h2_client;
 mod h2_io;
 mod handshake;
+mod over_h1;
 mod over_h2;
 mod relay;
 mod request;

@@ -17,7 +17,8 @@ use http::request::Parts;
 use http::{Request, Response, StatusCode};
 
 use super::connect::{To, Tried};
-use super::from_h2::{Call, Done};
+use super::from_h2::Call;
+use super::over_h1::Done;
 use super::over_h2::Back;
 use super::relay::unless_reset;
 use super::tunnel::{Agreed, Cut, End, Far, Near, Sink, Source, through};
@@ -25,7 +26,7 @@ use super::{Path, SHED, Settled};
 use crate::authorize::Policy;
 use crate::downstream::{Asked, Downstream, Tunnel};
 use crate::failure::{Cause, Failure, Side, Stage};
-use crate::http::h2::{self as message, ORIGIN_FIELD, Origin};
+use crate::http::h2::{self as message, Origin};
 use crate::http::respond;
 use crate::http::websocket;
 use crate::io::idle::Idle;
@@ -237,14 +238,7 @@ impl Call<'_> {
 
     /// Asks a service that speaks HTTP/2.
     async fn ask(&self, lease: Lease, answered: &Cell<bool>) -> Result<Said, Failure> {
-        let mut parts = self.parts.clone();
-        message::forward(&mut parts, self.facts, &self.forwarding());
-        message::set_scheme(&mut parts.uri, lease.is_encrypted());
-        if lease.is_mesh()
-            && let Some(origin) = self.caller.origin(self.parts)
-        {
-            parts.headers.insert(ORIGIN_FIELD, origin.value());
-        }
+        let parts = self.forwarded(&lease);
         let sent = lease.send(Request::from_parts(parts, ()), false);
         let (mut response, mut send) =
             sent.map_err(|error| Failure::upstream(Stage::Request, message::cause(&error)))?;
