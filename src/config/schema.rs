@@ -103,6 +103,7 @@ pub(super) static SERVICE: Section = Section {
         "pool",
         "timeouts",
         "http2",
+        "caps",
     ],
 };
 pub(super) static ENDPOINT: Section = Section {
@@ -132,10 +133,25 @@ pub(super) static SERVICE_HTTP2: Section = Section {
         "ping_timeout",
     ],
 };
+pub(super) static CAPS: Section = Section {
+    path: "service.caps",
+    header: "`caps` of a [[service]]",
+    keys: &["exchanges_max", "pending_max", "queue_timeout", "queue_target", "retries_max"],
+};
 pub(super) static ROUTE: Section = Section {
     path: "route",
     header: "[[route]]",
-    keys: &["name", "hosts", "path", "path_prefix", "service", "timeout", "upgrades", "tunnel_idle"],
+    keys: &[
+        "name",
+        "hosts",
+        "path",
+        "path_prefix",
+        "service",
+        "timeout",
+        "upgrades",
+        "tunnel_idle",
+        "priority",
+    ],
 };
 pub(super) static AUTHORIZATION: Section = Section {
     path: "authorization",
@@ -144,7 +160,7 @@ pub(super) static AUTHORIZATION: Section = Section {
 };
 
 /// All of them, in the order of `config/reference.toml`.
-pub(super) static SECTIONS: [&Section; 17] = [
+pub(super) static SECTIONS: [&Section; 18] = [
     &TOP,
     &ADMIN,
     &ACCESS_LOG,
@@ -160,6 +176,7 @@ pub(super) static SECTIONS: [&Section; 17] = [
     &POOL,
     &SERVICE_TIMEOUTS,
     &SERVICE_HTTP2,
+    &CAPS,
     &ROUTE,
     &AUTHORIZATION,
 ];

@@ -15,10 +15,11 @@ use crate::shard::clock::{NEVER, ns};
 use crate::shard::{Gathered, Shard, View};
 use crate::telemetry::access::Line;
 use crate::telemetry::recorder::{Ended, GrpcEnded};
+use crate::upstream::limiter::Pass;
 use crate::upstream::service::Service;
 
 /// An exchange's account. `Cell`s, because both directions of a streamed exchange write into it.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(super) struct Account {
     /// When the request's first byte was here.
     pub(super) started: u64,
@@ -40,6 +41,8 @@ pub(super) struct Account {
     grpc: OnceCell<Box<Tally>>,
     /// Waits for either peer that are going on, since when there is at least one, and the sum of those that are over.
     waiting: Cell<u16>,
+    /// Its place at a service that may be given so much at a time.
+    pub(super) place: Cell<Option<Pass>>,
     waiting_since: Cell<u64>,
     waited_ns: Cell<u64>,
     leaving_ns: Cell<u64>,
@@ -130,7 +133,16 @@ impl Account {
     /// The exchange is a tunnel from here on: one long wait. Its bytes are recorded while it lives.
     pub(super) fn tunnel_begins(&self, now: u64) {
         self.tunnel.set(true);
+        // How long it lasts is up to its ends: it counts as a connection, not as an exchange.
+        self.give_place_back(now);
         self.wait(now);
+    }
+
+    /// Gives its place at the service back, if it has one.
+    fn give_place_back(&self, now: u64) {
+        if let Some(place) = self.place.take() {
+            place.end(now);
+        }
     }
 
     /// Notes how a stream failed.
@@ -184,6 +196,7 @@ impl Account {
         failure: Option<Failure>,
     ) {
         let now = shard.clock.now();
+        self.give_place_back(now);
         let whole_ns = now - self.started + self.leaving_ns.get();
         let first_byte_ns = match self.first_byte_at.get() {
             0 => None,

@@ -6,8 +6,11 @@ use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+mod caps;
 mod policy;
 mod service;
+
+pub(super) use caps::{CompiledCaps, warn as warn_of_caps};
 
 pub(super) use policy::warn as warn_of_policy;
 
@@ -19,7 +22,7 @@ use super::report::{Place, Problem, Problems, Source};
 use super::values;
 use super::warn;
 use crate::authorize;
-use crate::route::{HostMatch, PathMatch, Route};
+use crate::route::{HostMatch, PathMatch, Priority, Route};
 use crate::snapshot::{Forwarding, Http2, Limits, Timeouts};
 
 /// Everything checked; `None` when `problems` has errors.
@@ -418,6 +421,7 @@ fn route(raw: RawRoute, index: usize, service: u32, from: &From<'_>) -> Compiled
         from.mark_of(raw.timeout.as_ref()),
         from.mark_of(raw.upgrades.as_ref()),
         from.mark_of(raw.tunnel_idle.as_ref()),
+        from.mark_of(raw.priority.as_ref()),
     ];
     let path = match (raw.path, raw.path_prefix) {
         (Some(path), _) => PathMatch::Exact(path.value),
@@ -439,6 +443,7 @@ fn route(raw: RawRoute, index: usize, service: u32, from: &From<'_>) -> Compiled
             timeout,
             upgrades: value_or(raw.upgrades, defaults::UPGRADES),
             tunnel_idle: value_or(raw.tunnel_idle, defaults::TUNNEL_IDLE.default),
+            priority: value_or(raw.priority, Priority::Default),
         },
         hosts: hosts.into(),
         path,
