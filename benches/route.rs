@@ -86,13 +86,7 @@ fn shuffled(count: usize, pair: impl Fn(usize) -> (String, String)) -> Asked {
 fn table(rules: impl Iterator<Item = (HostMatch, String)>) -> Table {
     let mut builder = TableBuilder::default();
     for (n, (host, prefix)) in rules.enumerate() {
-        let route = Route {
-            name: Arc::from(format!("route-{n}")),
-            service: n as u32,
-            timeout: None,
-            upgrades: Upgrades::default(),
-            tunnel_idle: std::time::Duration::from_secs(3600),
-        };
+        let route = Route::to(format!("route-{n}"), n as u32);
         builder.add(host, PathMatch::Prefix(prefix.into()), route).expect("no two are alike");
     }
     builder.build()

@@ -283,13 +283,7 @@ fn path_match(path: &str) -> PathMatch {
 }
 
 fn route(name: &str) -> Route {
-    Route {
-        name: Arc::from(name),
-        service: 0,
-        timeout: None,
-        upgrades: crate::route::Upgrades::default(),
-        tunnel_idle: std::time::Duration::from_secs(3600),
-    }
+    Route::to(name, 0)
 }
 
 fn find<'t>(table: &'t Table, host: &str, path: &str) -> Option<&'t str> {
