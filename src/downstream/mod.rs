@@ -140,7 +140,7 @@ pub struct Asked {
     /// How its body ends.
     pub framing: Framing,
     /// Trailers that concern this hop only.
-    pub nominated_trailers: Vec<Box<str>>,
+    pub nominated_trailers: Box<[Box<str>]>,
     /// Whether the caller lets the connection live.
     pub keep_alive: bool,
     /// Whether it may be served, and which rules say so.
@@ -429,7 +429,7 @@ impl Downstream {
                 method: request.method,
                 version: request.version,
                 framing: request.framing,
-                nominated_trailers: request.nominated_trailers(),
+                nominated_trailers: request.nominated_trailers().into(),
                 keep_alive: request.keep_alive
                     && self.connection.tls().is_none_or(|tls| started < tls.leave_at()),
                 decision,
