@@ -1,3 +1,5 @@
+#![allow(clippy::print_stdout, reason = "seeds are printed, so that a failure can be repeated")]
+
 use std::collections::BTreeMap;
 
 use super::*;

@@ -1,7 +1,5 @@
 //! The table against its description, and against the plainest implementation of it.
 
-use std::sync::Arc;
-
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 
