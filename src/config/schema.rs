@@ -147,11 +147,23 @@ pub(super) static ROUTE: Section = Section {
         "path",
         "path_prefix",
         "service",
+        "split",
+        "sticky",
         "timeout",
         "upgrades",
         "tunnel_idle",
         "priority",
     ],
+};
+pub(super) static SPLIT: Section = Section {
+    path: "route.split",
+    header: "a share of `split` in a [[route]]",
+    keys: &["service", "weight"],
+};
+pub(super) static STICKY: Section = Section {
+    path: "route.sticky",
+    header: "`sticky` of a [[route]]",
+    keys: &["header", "cookie", "source", "identity"],
 };
 pub(super) static AUTHORIZATION: Section = Section {
     path: "authorization",
@@ -160,7 +172,7 @@ pub(super) static AUTHORIZATION: Section = Section {
 };
 
 /// All of them, in the order of `config/reference.toml`.
-pub(super) static SECTIONS: [&Section; 18] = [
+pub(super) static SECTIONS: &[&Section] = &[
     &TOP,
     &ADMIN,
     &ACCESS_LOG,
@@ -178,6 +190,8 @@ pub(super) static SECTIONS: [&Section; 18] = [
     &SERVICE_HTTP2,
     &CAPS,
     &ROUTE,
+    &SPLIT,
+    &STICKY,
     &AUTHORIZATION,
 ];
 
