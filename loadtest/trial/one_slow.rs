@@ -64,7 +64,7 @@ pub(crate) fn run(args: &OneSlowArgs, stop: &Arc<AtomicBool>) -> Result<ExitCode
             (None, Ok(_)) => true,
             (None, Err(_)) if kind.is_ringmesh() => true,
             (why, found) => {
-                let why = why.map(str::to_owned).or(found.err()).unwrap_or_default();
+                let why = why.map(str::to_owned).or_else(|| found.err()).unwrap_or_default();
                 eprintln!("skipped: {} {why}", kind.name());
                 false
             }
