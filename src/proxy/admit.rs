@@ -57,7 +57,7 @@ impl Path<'_> {
         let result = {
             let mut place = pin!(alarm.until(waiting.until_ns.min(self.deadline), waiting));
             let mut watched = true;
-            let result = poll_fn(|cx| {
+            poll_fn(|cx| {
                 if let Poll::Ready(place) = place.as_mut().poll(cx) {
                     return Poll::Ready(Some((place, watched)));
                 }
@@ -69,8 +69,7 @@ impl Path<'_> {
                 }
                 Poll::Pending
             })
-            .await;
-            result
+            .await
         };
         match result {
             None => Err(Failure::downstream(Stage::Admit, Cause::Closed)),
