@@ -19,6 +19,7 @@ use zeroize::Zeroize;
 use super::facts::Facts;
 use super::{EdgeSettings, SourceError, TerminationSettings, TlsSettings, pem, refused, unix_now};
 use crate::identity::credentials::{self, BadPair, provider, sha256};
+use crate::io::sni;
 use crate::snapshot::Termination;
 use crate::upstream::spec::{EdgeTls, Protocol};
 
@@ -145,7 +146,7 @@ fn termination(
         .with_protocol_versions(versions(*tls12))
         .map_err(tls)?
         .with_no_client_auth()
-        .with_cert_resolver(Arc::new(SingleCertAndKey::from(pair)));
+        .with_cert_resolver(Arc::new(sni::Noted(SingleCertAndKey::from(pair))));
     let offered: &[&[u8]] = if http2 { &[b"h2", b"http/1.1"] } else { &[b"http/1.1"] };
     server.alpn_protocols = offered.iter().map(|protocol| protocol.to_vec()).collect();
     server.session_storage = Arc::new(NoServerSessionStorage {});
