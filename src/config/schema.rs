@@ -135,7 +135,28 @@ pub(super) static SERVICE_HTTP2: Section = Section {
 pub(super) static ROUTE: Section = Section {
     path: "route",
     header: "[[route]]",
-    keys: &["name", "hosts", "path", "path_prefix", "service", "timeout", "upgrades", "tunnel_idle"],
+    keys: &[
+        "name",
+        "hosts",
+        "path",
+        "path_prefix",
+        "service",
+        "split",
+        "sticky",
+        "timeout",
+        "upgrades",
+        "tunnel_idle",
+    ],
+};
+pub(super) static SPLIT: Section = Section {
+    path: "route.split",
+    header: "a share of `split` in a [[route]]",
+    keys: &["service", "weight"],
+};
+pub(super) static STICKY: Section = Section {
+    path: "route.sticky",
+    header: "`sticky` of a [[route]]",
+    keys: &["header", "cookie", "source", "identity"],
 };
 pub(super) static AUTHORIZATION: Section = Section {
     path: "authorization",
@@ -144,7 +165,7 @@ pub(super) static AUTHORIZATION: Section = Section {
 };
 
 /// All of them, in the order of `config/reference.toml`.
-pub(super) static SECTIONS: [&Section; 17] = [
+pub(super) static SECTIONS: &[&Section] = &[
     &TOP,
     &ADMIN,
     &ACCESS_LOG,
@@ -161,6 +182,8 @@ pub(super) static SECTIONS: [&Section; 17] = [
     &SERVICE_TIMEOUTS,
     &SERVICE_HTTP2,
     &ROUTE,
+    &SPLIT,
+    &STICKY,
     &AUTHORIZATION,
 ];
 

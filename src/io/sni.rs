@@ -14,11 +14,11 @@ thread_local! {
     static ASKED: Cell<Option<Box<str>>> = const { Cell::new(None) };
 }
 
-/// Picks certificates as `R` does, and notes for which name.
+/// Picks certificates as another does, and notes for which name.
 #[derive(Debug)]
-pub struct Noted<R>(pub R);
+pub struct Noted(pub Arc<dyn ResolvesServerCert>);
 
-impl<R: ResolvesServerCert> ResolvesServerCert for Noted<R> {
+impl ResolvesServerCert for Noted {
     fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         ASKED.set(hello.server_name().map(Into::into));
         self.0.resolve(hello)

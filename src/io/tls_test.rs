@@ -63,7 +63,7 @@ fn begun(made: Made) -> (State, State) {
         .with_protocol_versions(&[made.version])
         .unwrap()
         .with_no_client_auth()
-        .with_cert_resolver(Arc::new(sni::Noted(certificates)));
+        .with_cert_resolver(Arc::new(sni::Noted(Arc::new(certificates))));
     server.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     server.send_tls13_tickets = usize::from(made.tickets);
     server.session_storage = Arc::new(NoServerSessionStorage {});

@@ -134,7 +134,7 @@ async fn exchange(
     downstream.input.truncate(asked.head_len);
     let caller = downstream.connection.control();
     let mut reframer =
-        Reframer::new(asked.framing, Framing::UntilClose).without_trailers(asked.nominated_trailers.clone());
+        Reframer::new(asked.framing, Framing::UntilClose).without_trailers(asked.nominated_trailers.to_vec());
     let (there_result, back_result, back_was_first) = {
         let Connection { reader, writer, .. } = &mut downstream.connection;
         let there = pin!(async {

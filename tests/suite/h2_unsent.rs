@@ -117,7 +117,8 @@ fn calls_wait_for_what_a_service_takes_and_not_within_a_connection_to_it() {
             raw.head(END_STREAM, stream, &[(":status", "200")]);
         }
     });
-    let mut mesh = before(&service).start();
+    // Nobody is to give up while the test looks on.
+    let mut mesh = before(&service).keys("timeouts = { connect = \"60s\" }").start();
     let mut held = mesh.client();
     held.send("GET / HTTP/1.1\r\nhost: a\r\n\r\n");
     asked.pass();

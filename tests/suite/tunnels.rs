@@ -931,7 +931,8 @@ fn another_endpoint_is_tried_when_one_that_takes_no_websockets_by_http2_cannot_b
     let far = Far::h1(Play::Echo);
     let there = |websockets: bool| {
         let theirs = authority.credentials(FAR, &authority.workload(FAR), ALPN);
-        let there = far.config().tunnels(websockets, true, HOUR).change(move |snapshot| {
+        let there = far.config().tunnels(websockets, true, HOUR).forwarding("via = \"far\"\n");
+        let there = there.change(move |snapshot| {
             snapshot.listeners[0].tls = ListenerTls::Strict;
             snapshot.identity = Some(Arc::clone(&theirs));
         });

@@ -19,7 +19,6 @@ use zeroize::Zeroize;
 use super::facts::Facts;
 use super::{EdgeSettings, SourceError, TerminationSettings, TlsSettings, pem, refused, unix_now};
 use crate::identity::credentials::{self, BadPair, provider, sha256};
-use crate::io::sni;
 use crate::snapshot::Termination;
 use crate::upstream::spec::{EdgeTls, Protocol};
 
@@ -146,14 +145,14 @@ fn termination(
         .with_protocol_versions(versions(*tls12))
         .map_err(tls)?
         .with_no_client_auth()
-        .with_cert_resolver(Arc::new(sni::Noted(SingleCertAndKey::from(pair))));
+        .with_cert_resolver(Arc::new(SingleCertAndKey::from(pair)));
     let offered: &[&[u8]] = if http2 { &[b"h2", b"http/1.1"] } else { &[b"http/1.1"] };
     server.alpn_protocols = offered.iter().map(|protocol| protocol.to_vec()).collect();
     server.session_storage = Arc::new(NoServerSessionStorage {});
     server.ticketer = Ticketer::new().map_err(tls)?;
     server.send_tls13_tickets = 1;
     server.max_early_data_size = 0;
-    Ok((Termination { server: Arc::new(server), leaf, digest }, facts))
+    Ok((Termination::new(server, leaf, digest), facts))
 }
 
 /// Roots that several services have are in memory once.

@@ -353,7 +353,7 @@ fn t31_rotations_and_reloads_in_a_tight_loop_fail_no_request() {
     renew("far", FAR);
     let origin = super::peers::Origin::start("hello");
     let far = proxy(&folder, "far", "strict", &to("app", &origin.address.to_string(), ""));
-    let mesh = format!("tls = \"mesh\"\nidentities = [\"{FAR}\"]");
+    let mesh = format!("tls = \"mesh\"\nidentities = [\"{FAR}\"]\ntimeouts = {{ connect = \"60s\" }}");
     let near = proxy(&folder, "near", "off", &to("app", &far.listener("in").to_string(), &mesh));
     let files = ["near", "far"]
         .map(|name| (name, std::fs::read_to_string(folder.path(&format!("{name}.toml"))).unwrap()));
