@@ -3,7 +3,9 @@
 
 use std::sync::Arc;
 
-use crate::support::http2::{DATA, END_STREAM, GOAWAY, HEADERS, NO_ERROR, Outcome, Raw, RawService, fields};
+use crate::support::http2::{
+    ACK, DATA, END_STREAM, GOAWAY, HEADERS, NO_ERROR, Outcome, Raw, RawService, SETTINGS, fields,
+};
 use crate::support::mesh::Config;
 use crate::support::{Gate, Watched};
 
@@ -104,16 +106,21 @@ fn calls_wait_for_what_a_service_takes_and_not_within_a_connection_to_it() {
     let theirs = (Arc::clone(&asked), Arc::clone(&say), Arc::clone(&finish));
     let service = RawService::without_settings(move |number, raw| {
         let (asked, say, finish) = &theirs;
-        if number > 0 {
+        if number == 0 {
+            // Not even our settings are acknowledged before.
+            let Some(first) = std::iter::from_fn(|| raw.next()).find(|frame| frame.kind == HEADERS) else {
+                return;
+            };
+            asked.open();
+            say.pass();
+            raw.settings(&[(3, 1)]);
+            raw.frame(SETTINGS, ACK, 0, &[]);
+            finish.pass();
+            raw.head(END_STREAM, first.stream, &[(":status", "200")]);
+        } else {
             raw.settings(&[(3, 1)]);
         }
         while let Some((stream, _)) = raw.request() {
-            if number == 0 {
-                asked.open();
-                say.pass();
-                raw.settings(&[(3, 1)]);
-                finish.pass();
-            }
             raw.head(END_STREAM, stream, &[(":status", "200")]);
         }
     });
