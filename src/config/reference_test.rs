@@ -46,8 +46,9 @@ fn collect(table: &DeTable<'_>, path: &str, shown: &mut BTreeSet<String>) {
             }
             _ => {}
         }
-        // The fields of a rule are not keys of ours.
-        if !path.starts_with("authorization.headers.") {
+        // Names of fields are not keys of ours.
+        let fields = ["authorization.headers.", "route.respond.headers.", ".set.", ".add."];
+        if !fields.iter().any(|fields| path.contains(fields)) {
             shown.insert(path);
         }
     }
@@ -73,12 +74,21 @@ fn every_value_shown_is_the_default() {
         "route.app-split-by-cookie.",
         "route.app-split-by-source.",
         "route.app-split-by-identity.",
+        "route.app-split-by-own-cookie.",
+        "route.app-changed.",
+        "route.app-changed-by-regex.",
+        "route.app-changed-whole.",
+        "route.app-redirect.",
+        "route.app-redirect-by-regex.",
+        "route.app-redirect-whole.",
+        "route.app-respond.",
         "route.app-in-mesh.",
         "route.app-outside.",
         "service.in-mesh.",
         "service.outside.",
         "listener.edge.",
         "authorization.note-writers.",
+        "canary.app-next.",
     ];
     let only_shown: Vec<&String> = shown.keys().filter(|key| !defaults.contains_key(*key)).collect();
     assert!(only_shown.iter().all(|key| more.iter().any(|entry| key.starts_with(entry))), "{only_shown:?}");

@@ -15,11 +15,14 @@ use http::request::Parts;
 use super::account::Account;
 use crate::authorize::{self, Decision, Verdict};
 use crate::downstream::Edge;
-use crate::failure::Failure;
+use crate::downstream::turn::Turn;
+use crate::failure::{Cause, Failure};
 use crate::http::grpc::Dialect;
-use crate::http::h2::{self as message, Origin};
+use crate::http::h2::{self as message, Facts, Origin};
 use crate::http::respond::{self, Told};
 use crate::identity;
+use crate::route::Route;
+use crate::route::text::Seen;
 use crate::shard::{Shard, View};
 use crate::upstream::service::Service;
 
@@ -43,8 +46,44 @@ impl Caller {
         if self.mesh { Origin::of(&parts.headers) } else { None }
     }
 
+    /// Where a request that was found right may go, and what its route makes of it.
+    pub(super) fn judge(
+        &self,
+        shard: &Shard,
+        view: &View,
+        route: Option<&Route>,
+        checked: &mut Result<Facts, Cause>,
+        parts: &Parts,
+        host: &str,
+    ) -> Judged {
+        let snapshot = &view.snapshot;
+        let fields = message::Fields(parts);
+        let call = message::call(self.as_rules_see_it(), parts, &fields);
+        let chosen = route.and_then(|route| route.choose(&call, || shard.rng(|rng| rng.u64(..))));
+        let service = chosen.map(|chosen| shard.service(view, chosen.service));
+        let Ok(facts) = checked else { return Judged { service, decision: None, turn: None } };
+        let decision = self.authorize(shard, &snapshot.authorization, &call);
+        let turns = route.filter(|route| !route.is_plain() && decision.verdict == Verdict::Allow);
+        let turn = turns.map_or(Ok(None), |route| {
+            let seen = Seen {
+                call: &call,
+                target: parts.uri.path_and_query().map_or(host, |target| target.as_str()).as_bytes(),
+                host: host.as_bytes(),
+                encrypted: self.encrypted,
+                route: &route.name,
+                service: service.as_ref().map_or("", |service| &service.spec.name),
+            };
+            Turn::of(route, chosen.as_ref(), facts.tunnel.is_some(), &seen)
+        });
+        let turn = turn.unwrap_or_else(|cause| {
+            *checked = Err(cause);
+            None
+        });
+        Judged { service, decision: Some(decision), turn }
+    }
+
     /// As rules and routes see it.
-    pub(super) fn as_rules_see_it(&self) -> authorize::Caller<'_> {
+    fn as_rules_see_it(&self) -> authorize::Caller<'_> {
         authorize::Caller {
             listener: &self.listener,
             port: self.port,
@@ -54,7 +93,7 @@ impl Caller {
     }
 
     /// Asks the rules, and counts what they say.
-    pub(super) fn authorize(
+    fn authorize(
         &self,
         shard: &Shard,
         policy: &authorize::Policy,
@@ -70,6 +109,13 @@ impl Caller {
     }
 }
 
+/// What is known of a request before it goes anywhere.
+pub(super) struct Judged {
+    pub(super) service: Option<Rc<Service>>,
+    pub(super) decision: Option<Decision>,
+    pub(super) turn: Option<Box<Turn>>,
+}
+
 /// Answers a request that the service did not answer, if nothing of a response was sent; else the stream was reset.
 #[expect(clippy::too_many_arguments, reason = "what a response made here depends on")]
 pub(super) fn answer(
@@ -80,6 +126,7 @@ pub(super) fn answer(
     service: Option<&Service>,
     failure: Option<Failure>,
     grpc: Option<Dialect>,
+    turn: Option<&Turn>,
     head: bool,
 ) {
     if account.status.get() != 0 {
@@ -96,10 +143,18 @@ pub(super) fn answer(
     if grpc.is_some() {
         account.begin_grpc();
     }
-    let (response, text) = match failure {
+    let (mut response, text) = match failure {
         Some(failure) => respond::typed_failure(failure, told, &shard.clock),
-        None => (Response::new(()), Bytes::new()),
+        None => match turn.and_then(|turn| turn.answer(grpc)) {
+            Some((parts, body)) => respond::typed_made(parts, body, head, &shard.clock),
+            None => (Response::new(()), Bytes::new()),
+        },
     };
+    if let Some(turn) = turn {
+        let (mut parts, ()) = response.into_parts();
+        turn.apply_to_response_parts(&mut parts);
+        response = Response::from_parts(parts, ());
+    }
     account.status.set(response.status().as_u16());
     account.note_trailers(response.headers());
     // A caller that is gone needs no answer.

@@ -144,11 +144,17 @@ impl Way<'_> {
                 || self.path.shard.is_draining()
                 || framing_out == Framing::UntilClose;
             let connected = self.asked.is_connect() && (200..300).contains(&response.status);
+            let head_at = out.len();
             if connected {
                 respond::write_connected(&self.path.shard.clock, out);
             } else {
                 let options = ResponseOptions { version: self.asked.version, framing: framing_out, close };
                 h1::write_response_head(response, options, &self.path.shard.clock, out);
+                if let Some(turn) =
+                    self.asked.turn.as_ref().filter(|_| matches!(response.status, 101 | 200..))
+                {
+                    turn.apply_to_response(out, head_at, response.status);
+                }
             }
             Answer {
                 framing: response.framing,

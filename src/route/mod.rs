@@ -4,9 +4,14 @@
 //! dot segments), because what is matched must be what is forwarded.
 
 mod action;
+pub mod answer;
+pub mod changes;
 pub mod cookie;
+pub mod cors;
+pub mod path;
 pub mod split;
 mod table;
+pub mod text;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,6 +26,8 @@ pub struct Route {
     pub name: Arc<str>,
     /// What becomes of its requests.
     pub action: Action,
+    /// What is changed about its messages. Boxed, because most routes change nothing.
+    pub changes: Option<Box<changes::Changes>>,
     /// From the request's head to the last byte of the response; `None` for no limit.
     pub timeout: Option<Duration>,
     /// What a connection may be turned into on this route.

@@ -107,6 +107,11 @@ impl Table {
         &self.routes
     }
 
+    /// Changes routes in place; what they are found by stays.
+    pub fn change(&mut self, with: impl FnMut(&mut Route)) {
+        self.routes.iter_mut().for_each(with);
+    }
+
     /// Whether any route lets connections become WebSockets.
     pub fn takes_websockets(&self) -> bool {
         self.websockets

@@ -7,9 +7,11 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 mod action;
+mod canary;
 mod caps;
 mod policy;
 mod service;
+mod shown;
 
 pub(super) use caps::{CompiledCaps, warn as warn_of_caps};
 
@@ -38,6 +40,7 @@ pub(super) fn compile(raw: Raw, sources: &[Source], problems: &mut Problems) -> 
     check_overlaps(&raw.routes, problems);
     check_limits(&raw, problems);
     policy::check(&raw, problems);
+    canary::check(&raw, problems);
     if problems.errors() == 0 {
         check_listeners(&raw, problems);
     }
@@ -56,6 +59,7 @@ fn check_names(raw: &Raw, problems: &mut Problems) {
     unique("listener", listeners, true, problems);
     unique("service", raw.services.iter().map(|service| service.name.as_ref()), false, problems);
     unique("route", raw.routes.iter().map(|route| route.name.as_ref()), true, problems);
+    unique("canary", raw.canaries.iter().map(|canary| canary.name.as_ref()), false, problems);
     let rules = raw.authorizations.iter().map(|rule| rule.name.as_ref());
     unique("authorization", rules, true, problems);
 }
@@ -303,6 +307,7 @@ fn assemble(raw: Raw, found: &[Vec<u32>], sources: &[Source]) -> Compiled {
             route(raw, index, action, &from)
         })
         .collect();
+    let canaries = raw.canaries.into_iter().map(|raw| canary::canary(raw, &from)).collect();
     let default =
         from.value("authorization_default", raw.authorization_default, || defaults::AUTHORIZATION_DEFAULT);
     let (rules, rule_marks) = raw
@@ -317,6 +322,7 @@ fn assemble(raw: Raw, found: &[Vec<u32>], sources: &[Source]) -> Compiled {
         listeners,
         services,
         routes,
+        canaries,
         authorization: Arc::new(authorize::Policy::new(rules, default).unwrap_or_else(|_| {
             // No file has more rules than `decode` takes; if one had, nobody would be let in.
             authorize::Policy::new(Vec::new(), authorize::Verdict::Deny).unwrap_or_default()
@@ -418,7 +424,8 @@ fn value_or<T>(at: Option<At<T>>, default: T) -> T {
 }
 
 fn route(raw: RawRoute, index: usize, action: Action, from: &From<'_>) -> CompiledRoute {
-    let extras = action::shown(&raw, from).into();
+    let extras = action::extras(&raw, from).into();
+    let changes = action::changes(&raw);
     let marks = [
         from.mark_of(raw.hosts.as_ref()),
         from.mark_of(raw.path.as_ref().or(raw.path_prefix.as_ref())),
@@ -445,6 +452,7 @@ fn route(raw: RawRoute, index: usize, action: Action, from: &From<'_>) -> Compil
         route: Route {
             name,
             action,
+            changes,
             timeout,
             upgrades: value_or(raw.upgrades, defaults::UPGRADES),
             tunnel_idle: value_or(raw.tunnel_idle, defaults::TUNNEL_IDLE.default),
