@@ -20,7 +20,14 @@ struct Direction {
 
 const DIRECTIONS: &[Direction] = &[
     Direction {
-        from: &["authorize", "route", "upstream::away", "upstream::balance", "upstream::spec"],
+        from: &[
+            "authorize",
+            "route",
+            "upstream::balance",
+            "upstream::breaker",
+            "upstream::health",
+            "upstream::spec",
+        ],
         not: &[
             "crate::io",
             "crate::http",

@@ -103,6 +103,7 @@ pub(super) static SERVICE: Section = Section {
         "pool",
         "timeouts",
         "http2",
+        "breaker",
     ],
 };
 pub(super) static ENDPOINT: Section = Section {
@@ -132,6 +133,29 @@ pub(super) static SERVICE_HTTP2: Section = Section {
         "ping_timeout",
     ],
 };
+pub(super) static BREAKER: Section = Section {
+    path: "service.breaker",
+    header: "`breaker` of a [[service]]",
+    keys: &[
+        "enabled",
+        "consecutive_failures",
+        "consecutive_unanswered",
+        "failure_percent",
+        "window",
+        "requests_min",
+        "slow_factor",
+        "slow_min",
+        "pending_min",
+        "counts_too_many",
+        "ejection_base",
+        "ejection_max",
+        "ejection_multiplier",
+        "ejection_jitter_percent",
+        "ejected_percent_max",
+        "panic_percent",
+        "trial_requests",
+    ],
+};
 pub(super) static ROUTE: Section = Section {
     path: "route",
     header: "[[route]]",
@@ -144,7 +168,7 @@ pub(super) static AUTHORIZATION: Section = Section {
 };
 
 /// All of them, in the order of `config/reference.toml`.
-pub(super) static SECTIONS: [&Section; 17] = [
+pub(super) static SECTIONS: [&Section; 18] = [
     &TOP,
     &ADMIN,
     &ACCESS_LOG,
@@ -160,6 +184,7 @@ pub(super) static SECTIONS: [&Section; 17] = [
     &POOL,
     &SERVICE_TIMEOUTS,
     &SERVICE_HTTP2,
+    &BREAKER,
     &ROUTE,
     &AUTHORIZATION,
 ];

@@ -41,14 +41,13 @@ pub(super) async fn carry(
     lease: &Lease,
 ) -> Result<Fate, Failure> {
     let began = path.shard.clock.now();
-    let answered = Cell::new(false);
-    let result = exchange(path, downstream, asked, head, body, lease, &answered).await;
+    let result = exchange(path, downstream, asked, head, body, lease, attempt).await;
     if let Err(failure) = &result
         && failure.cause == Cause::GoingAway
     {
         lease.leave();
     }
-    path.judge(attempt, began, answered.get(), result.as_ref().err());
+    path.judge(attempt, began, result.as_ref().err());
     result
 }
 
@@ -59,7 +58,7 @@ async fn exchange(
     head: &[u8],
     body: Option<usize>,
     lease: &Lease,
-    answered: &Cell<bool>,
+    attempt: &Attempt,
 ) -> Result<Fate, Failure> {
     let mut request = message::from_canonical(head, lease.is_mesh().then_some(Origin(asked.version)))
         .map_err(|cause| Failure::local(Stage::Request, cause))?;
@@ -100,7 +99,7 @@ async fn exchange(
         let octets = &downstream.input[asked.head_len..asked.head_len + length];
         path.account.request_body_bytes.set(length as u64);
         let sent = Cell::new(length == 0);
-        let back = Back { path, asked, alarm: &alarm, answered, sent: &sent, web };
+        let back = Back { path, asked, alarm: &alarm, attempt, sent: &sent, web };
         let back = back.carry(response, &mut downstream.connection.writer);
         if length == 0 {
             return back.await;
@@ -129,7 +128,8 @@ async fn exchange(
         };
     }
     let sent = Cell::new(false);
-    let back = Back { path, asked, alarm: &alarm, answered, sent: &sent, web };
+    attempt.uploads();
+    let back = Back { path, asked, alarm: &alarm, attempt, sent: &sent, web };
     let mut input = path.shard.buffers.take_large().ok_or(SHED)?;
     input.extend_from_slice(&downstream.input[asked.head_len..]);
     downstream.input.truncate(asked.head_len);
@@ -141,6 +141,7 @@ async fn exchange(
         let there = pin!(async {
             let clean = there.h1_to_h2(reader, &mut input, &mut reframer, &stream).await.map(drop);
             sent.set(clean.is_ok());
+            attempt.uploaded(path.shard.clock.now());
             clean
         });
         let back = pin!(back.carry(response, writer));
@@ -179,7 +180,7 @@ pub(super) struct Back<'x> {
     pub(super) path: &'x Path<'x>,
     pub(super) asked: &'x Asked,
     pub(super) alarm: &'x Alarm,
-    pub(super) answered: &'x Cell<bool>,
+    pub(super) attempt: &'x Attempt,
     pub(super) sent: &'x Cell<bool>,
     /// Of a gRPC-Web call.
     pub(super) web: Option<Translation>,
@@ -214,7 +215,7 @@ impl Back<'_> {
         let Self { path, asked, .. } = self;
         let mut interim = asked.view.snapshot.limits.interim_responses_max;
         loop {
-            match head(path, self.alarm, response, self.sent.get(), self.answered, &mut interim).await? {
+            match head(path, self.alarm, response, self.sent.get(), self.attempt, &mut interim).await? {
                 Head::Interim(_) if asked.version == Version::Http10 => {}
                 Head::Interim(interim) => {
                     let (parts, ()) = interim.into_parts();
@@ -304,7 +305,7 @@ pub(super) async fn head(
     alarm: &Alarm,
     response: &mut ResponseFuture,
     sent: bool,
-    answered: &Cell<bool>,
+    attempt: &Attempt,
     interim: &mut u16,
 ) -> Result<Head, Failure> {
     let shard = path.shard;
@@ -319,7 +320,7 @@ pub(super) async fn head(
     path.account.waited_for_http2(since, now, &shard.gathered);
     match next {
         Some(Ok(head)) => {
-            if !answered.replace(true) {
+            if attempt.answers(now) {
                 path.account.first_byte_at.set(now);
             }
             let refused = |cause| Failure::upstream(Stage::Response, cause);

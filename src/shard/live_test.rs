@@ -24,6 +24,7 @@ fn snapshot(generation: u64, rules: Vec<Rule>) -> Arc<Snapshot> {
         routes: route::Table::default(),
         services: Vec::new(),
         by_name: Vec::new(),
+        health: Vec::new(),
         limits: Limits {
             head_bytes_max: 1024,
             target_bytes_max: 1024,

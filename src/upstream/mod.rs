@@ -1,7 +1,8 @@
 //! Where it goes: the services that control declared, and what one shard knows of each (endpoints, averages, pools).
 
-mod away;
 pub mod balance;
+pub mod breaker;
+pub mod health;
 pub mod pool;
 pub mod service;
 pub mod shared;

@@ -52,6 +52,7 @@ pub struct Mesh {
     pub link: Arc<Link>,
     thread: Option<JoinHandle<()>>,
     generation: u64,
+    before: Option<Arc<Snapshot>>,
     seen: Seen,
 }
 
@@ -201,7 +202,8 @@ impl Mesh {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let (link, doorbell) = Link::new(0).unwrap();
-        let mut mesh = Self { address, link, thread: None, generation: 0, seen: Seen::default() };
+        let mut mesh =
+            Self { address, link, thread: None, generation: 0, before: None, seen: Seen::default() };
         mesh.give(config);
         mesh.order(Order::Listen("inbound".into(), listener));
         let plan = Plan {
@@ -284,7 +286,12 @@ impl Mesh {
         if let Some(change) = &config.change {
             change(&mut snapshot);
         }
-        self.link.publish(Arc::new(snapshot));
+        if let Some(before) = &self.before {
+            snapshot.keep_health(before);
+        }
+        let snapshot = Arc::new(snapshot);
+        self.before = Some(Arc::clone(&snapshot));
+        self.link.publish(snapshot);
     }
 
     fn end(&mut self) {

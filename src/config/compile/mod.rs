@@ -6,9 +6,11 @@ use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+mod breaker;
 mod policy;
 mod service;
 
+pub(super) use breaker::values as breaker_values;
 pub(super) use policy::warn as warn_of_policy;
 
 use super::compiled::{AccessLog, Compiled, CompiledRoute, Mark, Origins, Settings};
@@ -34,6 +36,7 @@ pub(super) fn compile(raw: Raw, sources: &[Source], problems: &mut Problems) -> 
     check_overlaps(&raw.routes, problems);
     check_limits(&raw, problems);
     policy::check(&raw, problems);
+    breaker::check(&raw.services, problems);
     if problems.errors() == 0 {
         check_listeners(&raw, problems);
     }

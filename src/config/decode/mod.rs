@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use toml::de::{DeTable, DeValue};
 
+mod breaker;
 mod policy;
 mod service;
 mod tls;
