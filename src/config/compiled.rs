@@ -345,6 +345,17 @@ pub(super) struct CompiledRoute {
     pub(super) path: PathMatch,
     /// Where its values came from, in the order of `effective::ROUTE_KEYS`.
     pub(super) marks: [Mark; 6],
+    /// What it has that few routes have, as it is shown.
+    pub(super) extras: Box<[Extra]>,
+}
+
+/// A key that few entries have: shown where it is given.
+#[derive(Debug)]
+pub(super) struct Extra {
+    pub(super) key: &'static str,
+    /// As it would be written in a file.
+    pub(super) value: String,
+    pub(super) mark: Mark,
 }
 
 /// Where a value came from, in eight bytes: ten thousand services have two hundred thousand of them.

@@ -159,7 +159,28 @@ pub(super) static BREAKER: Section = Section {
 pub(super) static ROUTE: Section = Section {
     path: "route",
     header: "[[route]]",
-    keys: &["name", "hosts", "path", "path_prefix", "service", "timeout", "upgrades", "tunnel_idle"],
+    keys: &[
+        "name",
+        "hosts",
+        "path",
+        "path_prefix",
+        "service",
+        "split",
+        "sticky",
+        "timeout",
+        "upgrades",
+        "tunnel_idle",
+    ],
+};
+pub(super) static SPLIT: Section = Section {
+    path: "route.split",
+    header: "a share of `split` in a [[route]]",
+    keys: &["service", "weight"],
+};
+pub(super) static STICKY: Section = Section {
+    path: "route.sticky",
+    header: "`sticky` of a [[route]]",
+    keys: &["header", "cookie", "source", "identity"],
 };
 pub(super) static AUTHORIZATION: Section = Section {
     path: "authorization",
@@ -168,7 +189,7 @@ pub(super) static AUTHORIZATION: Section = Section {
 };
 
 /// All of them, in the order of `config/reference.toml`.
-pub(super) static SECTIONS: [&Section; 18] = [
+pub(super) static SECTIONS: &[&Section] = &[
     &TOP,
     &ADMIN,
     &ACCESS_LOG,
@@ -186,6 +207,8 @@ pub(super) static SECTIONS: [&Section; 18] = [
     &SERVICE_HTTP2,
     &BREAKER,
     &ROUTE,
+    &SPLIT,
+    &STICKY,
     &AUTHORIZATION,
 ];
 

@@ -56,7 +56,7 @@ impl Way<'_> {
         held: &mut Vec<u8>,
     ) -> Result<(), Failure> {
         let mut reframer = Reframer::new(self.asked.framing, self.asked.framing)
-            .without_trailers(self.asked.nominated_trailers.clone());
+            .without_trailers(self.asked.nominated_trailers.to_vec());
         if input.is_empty() {
             // The caller may be waiting for a 100 before it sends more.
             self.send(to, head, 0).await?;
