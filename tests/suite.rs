@@ -47,6 +47,8 @@ mod h2_frames; // g01 to g11, g20, g25: what a caller may send
 mod h2_messages; // s3, g12 to g17, g24: malformed messages, and what translation makes of good ones
 #[path = "suite/h2_services.rs"]
 mod h2_services; // g18 to g23 and below a15: services that do it badly
+#[path = "suite/h2_unsent.rs"]
+mod h2_unsent; // g22: nothing has left for the service, or not all that may be
 #[path = "suite/http2.rs"]
 mod http2; // from callers and to services, and every translation
 #[path = "suite/http2_floods.rs"]

@@ -32,6 +32,8 @@ pub(super) struct Account {
     pub(super) endpoint: Cell<Option<u32>>,
     /// Bytes of the request's body that were passed on.
     pub(super) request_body_bytes: Cell<u64>,
+    /// Whether anything of a body that is streamed has been taken: it cannot be sent again.
+    pub(super) body_taken: Cell<bool>,
     /// Bytes of the response's body that were passed on.
     pub(super) response_body_bytes: Cell<u64>,
     /// Whether it became a tunnel.

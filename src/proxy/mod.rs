@@ -318,11 +318,22 @@ async fn streamed(
     head: &mut Vec<u8>,
 ) -> Result<Fate, Failure> {
     let Path { shard, account, service, .. } = path;
-    let (attempt, to) = path.connect(&mut Tried::new(), false).await?;
-    let mut pooled = match to {
-        To::H1(pooled) => pooled,
-        To::H2(lease) => {
-            return over_h2::carry(path, downstream, asked, head, None, &attempt, &lease).await;
+    let (mut tried, mut again, mut replays) = (Tried::new(), false, Replays::default());
+    let (attempt, mut pooled) = loop {
+        let (attempt, to) = path.connect(&mut tried, again).await?;
+        let lease = match to {
+            To::H1(pooled) => break (attempt, pooled),
+            To::H2(lease) => lease,
+        };
+        match over_h2::carry(path, downstream, asked, head, None, &attempt, &lease).await {
+            Err(failure)
+                if !account.body_taken.get()
+                    && replays.by_http2(failure, &lease, account.first_byte_at.get() != 0, asked.method) =>
+            {
+                again = true;
+                shard.totals.replays.set(shard.totals.replays.get() + 1);
+            }
+            result => return result,
         }
     };
     let began = shard.clock.now();
