@@ -79,5 +79,6 @@ fn service(balance: Balance, endpoints: usize, weight: u16) -> Service {
         tls: Tls::Off,
         http2: Http2::default(),
         breaker: None,
+        caps: None,
     }
 }

@@ -614,6 +614,7 @@ fn service(balance: Balance, weights: &[u16]) -> Service {
         tls: Tls::Off,
         http2: Http2::default(),
         breaker: None,
+        caps: None,
     }
 }
 

@@ -25,7 +25,11 @@ const DIRECTIONS: &[Direction] = &[
             "route",
             "upstream::balance",
             "upstream::breaker",
+            "upstream::caps",
+            "upstream::gate",
             "upstream::health",
+            "upstream::limiter",
+            "upstream::line",
             "upstream::spec",
         ],
         not: &[

@@ -104,6 +104,7 @@ pub(super) static SERVICE: Section = Section {
         "timeouts",
         "http2",
         "breaker",
+        "caps",
     ],
 };
 pub(super) static ENDPOINT: Section = Section {
@@ -156,6 +157,11 @@ pub(super) static BREAKER: Section = Section {
         "trial_requests",
     ],
 };
+pub(super) static CAPS: Section = Section {
+    path: "service.caps",
+    header: "`caps` of a [[service]]",
+    keys: &["exchanges_max", "pending_max", "queue_timeout", "queue_target", "retries_max"],
+};
 pub(super) static ROUTE: Section = Section {
     path: "route",
     header: "[[route]]",
@@ -170,6 +176,7 @@ pub(super) static ROUTE: Section = Section {
         "timeout",
         "upgrades",
         "tunnel_idle",
+        "priority",
     ],
 };
 pub(super) static SPLIT: Section = Section {
@@ -206,6 +213,7 @@ pub(super) static SECTIONS: &[&Section] = &[
     &SERVICE_TIMEOUTS,
     &SERVICE_HTTP2,
     &BREAKER,
+    &CAPS,
     &ROUTE,
     &SPLIT,
     &STICKY,

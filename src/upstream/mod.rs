@@ -2,7 +2,11 @@
 
 pub mod balance;
 pub mod breaker;
+pub mod caps;
+pub mod gate;
 pub mod health;
+pub mod limiter;
+pub mod line;
 pub mod pool;
 pub mod service;
 pub mod shared;

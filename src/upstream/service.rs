@@ -10,6 +10,7 @@ use smallvec::SmallVec;
 use super::balance::{Balancer, Outcome};
 use super::breaker::{Begun, Breaker, Change, Verdict};
 use super::health::{Health, Reason};
+use super::limiter::{Doors, Limiter};
 use super::pool::Pool;
 use super::shared::SharedPool;
 use super::spec;
@@ -22,6 +23,8 @@ pub struct Service {
     pub recorder_slot: u32,
     /// What all shards know of its endpoints.
     pub health: Arc<Health>,
+    /// Lets in as many exchanges as the service may be given; `None` where it is given whatever comes.
+    pub limiter: Option<Rc<Limiter>>,
     balancer: RefCell<Balancer>,
     /// Where there is a choice, and it is not switched off.
     breaker: Option<RefCell<Box<Breaker>>>,
@@ -81,15 +84,21 @@ enum Plain {
 }
 
 impl Service {
-    /// A service that has seen nothing.
-    pub fn new(spec: Arc<spec::Service>, health: Arc<Health>, recorder_slot: u32) -> Self {
+    /// A service that has seen nothing. `doors` are those of its shard.
+    pub fn new(spec: Arc<spec::Service>, health: Arc<Health>, recorder_slot: u32, doors: &Rc<Doors>) -> Self {
+        let limiter = spec.caps.as_ref().map(|caps| Limiter::new(Arc::clone(caps), doors));
         let balancer = RefCell::new(Balancer::new(&spec));
         let pools = spec.endpoints.iter().map(|_| Rc::default()).collect();
-        Self { breaker: breaker(&spec, &health), spec, recorder_slot, health, balancer, pools }
+        Self { breaker: breaker(&spec, &health), spec, recorder_slot, health, limiter, balancer, pools }
     }
 
     /// The same service under a new declaration: endpoints that are still there keep pools and averages.
-    pub fn carried_over(old: &Self, spec: Arc<spec::Service>, health: Arc<Health>) -> Self {
+    pub fn carried_over(
+        old: &Self,
+        spec: Arc<spec::Service>,
+        health: Arc<Health>,
+        doors: &Rc<Doors>,
+    ) -> Self {
         let places = spec::former_places(&old.spec.endpoints, &spec.endpoints);
         let mut balancer = Balancer::new(&spec);
         balancer.carry_over(&old.balancer.borrow(), &places);
@@ -105,9 +114,16 @@ impl Service {
             gone.h1.close_idle();
             gone.h2.leave();
         }
+        let limiter = match (&old.limiter, &spec.caps) {
+            (Some(limiter), Some(caps)) if limiter.counts(caps) => {
+                limiter.adopt(Arc::clone(caps));
+                Some(Rc::clone(limiter))
+            }
+            (_, caps) => caps.as_ref().map(|caps| Limiter::new(Arc::clone(caps), doors)),
+        };
         let balancer = RefCell::new(balancer);
         let recorder_slot = old.recorder_slot;
-        Self { breaker: breaker(&spec, &health), spec, recorder_slot, health, balancer, pools }
+        Self { breaker: breaker(&spec, &health), spec, recorder_slot, health, limiter, balancer, pools }
     }
 
     /// Chooses an endpoint for an attempt, none of `tried`.
@@ -347,7 +363,7 @@ mod tests {
         ];
         for ports in lists {
             let old = seen(&[1, 2, 3, 4]);
-            let new = Service::carried_over(&old, declared(ports), Arc::default());
+            let new = Service::carried_over(&old, declared(ports), Arc::default(), &silent());
             assert_eq!(new.pools.len(), ports.len());
             let balancer = new.balancer.borrow();
             for (n, port) in ports.iter().enumerate() {
@@ -366,7 +382,7 @@ mod tests {
         let mut ports: Vec<u16> = (1..=10_000).collect();
         let old = seen(&ports);
         ports.rotate_left(4_321);
-        let new = Service::carried_over(&old, declared(&ports), Arc::default());
+        let new = Service::carried_over(&old, declared(&ports), Arc::default(), &silent());
         for (n, port) in ports.iter().enumerate() {
             assert!(Rc::ptr_eq(&new.pools[n], &old.pools[usize::from(*port) - 1]), "{port}");
         }
@@ -376,7 +392,7 @@ mod tests {
     fn an_address_that_is_listed_twice_has_two_pools() {
         for (before, after) in [(&[1, 1, 2], &[2, 1, 1]), (&[1, 2, 3], &[1, 1, 1]), (&[1, 1, 1], &[2, 3, 1])]
         {
-            let new = Service::carried_over(&seen(before), declared(after), Arc::default());
+            let new = Service::carried_over(&seen(before), declared(after), Arc::default(), &silent());
             let different = |a: usize, b: usize| !Rc::ptr_eq(&new.pools[a], &new.pools[b]);
             assert!(different(0, 1) && different(1, 2) && different(0, 2), "{before:?} {after:?}");
         }
@@ -384,13 +400,21 @@ mod tests {
 
     /// A service of which every endpoint has answered within as many milliseconds as its port says.
     fn seen(ports: &[u16]) -> Service {
-        let service = Service::new(declared(ports), Arc::default(), 0);
+        let service = Service::new(declared(ports), Arc::default(), 0, &silent());
         for (n, port) in ports.iter().enumerate() {
             let mut balancer = service.balancer.borrow_mut();
             balancer.started(n);
             balancer.ended(n, 0, Outcome::Answered { latency_ns: u64::from(*port) * MS });
         }
         service
+    }
+
+    fn silent() -> Rc<Doors> {
+        struct Silent;
+        impl crate::upstream::gate::Bell for Silent {
+            fn ring(&self) {}
+        }
+        Doors::new(Arc::new(Silent))
     }
 
     fn declared(ports: &[u16]) -> Arc<spec::Service> {

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::caps::Caps;
 use crate::identity::IdMatch;
 
 /// A logical destination with one policy.
@@ -31,6 +32,8 @@ pub struct Service {
     pub http2: Http2,
     /// When an endpoint is passed over for a while; `None`: never.
     pub breaker: Option<Arc<Breaker>>,
+    /// How much it may be given at a time; `None` for whatever comes.
+    pub caps: Option<Arc<Caps>>,
 }
 
 /// When an endpoint is ejected, for how long, and how it comes back. See `upstream::breaker`.
@@ -278,6 +281,7 @@ pub(super) mod testing {
             tls: Tls::Off,
             http2: Http2::default(),
             breaker: None,
+            caps: None,
         }
     }
 
