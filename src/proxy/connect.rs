@@ -105,8 +105,7 @@ impl Path<'_> {
 
     fn pick(&self, tried: &Tried, now: u64) -> Option<Attempt> {
         let attempt = self.shard.rng(|rng| self.service.pick(now, rng, tried))?;
-        self.account.attempts.set(self.account.attempts.get() + 1);
-        self.account.endpoint.set(Some(attempt.endpoint));
+        self.account.attempt(attempt.endpoint);
         Some(attempt)
     }
 
@@ -177,22 +176,38 @@ impl Path<'_> {
         tried: &mut Tried,
         fresh: bool,
     ) -> Result<(Attempt, To), Failure> {
-        let (attempt, to) = self.connect(tried, fresh).await?;
-        let To::H2(lease) = to else { return Ok((attempt, to)) };
-        let now = self.shard.clock.now();
-        let deadline = now.saturating_add(crate::shard::clock::ns(self.connect_timeout(now)));
-        self.account.wait(now);
-        let takes = self.shard.deadlines.alarm().until(deadline, Box::pin(lease.takes_websockets())).await;
-        self.account.waited(self.shard.clock.now());
-        match takes {
-            Some(true) => Ok((attempt, To::H2(lease))),
-            Some(false) if self.service.spec.protocol == Protocol::Auto => {
-                drop(lease);
-                let pooled = self.open_http1(&attempt, fresh).await?;
-                Ok((attempt, To::H1(pooled)))
+        loop {
+            let (attempt, to) = self.connect(tried, fresh).await?;
+            let To::H2(lease) = to else { return Ok((attempt, to)) };
+            let now = self.shard.clock.now();
+            let deadline = now.saturating_add(crate::shard::clock::ns(self.connect_timeout(now)));
+            self.account.wait(now);
+            let takes =
+                self.shard.deadlines.alarm().until(deadline, Box::pin(lease.takes_websockets())).await;
+            self.account.waited(self.shard.clock.now());
+            let failure = match takes {
+                Some(true) => return Ok((attempt, To::H2(lease))),
+                Some(false) if self.service.spec.protocol == Protocol::Auto => {
+                    drop(lease);
+                    match self.open_http1(&attempt, fresh).await {
+                        Ok(pooled) => return Ok((attempt, To::H1(pooled))),
+                        Err(failure) if failure.side == Side::Local => return Err(failure),
+                        Err(failure) => failure,
+                    }
+                }
+                Some(false) => return Err(Failure::upstream(Stage::Request, Cause::UpgradeRefused)),
+                None => Failure::upstream(Stage::Connect, Cause::Timeout),
+            };
+            // Nothing was sent: the next endpoint may have it.
+            if failure.cause != Cause::Overloaded {
+                attempt.unreachable(self.shard.clock.now());
             }
-            Some(false) => Err(Failure::upstream(Stage::Request, Cause::UpgradeRefused)),
-            None => Err(Failure::upstream(Stage::Connect, Cause::Timeout)),
+            tried.push(attempt.endpoint);
+            if tried.len() >= usize::from(self.service.spec.connect_attempts_max)
+                || self.shard.clock.now() >= self.deadline
+            {
+                return Err(failure);
+            }
         }
     }
 

@@ -229,7 +229,14 @@ async fn served(
             }
             let path = Path { shard, account, service, deadline };
             let call = Call { path, caller, view, parts, facts, respond };
+            let admitted = match call.path.admit(Some(*route)) {
+                Ok(None) => Ok(()),
+                // Boxed: seldom needed.
+                Ok(Some(waiting)) => Box::pin(call.wait_for_place(waiting)).await,
+                Err(failure) => Err(failure),
+            };
             let result = match facts.tunnel {
+                _ if let Err(failure) = admitted => Err(failure),
                 None => call.carry(&mut body).await,
                 // Boxed: a tunnel is rare, and large.
                 Some(_) => Box::pin(call.tunnel(body, route)).await,
@@ -299,19 +306,26 @@ impl Call<'_> {
                     if stale {
                         attempt.pool().learn_death(idle_ns, self.path.shard.clock.now());
                     }
-                    (result, stale && self.facts.method != Method::Other && replays.one_more_after_death())
+                    let may_repeat = whole
+                        && stale
+                        && self.facts.method != Method::Other
+                        && replays.one_more_after_death();
+                    (result, may_repeat)
                 }
                 To::H2(lease) => {
                     let result = self.to_h2(body, &lease, &answered).await;
                     lease.leave_if_going(&result);
+                    // A body of which nothing was taken goes along.
+                    let is_all_there =
+                        whole || (self.path.account.request_body_bytes.get() == 0 && !body.is_end_stream());
                     let may_repeat = result.as_ref().is_err_and(|failure| {
-                        replays.by_http2(*failure, &lease, answered.get(), self.facts.method)
+                        is_all_there && replays.by_http2(*failure, &lease, answered.get(), self.facts.method)
                     });
                     (result, may_repeat)
                 }
             };
             self.path.judge(&attempt, began, answered.get(), result.as_ref().err());
-            if !(may_repeat && whole) {
+            if !may_repeat {
                 return result;
             }
             again = true;
@@ -394,9 +408,7 @@ impl Call<'_> {
         let is_web = matches!(self.facts.grpc, Some(Dialect::Web(_)));
         let web = if is_web { Translation::of_request(&mut parts.headers) } else { None };
         self.path.of_call(&mut parts.headers);
-        let sent = lease.send(Request::from_parts(parts, ()), whole);
-        let (mut response, stream) =
-            sent.map_err(|error| Failure::upstream(Stage::Request, message::cause(&error)))?;
+        let (mut response, stream) = lease.send(Request::from_parts(parts, ()), whole)?;
         let alarm = self.path.shard.deadlines.alarm();
         if whole {
             return self.back_from_h2(&mut response, web, &alarm, &Cell::new(true), answered).await;

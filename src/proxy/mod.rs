@@ -6,6 +6,7 @@
 //! answers what failed, and records it.
 
 mod account;
+mod admit;
 mod caller;
 mod connect;
 mod from_h2;
@@ -166,7 +167,14 @@ async fn exchange(shard: &Rc<Shard>, downstream: &mut Downstream, asked: &mut As
         Some(_) if asked.is_too_large() => Err(Some(Failure::downstream(Stage::Head, Cause::BodyTooLarge))),
         Some(service) => {
             let path = Path { shard, account: &account, service, deadline };
+            let admitted = match path.admit(route) {
+                Ok(None) => Ok(()),
+                // Boxed: seldom needed.
+                Ok(Some(waiting)) => Box::pin(path.wait_for_place(waiting, downstream)).await,
+                Err(failure) => Err(failure),
+            };
             let settled = match body.filter(|n| *n <= head.capacity() - head.len()) {
+                _ if let Err(failure) = admitted => Err(failure),
                 // To a service of the mesh it goes on as a request.
                 _ if asked.is_connect() && !matches!(service.spec.tls, Tls::Mesh(_)) => {
                     Box::pin(tunnel::connect(&path, downstream, asked, &head)).await
@@ -318,11 +326,22 @@ async fn streamed(
     head: &mut Vec<u8>,
 ) -> Result<Fate, Failure> {
     let Path { shard, account, service, .. } = path;
-    let (attempt, to) = path.connect(&mut Tried::new(), false).await?;
-    let mut pooled = match to {
-        To::H1(pooled) => pooled,
-        To::H2(lease) => {
-            return over_h2::carry(path, downstream, asked, head, None, &attempt, &lease).await;
+    let (mut tried, mut again, mut replays) = (Tried::new(), false, Replays::default());
+    let (attempt, mut pooled) = loop {
+        let (attempt, to) = path.connect(&mut tried, again).await?;
+        let lease = match to {
+            To::H1(pooled) => break (attempt, pooled),
+            To::H2(lease) => lease,
+        };
+        match over_h2::carry(path, downstream, asked, head, None, &attempt, &lease).await {
+            Err(failure)
+                if !account.body_taken.get()
+                    && replays.by_http2(failure, &lease, account.first_byte_at.get() != 0, asked.method) =>
+            {
+                again = true;
+                shard.totals.replays.set(shard.totals.replays.get() + 1);
+            }
+            result => return result,
         }
     };
     let began = shard.clock.now();

@@ -71,9 +71,7 @@ async fn exchange(
     let path = &path.of_call(request.headers_mut());
     let decoder = RefCell::default();
     let ended = matches!((asked.framing, body), (Framing::None, _) | (_, Some(0)));
-    let sent = lease.send(request, ended);
-    let (response, stream) =
-        sent.map_err(|error| Failure::upstream(Stage::Request, message::cause(&error)))?;
+    let (response, stream) = lease.send(request, ended)?;
     let stream = RefCell::new(stream);
     let alarm = path.shard.deadlines.alarm();
     let there_alarm = path.shard.deadlines.alarm();
@@ -131,13 +129,14 @@ async fn exchange(
     let sent = Cell::new(false);
     let back = Back { path, asked, alarm: &alarm, answered, sent: &sent, web };
     let mut input = path.shard.buffers.take_large().ok_or(SHED)?;
+    let behind = downstream.input.len() - asked.head_len;
     input.extend_from_slice(&downstream.input[asked.head_len..]);
     downstream.input.truncate(asked.head_len);
     let caller = downstream.connection.control();
+    let mut reframer =
+        Reframer::new(asked.framing, Framing::UntilClose).without_trailers(asked.nominated_trailers.to_vec());
     let (there_result, back_result, back_was_first) = {
         let Connection { reader, writer, .. } = &mut downstream.connection;
-        let mut reframer = Reframer::new(asked.framing, Framing::UntilClose)
-            .without_trailers(asked.nominated_trailers.to_vec());
         let there = pin!(async {
             let clean = there.h1_to_h2(reader, &mut input, &mut reframer, &stream).await.map(drop);
             sent.set(clean.is_ok());
@@ -156,6 +155,12 @@ async fn exchange(
         })
         .await
     };
+    let taken = !reframer.is_untouched();
+    path.account.body_taken.set(taken);
+    if !taken && behind == 0 {
+        // What is there was room for chunk sizes.
+        input.clear();
+    }
     downstream.input.append(&mut input);
     path.shard.buffers.give(input);
     match (there_result, back_result) {

@@ -2,12 +2,13 @@
 //!
 //! The connection that is busiest and still has room gets the next exchange, so that as few as possible are open and
 //! what they carry leaves together. One is opened when all are full, up to a limit; beyond it an exchange waits for room,
-//! for as long as it may wait for a connection. One that the peer is closing gets nothing new. Refuses to drive
+//! for as long as it may wait for a connection. One that the peer is closing gets nothing new. Until the peer has said how
+//! many it takes, a connection carries the one that it was opened for; nobody opens another meanwhile. Refuses to drive
 //! connections: that is the task of `proxy::h2_client`.
 
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
@@ -17,7 +18,8 @@ use h2::client::{ResponseFuture, SendRequest};
 use http::Request;
 
 use super::spec;
-use crate::failure::{Cause, Failure};
+use crate::failure::{Cause, Failure, Stage};
+use crate::http::h2 as message;
 
 /// The shared connections of an endpoint.
 #[derive(Default)]
@@ -54,6 +56,7 @@ pub struct Shared {
     unsettled: RefCell<Vec<Waker>>,
     /// Whether it is encrypted.
     encrypted: bool,
+    pool: Weak<SharedPool>,
 }
 
 /// A place on a shared connection for one exchange; given back when dropped.
@@ -79,11 +82,13 @@ impl SharedPool {
         Some(Lease { shared: Rc::clone(busiest), pool: Rc::clone(self), reused: true })
     }
 
-    /// Leave to open one more; `None` when as many as may be are open, or when one is being opened by another exchange
-    /// (what it brings should be tried first).
+    /// Leave to open one more; `None` when as many as may be are open, or when one is being opened by another exchange or
+    /// its peer has not yet said how many it takes (what it brings should be tried first).
     pub fn open_one(self: &Rc<Self>, limits: &spec::Http2) -> Option<Opening> {
-        let open = u32::try_from(self.open.borrow().len()).unwrap_or(u32::MAX);
-        if self.connecting.get() > 0 || open >= limits.connections_max {
+        let open = self.open.borrow();
+        let full = u32::try_from(open.len()).unwrap_or(u32::MAX) >= limits.connections_max;
+        let begins = open.iter().any(|shared| !shared.settled.get() && !shared.leaving.get());
+        if self.connecting.get() > 0 || full || begins {
             return None;
         }
         self.connecting.set(1);
@@ -126,6 +131,7 @@ impl SharedPool {
             settled: Cell::new(false),
             unsettled: RefCell::default(),
             encrypted,
+            pool: Rc::downgrade(self),
         });
         self.open.borrow_mut().push(Rc::clone(&shared));
         (Rc::clone(&shared), Lease { shared, pool: Rc::clone(self), reused: false })
@@ -196,6 +202,8 @@ impl Shared {
             for waker in self.unsettled.take() {
                 waker.wake();
             }
+            // There may be room now.
+            self.pool.upgrade().into_iter().for_each(|pool| pool.tell());
         }
     }
 
@@ -233,7 +241,9 @@ impl Shared {
     }
 
     fn has_room(&self, limits: &spec::Http2) -> bool {
-        let most = usize::try_from(limits.streams_max).unwrap_or(usize::MAX).min(self.theirs.get());
+        // Before it has said so, more would wait within h2 if it turns out that it takes fewer, although others could have them.
+        let theirs = if self.settled.get() { self.theirs.get() } else { 1 };
+        let most = usize::try_from(limits.streams_max).unwrap_or(usize::MAX).min(theirs);
         (self.exchanges.get() as usize) < most
     }
 }
@@ -242,24 +252,30 @@ impl Lease {
     /// Sends a request; `ended` is whether it has no body.
     ///
     /// # Errors
-    /// As h2 says: the connection is over, or the peer is closing it.
+    /// `GoingAway` when the connection is over, or the peer is closing it: nothing of the request has left.
     pub fn send(
         &self,
         request: Request<()>,
         ended: bool,
-    ) -> Result<(ResponseFuture, SendStream<Bytes>), h2::Error> {
+    ) -> Result<(ResponseFuture, SendStream<Bytes>), Failure> {
+        let failed = |cause| Failure::upstream(Stage::Request, cause);
         let mut send = self.shared.send.borrow_mut();
-        let Some(send) = send.as_mut() else { return Err(h2::Reason::REFUSED_STREAM.into()) };
+        let Some(send) = send.as_mut() else { return Err(failed(Cause::GoingAway)) };
         self.shared.sent.set(self.shared.sent.get() + 1);
         if self.shared.sent.get() >= Shared::SENT_MAX {
             self.shared.leave();
         }
-        match send.poll_ready(&mut Context::from_waker(Waker::noop())) {
-            Poll::Ready(_) => send.send_request(request, ended),
+        let sent = match send.poll_ready(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(Ok(())) => send.send_request(request, ended),
+            Poll::Ready(Err(_)) => {
+                self.shared.leave();
+                return Err(failed(Cause::GoingAway));
+            }
             // By a handle of its own: h2 refuses a request while the one before it on the same handle waits for a place of
             // the peer's, which it does where a stream that was reset still counts. The queue is as long as there are leases.
             Poll::Pending => send.clone().send_request(request, ended),
-        }
+        };
+        sent.map_err(|error| failed(message::cause(&error)))
     }
 
     /// Whether the peer takes WebSockets (RFC 8441 §3). Waits until it has said what it offers; may be dropped.
