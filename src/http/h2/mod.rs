@@ -7,6 +7,7 @@
 mod origin;
 mod request;
 mod response;
+pub mod table;
 pub mod watch;
 
 pub use origin::{ORIGIN_FIELD, Origin};
