@@ -60,9 +60,9 @@ async fn exchange(
     lease: &Lease,
     attempt: &Attempt,
 ) -> Result<Fate, Failure> {
-    let mut request = message::from_canonical(head, lease.is_mesh().then_some(Origin(asked.version)))
+    let origin = lease.is_mesh().then_some(Origin(asked.version));
+    let mut request = message::from_canonical(head, origin, lease.is_encrypted())
         .map_err(|cause| Failure::local(Stage::Request, cause))?;
-    message::set_scheme(request.uri_mut(), lease.is_encrypted());
     let web = match asked.view.snapshot.translates_grpc_web(&downstream.listener) {
         true => Translation::of_request(request.headers_mut()),
         false => None,
@@ -352,10 +352,12 @@ pub(super) async fn head(
 }
 
 fn poll_head(response: &mut ResponseFuture, cx: &mut Context<'_>) -> Poll<Result<Head, h2::Error>> {
-    if let Poll::Ready(Some(interim)) = response.poll_informational(cx) {
-        return Poll::Ready(interim.map(Head::Interim));
+    match response.poll_informational(cx) {
+        Poll::Ready(Some(interim)) => Poll::Ready(interim.map(Head::Interim)),
+        // The final one is there, or there will be none.
+        Poll::Ready(None) => Pin::new(response).poll(cx).map(|response| response.map(Head::Final)),
+        Poll::Pending => Poll::Pending,
     }
-    Pin::new(response).poll(cx).map(|response| response.map(Head::Final))
 }
 
 /// Whether the first piece of a body has come with its head.

@@ -297,9 +297,9 @@ async fn ask_for_h1(
     out: &mut Buffer,
 ) -> Result<Result<(SendStream<Bytes>, RecvStream), super::Fate>, Failure> {
     let shard = path.shard;
-    let mut request = message::from_canonical(head, lease.is_mesh().then_some(Origin(asked.version)))
+    let origin = lease.is_mesh().then_some(Origin(asked.version));
+    let mut request = message::from_canonical(head, origin, lease.is_encrypted())
         .map_err(|cause| Failure::local(Stage::Request, cause))?;
-    message::set_scheme(request.uri_mut(), lease.is_encrypted());
     let accept = match asked.tunnel.as_deref() {
         Some(Tunnel::WebSocket(accept)) => {
             message::extend_connect(&mut request);
