@@ -26,7 +26,7 @@ impl Path<'_> {
                 let first_byte_at = self.account.first_byte_at.get();
                 let latency_ns = first_byte_at.saturating_sub(began);
                 let verdict = said(self.account, attempt, failure.is_none(), latency_ns);
-                attempt.answered(latency_ns, first_byte_at, verdict, now);
+                attempt.answered(latency_ns, verdict, now);
             }
             _ => {}
         }

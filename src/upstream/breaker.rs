@@ -95,12 +95,12 @@ const CHANGES_MAX: usize = 64;
 /// An attempt as the breaker sees it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Begun {
-    generation: u32,
-    role: Role,
+    pub(super) generation: u32,
+    pub(super) role: Role,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-enum Role {
+pub(super) enum Role {
     /// On an endpoint that is used.
     #[default]
     Usual,

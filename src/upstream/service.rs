@@ -8,7 +8,7 @@ use std::sync::Arc;
 use smallvec::SmallVec;
 
 use super::balance::{Balancer, Outcome};
-use super::breaker::{Begun, Breaker, Change, Verdict};
+use super::breaker::{Begun, Breaker, Change, Role, Verdict};
 use super::health::{Health, Reason};
 use super::limiter::{Doors, Limiter};
 use super::pool::Pool;
@@ -51,11 +51,12 @@ pub struct Attempt {
     answered: Cell<bool>,
     waits: Cell<bool>,
     said: Cell<Said>,
-    begun: Cell<Begun>,
-    /// When the first octet of an answer was here, and how long that took; or when it failed, and after how long.
+    /// What the breaker knows it by, in parts that leave no gap.
+    generation: Cell<u32>,
+    role: Cell<Role>,
+    /// When it ended, and how long the answer took, or the failure.
     at_ns: Cell<u64>,
     after_ns: Cell<u64>,
-    ended_ns: Cell<u64>,
 }
 
 /// What is said of an endpoint when its attempt ends. With its times apart, because the future of every connection has
@@ -154,10 +155,10 @@ impl Service {
             answered: Cell::new(false),
             waits: Cell::new(self.breaker.is_some()),
             said: Cell::new(Said::Nothing),
-            begun: Cell::new(begun),
+            generation: Cell::new(begun.generation),
+            role: Cell::new(begun.role),
             at_ns: Cell::new(now),
             after_ns: Cell::new(0),
-            ended_ns: Cell::new(now),
         })
     }
 
@@ -204,12 +205,11 @@ fn breaker(spec: &spec::Service, health: &Arc<Health>) -> Option<RefCell<Box<Bre
 }
 
 impl Attempt {
-    /// The endpoint answered after this long, at that time; now that the answer has ended it says this of it.
-    pub fn answered(&self, latency_ns: u64, at: u64, verdict: Verdict, now: u64) {
+    /// The endpoint answered after this long; now that the answer has ended it says this of it.
+    pub fn answered(&self, latency_ns: u64, verdict: Verdict, now: u64) {
         self.said.set(Said::Answered(verdict.into()));
-        self.at_ns.set(at);
+        self.at_ns.set(now);
         self.after_ns.set(latency_ns);
-        self.ended_ns.set(now);
     }
 
     /// The endpoint is to blame for the failure of the attempt.
@@ -219,7 +219,6 @@ impl Attempt {
         if let Verdict::OutOfTime { after_ns } = verdict {
             self.after_ns.set(after_ns);
         }
-        self.ended_ns.set(now);
     }
 
     /// What is known of it is told now, and it goes on: a tunnel, whose end says nothing of the endpoint.
@@ -239,7 +238,7 @@ impl Attempt {
         if first {
             self.uploads();
             if let Some(breaker) = &self.service.breaker {
-                breaker.borrow_mut().answered(self.endpoint as usize, self.begun.get(), now);
+                breaker.borrow_mut().answered(self.endpoint as usize, self.begun(), now);
             }
         }
         first
@@ -255,7 +254,7 @@ impl Attempt {
         if self.waits.replace(false)
             && let Some(breaker) = &self.service.breaker
         {
-            breaker.borrow_mut().wait_no_more(self.endpoint as usize, self.begun.get());
+            breaker.borrow_mut().wait_no_more(self.endpoint as usize, self.begun());
         }
     }
 
@@ -265,7 +264,9 @@ impl Attempt {
             && !self.waits.get()
             && let Some(breaker) = &self.service.breaker
         {
-            self.begun.set(breaker.borrow_mut().wait(self.endpoint as usize, self.begun.get(), now));
+            let begun = breaker.borrow_mut().wait(self.endpoint as usize, self.begun(), now);
+            self.generation.set(begun.generation);
+            self.role.set(begun.role);
             self.waits.set(true);
         }
     }
@@ -290,6 +291,10 @@ impl Attempt {
         &self.service.pools(self.endpoint as usize).h2
     }
 
+    fn begun(&self) -> Begun {
+        Begun { generation: self.generation.get(), role: self.role.get() }
+    }
+
     /// Tells balancer and breaker.
     fn tell(&self) {
         self.uploads();
@@ -303,7 +308,7 @@ impl Attempt {
         if let (Some(breaker), Some(plain)) = (&self.service.breaker, plain) {
             let verdict = plain.after(after_ns);
             let mut breaker = breaker.borrow_mut();
-            breaker.ended(self.endpoint as usize, self.begun.get(), verdict, self.ended_ns.get());
+            breaker.ended(self.endpoint as usize, self.begun(), verdict, at_ns);
         }
         self.service.balancer.borrow_mut().ended(self.endpoint as usize, at_ns, outcome);
     }
