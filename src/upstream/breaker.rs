@@ -242,7 +242,8 @@ impl Breaker {
         let age = self.age(begun);
         let standing = &self.health.of(self.locals.len()).endpoints[endpoint];
         let local = &mut self.locals[endpoint];
-        if is_before(local.overtaken_before, begun.generation) {
+        // Of the oldest it is not known which of them began before this one.
+        if age < OLD && is_before(local.overtaken_before, begun.generation) {
             local.overtaken_before = begun.generation;
             local.overtaken += local.pending[age + 1..].iter().sum::<u32>();
             local.pending[age + 1..].fill(0);
