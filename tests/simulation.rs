@@ -429,7 +429,7 @@ impl Ward {
             Some(Ill::Refuses) => (50_000, Verdict::Unreachable),
             Some(Ill::Resets) => (usual_ns, Verdict::Unanswered),
             Some(Ill::Fails) => (usual_ns, Verdict::Failure),
-            Some(Ill::FailsHalf) if self.picks[endpoint] % 3 != 0 => (usual_ns, Verdict::Failure),
+            Some(Ill::FailsHalf) if !self.picks[endpoint].is_multiple_of(3) => (usual_ns, Verdict::Failure),
             Some(Ill::Slow) => (400 * MS, Verdict::Good { latency_ns: 400 * MS }),
             None if rng.f64() < self.failing_part => (usual_ns, Verdict::Failure),
             None if rng.f64() < self.long_part => {

@@ -371,7 +371,7 @@ impl std::fmt::Debug for Word {
 
 /// Answers of the last while, in ten parts of it.
 #[derive(Debug, Default)]
-pub struct Window([AtomicU64; Window::PARTS as usize]);
+pub struct Window([AtomicU64; Self::PARTS as usize]);
 
 /// Answers (and exchanges without one), and of those what failed and what was slow.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

@@ -420,8 +420,7 @@ fn an_endpoint_comes_back_when_trials_are_good_and_a_reload_forgets_nothing() {
 #[test]
 fn switched_off_nobody_is_passed_over() {
     let good = Origin::plain();
-    let (ill, count) =
-        counted(|visit, _| visit.send("HTTP/1.1 500 Oh\r\nContent-Length: 0\r\n\r\n".to_owned()));
+    let (ill, count) = counted(|visit, _| visit.send("HTTP/1.1 500 Oh\r\nContent-Length: 0\r\n\r\n"));
     let keys = "balance = \"round-robin\"\nbreaker = { enabled = false }\n";
     let stage = Stage::new(1, &[&good.endpoint, &ill.endpoint], keys);
     for _ in 0..40 {
