@@ -17,6 +17,7 @@ mod policy_text;
 mod raw;
 mod reader;
 mod report;
+mod route_text;
 mod schema;
 mod values;
 mod warn;
