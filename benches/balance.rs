@@ -78,5 +78,6 @@ fn service(balance: Balance, endpoints: usize, weight: u16) -> Service {
         protocol: Protocol::Auto,
         tls: Tls::Off,
         http2: Http2::default(),
+        caps: None,
     }
 }

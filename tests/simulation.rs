@@ -357,6 +357,7 @@ fn service(balance: Balance, weights: &[u16]) -> Service {
         protocol: Protocol::Auto,
         tls: Tls::Off,
         http2: Http2::default(),
+        caps: None,
     }
 }
 

@@ -20,7 +20,17 @@ struct Direction {
 
 const DIRECTIONS: &[Direction] = &[
     Direction {
-        from: &["authorize", "route", "upstream::away", "upstream::balance", "upstream::spec"],
+        from: &[
+            "authorize",
+            "route",
+            "upstream::away",
+            "upstream::balance",
+            "upstream::caps",
+            "upstream::gate",
+            "upstream::limiter",
+            "upstream::line",
+            "upstream::spec",
+        ],
         not: &[
             "crate::io",
             "crate::http",

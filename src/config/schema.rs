@@ -103,6 +103,7 @@ pub(super) static SERVICE: Section = Section {
         "pool",
         "timeouts",
         "http2",
+        "caps",
     ],
 };
 pub(super) static ENDPOINT: Section = Section {
@@ -132,6 +133,11 @@ pub(super) static SERVICE_HTTP2: Section = Section {
         "ping_timeout",
     ],
 };
+pub(super) static CAPS: Section = Section {
+    path: "service.caps",
+    header: "`caps` of a [[service]]",
+    keys: &["exchanges_max", "pending_max", "queue_timeout", "queue_target", "retries_max"],
+};
 pub(super) static ROUTE: Section = Section {
     path: "route",
     header: "[[route]]",
@@ -149,6 +155,7 @@ pub(super) static ROUTE: Section = Section {
         "timeout",
         "upgrades",
         "tunnel_idle",
+        "priority",
     ],
 };
 pub(super) static ROUTE_MATCH: Section = Section {
@@ -200,6 +207,7 @@ pub(super) static SECTIONS: &[&Section] = &[
     &POOL,
     &SERVICE_TIMEOUTS,
     &SERVICE_HTTP2,
+    &CAPS,
     &ROUTE,
     &ROUTE_MATCH,
     &ROUTE_GRPC,

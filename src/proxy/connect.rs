@@ -105,8 +105,7 @@ impl Path<'_> {
 
     fn pick(&self, tried: &Tried, now: u64) -> Option<Attempt> {
         let attempt = self.shard.rng(|rng| self.service.pick(now, rng, tried))?;
-        self.account.attempts.set(self.account.attempts.get() + 1);
-        self.account.endpoint.set(Some(attempt.endpoint));
+        self.account.attempt(attempt.endpoint);
         Some(attempt)
     }
 

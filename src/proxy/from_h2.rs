@@ -235,7 +235,14 @@ async fn served(
             }
             let path = Path { shard, account, service, deadline };
             let call = Call { path, caller, view, parts, facts, respond };
+            let admitted = match call.path.admit(Some(*route)) {
+                Ok(None) => Ok(()),
+                // Boxed: seldom needed.
+                Ok(Some(waiting)) => Box::pin(call.wait_for_place(waiting)).await,
+                Err(failure) => Err(failure),
+            };
             let result = match facts.tunnel {
+                _ if let Err(failure) = admitted => Err(failure),
                 None => call.carry(&mut body).await,
                 // Boxed: a tunnel is rare, and large.
                 Some(_) => Box::pin(call.tunnel(body, route)).await,

@@ -2,6 +2,10 @@
 
 mod away;
 pub mod balance;
+pub mod caps;
+pub mod gate;
+pub mod limiter;
+pub mod line;
 pub mod pool;
 pub mod service;
 pub mod shared;

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::caps::Caps;
 use crate::identity::IdMatch;
 
 /// A logical destination with one policy.
@@ -29,6 +30,8 @@ pub struct Service {
     pub tls: Tls,
     /// How HTTP/2 connections to it are shared.
     pub http2: Http2,
+    /// How much it may be given at a time; `None` for whatever comes.
+    pub caps: Option<Arc<Caps>>,
 }
 
 /// Which HTTP a service speaks.
@@ -215,6 +218,7 @@ pub(super) mod testing {
             protocol: Protocol::Auto,
             tls: Tls::Off,
             http2: Http2::default(),
+            caps: None,
         }
     }
 

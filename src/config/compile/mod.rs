@@ -7,10 +7,12 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 mod action;
+mod caps;
 mod matching;
 mod policy;
 mod service;
 
+pub(super) use caps::{CompiledCaps, warn as warn_of_caps};
 pub(super) use matching::warn as warn_of_matching;
 pub(super) use policy::warn as warn_of_policy;
 
@@ -22,7 +24,7 @@ use super::report::{Place, Problem, Problems, Source};
 use super::values;
 use super::warn;
 use crate::authorize;
-use crate::route::{Action, HostMatch, Route, RouteMatch, TableBuilder};
+use crate::route::{Action, HostMatch, Priority, Route, RouteMatch, TableBuilder};
 use crate::snapshot::{Forwarding, Http2, Limits, Timeouts};
 
 /// Everything checked; `None` when `problems` has errors.
@@ -397,6 +399,7 @@ fn route(
         from.mark_of(raw.timeout.as_ref()),
         from.mark_of(raw.upgrades.as_ref()),
         from.mark_of(raw.tunnel_idle.as_ref()),
+        from.mark_of(raw.priority.as_ref()),
     ];
     let timeout: Option<Duration> = raw.timeout.and_then(|at| at.value);
     let name = raw.name.map_or_else(|| numbered_name("route", index), |at| at.value);
@@ -407,6 +410,7 @@ fn route(
             timeout,
             upgrades: value_or(raw.upgrades, defaults::UPGRADES),
             tunnel_idle: value_or(raw.tunnel_idle, defaults::TUNNEL_IDLE.default),
+            priority: value_or(raw.priority, Priority::Default),
         },
         matching,
         marks,

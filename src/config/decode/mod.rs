@@ -9,11 +9,13 @@ use std::time::Duration;
 use toml::de::{DeTable, DeValue};
 
 mod action;
+mod caps;
 mod matching;
 mod policy;
 mod service;
 mod tls;
 
+pub(super) use caps::{PRIORITY_WORDS, RawCaps};
 pub(super) use policy::ACTION_WORDS;
 pub(super) use service::PROTOCOL_WORDS;
 pub(super) use tls::{LISTENER_TLS_WORDS, SERVICE_TLS_WORDS, SOURCE_WORDS, VERSION_WORDS};
@@ -395,6 +397,9 @@ fn route(reader: &mut Reader<'_>, table: &Opened<'_>, place: Place) -> RawRoute 
                 None => reader.duration(key, item),
             }
         }),
+        priority: table
+            .value("priority")
+            .and_then(|item| reader.choice("route.priority", item, &PRIORITY_WORDS)),
         match_is_right,
     }
 }
