@@ -74,6 +74,8 @@ mod grpc_web; // gRPC from browsers
 mod access_log; // what a line says, also of what was refused
 #[path = "suite/authorize.rs"]
 mod authorize; // who may do what: rules, spellings, what the caller, the log and the metrics are told
+#[path = "suite/breaker.rs"]
+mod breaker; // endpoints that are ill, and come back
 #[path = "suite/caps.rs"]
 mod caps; // how much a service is given at a time, who waits, who is turned away
 #[path = "suite/docs.rs"]

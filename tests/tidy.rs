@@ -23,10 +23,11 @@ const DIRECTIONS: &[Direction] = &[
         from: &[
             "authorize",
             "route",
-            "upstream::away",
             "upstream::balance",
+            "upstream::breaker",
             "upstream::caps",
             "upstream::gate",
+            "upstream::health",
             "upstream::limiter",
             "upstream::line",
             "upstream::spec",

@@ -178,6 +178,7 @@ impl Compiled {
             listeners: self.listeners.iter().map(|compiled| compiled.listener.clone()).collect(),
             routes: Arc::clone(&self.table),
             by_name: Snapshot::order_by_name(&services),
+            health: services.iter().map(|_| Arc::default()).collect(),
             services,
             limits: self.limits.clone(),
             timeouts: self.timeouts.clone(),
@@ -291,6 +292,9 @@ pub(super) struct EdgeFiles {
 /// Where the values of a rule came from.
 pub(super) type RuleMarks = [Mark; 8];
 
+/// Where the values of a breaker came from.
+pub(super) type BreakerMarks = [Mark; super::effective::BREAKER_KEYS.len()];
+
 #[derive(Debug)]
 pub(super) struct CompiledService {
     /// The service with those endpoints that need no resolving.
@@ -303,6 +307,8 @@ pub(super) struct CompiledService {
     pub(super) caps: CompiledCaps,
     /// Where its values came from, in the order of `effective::SERVICE_KEYS`.
     pub(super) marks: [Mark; 20],
+    /// The same for `effective::BREAKER_KEYS`; `None` where no file says anything of it.
+    pub(super) breaker_marks: Option<Box<BreakerMarks>>,
 }
 
 /// An endpoint as declared.

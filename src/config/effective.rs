@@ -85,6 +85,27 @@ const SERVICE_KEYS: [&str; 20] = [
     "http2.ping_timeout",
 ];
 
+/// The keys of a service's breaker, in the order of its marks.
+pub(super) const BREAKER_KEYS: [&str; 17] = [
+    "breaker.enabled",
+    "breaker.consecutive_failures",
+    "breaker.consecutive_unanswered",
+    "breaker.failure_percent",
+    "breaker.window",
+    "breaker.requests_min",
+    "breaker.slow_factor",
+    "breaker.slow_min",
+    "breaker.pending_min",
+    "breaker.counts_too_many",
+    "breaker.ejection_base",
+    "breaker.ejection_max",
+    "breaker.ejection_multiplier",
+    "breaker.ejection_jitter_percent",
+    "breaker.ejected_percent_max",
+    "breaker.panic_percent",
+    "breaker.trial_requests",
+];
+
 /// The keys of a listener, in the order of its marks.
 const LISTENER_KEYS: [&str; 6] = ["address", "tls", "certificate", "key", "tls_version_min", "grpc_web"];
 
@@ -126,6 +147,9 @@ impl Compiled {
             let values = service_values(compiled);
             let name = &compiled.service.name;
             self.entry(&mut settings, "service", name, SERVICE_KEYS.into_iter().zip(values), &compiled.marks);
+            let values = BREAKER_KEYS.into_iter().zip(super::compile::breaker_values(compiled));
+            let marks = compiled.breaker_marks.as_deref().unwrap_or(&[Mark::DEFAULT; BREAKER_KEYS.len()]);
+            self.entry(&mut settings, "service", name, values, marks);
             for (key, value, mark) in compiled.caps.shown() {
                 self.entry(&mut settings, "service", name, [(key, Some(value))], &[mark]);
             }

@@ -214,6 +214,7 @@ pub(super) struct RawService {
     /// `tls` and what goes with some of its values only; boxed, because most services have none of it.
     pub(super) tls: Box<RawServiceTls>,
     pub(super) http2: Option<Box<RawHttp2>>,
+    pub(super) breaker: Option<Box<RawBreaker>>,
     pub(super) caps: Option<Box<RawCaps>>,
     pub(super) idle_max: Option<At<u32>>,
     pub(super) idle_timeout: Option<At<Duration>>,
@@ -232,6 +233,28 @@ pub(super) struct RawServiceTls {
     pub(super) identities: Option<At<Vec<IdMatch>>>,
     pub(super) server_name: Option<At<rustls::pki_types::ServerName<'static>>>,
     pub(super) ca: Option<At<PathBuf>>,
+}
+
+/// `[service.breaker]`.
+#[derive(Debug, Default)]
+pub(super) struct RawBreaker {
+    pub(super) enabled: Option<At<bool>>,
+    pub(super) consecutive_failures: Option<At<u32>>,
+    pub(super) consecutive_unanswered: Option<At<u32>>,
+    pub(super) failure_percent: Option<At<u8>>,
+    pub(super) window: Option<At<Duration>>,
+    pub(super) requests_min: Option<At<u32>>,
+    pub(super) slow_factor: Option<At<u32>>,
+    pub(super) slow_min: Option<At<Duration>>,
+    pub(super) pending_min: Option<At<u32>>,
+    pub(super) counts_too_many: Option<At<bool>>,
+    pub(super) ejection_base: Option<At<Duration>>,
+    pub(super) ejection_max: Option<At<Duration>>,
+    pub(super) ejection_multiplier: Option<At<u8>>,
+    pub(super) ejection_jitter_percent: Option<At<u8>>,
+    pub(super) ejected_percent_max: Option<At<u8>>,
+    pub(super) panic_percent: Option<At<u8>>,
+    pub(super) trial_requests: Option<At<u8>>,
 }
 
 #[derive(Debug)]

@@ -103,6 +103,7 @@ pub(super) static SERVICE: Section = Section {
         "pool",
         "timeouts",
         "http2",
+        "breaker",
         "caps",
     ],
 };
@@ -131,6 +132,29 @@ pub(super) static SERVICE_HTTP2: Section = Section {
         "connection_window",
         "ping_interval",
         "ping_timeout",
+    ],
+};
+pub(super) static BREAKER: Section = Section {
+    path: "service.breaker",
+    header: "`breaker` of a [[service]]",
+    keys: &[
+        "enabled",
+        "consecutive_failures",
+        "consecutive_unanswered",
+        "failure_percent",
+        "window",
+        "requests_min",
+        "slow_factor",
+        "slow_min",
+        "pending_min",
+        "counts_too_many",
+        "ejection_base",
+        "ejection_max",
+        "ejection_multiplier",
+        "ejection_jitter_percent",
+        "ejected_percent_max",
+        "panic_percent",
+        "trial_requests",
     ],
 };
 pub(super) static CAPS: Section = Section {
@@ -207,6 +231,7 @@ pub(super) static SECTIONS: &[&Section] = &[
     &POOL,
     &SERVICE_TIMEOUTS,
     &SERVICE_HTTP2,
+    &BREAKER,
     &CAPS,
     &ROUTE,
     &ROUTE_MATCH,

@@ -13,6 +13,7 @@ mod admin;
 pub mod authority;
 mod discovery;
 pub mod doctor;
+mod endpoints;
 mod export;
 mod health;
 pub mod identity;

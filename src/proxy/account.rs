@@ -184,6 +184,11 @@ impl Account {
         self.grpc.get()?.reset.get().filter(|_| by_reset && failure.side == Side::Upstream)
     }
 
+    /// What the service has said of a gRPC call; [`Status::ABSENT`] where it has said nothing. `None` where it is none.
+    pub(super) fn grpc_status(&self) -> Option<Status> {
+        Some(self.grpc.get()?.status.get().unwrap_or(Status::ABSENT))
+    }
+
     /// How the call ended: what the service said, else what the caller's library makes of what came.
     fn grpc_ended(&self, failure: Option<Failure>) -> Option<GrpcEnded> {
         let tally = self.grpc.get()?;

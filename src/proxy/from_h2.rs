@@ -38,6 +38,7 @@ use crate::io::tls::Tls;
 use crate::route;
 use crate::shard::clock::{NEVER, ns};
 use crate::shard::{Shard, View, task};
+use crate::upstream::service::Attempt;
 use crate::upstream::shared::Lease;
 
 /// Serves one connection to its end. Its input are its first octets, the preface or a part of it.
@@ -52,7 +53,7 @@ pub(super) async fn serve(shard: Rc<Shard>, downstream: Downstream) {
     let view = shard.view();
     let snapshot = &view.snapshot;
     let settings = snapshot.http2;
-    let (floods, standing) = Floods::of_caller(&shard);
+    let (floods, standing) = Floods::of_caller(&shard, mesh);
     let stall = snapshot.timeouts.body_stall;
     let (io, inward, outward) = gather::gather(connection, seen, Lent::new(&shard), floods, stall);
     let vital = io.vital();
@@ -301,13 +302,13 @@ impl Call<'_> {
                 return Err(Failure::downstream(Stage::Request, Cause::StreamReset));
             }
             let began = self.path.shard.clock.now();
-            let answered = Cell::new(false);
             let (result, may_repeat) = match to {
                 To::H1(pooled) => {
                     let (reused, idle_ns) = (pooled.reused, pooled.idle_ns);
-                    let result = self.to_h1(body, pooled, &attempt, &answered).await;
-                    let dead =
-                        |failure: &Failure| reused && !answered.get() && failure.is_end_of_connection();
+                    let result = self.to_h1(body, pooled, &attempt).await;
+                    let dead = |failure: &Failure| {
+                        reused && !attempt.has_answered() && failure.is_end_of_connection()
+                    };
                     let stale = result.as_ref().is_err_and(dead);
                     if stale {
                         attempt.pool().learn_death(idle_ns, self.path.shard.clock.now());
@@ -319,18 +320,19 @@ impl Call<'_> {
                     (result, may_repeat)
                 }
                 To::H2(lease) => {
-                    let result = self.to_h2(body, &lease, &answered).await;
+                    let result = self.to_h2(body, &lease, &attempt).await;
                     lease.leave_if_going(&result);
                     // A body of which nothing was taken goes along.
                     let is_all_there =
                         whole || (self.path.account.request_body_bytes.get() == 0 && !body.is_end_stream());
                     let may_repeat = result.as_ref().is_err_and(|failure| {
-                        is_all_there && replays.by_http2(*failure, &lease, answered.get(), self.facts.method)
+                        is_all_there
+                            && replays.by_http2(*failure, &lease, attempt.has_answered(), self.facts.method)
                     });
                     (result, may_repeat)
                 }
             };
-            self.path.judge(&attempt, began, answered.get(), result.as_ref().err());
+            self.path.judge(&attempt, began, result.as_ref().err());
             if !may_repeat {
                 return result;
             }
@@ -403,12 +405,7 @@ impl Call<'_> {
     }
 
     /// To a service that speaks HTTP/2.
-    async fn to_h2(
-        &self,
-        body: &mut RecvStream,
-        lease: &Lease,
-        answered: &Cell<bool>,
-    ) -> Result<(), Failure> {
+    async fn to_h2(&self, body: &mut RecvStream, lease: &Lease, attempt: &Attempt) -> Result<(), Failure> {
         let whole = self.facts.framing == Framing::None;
         let mut parts = self.forwarded(lease);
         let is_web = matches!(self.facts.grpc, Some(Dialect::Web(_)));
@@ -417,10 +414,10 @@ impl Call<'_> {
         let (mut response, stream) = lease.send(Request::from_parts(parts, ()), whole)?;
         let alarm = self.path.shard.deadlines.alarm();
         if whole {
-            return self.back_from_h2(&mut response, web, &alarm, &Cell::new(true), answered).await;
+            return self.back_from_h2(&mut response, web, &alarm, &Cell::new(true), attempt).await;
         }
         // Boxed: two directions are much state, which most requests do not need.
-        Box::pin(self.both_h2(body, stream, &mut response, web, &alarm, answered)).await
+        Box::pin(self.both_h2(body, stream, &mut response, web, &alarm, attempt)).await
     }
 
     /// Both directions at once.
@@ -431,12 +428,13 @@ impl Call<'_> {
         response: &mut h2::client::ResponseFuture,
         web: Option<Translation>,
         alarm: &Alarm,
-        answered: &Cell<bool>,
+        attempt: &Attempt,
     ) -> Result<(), Failure> {
         let stream = RefCell::new(stream);
         let there_alarm = self.path.shard.deadlines.alarm();
         let sent = Cell::new(false);
-        let back = pin!(self.back_from_h2(response, web, alarm, &sent, answered));
+        attempt.uploads();
+        let back = pin!(self.back_from_h2(response, web, alarm, &sent, attempt));
         let decoder = RefCell::default();
         let mut there = self.there(&there_alarm);
         if web.is_some_and(|web| web.request == Form::Text) {
@@ -445,6 +443,7 @@ impl Call<'_> {
         let there = pin!(async {
             let result = there.h2_to_h2(body, &stream).await;
             sent.set(result.is_ok());
+            attempt.uploaded(self.path.shard.clock.now());
             result
         });
         let (there_result, back_result, back_was_first) = both(there, back, |first| match first {
@@ -475,9 +474,9 @@ impl Call<'_> {
         web: Option<Translation>,
         alarm: &Alarm,
         sent: &Cell<bool>,
-        answered: &Cell<bool>,
+        attempt: &Attempt,
     ) -> Result<(), Failure> {
-        let mut response = Some(self.head_from_h2(response, alarm, sent, answered).await?);
+        let mut response = Some(self.head_from_h2(response, alarm, sent, attempt).await?);
         self.pass_on_from_h2(&mut response, web, alarm).await
     }
 
@@ -487,12 +486,12 @@ impl Call<'_> {
         response: &mut h2::client::ResponseFuture,
         alarm: &Alarm,
         sent: &Cell<bool>,
-        answered: &Cell<bool>,
+        attempt: &Attempt,
     ) -> Result<Response<RecvStream>, Failure> {
         let gone = |_| Failure::downstream(Stage::Body, Cause::StreamReset);
         let mut interim = self.view.snapshot.limits.interim_responses_max;
         loop {
-            let next = head(&self.path, alarm, response, sent.get(), answered, &mut interim);
+            let next = head(&self.path, alarm, response, sent.get(), attempt, &mut interim);
             // Hurried by the alarm: h2 needs no more than to be left.
             let (next, reset) =
                 unless_reset(|cx| self.respond.borrow_mut().poll_reset(cx), || alarm.by(0), next).await;

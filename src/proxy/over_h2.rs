@@ -41,14 +41,13 @@ pub(super) async fn carry(
     lease: &Lease,
 ) -> Result<Fate, Failure> {
     let began = path.shard.clock.now();
-    let answered = Cell::new(false);
-    let result = exchange(path, downstream, asked, head, body, lease, &answered).await;
+    let result = exchange(path, downstream, asked, head, body, lease, attempt).await;
     if let Err(failure) = &result
         && failure.cause == Cause::GoingAway
     {
         lease.leave();
     }
-    path.judge(attempt, began, answered.get(), result.as_ref().err());
+    path.judge(attempt, began, result.as_ref().err());
     result
 }
 
@@ -59,11 +58,11 @@ async fn exchange(
     head: &[u8],
     body: Option<usize>,
     lease: &Lease,
-    answered: &Cell<bool>,
+    attempt: &Attempt,
 ) -> Result<Fate, Failure> {
-    let mut request = message::from_canonical(head, lease.is_mesh().then_some(Origin(asked.version)))
+    let origin = lease.is_mesh().then_some(Origin(asked.version));
+    let mut request = message::from_canonical(head, origin, lease.is_encrypted())
         .map_err(|cause| Failure::local(Stage::Request, cause))?;
-    message::set_scheme(request.uri_mut(), lease.is_encrypted());
     let web = match asked.view.snapshot.translates_grpc_web(&downstream.listener) {
         true => Translation::of_request(request.headers_mut()),
         false => None,
@@ -98,7 +97,7 @@ async fn exchange(
         let octets = &downstream.input[asked.head_len..asked.head_len + length];
         path.account.request_body_bytes.set(length as u64);
         let sent = Cell::new(length == 0);
-        let back = Back { path, asked, alarm: &alarm, answered, sent: &sent, web };
+        let back = Back { path, asked, alarm: &alarm, attempt, sent: &sent, web };
         let back = back.carry(response, &mut downstream.connection.writer);
         if length == 0 {
             return back.await;
@@ -127,7 +126,8 @@ async fn exchange(
         };
     }
     let sent = Cell::new(false);
-    let back = Back { path, asked, alarm: &alarm, answered, sent: &sent, web };
+    attempt.uploads();
+    let back = Back { path, asked, alarm: &alarm, attempt, sent: &sent, web };
     let mut input = path.shard.buffers.take_large().ok_or(SHED)?;
     let behind = downstream.input.len() - asked.head_len;
     input.extend_from_slice(&downstream.input[asked.head_len..]);
@@ -140,6 +140,7 @@ async fn exchange(
         let there = pin!(async {
             let clean = there.h1_to_h2(reader, &mut input, &mut reframer, &stream).await.map(drop);
             sent.set(clean.is_ok());
+            attempt.uploaded(path.shard.clock.now());
             clean
         });
         let back = pin!(back.carry(response, writer));
@@ -184,7 +185,7 @@ pub(super) struct Back<'x> {
     pub(super) path: &'x Path<'x>,
     pub(super) asked: &'x Asked,
     pub(super) alarm: &'x Alarm,
-    pub(super) answered: &'x Cell<bool>,
+    pub(super) attempt: &'x Attempt,
     pub(super) sent: &'x Cell<bool>,
     /// Of a gRPC-Web call.
     pub(super) web: Option<Translation>,
@@ -219,7 +220,7 @@ impl Back<'_> {
         let Self { path, asked, .. } = self;
         let mut interim = asked.view.snapshot.limits.interim_responses_max;
         loop {
-            match head(path, self.alarm, response, self.sent.get(), self.answered, &mut interim).await? {
+            match head(path, self.alarm, response, self.sent.get(), self.attempt, &mut interim).await? {
                 Head::Interim(_) if asked.version == Version::Http10 => {}
                 Head::Interim(interim) => {
                     let (parts, ()) = interim.into_parts();
@@ -309,7 +310,7 @@ pub(super) async fn head(
     alarm: &Alarm,
     response: &mut ResponseFuture,
     sent: bool,
-    answered: &Cell<bool>,
+    attempt: &Attempt,
     interim: &mut u16,
 ) -> Result<Head, Failure> {
     let shard = path.shard;
@@ -324,7 +325,7 @@ pub(super) async fn head(
     path.account.waited_for_http2(since, now, &shard.gathered);
     match next {
         Some(Ok(head)) => {
-            if !answered.replace(true) {
+            if attempt.answers(now) {
                 path.account.first_byte_at.set(now);
             }
             let refused = |cause| Failure::upstream(Stage::Response, cause);
@@ -351,10 +352,12 @@ pub(super) async fn head(
 }
 
 fn poll_head(response: &mut ResponseFuture, cx: &mut Context<'_>) -> Poll<Result<Head, h2::Error>> {
-    if let Poll::Ready(Some(interim)) = response.poll_informational(cx) {
-        return Poll::Ready(interim.map(Head::Interim));
+    match response.poll_informational(cx) {
+        Poll::Ready(Some(interim)) => Poll::Ready(interim.map(Head::Interim)),
+        // The final one is there, or there will be none.
+        Poll::Ready(None) => Pin::new(response).poll(cx).map(|response| response.map(Head::Final)),
+        Poll::Pending => Poll::Pending,
     }
-    Pin::new(response).poll(cx).map(|response| response.map(Head::Final))
 }
 
 /// Whether the first piece of a body has come with its head.

@@ -23,6 +23,7 @@ fn snapshot(generation: u64, rules: Vec<Rule>) -> Arc<Snapshot> {
         routes: Arc::default(),
         services: Vec::new(),
         by_name: Vec::new(),
+        health: Vec::new(),
         limits: Limits {
             head_bytes_max: 1024,
             target_bytes_max: 1024,

@@ -52,6 +52,7 @@ pub struct Mesh {
     pub link: Arc<Link>,
     thread: Option<JoinHandle<()>>,
     generation: u64,
+    before: Option<Arc<Snapshot>>,
     /// What the shard has now.
     compiled: Option<config::Compiled>,
     seen: Seen,
@@ -203,8 +204,15 @@ impl Mesh {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let (link, doorbell) = Link::new(0).unwrap();
-        let mut mesh =
-            Self { address, link, thread: None, generation: 0, compiled: None, seen: Seen::default() };
+        let mut mesh = Self {
+            address,
+            link,
+            thread: None,
+            generation: 0,
+            before: None,
+            compiled: None,
+            seen: Seen::default(),
+        };
         mesh.give(config);
         mesh.order(Order::Listen("inbound".into(), listener));
         let plan = Plan {
@@ -290,8 +298,13 @@ impl Mesh {
         if let Some(change) = &config.change {
             change(&mut snapshot);
         }
+        if let Some(before) = &self.before {
+            snapshot.keep_health(before);
+        }
+        let snapshot = Arc::new(snapshot);
+        self.before = Some(Arc::clone(&snapshot));
         self.compiled = Some(loaded.compiled);
-        self.link.publish(Arc::new(snapshot));
+        self.link.publish(snapshot);
     }
 
     fn end(&mut self) {

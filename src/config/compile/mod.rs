@@ -7,11 +7,13 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 mod action;
+mod breaker;
 mod caps;
 mod matching;
 mod policy;
 mod service;
 
+pub(super) use breaker::values as breaker_values;
 pub(super) use caps::{CompiledCaps, warn as warn_of_caps};
 pub(super) use matching::warn as warn_of_matching;
 pub(super) use policy::warn as warn_of_policy;
@@ -39,6 +41,7 @@ pub(super) fn compile(raw: Raw, sources: &[Source], problems: &mut Problems) -> 
     let table = matching::collect(&raw, problems);
     check_limits(&raw, problems);
     policy::check(&raw, problems);
+    breaker::check(&raw.services, problems);
     if problems.errors() == 0 {
         check_listeners(&raw, problems);
     }

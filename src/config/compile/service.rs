@@ -65,6 +65,7 @@ pub(super) fn service(raw: RawService, from: &From<'_>) -> CompiledService {
         from.mark_of(http2.ping_interval.as_ref()),
         from.mark_of(http2.ping_timeout.as_ref()),
     ];
+    let (breaker, breaker_marks) = super::breaker::breaker(raw.breaker.as_deref(), from);
     let caps = super::caps::caps(raw.caps.map(|boxed| *boxed), from);
     let tls = *raw.tls;
     let (tls, edge) = match value_or(tls.tls, ServiceTlsWord::Off) {
@@ -107,6 +108,7 @@ pub(super) fn service(raw: RawService, from: &From<'_>) -> CompiledService {
             ping_interval: value_or(http2.ping_interval, defaults::SERVICE_PING_INTERVAL.default),
             ping_timeout: value_or(http2.ping_timeout, defaults::SERVICE_PING_TIMEOUT.default),
         },
+        breaker,
         caps: caps.declared(),
     };
     let declared = if named {
@@ -120,7 +122,7 @@ pub(super) fn service(raw: RawService, from: &From<'_>) -> CompiledService {
         service.endpoints = addresses(declared);
         None
     };
-    CompiledService { service: Arc::new(service), declared, edge, caps, marks }
+    CompiledService { service: Arc::new(service), declared, edge, caps, marks, breaker_marks }
 }
 
 /// Endpoints that need no resolving, each address once.

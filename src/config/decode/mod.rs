@@ -9,6 +9,7 @@ use std::time::Duration;
 use toml::de::{DeTable, DeValue};
 
 mod action;
+mod breaker;
 mod caps;
 mod matching;
 mod policy;
