@@ -54,8 +54,10 @@ mod http2; // from callers and to services, and every translation
 #[path = "suite/http2_floods.rs"]
 mod http2_floods; // a01 to a15: what attackers send
 
+#[path = "suite/explain.rs"]
+mod explain;
 #[path = "suite/routing.rs"]
-mod routing; // which route a request takes, and mistakes in conditions
+mod routing; // which route a request takes, and mistakes in conditions // what is told of a request that need not exist
 
 // What a connection can become.
 #[path = "suite/tunnels.rs"]

@@ -201,6 +201,16 @@ impl Compiled {
         })
     }
 
+    /// Where a route stands, as `file:line`.
+    pub fn place_of_route(&self, id: u32) -> Option<String> {
+        let compiled = self.routes.get(id as usize)?;
+        let marks = compiled.marks.iter().chain(compiled.extras.iter().map(|extra| &extra.mark));
+        // The line of its first key.
+        let mark = marks.filter(|mark| **mark != Mark::DEFAULT).min_by_key(|mark| (mark.file, mark.line))?;
+        let file = self.origins.files.get(usize::from(mark.file))?;
+        Some(format!("{file}:{}", mark.line))
+    }
+
     /// Every name and port that has to be resolved, in the order of the files; a name in two services comes twice.
     pub fn names(&self) -> impl Iterator<Item = (&str, u16)> {
         self.services.iter().filter_map(|compiled| compiled.declared.as_ref()).flatten().filter_map(

@@ -288,6 +288,19 @@ fn number(text: &[u8]) -> Option<i64> {
 }
 
 impl<F: Fields> Request<'_, '_, F> {
+    /// What was found where a condition is not met; `None` where there is nothing, and for what is no value.
+    pub fn value(&self, unmet: &Unmet<'_>) -> Option<Vec<u8>> {
+        let value = match unmet {
+            Unmet::Header(name, _) => self.header(name)?,
+            Unmet::Query(name, _) => self.parameter(name)?,
+            Unmet::Cookie(name, _) => Value::Piece(self.cookie(name)?),
+            Unmet::Listener | Unmet::Port | Unmet::Method | Unmet::Grpc | Unmet::From | Unmet::Source => {
+                return None;
+            }
+        };
+        Some(value.octets().to_vec())
+    }
+
     /// The lines of a field, joined.
     pub(super) fn header(&self, name: &str) -> Option<Value<'_>> {
         let mut lines = self.call.fields.lines(name);

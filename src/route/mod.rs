@@ -23,7 +23,7 @@ use std::time::Duration;
 
 pub use action::Action;
 pub use conditions::{Conditions, Request, Specificity, Test, Unmet, What};
-pub use judge::{Judgement, Rank};
+pub use judge::{HostRank, Judgement, PathRank, Rank};
 pub use regex::{BadRegex, Regex};
 pub use table::{Overlap, Table, TableBuilder};
 pub use template::{BadTemplate, Template};
