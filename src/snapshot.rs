@@ -18,8 +18,8 @@ pub struct Snapshot {
     pub generation: u64,
     /// Where to listen.
     pub listeners: Vec<Listener>,
-    /// Host and path to route.
-    pub routes: route::Table,
+    /// Which route a request takes. Shared by all snapshots of one configuration.
+    pub routes: Arc<route::Table>,
     /// All services; `route::Route::service` is an index into this list.
     pub services: Vec<Arc<upstream::spec::Service>>,
     /// Indices of `services` in the order of their names: how a service is found again in the next snapshot.

@@ -311,6 +311,8 @@ pub(super) const ROUTES_MAX: usize = 100_000;
 pub(super) const AUTHORIZATIONS_MAX: usize = 10_000;
 /// Values of one condition of a rule, and identities of a service.
 pub(super) const CONDITION_MAX: usize = 1000;
+/// Tests of fields, of parameters and of cookies of one route: as many as Gateway API takes of each, twice.
+pub(super) const TESTS_MAX: usize = 32;
 /// Trust domains besides our own.
 pub(super) const FEDERATED_MAX: usize = 100;
 /// Hosts of one route.

@@ -170,6 +170,9 @@ pub(super) static ROUTE: Section = Section {
         "hosts",
         "path",
         "path_prefix",
+        "path_template",
+        "path_regex",
+        "match",
         "service",
         "split",
         "sticky",
@@ -178,6 +181,22 @@ pub(super) static ROUTE: Section = Section {
         "tunnel_idle",
         "priority",
     ],
+};
+pub(super) static ROUTE_MATCH: Section = Section {
+    path: "route.match",
+    header: "`match` of a [[route]]",
+    keys: &["methods", "headers", "query", "cookies", "from", "sources", "ports", "listeners", "grpc"],
+};
+pub(super) static ROUTE_GRPC: Section = Section {
+    path: "route.match.grpc",
+    header: "`grpc` in `match` of a [[route]]",
+    keys: &["service", "method"],
+};
+/// Beside the others: the names above it are the operator's.
+pub(super) static ROUTE_TEST: Section = Section {
+    path: "route.match",
+    header: "a test in `match` of a [[route]]",
+    keys: &["exact", "prefix", "suffix", "regex", "present", "range", "not"],
 };
 pub(super) static SPLIT: Section = Section {
     path: "route.split",
@@ -215,6 +234,8 @@ pub(super) static SECTIONS: &[&Section] = &[
     &BREAKER,
     &CAPS,
     &ROUTE,
+    &ROUTE_MATCH,
+    &ROUTE_GRPC,
     &SPLIT,
     &STICKY,
     &AUTHORIZATION,

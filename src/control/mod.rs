@@ -14,6 +14,7 @@ pub mod authority;
 mod discovery;
 pub mod doctor;
 mod endpoints;
+pub mod explain;
 mod export;
 mod health;
 pub mod identity;

@@ -44,6 +44,7 @@ ringmesh
   /services   what goes to each service: rate, latency, the proxy's own time, errors, endpoints
   /shards     what each shard does
   /config     the configuration in use, with where each value came from
+  /explain    what becomes of a request, and why: ?method=GET&url=https://shop/cart&header=x-user:7&from=spiffe://...
   /identity   who this proxy is, whom it trusts, and until when
   /build      what this binary is
 
@@ -52,7 +53,7 @@ ringmesh
   POST /reload   read the configuration again
   POST /drain    finish what is in flight, then end
 
-/services, /shards, /config, /identity and /build answer in JSON to ?format=json or Accept: application/json.
+/services, /shards, /config, /explain, /identity and /build answer in JSON to ?format=json or Accept: application/json.
 /services shows 200 services unless ?all is given.
 ";
 

@@ -35,6 +35,7 @@ use crate::http::{Framing, Method};
 use crate::io::gather;
 use crate::io::timed::Alarm;
 use crate::io::tls::Tls;
+use crate::route;
 use crate::shard::clock::{NEVER, ns};
 use crate::shard::{Shard, View, task};
 use crate::upstream::service::Attempt;
@@ -200,9 +201,14 @@ async fn served(
     }
     // A CONNECT has no path: routed by its host.
     let path = parts.uri.path_and_query().map_or("/", |_| parts.uri.path());
-    let route = view.snapshot.routes.find_id(Some(message::host_of(host)), path.as_bytes());
     let fields = message::Fields(parts);
     let asked = message::call(caller.as_rules_see_it(), parts, &fields);
+    let route = view.snapshot.routes.find_id(&route::Request {
+        host: Some(message::host_of(host)),
+        path: path.as_bytes(),
+        query: parts.uri.query().unwrap_or_default().as_bytes(),
+        call: &asked,
+    });
     let service = route.and_then(|id| view.snapshot.routes.routes().get(id as usize)).map(|route| {
         let chosen = route.choose(&asked, || shard.rng(|rng| rng.u64(..)));
         (route, shard.service(view, chosen.service))

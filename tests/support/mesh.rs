@@ -188,7 +188,7 @@ impl Config {
         if let Some(format) = &self.access_log {
             text += &format!("\n[access_log]\nformat = {format:?}");
         }
-        text += "\n[[listener]]\naddress = \"127.0.0.1:15001\"\n";
+        text += "\n[[listener]]\nname = \"inbound\"\naddress = \"127.0.0.1:15001\"\n";
         for Service { name, endpoints, keys } in &self.services {
             text += &format!("[[service]]\nname = {name:?}\nendpoints = {endpoints:?}\n{keys}\n");
         }

@@ -170,6 +170,15 @@ pub fn values<'p>(parts: &'p request::Parts, name: &str) -> impl Iterator<Item =
     )
 }
 
+/// As [`values`], but of lines with just this name, for routes.
+fn lines<'p>(parts: &'p request::Parts, name: &str) -> impl Iterator<Item = &'p [u8]> {
+    let asked = known(name);
+    let own = if asked == Known::Host { authority(parts).map(str::as_bytes) } else { None };
+    let elsewhere = matches!(asked, Known::Host | Known::ClientCert);
+    let lines = (!elsewhere).then(|| parts.headers.get_all(name).into_iter().map(HeaderValue::as_bytes));
+    own.into_iter().chain(lines.into_iter().flatten())
+}
+
 /// A request, as rules see it: a WebSocket as the handshake that its extended CONNECT stands for, so that no rule can be got
 /// around by the version of HTTP.
 pub fn call<'c, 'p>(
@@ -194,6 +203,10 @@ pub struct Fields<'p>(pub &'p request::Parts);
 impl authorize::Fields for Fields<'_> {
     fn values(&self, name: &str) -> impl Iterator<Item = &[u8]> {
         values(self.0, name)
+    }
+
+    fn lines(&self, name: &str) -> impl Iterator<Item = &[u8]> {
+        lines(self.0, name)
     }
 }
 
