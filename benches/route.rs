@@ -92,6 +92,7 @@ fn table(rules: impl Iterator<Item = (HostMatch, String)>) -> Table {
             timeout: None,
             upgrades: Upgrades::default(),
             tunnel_idle: std::time::Duration::from_secs(3600),
+            retry: None,
         };
         builder.add(host, PathMatch::Prefix(prefix.into()), route).expect("no two are alike");
     }

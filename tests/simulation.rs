@@ -6,10 +6,13 @@
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use fastrand::Rng;
 use ringmesh::upstream::balance::{Balancer, Outcome};
+use ringmesh::upstream::budget::Shared;
+use ringmesh::upstream::retry::Policy;
 use ringmesh::upstream::spec::{Address, Balance, Endpoint, Http2, Pool, Protocol, Service, Timeouts, Tls};
 
 #[test]
@@ -357,6 +360,8 @@ fn service(balance: Balance, weights: &[u16]) -> Service {
         protocol: Protocol::Auto,
         tls: Tls::Off,
         http2: Http2::default(),
+        retry: Arc::new(Policy::off()),
+        meter: Shared::default(),
     }
 }
 

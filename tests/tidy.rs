@@ -20,7 +20,15 @@ struct Direction {
 
 const DIRECTIONS: &[Direction] = &[
     Direction {
-        from: &["authorize", "route", "upstream::away", "upstream::balance", "upstream::spec"],
+        from: &[
+            "authorize",
+            "route",
+            "upstream::away",
+            "upstream::balance",
+            "upstream::budget",
+            "upstream::retry",
+            "upstream::spec",
+        ],
         not: &[
             "crate::io",
             "crate::http",

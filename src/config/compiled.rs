@@ -11,11 +11,12 @@ use rustls::pki_types::ServerName;
 use super::defaults;
 use super::raw::{Destination, Shards};
 use super::values::Target;
-use crate::authorize::Policy;
+use crate::authorize;
 use crate::identity::{SpiffeId, TrustDomain};
 use crate::route::{HostMatch, PathMatch, Route, TableBuilder};
 use crate::shard::RuntimeChoice;
 use crate::snapshot::{AccessLogFormat, Forwarding, Http2, Limits, Listener, Snapshot, Timeouts};
+use crate::upstream::retry::{Policy, Statuses};
 use crate::upstream::spec::{Address, Endpoint, Protocol, Service};
 
 /// How names are resolved: a name and a port to addresses, none if it does not resolve.
@@ -31,7 +32,7 @@ pub struct Compiled {
     pub(super) listeners: Vec<CompiledListener>,
     pub(super) services: Vec<CompiledService>,
     pub(super) routes: Vec<CompiledRoute>,
-    pub(super) authorization: Arc<Policy>,
+    pub(super) authorization: Arc<authorize::Policy>,
     /// For each rule where its values came from, in the order of `effective::RULE_KEYS`.
     pub(super) rule_marks: Vec<RuleMarks>,
     pub(super) limits: Limits,
@@ -216,14 +217,16 @@ impl Compiled {
         )
     }
 
-    /// Takes from the `running` configuration every service that is the same here, so that it is in memory once.
+    /// Takes from the `running` configuration every service that is the same here, so that it is in memory once, and of those
+    /// that have changed what is counted of them.
     pub fn share(&mut self, running: &Self) {
         let known: std::collections::HashMap<&str, &Arc<Service>> =
             running.services.iter().map(|compiled| (&*compiled.service.name, &compiled.service)).collect();
         for compiled in &mut self.services {
-            if let Some(same) = known.get(&*compiled.service.name).filter(|same| ***same == compiled.service)
-            {
-                compiled.service = Arc::clone(same);
+            match known.get(&*compiled.service.name) {
+                Some(same) if **same == compiled.service => compiled.service = Arc::clone(same),
+                Some(before) => Arc::make_mut(&mut compiled.service).meter = before.meter.clone(),
+                None => {}
             }
         }
     }
@@ -299,6 +302,20 @@ pub(super) struct CompiledService {
     pub(super) edge: Option<EdgeFiles>,
     /// Where its values came from, in the order of `effective::SERVICE_KEYS`.
     pub(super) marks: [Mark; 20],
+    /// If it says something of it itself.
+    pub(super) retry: Option<CompiledRetry>,
+}
+
+/// What a service or a route says of further attempts.
+#[derive(Debug)]
+pub(super) struct CompiledRetry {
+    pub(super) policy: Arc<Policy>,
+    /// The words of `on`, as they are written.
+    pub(super) on: Box<[&'static str]>,
+    /// The statuses of their own.
+    pub(super) statuses: Statuses,
+    /// Where its values came from, in the order of `effective::RETRY_KEYS`.
+    pub(super) marks: Box<[Mark]>,
 }
 
 /// An endpoint as declared.
@@ -339,6 +356,8 @@ pub(super) struct CompiledRoute {
     pub(super) path: PathMatch,
     /// Where its values came from, in the order of `effective::ROUTE_KEYS`.
     pub(super) marks: [Mark; 6],
+    /// If it says something of it itself.
+    pub(super) retry: Option<CompiledRetry>,
 }
 
 /// Where a value came from, in eight bytes: ten thousand services have two hundred thousand of them.

@@ -125,11 +125,15 @@ impl Compiled {
             let values = service_values(compiled);
             let name = &compiled.service.name;
             self.entry(&mut settings, "service", name, SERVICE_KEYS.into_iter().zip(values), &compiled.marks);
+            self.retry(&mut settings, ("service", name), &compiled.service.retry, compiled.retry.as_ref());
         }
         left_out(&mut settings, "service", self.services.len());
         for compiled in self.routes.iter().take(EFFECTIVE_ENTRIES_MAX) {
             let values = self.route_values(compiled).map(|(key, value)| (key, Some(value)));
             self.entry(&mut settings, "route", &compiled.route.name, values, &compiled.marks);
+            if let Some(policy) = &compiled.route.retry {
+                self.retry(&mut settings, ("route", &compiled.route.name), policy, compiled.retry.as_ref());
+            }
         }
         left_out(&mut settings, "route", self.routes.len());
         for (rule, marks) in
@@ -143,7 +147,7 @@ impl Compiled {
     }
 
     /// Adds those keys of an entry that have a value.
-    fn entry(
+    pub(super) fn entry(
         &self,
         settings: &mut Vec<Setting>,
         kind: &str,
@@ -392,7 +396,7 @@ fn endpoint(address: &str, weight: u16, zone: Option<&str>) -> String {
     text + " }"
 }
 
-fn list(entries: impl Iterator<Item = String>, count: usize) -> String {
+pub(super) fn list(entries: impl Iterator<Item = String>, count: usize) -> String {
     let shown: Vec<String> = entries.take(LIST_ENTRIES_MAX).collect();
     let more = match count.saturating_sub(LIST_ENTRIES_MAX) {
         0 => String::new(),

@@ -103,6 +103,7 @@ pub(super) static SERVICE: Section = Section {
         "pool",
         "timeouts",
         "http2",
+        "retry",
     ],
 };
 pub(super) static ENDPOINT: Section = Section {
@@ -132,10 +133,29 @@ pub(super) static SERVICE_HTTP2: Section = Section {
         "ping_timeout",
     ],
 };
+/// What `retry` of a service and of a route may contain.
+const RETRY_KEYS: &[&str] = &[
+    "attempts_max",
+    "on",
+    "statuses",
+    "methods",
+    "attempt_timeout",
+    "backoff_base",
+    "backoff_max",
+    "retry_after_max",
+    "body_bytes_max",
+    "budget_percent",
+    "budget_floor",
+    "attempt_header",
+];
+pub(super) static SERVICE_RETRY: Section =
+    Section { path: "service.retry", header: "`retry` of a [[service]]", keys: RETRY_KEYS };
+pub(super) static ROUTE_RETRY: Section =
+    Section { path: "route.retry", header: "`retry` of a [[route]]", keys: RETRY_KEYS };
 pub(super) static ROUTE: Section = Section {
     path: "route",
     header: "[[route]]",
-    keys: &["name", "hosts", "path", "path_prefix", "service", "timeout", "upgrades", "tunnel_idle"],
+    keys: &["name", "hosts", "path", "path_prefix", "service", "timeout", "upgrades", "tunnel_idle", "retry"],
 };
 pub(super) static AUTHORIZATION: Section = Section {
     path: "authorization",
@@ -144,7 +164,7 @@ pub(super) static AUTHORIZATION: Section = Section {
 };
 
 /// All of them, in the order of `config/reference.toml`.
-pub(super) static SECTIONS: [&Section; 17] = [
+pub(super) static SECTIONS: [&Section; 19] = [
     &TOP,
     &ADMIN,
     &ACCESS_LOG,
@@ -160,7 +180,9 @@ pub(super) static SECTIONS: [&Section; 17] = [
     &POOL,
     &SERVICE_TIMEOUTS,
     &SERVICE_HTTP2,
+    &SERVICE_RETRY,
     &ROUTE,
+    &ROUTE_RETRY,
     &AUTHORIZATION,
 ];
 

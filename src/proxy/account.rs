@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::ops::Range;
 use std::rc::Rc;
 
+use super::again::Further;
 use crate::authorize::Decision;
 use crate::downstream::{Asked, Downstream, Places};
 use crate::failure::{Cause, Failure, Side};
@@ -30,6 +31,12 @@ pub(super) struct Account {
     pub(super) attempts: Cell<u16>,
     /// The endpoint of the last attempt.
     pub(super) endpoint: Cell<Option<u32>>,
+    /// What is known of its attempts, once one has missed.
+    pub(super) further: OnceCell<Box<Further>>,
+    /// Whether the request may be done twice.
+    pub(super) repeats: Cell<bool>,
+    /// Whether something of its body is gone, so that it cannot be sent again.
+    pub(super) body_is_gone: Cell<bool>,
     /// Bytes of the request's body that were passed on.
     pub(super) request_body_bytes: Cell<u64>,
     /// Bytes of the response's body that were passed on.
@@ -94,6 +101,11 @@ impl Account {
     /// It is a gRPC call.
     pub(super) fn begin_grpc(&self) {
         self.grpc.get_or_init(Box::default);
+    }
+
+    /// Whether it is one.
+    pub(super) fn is_grpc(&self) -> bool {
+        self.grpc.get().is_some()
     }
 
     /// When a gRPC call with these fields must have ended; [`NEVER`] where it does not say.
@@ -193,6 +205,7 @@ impl Account {
             status: self.status.get(),
             failure,
             attempts: self.attempts.get().into(),
+            retried: self.further().and_then(Further::reason),
             request_body_bytes: self.request_body_bytes.get(),
             response_body_bytes: self.response_body_bytes.get(),
             first_byte_ns,

@@ -10,6 +10,8 @@ use std::time::Duration;
 
 pub use table::{Table, TableBuilder, TableError};
 
+use crate::upstream::retry;
+
 /// One rule: requests for this host and path go to that service.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Route {
@@ -23,6 +25,8 @@ pub struct Route {
     pub upgrades: Upgrades,
     /// How long a tunnel (an upgraded connection, a CONNECT) may lie without a byte in either direction.
     pub tunnel_idle: Duration,
+    /// Whether and when a request is sent once more; `None` where its service says.
+    pub retry: Option<Arc<retry::Policy>>,
 }
 
 /// What a connection may be turned into.

@@ -289,6 +289,7 @@ fn route(name: &str) -> Route {
         timeout: None,
         upgrades: crate::route::Upgrades::default(),
         tunnel_idle: std::time::Duration::from_secs(3600),
+        retry: None,
     }
 }
 

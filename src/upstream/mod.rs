@@ -2,7 +2,9 @@
 
 mod away;
 pub mod balance;
+pub mod budget;
 pub mod pool;
+pub mod retry;
 pub mod service;
 pub mod shared;
 pub mod spec;

@@ -6,6 +6,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use super::balance::{Balancer, Outcome};
+use super::budget::Gauge;
 use super::pool::Pool;
 use super::shared::SharedPool;
 use super::spec;
@@ -16,6 +17,8 @@ pub struct Service {
     pub spec: Arc<spec::Service>,
     /// Where its exchanges are counted: an index of `telemetry::recorder`.
     pub recorder_slot: u32,
+    /// Its attempts in progress on this shard.
+    pub gauge: Rc<Gauge>,
     balancer: RefCell<Balancer>,
     /// By endpoint. Shared with the service's state of an earlier snapshot as long as its exchanges last.
     pools: Vec<Rc<Pools>>,
@@ -37,6 +40,7 @@ pub struct Attempt {
     pub endpoint: u32,
     outcome: Cell<Outcome>,
     now: Cell<u64>,
+    is_tunnel: Cell<bool>,
 }
 
 impl Service {
@@ -44,7 +48,8 @@ impl Service {
     pub fn new(spec: Arc<spec::Service>, recorder_slot: u32) -> Self {
         let balancer = RefCell::new(Balancer::new(&spec));
         let pools = spec.endpoints.iter().map(|_| Rc::default()).collect();
-        Self { spec, recorder_slot, balancer, pools }
+        let gauge = Rc::new(Gauge::new(&spec.meter));
+        Self { spec, recorder_slot, gauge, balancer, pools }
     }
 
     /// The same service under a new declaration: endpoints that are still there keep pools and averages.
@@ -64,7 +69,9 @@ impl Service {
             gone.h1.close_idle();
             gone.h2.leave();
         }
-        Self { spec, recorder_slot: old.recorder_slot, balancer: RefCell::new(balancer), pools }
+        // What is in progress goes on being counted where it was.
+        let gauge = Rc::clone(&old.gauge);
+        Self { spec, recorder_slot: old.recorder_slot, gauge, balancer: RefCell::new(balancer), pools }
     }
 
     /// Chooses an endpoint for an attempt, none of `tried`.
@@ -72,12 +79,14 @@ impl Service {
         let mut balancer = self.balancer.borrow_mut();
         let endpoint = balancer.pick(now, rng, |e| tried.iter().any(|t| *t as usize == e))?;
         balancer.started(endpoint, now);
+        self.gauge.began();
         Some(Attempt {
             service: Rc::clone(self),
             // A service has at most 10 000 endpoints.
             endpoint: u32::try_from(endpoint).unwrap_or(u32::MAX),
             outcome: Cell::new(Outcome::Cancelled),
             now: Cell::new(now),
+            is_tunnel: Cell::new(false),
         })
     }
 
@@ -88,6 +97,7 @@ impl Service {
 
     /// Once a second: closes idle connections that are too old or dead.
     pub fn sweep(&self, now: u64) {
+        self.gauge.tell();
         for pool in &self.pools {
             pool.h1.sweep(&self.spec.pool, now);
         }
@@ -120,6 +130,11 @@ impl Attempt {
         let mut balancer = self.service.balancer.borrow_mut();
         balancer.ended(self.endpoint as usize, self.now.get(), self.outcome.replace(Outcome::Cancelled));
         balancer.started(self.endpoint as usize, now);
+        drop(balancer);
+        // It lasts, and says nothing of how many further attempts the service can bear.
+        if !self.is_tunnel.replace(true) {
+            self.service.gauge.ended();
+        }
     }
 
     /// No connection to the endpoint could be made.
@@ -152,6 +167,9 @@ impl Attempt {
 impl Drop for Attempt {
     fn drop(&mut self) {
         self.service.balancer.borrow_mut().ended(self.endpoint as usize, self.now.get(), self.outcome.get());
+        if !self.is_tunnel.get() {
+            self.service.gauge.ended();
+        }
     }
 }
 

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::{budget, retry};
 use crate::identity::IdMatch;
 
 /// A logical destination with one policy.
@@ -29,6 +30,10 @@ pub struct Service {
     pub tls: Tls,
     /// How HTTP/2 connections to it are shared.
     pub http2: Http2,
+    /// Whether and when a request is sent once more, where its route does not say.
+    pub retry: Arc<retry::Policy>,
+    /// Its attempts in progress, of all shards; kept as long as there is a service of this name.
+    pub meter: budget::Shared,
 }
 
 /// Which HTTP a service speaks.
@@ -215,6 +220,8 @@ pub(super) mod testing {
             protocol: Protocol::Auto,
             tls: Tls::Off,
             http2: Http2::default(),
+            retry: Arc::new(retry::Policy::off()),
+            meter: budget::Shared::default(),
         }
     }
 

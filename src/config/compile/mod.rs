@@ -7,6 +7,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 mod policy;
+mod retry;
 mod service;
 
 pub(super) use policy::warn as warn_of_policy;
@@ -34,6 +35,7 @@ pub(super) fn compile(raw: Raw, sources: &[Source], problems: &mut Problems) -> 
     check_overlaps(&raw.routes, problems);
     check_limits(&raw, problems);
     policy::check(&raw, problems);
+    retry::check(&raw, problems);
     if problems.errors() == 0 {
         check_listeners(&raw, problems);
     }
@@ -432,6 +434,7 @@ fn route(raw: RawRoute, index: usize, service: u32, from: &From<'_>) -> Compiled
     }
     let timeout: Option<Duration> = raw.timeout.and_then(|at| at.value);
     let name = raw.name.map_or_else(|| numbered_name("route", index), |at| at.value);
+    let retry = raw.retry.map(|raw| retry::retry(*raw, from));
     CompiledRoute {
         route: Route {
             name,
@@ -439,9 +442,11 @@ fn route(raw: RawRoute, index: usize, service: u32, from: &From<'_>) -> Compiled
             timeout,
             upgrades: value_or(raw.upgrades, defaults::UPGRADES),
             tunnel_idle: value_or(raw.tunnel_idle, defaults::TUNNEL_IDLE.default),
+            retry: retry.as_ref().map(|retry| Arc::clone(&retry.policy)),
         },
         hosts: hosts.into(),
         path,
         marks,
+        retry,
     }
 }

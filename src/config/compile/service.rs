@@ -8,6 +8,7 @@ use super::super::raw::{ListenerTlsWord, RawEndpoint, RawHttp2, RawListener, Raw
 use super::super::values::Target;
 use super::{From, narrow, numbered_name, value_or};
 use crate::snapshot::{Listener, ListenerTls};
+use crate::upstream::budget;
 use crate::upstream::spec::{self, Address, Endpoint, Service};
 
 /// `None` without an address, which is reported by then.
@@ -65,6 +66,7 @@ pub(super) fn service(raw: RawService, from: &From<'_>) -> CompiledService {
         from.mark_of(http2.ping_interval.as_ref()),
         from.mark_of(http2.ping_timeout.as_ref()),
     ];
+    let retry = raw.retry.map(|raw| super::retry::retry(*raw, from));
     let tls = *raw.tls;
     let (tls, edge) = match value_or(tls.tls, ServiceTlsWord::Off) {
         ServiceTlsWord::Off => (spec::Tls::Off, None),
@@ -106,6 +108,8 @@ pub(super) fn service(raw: RawService, from: &From<'_>) -> CompiledService {
             ping_interval: value_or(http2.ping_interval, defaults::SERVICE_PING_INTERVAL.default),
             ping_timeout: value_or(http2.ping_timeout, defaults::SERVICE_PING_TIMEOUT.default),
         },
+        retry: retry.as_ref().map_or_else(super::retry::default_policy, |retry| Arc::clone(&retry.policy)),
+        meter: budget::Shared::default(),
     };
     let declared = if named {
         Some(
@@ -118,7 +122,7 @@ pub(super) fn service(raw: RawService, from: &From<'_>) -> CompiledService {
         service.endpoints = addresses(declared);
         None
     };
-    CompiledService { service: Arc::new(service), declared, edge, marks }
+    CompiledService { service: Arc::new(service), declared, edge, marks, retry }
 }
 
 /// Endpoints that need no resolving, each address once.

@@ -9,10 +9,12 @@ use std::time::Duration;
 use toml::de::{DeTable, DeValue};
 
 mod policy;
+mod retry;
 mod service;
 mod tls;
 
 pub(super) use policy::ACTION_WORDS;
+pub(super) use retry::RETRY_WORDS;
 pub(super) use service::PROTOCOL_WORDS;
 pub(super) use tls::{LISTENER_TLS_WORDS, SERVICE_TLS_WORDS, SOURCE_WORDS, VERSION_WORDS};
 
@@ -384,6 +386,7 @@ fn route(reader: &mut Reader<'_>, table: &Opened<'_>, place: Place) -> RawRoute 
                 None => reader.duration(key, item),
             }
         }),
+        retry: table.value("retry").and_then(|item| retry::retry(reader, &schema::ROUTE_RETRY, item)),
         match_is_right,
     }
 }

@@ -1,0 +1,295 @@
+//! Further attempts of an exchange: what is known of those that were made, and whether and when there is another.
+//!
+//! There are two kinds. A *replay* follows at once, because the connection and not the service was at fault: it was dead when
+//! it was used again, or was being closed. A *retry* follows when [`retry::Policy`] says that it is worth it and safe, when the
+//! budget has room, and after a pause; it prefers an endpoint that was not tried. The decision falls when an attempt has failed
+//! ([`Path::missed`]), or when the head of a response is there and nothing of it has gone to the caller
+//! ([`Path::withholds`]); then the response is dropped. A response for which there is no further attempt goes on as it is.
+//!
+//! Nothing of this costs anything as long as first attempts go well: it lies in a box that is made when it is needed.
+
+use std::cell::{Cell, RefCell};
+use std::fmt;
+use std::future::pending;
+
+use super::account::Account;
+use super::connect::Tried;
+use super::Path;
+use crate::failure::{Cause, Failure};
+use crate::http::grpc;
+use crate::http::{Method, h1};
+use crate::shard::clock::ns;
+use crate::telemetry::retries::Refusal;
+use crate::upstream::budget;
+use crate::upstream::retry::{After, Head, Reason};
+use crate::upstream::shared::Lease;
+
+/// How an attempt ended that brought nothing to the caller.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Missed {
+    /// And there is no other.
+    Failed(Failure),
+    /// There is another one; all about it stands in the account.
+    Again,
+}
+
+impl Missed {
+    /// How an attempt failed, if it did.
+    pub(super) fn failure_of<T>(result: &Result<T, Self>) -> Option<Failure> {
+        match result {
+            Err(Self::Failed(failure)) => Some(*failure),
+            Err(Self::Again) | Ok(_) => None,
+        }
+    }
+}
+
+impl From<Failure> for Missed {
+    fn from(failure: Failure) -> Self {
+        Self::Failed(failure)
+    }
+}
+
+/// What an exchange knows of its attempts, once one has missed.
+#[derive(Default)]
+pub(super) struct Further {
+    /// Endpoints that missed.
+    tried: RefCell<Tried>,
+    /// Whether the next attempt wants a connection of its own.
+    fresh: Cell<bool>,
+    /// A replay because of a dead connection was made; one because a stream was refused; so many because one was closing.
+    after_death: Cell<bool>,
+    refused: Cell<bool>,
+    going: Cell<u8>,
+    /// All of them.
+    replays: Cell<u16>,
+    /// Retries, the last reason, and when the next one is due.
+    retries: Cell<u8>,
+    reason: Cell<Option<Reason>>,
+    at: Cell<u64>,
+    /// The place in the budget of the one that is waiting or under way.
+    place: Cell<Option<budget::Further>>,
+}
+
+impl fmt::Debug for Further {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Further").field("retries", &self.retries).field("replays", &self.replays).finish()
+    }
+}
+
+impl Further {
+    /// How often a request is sent again because a connection was going away: the next one may do so, too.
+    const GOING_MAX: u8 = 3;
+
+    /// Why there was a retry last.
+    pub(super) fn reason(&self) -> Option<Reason> {
+        self.reason.get()
+    }
+}
+
+impl Path<'_> {
+    /// How long the service may take from the whole request to the head of its response, in this attempt.
+    pub(super) fn patience_ns(&self) -> u64 {
+        let response = self.service.spec.timeouts.response;
+        ns(self.retry.attempt_timeout.map_or(response, |attempt| attempt.min(response)))
+    }
+
+    /// Endpoints not to be chosen, and whether no pooled connection is wanted.
+    pub(super) fn avoided(&self) -> (Tried, bool) {
+        let Some(further) = self.account.further() else { return (Tried::new(), false) };
+        let mut tried = further.tried.borrow_mut();
+        if tried.len() >= self.service.spec.endpoints.len() {
+            // All were: a second chance for each is better than none.
+            tried.clear();
+        }
+        (tried.clone(), further.fresh.get())
+    }
+
+    /// Endpoints that were tried in vain, besides those before.
+    pub(super) fn avoid(&self, tried: Tried) {
+        *self.account.make_further().tried.borrow_mut() = tried;
+    }
+
+    /// Whether to send a request again because its connection was dead when it was used again: once.
+    pub(super) fn replays_after_death(&self) -> bool {
+        let further = self.account.make_further();
+        !further.after_death.replace(true) && self.replay(further)
+    }
+
+    /// Whether to send a request again at once that failed so by HTTP/2 (RFC 9113 §8.7, RFC 9110 §9.2.2).
+    pub(super) fn replays_by_http2(
+        &self,
+        failure: Failure,
+        lease: &Lease,
+        answered: bool,
+        method: Method,
+    ) -> bool {
+        if failure.cause == Cause::GoingAway {
+            let further = self.account.make_further();
+            further.going.set(further.going.get() + 1);
+            return further.going.get() <= Further::GOING_MAX && self.replay(further);
+        }
+        if failure.nothing_was_sent() {
+            // Once: who refuses for want of room should not be asked more often for it.
+            let further = self.account.make_further();
+            return !further.refused.replace(true) && self.replay(further);
+        }
+        lease.reused
+            && !answered
+            && method != Method::Other
+            && failure.is_end_of_connection()
+            && self.replays_after_death()
+    }
+
+    /// Whether a tunnel that the service has not seen is asked for again: once.
+    pub(super) fn replays_unseen(&self) -> bool {
+        let further = self.account.make_further();
+        further.replays.get() == 0 && self.replay(further)
+    }
+
+    fn replay(&self, further: &Further) -> bool {
+        if self.account.body_is_gone.get() {
+            return false;
+        }
+        further.replays.set(further.replays.get() + 1);
+        further.fresh.set(true);
+        further.at.set(0);
+        let totals = &self.shard.totals;
+        totals.replays.set(totals.replays.get() + 1);
+        true
+    }
+
+    /// What comes of an attempt that failed, and with nothing of which anything has gone to the caller. `unsent`: the connection
+    /// was reset before an octet of the request was written.
+    pub(super) fn missed(&self, failure: Failure, unsent: bool) -> Missed {
+        if self.retry.is_off() || self.account.status.get() != 0 {
+            return Missed::Failed(failure);
+        }
+        match self.retry.reason_of_failure(failure, unsent) {
+            Some(reason) if self.is_to_retry(reason, After::Unsaid) => Missed::Again,
+            _ => Missed::Failed(failure),
+        }
+    }
+
+    /// Whether a response of HTTP/1.1 is kept from the caller, because there is to be another attempt.
+    pub(super) fn withholds_h1(&self, response: &h1::Response<'_>) -> bool {
+        if response.status < 400 || self.retry.is_off() {
+            return false;
+        }
+        let after = response.field("retry-after");
+        self.withholds(&Head {
+            status: response.status,
+            grpc: None,
+            rate_limited: response.field("x-envoy-ratelimited").is_some(),
+            after: after.map_or(After::Unsaid, |value| After::of_field(value, response.field("date"))),
+        })
+    }
+
+    /// The same of a response with this head.
+    pub(super) fn withholds_typed<B>(&self, response: &http::Response<B>) -> bool {
+        let (status, headers) = (response.status().as_u16(), response.headers());
+        let said = self.account.is_grpc().then(|| headers.get("grpc-status")).flatten();
+        if (status < 400 && said.is_none()) || self.retry.is_off() {
+            return false;
+        }
+        let grpc = match said {
+            Some(code) => u8::try_from(grpc::Status::read(code.as_bytes()).index()).ok(),
+            // What the caller's library would make of it.
+            None if self.account.is_grpc() => Some(grpc::code_of_status(status) as u8),
+            None => None,
+        };
+        let field = |name| headers.get(name).map(http::HeaderValue::as_bytes);
+        let after = match (field("grpc-retry-pushback-ms"), field("retry-after")) {
+            (Some(pushback), _) if grpc.is_some() => After::of_pushback(pushback),
+            (_, Some(value)) => After::of_field(value, field("date")),
+            _ => After::Unsaid,
+        };
+        let rate_limited = headers.contains_key("x-envoy-ratelimited");
+        self.withholds(&Head { status, grpc, rate_limited, after })
+    }
+
+    fn withholds(&self, head: &Head) -> bool {
+        let reason = self.retry.reason_of_head(head);
+        reason.is_some_and(|reason| self.is_to_retry(reason, head.after))
+    }
+
+    /// Whether there is to be another attempt for this reason; then its place in the budget is taken and its time is set.
+    fn is_to_retry(&self, reason: Reason, after: After) -> bool {
+        let Self { shard, account, service, .. } = self;
+        if !reason.is_unprocessed() && !account.repeats.get() {
+            return false;
+        }
+        let refused = |why| {
+            shard.recorder.borrow_mut().record_retry_refused(service.recorder_slot, why);
+            false
+        };
+        let (made, retries) = account.further().map_or((account.attempts.get(), 0), |further| {
+            (account.attempts.get() - further.replays.get(), further.retries.get())
+        });
+        if made >= self.retry.attempts_max.into() {
+            return refused(Refusal::Attempts);
+        }
+        if account.body_is_gone.get() {
+            return refused(Refusal::Body);
+        }
+        let pause_ns = shard.rng(|rng| self.retry.pause_ns(u32::from(retries) + 1, after, rng));
+        let Some(pause_ns) = pause_ns else { return refused(Refusal::Asked) };
+        let at = shard.clock.now().saturating_add(pause_ns);
+        if at >= self.deadline || shard.is_cut() {
+            return refused(Refusal::Deadline);
+        }
+        let further = account.make_further();
+        // That of the attempt before, which is over.
+        further.place.set(None);
+        let Some(place) = service.gauge.further(self.retry.budget) else { return refused(Refusal::Budget) };
+        further.place.set(Some(place));
+        further.retries.set(retries + 1);
+        further.reason.set(Some(reason));
+        further.at.set(at);
+        further.fresh.set(false);
+        if let Some(endpoint) = account.endpoint.get() {
+            let mut tried = further.tried.borrow_mut();
+            if !tried.contains(&endpoint) {
+                tried.push(endpoint);
+            }
+        }
+        shard.recorder.borrow_mut().record_retry(service.recorder_slot, reason);
+        true
+    }
+
+    /// Whether the next attempt is not due yet.
+    pub(super) fn is_to_pause(&self) -> bool {
+        self.account.further().is_some_and(|further| further.at.get() > self.shard.clock.now())
+    }
+
+    /// Waits until the next attempt is due. May be dropped.
+    pub(super) async fn pause(&self) {
+        let Some(at) = self.account.further().map(|further| further.at.get()) else { return };
+        self.account.wait(self.shard.clock.now());
+        let _: Option<()> = self.shard.deadlines.alarm().until(at, pending()).await;
+        self.account.waited(self.shard.clock.now());
+    }
+}
+
+impl Account {
+    /// What is known of its attempts, once one has missed.
+    pub(super) fn further(&self) -> Option<&Further> {
+        self.further.get().map(|further| &**further)
+    }
+
+    /// Another attempt begins: what was noted of the one before says nothing any more.
+    pub(super) fn begin_attempt(&self, endpoint: u32) {
+        self.attempts.set(self.attempts.get() + 1);
+        self.endpoint.set(Some(endpoint));
+        if self.further.get().is_some() {
+            self.first_byte_at.set(0);
+            self.request_body_bytes.set(0);
+            if let Some(messages) = self.request_messages() {
+                messages.take();
+            }
+        }
+    }
+
+    fn make_further(&self) -> &Further {
+        self.further.get_or_init(Box::default)
+    }
+}
