@@ -256,6 +256,20 @@ impl Path<'_> {
         true
     }
 
+    /// Which attempt this is, from 1, for a service that is to be told.
+    pub(super) fn attempt_told(&self) -> Option<u8> {
+        let retries = self.account.further().map_or(0, |further| further.retries.get());
+        self.retry.attempt_field.then_some(retries + 1)
+    }
+
+    /// Says in a canonical head which attempt it is, where the service is to be told. So many octets stand behind it.
+    pub(super) fn tell_attempt(&self, request: &mut Vec<u8>, behind: usize) {
+        if let Some(number) = self.attempt_told() {
+            let head_len = request.len() - behind;
+            number_attempt(request, head_len, number);
+        }
+    }
+
     /// Whether the next attempt is not due yet.
     pub(super) fn is_to_pause(&self) -> bool {
         self.account.further().is_some_and(|further| further.at.get() > self.shard.clock.now())
@@ -268,6 +282,30 @@ impl Path<'_> {
         let _: Option<()> = self.shard.deadlines.alarm().until(at, pending()).await;
         self.account.waited(self.shard.clock.now());
     }
+}
+
+/// The field that says which attempt it is (Envoy's).
+pub(super) const ATTEMPT_FIELD: &str = "x-envoy-attempt-count";
+
+/// Puts the field in place of what stands there.
+fn number_attempt(request: &mut Vec<u8>, mut head_len: usize, number: u8) {
+    let named = |line: &[u8]| {
+        line.get(..ATTEMPT_FIELD.len()).is_some_and(|name| name.eq_ignore_ascii_case(ATTEMPT_FIELD.as_bytes()))
+            && line.get(ATTEMPT_FIELD.len()) == Some(&b':')
+    };
+    let mut at = 0;
+    while let Some(length) = memchr::memchr(b'\n', &request[at..head_len]).map(|end| end + 1) {
+        if named(&request[at..at + length]) {
+            request.drain(at..at + length);
+            head_len -= length;
+        } else {
+            at += length;
+        }
+    }
+    // Before the empty line that ends the head.
+    let end = head_len.saturating_sub(2);
+    let line = ATTEMPT_FIELD.bytes().chain(*b": ").chain([b'0' + number.min(9)]).chain(*b"\r\n");
+    request.splice(end..end, line);
 }
 
 impl Account {
@@ -291,5 +329,33 @@ impl Account {
 
     fn make_further(&self) -> &Further {
         self.further.get_or_init(Box::default)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_number_of_an_attempt_takes_the_place_of_what_stands_there() {
+        let numbered = |head: &str, body: &str, number| {
+            let mut request = format!("{head}{body}").into_bytes();
+            number_attempt(&mut request, head.len(), number);
+            String::from_utf8(request).unwrap()
+        };
+        let first = numbered("GET / HTTP/1.1\r\nhost: a\r\n\r\n", "x-envoy-attempt-count: 7\r\n", 1);
+        assert_eq!(
+            first,
+            "GET / HTTP/1.1\r\nhost: a\r\nx-envoy-attempt-count: 1\r\n\r\nx-envoy-attempt-count: 7\r\n"
+        );
+        let second = numbered(
+            "GET / HTTP/1.1\r\nX-Envoy-Attempt-Count: 1\r\nhost: a\r\nx-envoy-attempt-count: 8\r\nx-envoy-attempt-counts: 3\r\n\r\n",
+            "",
+            2,
+        );
+        assert_eq!(
+            second,
+            "GET / HTTP/1.1\r\nhost: a\r\nx-envoy-attempt-counts: 3\r\nx-envoy-attempt-count: 2\r\n\r\n"
+        );
     }
 }

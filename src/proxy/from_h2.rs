@@ -17,7 +17,7 @@ use http::request::Parts;
 use http::{Request, Response};
 
 use super::account::{Account, Shown};
-use super::again::Missed;
+use super::again::{ATTEMPT_FIELD, Missed};
 use super::caller::{Caller, answer};
 use super::connect::To;
 use super::h2_io::{Floods, Keepalive, Lent, Place, SMALL_FRAMES_MAX, unless_stopped};
@@ -348,6 +348,9 @@ impl Call<'_> {
         let mut parts = self.parts.clone();
         message::forward(&mut parts, self.facts, &self.forwarding());
         message::set_scheme(&mut parts.uri, lease.is_encrypted());
+        if let Some(number) = self.path.attempt_told() {
+            parts.headers.insert(ATTEMPT_FIELD, u16::from(number).into());
+        }
         if lease.is_mesh()
             && let Some(origin) = self.caller.origin(self.parts)
         {

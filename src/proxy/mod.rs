@@ -265,6 +265,7 @@ async fn whole(
                 Err(failure) => break 'attempt path.missed(failure, false),
             };
             path.account.request_body_bytes.set(body as u64);
+            path.tell_attempt(request, body);
             let mut pooled = match to {
                 To::H1(pooled) => pooled,
                 To::H2(lease) if asked.tunnel.is_some() => {
@@ -363,6 +364,7 @@ async fn stream(
 ) -> Result<Fate, Missed> {
     let Path { shard, account, service, .. } = path;
     let (attempt, to) = path.connect(false).await.map_err(|failure| path.missed(failure, false))?;
+    path.tell_attempt(head, 0);
     let mut pooled = match to {
         To::H1(pooled) => pooled,
         To::H2(lease) => {

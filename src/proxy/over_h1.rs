@@ -36,6 +36,7 @@ impl Call<'_> {
         let shed = Failure::local(Stage::Request, Cause::Overloaded);
         let mut out = shard.buffers.take_small().ok_or(shed)?;
         message::write_h1(self.parts, self.facts, &self.forwarding(), &mut out);
+        self.path.tell_attempt(&mut out, 0);
         let Some(mut input) = shard.buffers.take_small() else {
             shard.buffers.give(out);
             return Err(SHED.into());

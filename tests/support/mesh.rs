@@ -12,6 +12,7 @@ use ringmesh::config;
 use ringmesh::shard::link::{Link, Notice, Order};
 use ringmesh::shard::{Plan, spawn};
 use ringmesh::snapshot::Snapshot;
+use ringmesh::telemetry::retries::RetryCounts;
 use ringmesh::telemetry::{GrpcCounts, ShardTotals};
 
 use super::GUARD;
@@ -76,6 +77,8 @@ pub struct Seen {
     pub latencies: (u64, u64),
     /// gRPC calls.
     pub grpc: GrpcCounts,
+    /// Further attempts.
+    pub retries: RetryCounts,
     /// Totals at the end.
     pub totals: ShardTotals,
     /// Causes of panics.
@@ -335,6 +338,7 @@ impl Seen {
                 self.latencies.0 += service.counts.first_byte.len();
                 self.latencies.1 += service.counts.whole.len();
                 self.grpc.add(&service.counts.grpc);
+                self.retries.add(&service.counts.retries);
                 for (mine, theirs) in self.by_class.iter_mut().zip(service.counts.by_class) {
                     *mine += theirs;
                 }
