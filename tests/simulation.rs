@@ -235,7 +235,10 @@ fn a_budget_keeps_a_service_alive_that_plain_retries_kill() {
         storm.run(&mut rng, 10);
         let after = storm.take();
         let (asked, good) = (after.attempts as f64 / after.exchanges as f64, after.good_share());
-        eprintln!("{what}: {:.4} good before, {good:.4} after at {asked:.2} attempts each", calm.good_share());
+        eprintln!(
+            "{what}: {:.4} good before, {good:.4} after at {asked:.2} attempts each",
+            calm.good_share()
+        );
         // At seven tenths of what it can do, times in an M/M/1 queue are exponential with mean 1/1500 s: of 35 000, none is
         // longer than 100 ms (e^−150).
         assert!(calm.good_share() == 1.0, "{what}");
@@ -252,12 +255,20 @@ fn a_budget_lets_single_failures_be_made_good() {
     // One answer of a hundred is an error, at random: with three attempts one exchange of a million sees it, if the budget has
     // room for one of a hundred, which is far from a fifth.
     let mut rng = seeded();
-    let mut storm =
-        Storm::new(Policy { attempts_max: 3, budget: Budget { millionths: 200_000, floor: 10 }, ..storm_policy() });
+    let mut storm = Storm::new(Policy {
+        attempts_max: 3,
+        budget: Budget { millionths: 200_000, floor: 10 },
+        ..storm_policy()
+    });
     storm.fails = 0.01;
     storm.run(&mut rng, 60);
     let seen = storm.take();
-    eprintln!("{} of {} exchanges failed, {} refused", seen.exchanges - seen.good, seen.exchanges, seen.refused);
+    eprintln!(
+        "{} of {} exchanges failed, {} refused",
+        seen.exchanges - seen.good,
+        seen.exchanges,
+        seen.refused
+    );
     // 35 failures a second wait 12.5 ms each: 0.44 of them at a time on average, and more than ten at a time (Poisson) has a
     // chance of 10^−12. Of 210 000 exchanges 0.2 see an error, eight or more with a chance of 10^−10.
     assert!(seen.refused == 0 && seen.exchanges - seen.good < 8);
@@ -398,7 +409,8 @@ impl Storm {
         if !good && attempt < self.policy.attempts_max.into() {
             if let Some(place) = self.gauge.further(self.policy.budget) {
                 exchange.place = Some(place);
-                let pause_ns = self.policy.pause_ns(attempt, After::Unsaid, rng).expect("nothing was asked for");
+                let pause_ns =
+                    self.policy.pause_ns(attempt, After::Unsaid, rng).expect("nothing was asked for");
                 return self.at(self.now_ns + pause_ns, Event::Begin(n));
             }
             self.seen.refused += 1;

@@ -34,8 +34,8 @@ impl super::compiled::Compiled {
         said: Option<&CompiledRetry>,
     ) {
         let marks = said.map_or(&[Mark::DEFAULT; RETRY_KEYS.len()][..], |said| &said.marks);
-        // Of one that is off only that.
-        let shown = if policy.is_off() { 1 } else { RETRY_KEYS.len() };
+        // Of one that is off, and of one of which nothing is said, only how many there are: there may be thousands.
+        let shown = if policy.is_off() || said.is_none() { 1 } else { RETRY_KEYS.len() };
         let values = RETRY_KEYS.into_iter().zip(values(policy, said).map(Some)).take(shown);
         self.entry(settings, kind, name, values, marks);
     }

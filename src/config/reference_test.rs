@@ -114,3 +114,15 @@ fn the_reference_has_nothing_doubtful() {
     let warnings = parse(&reference()).warnings;
     assert!(warnings.is_empty(), "{warnings}");
 }
+
+#[test]
+fn what_the_reference_shows_of_retries_is_the_default() {
+    let of = |loaded: &Loaded, name: &str| {
+        let snapshot = loaded.compiled.snapshot(1, &|_, _| Vec::new());
+        let service = snapshot.service_named(name).unwrap();
+        std::sync::Arc::clone(&snapshot.services[service as usize].retry)
+    };
+    let reference = parse(&reference());
+    // Says nothing of it.
+    assert_eq!(of(&reference, "app"), of(&reference, "in-mesh"));
+}

@@ -12,9 +12,9 @@ use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::future::pending;
 
+use super::Path;
 use super::account::Account;
 use super::connect::Tried;
-use super::Path;
 use crate::failure::{Cause, Failure};
 use crate::http::grpc;
 use crate::http::{Method, h1};
@@ -172,6 +172,7 @@ impl Path<'_> {
 
     /// Whether a response of HTTP/1.1 is kept from the caller, because there is to be another attempt.
     pub(super) fn withholds_h1(&self, response: &h1::Response<'_>) -> bool {
+        self.has_answered();
         if response.status < 400 || self.retry.is_off() {
             return false;
         }
@@ -186,6 +187,7 @@ impl Path<'_> {
 
     /// The same of a response with this head.
     pub(super) fn withholds_typed<B>(&self, response: &http::Response<B>) -> bool {
+        self.has_answered();
         let (status, headers) = (response.status().as_u16(), response.headers());
         let said = self.account.is_grpc().then(|| headers.get("grpc-status")).flatten();
         if (status < 400 && said.is_none()) || self.retry.is_off() {
@@ -205,6 +207,13 @@ impl Path<'_> {
         };
         let rate_limited = headers.contains_key("x-envoy-ratelimited");
         self.withholds(&Head { status, grpc, rate_limited, after })
+    }
+
+    /// The service has decided: what follows may last, and is not what the budget is for.
+    fn has_answered(&self) {
+        if let Some(further) = self.account.further() {
+            further.place.set(None);
+        }
     }
 
     fn withholds(&self, head: &Head) -> bool {
@@ -290,7 +299,8 @@ pub(super) const ATTEMPT_FIELD: &str = "x-envoy-attempt-count";
 /// Puts the field in place of what stands there.
 fn number_attempt(request: &mut Vec<u8>, mut head_len: usize, number: u8) {
     let named = |line: &[u8]| {
-        line.get(..ATTEMPT_FIELD.len()).is_some_and(|name| name.eq_ignore_ascii_case(ATTEMPT_FIELD.as_bytes()))
+        line.get(..ATTEMPT_FIELD.len())
+            .is_some_and(|name| name.eq_ignore_ascii_case(ATTEMPT_FIELD.as_bytes()))
             && line.get(ATTEMPT_FIELD.len()) == Some(&b':')
     };
     let mut at = 0;

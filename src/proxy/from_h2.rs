@@ -227,7 +227,9 @@ async fn served(
                 deadline = deadline.min(account.grpc_deadline(&parts.headers));
             }
             let retry = retry_of(Some(*route), service);
-            account.repeats.set(facts.method != Method::Other || retry.allows(parts.method.as_str().as_bytes()));
+            account
+                .repeats
+                .set(facts.method != Method::Other || retry.allows(parts.method.as_str().as_bytes()));
             let path = Path { shard, account, service, deadline, retry };
             let call = Call { path, caller, view, parts, facts, respond };
             let result = match facts.tunnel {
@@ -394,12 +396,7 @@ impl Call<'_> {
     }
 
     /// To a service that speaks HTTP/2.
-    async fn to_h2(
-        &self,
-        body: &mut Upload<'_>,
-        lease: &Lease,
-        answered: &Cell<bool>,
-    ) -> Result<(), Missed> {
+    async fn to_h2(&self, body: &mut Upload<'_>, lease: &Lease, answered: &Cell<bool>) -> Result<(), Missed> {
         let whole = self.facts.framing == Framing::None;
         let mut parts = self.forwarded(lease);
         let is_web = matches!(self.facts.grpc, Some(Dialect::Web(_)));

@@ -279,7 +279,8 @@ async fn whole(
                 }
                 To::H2(lease) => {
                     // Boxed: a future of another size than what most connections need.
-                    let carried = over_h2::carry(path, downstream, asked, request, Some(body), &attempt, &lease);
+                    let carried =
+                        over_h2::carry(path, downstream, asked, request, Some(body), &attempt, &lease);
                     match Box::pin(carried).await {
                         Ok(fate) => return Ok(Settled::Fate(fate)),
                         Err(missed) => break 'attempt missed,

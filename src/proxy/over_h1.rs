@@ -160,11 +160,7 @@ impl Call<'_> {
         let mut reframer = Reframer::new(answer.framing, Framing::UntilClose);
         let there = reframer.reframe(input, answer.head_len, &self.view.snapshot.limits);
         let clean = there.is_ok_and(|there| there.ended && there.rest.is_empty());
-        Done {
-            reusable: clean && answer.keep_alive,
-            withheld: true,
-            idle_seconds: answer.idle_seconds,
-        }
+        Done { reusable: clean && answer.keep_alive, withheld: true, idle_seconds: answer.idle_seconds }
     }
 
     /// Passes a response on, head and body.

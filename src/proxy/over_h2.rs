@@ -156,7 +156,8 @@ async fn exchange(
         let mut reframer = Reframer::new(asked.framing, Framing::UntilClose)
             .without_trailers(asked.nominated_trailers.clone());
         let there = pin!(async {
-            let clean = there.h1_to_h2(reader, &mut input, &mut reframer, &stream, Some(kept)).await.map(drop);
+            let clean =
+                there.h1_to_h2(reader, &mut input, &mut reframer, &stream, Some(kept)).await.map(drop);
             sent.set(clean.is_ok());
             clean
         });

@@ -82,8 +82,7 @@ pub(super) fn retry(
         budget_percent: value("budget_percent").and_then(|item| budget_percent(reader, item)),
         budget_floor: value("budget_floor")
             .and_then(|item| reader.count(&defaults::RETRY_BUDGET_FLOOR, item)),
-        attempt_header: value("attempt_header")
-            .and_then(|item| reader.flag("retry.attempt_header", item)),
+        attempt_header: value("attempt_header").and_then(|item| reader.flag("retry.attempt_header", item)),
     };
     Some(Box::new(raw))
 }
@@ -100,7 +99,8 @@ fn on(reader: &mut Reader<'_>, item: &Item<'_>) -> Option<At<Vec<&'static RetryW
                 "retriable-status-codes" => "write the statuses themselves: statuses = [500]".to_owned(),
                 _ => {
                     let all: Vec<_> = known().map(|word| format!("\"{word}\"")).collect();
-                    let guess = nearest::did_you_mean(text, known()).map_or_else(String::new, |guess| guess + " ");
+                    let guess =
+                        nearest::did_you_mean(text, known()).map_or_else(String::new, |guess| guess + " ");
                     format!("{guess}Possible: {}", all.join(", "))
                 }
             };
@@ -164,7 +164,14 @@ fn budget_percent(reader: &mut Reader<'_>, item: &Item<'_>) -> Option<At<u32>> {
     let text = match item.get_ref() {
         DeValue::Integer(number) => number.to_string(),
         DeValue::Float(number) => number.to_string(),
-        _ => return reader.wrong_type(key.name, item, "a number", "write one from 0 to 100, such as 20".into()),
+        _ => {
+            return reader.wrong_type(
+                key.name,
+                item,
+                "a number",
+                "write one from 0 to 100, such as 20".into(),
+            );
+        }
     };
     let place = reader.place(item.span());
     let millionths = text.replace('_', "").parse::<f64>().ok().map(|percent| percent * 10_000.0);
