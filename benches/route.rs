@@ -3,10 +3,9 @@
 //! what is asked for lies in one piece, as a request just read would be in the cache.
 
 use std::hint::black_box;
-use std::sync::Arc;
 
 use criterion::{Criterion, criterion_group, criterion_main};
-use ringmesh::route::{HostMatch, PathMatch, Route, Table, TableBuilder, Upgrades};
+use ringmesh::route::{HostMatch, PathMatch, Route, Table, TableBuilder};
 
 criterion_group!(benches, one_host, many_hosts, wildcards);
 criterion_main!(benches);
@@ -47,7 +46,7 @@ fn find(criterion: &mut Criterion, name: &str, table: &Table, asked: &Asked) {
         bencher.iter(|| {
             let (host, path) = asked.at(next);
             next = if next + 1 == asked.ends.len() { 0 } else { next + 1 };
-            let found = table.find(Some(black_box(host)), black_box(path)).map(|route| route.service);
+            let found = table.find(Some(black_box(host)), black_box(path)).map(|route| route.name.len());
             assert!(found.is_some());
             found
         });
@@ -86,14 +85,7 @@ fn shuffled(count: usize, pair: impl Fn(usize) -> (String, String)) -> Asked {
 fn table(rules: impl Iterator<Item = (HostMatch, String)>) -> Table {
     let mut builder = TableBuilder::default();
     for (n, (host, prefix)) in rules.enumerate() {
-        let route = Route {
-            name: Arc::from(format!("route-{n}")),
-            service: n as u32,
-            timeout: None,
-            upgrades: Upgrades::default(),
-            tunnel_idle: std::time::Duration::from_secs(3600),
-            retry: None,
-        };
+        let route = Route::to(format!("route-{n}"), n as u32);
         builder.add(host, PathMatch::Prefix(prefix.into()), route).expect("no two are alike");
     }
     builder.build()

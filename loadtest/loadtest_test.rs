@@ -157,3 +157,42 @@ fn an_unfinished_answer_times_out() {
     (options.connections, options.threads, options.timeout) = (1, 1, Duration::from_millis(1));
     assert_eq!(run(&options).failures().collect::<Vec<_>>(), [("timeout", 1)]);
 }
+
+#[test]
+fn an_origin_misbehaves_from_the_moment_that_it_is_told_to() {
+    use crate::origin::conduct::{Behaviour, Conduct};
+    let conduct = Arc::new(Conduct::default());
+    let origin = origin(origin::Options { conduct: Some(Arc::clone(&conduct)), ..Default::default() });
+    let mut options = options_for(&origin.address.expect("tcp").to_string(), "/size/10", 20);
+    let seen = |options: &client::Options| {
+        let tally = run(options);
+        (tally.completed, tally.failures().collect::<Vec<_>>())
+    };
+    assert_eq!(seen(&options), (20, vec![]));
+    conduct.behave(Behaviour::Status(500));
+    assert_eq!(seen(&options), (0, vec![("status", 20)]));
+    conduct.behave(Behaviour::Hang);
+    options.timeout = Duration::from_millis(1);
+    assert_eq!(seen(&options), (0, vec![("timeout", 20)]));
+    conduct.behave(Behaviour::Well);
+    options.timeout = Duration::from_secs(10);
+    assert_eq!(seen(&options), (20, vec![]));
+    assert!(conduct.arrivals() >= 60, "{}", conduct.arrivals());
+}
+
+#[test]
+fn an_origin_of_limited_capacity_answers_in_the_order_of_arrival() {
+    use crate::origin::conduct::{Capacity, Conduct};
+    let conduct = Arc::new(Conduct::default());
+    let capacity = Capacity { at_a_time: 1, service_time: Duration::from_millis(1) };
+    let origin = origin::Options {
+        conduct: Some(Arc::clone(&conduct)),
+        capacity: Some(capacity),
+        ..Default::default()
+    };
+    let tally = succeeds(origin, "/size/10", |options| options.connections = 4);
+    // One at a time for a millisecond each: the four that ask at once wait for each other, so that the 500 take 500 ms at least,
+    // and nobody's answer comes sooner than its own millisecond.
+    assert!(tally.latency.min() >= 990_000, "{}", tally.latency.min());
+    assert!(conduct.take_waited_max() >= Duration::from_millis(1));
+}

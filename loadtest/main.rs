@@ -56,6 +56,10 @@ enum What {
     Compare(compare::CompareArgs),
     Rotation(trial::rotation::RotationArgs),
     SlowReader(trial::slow_reader::SlowReaderArgs),
+    OneBad(trial::one_bad::OneBadArgs),
+    OneSlow(trial::one_slow::OneSlowArgs),
+    Overload(trial::overload::OverloadArgs),
+    Mirror(trial::mirror::MirrorArgs),
     #[command(hide = true)]
     Guard(guard::GuardArgs),
 }
@@ -92,6 +96,12 @@ struct ServerArgs {
     /// Read from each connection at this many bytes a second.
     #[arg(long, value_name = "BYTES_PER_SECOND", value_parser = parse_size)]
     slow_read: Option<u64>,
+    /// Answer so many requests at a time (each thread), each for --service-time; the others wait in line. HTTP/1.1.
+    #[arg(long, value_name = "N", requires = "service_time", value_parser = clap::value_parser!(u32).range(1..))]
+    at_a_time: Option<u32>,
+    /// How long each of them takes.
+    #[arg(long, value_name = "DURATION", requires = "at_a_time", value_parser = parse_duration)]
+    service_time: Option<Duration>,
     /// Speak TLS to whoever begins with it: a certificate, leaf first (PEM).
     #[arg(long, value_name = "FILE", requires = "tls_key")]
     tls_cert: Option<PathBuf>,
@@ -263,6 +273,10 @@ fn main() -> ExitCode {
         What::Compare(args) => compare::run(&args, &stop),
         What::Rotation(args) => trial::rotation::run(&args, &stop),
         What::SlowReader(args) => trial::slow_reader::run(&args, &stop),
+        What::OneBad(args) => trial::one_bad::run(&args, &stop),
+        What::OneSlow(args) => trial::one_slow::run(&args, &stop),
+        What::Overload(args) => trial::overload::run(&args, &stop),
+        What::Mirror(args) => trial::mirror::run(&args, &stop),
         What::Guard(args) => guard::run(&args),
     };
     match done {
@@ -288,6 +302,11 @@ fn server(args: ServerArgs, stop: &Arc<AtomicBool>) -> Result<ExitCode, String> 
             (Some(certificate), Some(key)) => Some(tls::server_config(certificate, key)?),
             _ => None,
         },
+        conduct: None,
+        capacity: args
+            .at_a_time
+            .zip(args.service_time)
+            .map(|(at_a_time, service_time)| origin::conduct::Capacity { at_a_time, service_time }),
     })?;
     if let Some(address) = origin.address {
         println!("listening on {address}");

@@ -15,6 +15,9 @@ mod config; // TOML to checked values: every error at once, with its place and r
 #[path = "suite/config_mesh.rs"]
 mod config_mesh; // the same for TLS, identity, authorization, HTTP/2
 
+#[path = "suite/split.rs"]
+mod split; // several services for one route: shares, who stays where
+
 // HTTP/1.1 as an intermediary must do it. Tests are named by the rows h01 to h95 of a list of what sound proxies do and
 // what attackers try. Rows that come with later features: h94 (TLS closed without close_notify), h96 (the PROXY protocol).
 #[path = "suite/http1_around.rs"]

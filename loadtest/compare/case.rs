@@ -24,6 +24,8 @@ pub(super) enum CaseName {
     Handshake,
     /// Through two proxies with mTLS between them, both on the proxy's CPU; CPU is the sum.
     Mesh,
+    /// As a, with everything configured that decides, limits or changes, and nothing of it having cause to.
+    Policies,
     /// The client straight to the origin, as a further row of each case with load.
     Direct,
     /// Resident memory idle and with 1 000 idle connections, plain and TLS, and start time.
@@ -64,7 +66,7 @@ const PLAIN: Case = Case {
     new_connection: false,
 };
 
-pub(super) const CASES: [Case; 8] = [
+pub(super) const CASES: [Case; 9] = [
     PLAIN,
     Case {
         name: CaseName::E,
@@ -120,10 +122,19 @@ pub(super) const CASES: [Case; 8] = [
         shape: Shape::Mesh,
         ..PLAIN
     },
+    Case {
+        name: CaseName::Policies,
+        key: "policies",
+        title: "As a, ringmesh once more with routing by conditions, split, header changes, retries, breaker, caps, rate limits, \
+                admission and faults configured, none of which has cause to do anything",
+        shape: Shape::Policies,
+        ..PLAIN
+    },
 ];
 
 /// What ringmesh is to reach.
 pub(super) struct Bar {
+    pub(super) of: Kind,
     pub(super) case: &'static str,
     /// A number of a row.
     pub(super) number: &'static str,
@@ -138,10 +149,10 @@ const NGINX: &[Kind] = &[Kind::Nginx];
 const ENVOY: &[Kind] = &[Kind::Envoy];
 
 const fn cpu(case: &'static str, relative_to: &'static [Kind], at_most: f64) -> Bar {
-    Bar { case, number: "cpu_us", what: "CPU µs/request", relative_to, at_most }
+    Bar { of: Kind::Ringmesh, case, number: "cpu_us", what: "CPU µs/request", relative_to, at_most }
 }
 
-pub(super) const BARS: [Bar; 14] = [
+pub(super) const BARS: [Bar; 16] = [
     cpu("h2", HAPROXY, 0.95),
     cpu("h2", ENVOY, 0.6),
     cpu("h2h1", HAPROXY, 0.95),
@@ -154,9 +165,19 @@ pub(super) const BARS: [Bar; 14] = [
     cpu("handshake", ENVOY, 0.7),
     cpu("mesh", HAPROXY, 0.85),
     cpu("mesh", ENVOY, 0.25),
+    Bar { of: Kind::Policies, ..cpu("policies", &[Kind::Ringmesh], 1.05) },
+    Bar { of: Kind::Policies, ..cpu("policies", HAPROXY, 0.95) },
     // 14 MB
-    Bar { case: "memory", number: "idle_kib", what: "idle KiB", relative_to: &[], at_most: 13_671.0 },
     Bar {
+        of: Kind::Ringmesh,
+        case: "memory",
+        number: "idle_kib",
+        what: "idle KiB",
+        relative_to: &[],
+        at_most: 13_671.0,
+    },
+    Bar {
+        of: Kind::Ringmesh,
         case: "memory",
         number: "tls_per_connection_kib",
         what: "KiB per idle TLS connection after a request",

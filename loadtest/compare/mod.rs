@@ -57,7 +57,7 @@ pub(crate) struct CompareArgs {
         long,
         value_enum,
         value_delimiter = ',',
-        default_value = "ringmesh,haproxy,haproxy-h2,nginx,envoy"
+        default_value = "ringmesh,policies,haproxy,haproxy-h2,nginx,envoy"
     )]
     peers: Vec<Kind>,
     /// The ringmesh to measure; the one beside this program if absent.
@@ -128,7 +128,8 @@ pub(crate) fn run(args: &CompareArgs, stop: &Arc<AtomicBool>) -> Result<ExitCode
     write(&out.join("summary.md"), &text)?;
     println!("{text}");
     eprintln!("results in {}", out.display());
-    let is_ringmesh = |row: &&Row| row.get("who").and_then(Value::as_str) == Some(Kind::Ringmesh.name());
+    let ours = [Kind::Ringmesh, Kind::Policies].map(|kind| Some(kind.name()));
+    let is_ringmesh = |row: &&Row| ours.contains(&row.get("who").and_then(Value::as_str));
     let failed =
         bench.rows.iter().filter(is_ringmesh).any(|r| r.get("failed").and_then(Value::as_f64) > Some(0.0));
     Ok(if failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
@@ -138,7 +139,7 @@ pub(crate) fn run(args: &CompareArgs, stop: &Arc<AtomicBool>) -> Result<ExitCode
 fn find_peers(args: &CompareArgs) -> Vec<Peer> {
     let mut found = Vec::new();
     for &kind in &args.peers {
-        let given = args.ringmesh.as_deref().filter(|_| kind == Kind::Ringmesh);
+        let given = args.ringmesh.as_deref().filter(|_| kind.is_ringmesh());
         match Peer::find(kind, given) {
             Ok(peer) => found.push(peer),
             Err(why) => eprintln!("skipped: {why}"),
@@ -210,7 +211,7 @@ impl Bench<'_> {
 
     /// A proxy other than ringmesh: the comparison goes on without it, and says so.
     fn is_other(&self, index: usize) -> bool {
-        self.peers.get(index).is_some_and(|peer| peer.kind != Kind::Ringmesh)
+        self.peers.get(index).is_some_and(|peer| !peer.kind.is_ringmesh())
     }
 
     /// Indices of peers that take part; one past the last is the origin itself. Every second round runs backwards.
@@ -306,7 +307,7 @@ impl Bench<'_> {
     fn start(&self, peer: &Peer, case: &Case) -> Result<peer::Running, String> {
         peer::start(peer, case.shape, &self.place(), |address| match case.shape {
             // Without a client's threads: this is where the start is timed.
-            Shape::Plain | Shape::Mesh => TcpStream::connect(address)
+            Shape::Plain | Shape::Mesh | Shape::Policies => TcpStream::connect(address)
                 .and_then(|stream| stream.set_read_timeout(Some(Duration::from_secs(1))).map(|()| stream))
                 .is_ok_and(|mut stream| idle::ask(&mut stream, case.target) == Ok(200)),
             _ => {
@@ -379,6 +380,7 @@ impl Bench<'_> {
         let (dir, files) = (&self.scratch.dir, &self.scratch.files);
         peer::Place {
             origin: self.origin.address,
+            odd: None,
             proxy_cpu: self.args.proxy_cpu,
             dir,
             files,

@@ -16,6 +16,8 @@ use crate::guard::{self, Guarded};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Kind {
     Ringmesh,
+    /// ringmesh with everything configured that decides, limits or changes.
+    Policies,
     Haproxy,
     /// The pair of a mesh, speaking HTTP/2 between its two.
     HaproxyH2,
@@ -36,12 +38,21 @@ pub(crate) enum Shape {
     Tls,
     /// Two proxies with mTLS between them, HTTP/1.1 in plain text around.
     Mesh,
+    /// As plain, with ten endpoints: nine of the origin's, and an odd one.
+    Endpoints,
+    /// As plain, to a service that has too much to do.
+    Overload,
+    /// As plain, with a copy of each request for a service that is dead.
+    Mirror,
+    /// As plain, with everything configured that decides, limits or changes, and nothing of it having cause to.
+    Policies,
 }
 
 impl Kind {
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Ringmesh => "ringmesh",
+            Self::Policies => "ringmesh, all policies",
             Self::Haproxy => "haproxy",
             Self::HaproxyH2 => "haproxy h2",
             Self::Nginx => "nginx",
@@ -79,6 +90,20 @@ impl Kind {
             }
             (Shape::Mesh, Self::Envoy) => peers!["mesh-a/envoy.yaml", "mesh-b/envoy.yaml"],
             (_, Self::HaproxyH2) => return Err("stands for HTTP/2 in the mesh alone"),
+            (Shape::Endpoints, Self::Ringmesh) => peers!["endpoints/ringmesh.toml"],
+            (Shape::Endpoints, Self::Haproxy) => peers!["endpoints/haproxy.cfg"],
+            (Shape::Endpoints, Self::Envoy) => peers!["endpoints/envoy.yaml"],
+            (Shape::Endpoints, Self::Nginx) => {
+                return Err("takes no part: its least_conn looks at connections of one worker");
+            }
+            (Shape::Overload, Self::Ringmesh) => peers!["overload/ringmesh.toml"],
+            (Shape::Mirror, Self::Ringmesh) => peers!["mirror/ringmesh.toml"],
+            (Shape::Overload | Shape::Mirror, _) => return Err("is not asked for it"),
+            (Shape::Policies, Self::Policies) => peers!["policies/ringmesh.toml"],
+            (Shape::Policies, Self::Ringmesh) => peers!["ringmesh.toml"],
+            (Shape::Policies, Self::Haproxy) => peers!["haproxy.cfg"],
+            (Shape::Policies, Self::Nginx | Self::Envoy) => return Err("is not asked for it"),
+            (_, Self::Policies) => return Err("stands for ringmesh with all policies alone"),
         })
     }
 
@@ -88,12 +113,21 @@ impl Kind {
     }
 
     fn program(self) -> &'static str {
-        if self == Self::HaproxyH2 { Self::Haproxy.name() } else { self.name() }
+        match self {
+            Self::HaproxyH2 => Self::Haproxy.name(),
+            Self::Policies => Self::Ringmesh.name(),
+            _ => self.name(),
+        }
+    }
+
+    /// Whether it is the ringmesh that is measured.
+    pub(crate) fn is_ringmesh(self) -> bool {
+        matches!(self, Self::Ringmesh | Self::Policies)
     }
 
     fn arguments(self, config: &str) -> Vec<String> {
         let words: &[&str] = match self {
-            Self::Ringmesh => &["run", "--config", config],
+            Self::Ringmesh | Self::Policies => &["run", "--config", config],
             Self::Haproxy | Self::HaproxyH2 => &["-db", "-f", config],
             Self::Nginx => &["-e", "stderr", "-c", config],
             Self::Envoy => &["--concurrency", "1", "--disable-hot-restart", "-l", "error", "-c", config],
@@ -129,7 +163,7 @@ impl Peer {
         let Some(binary) = places.iter().find(|path| path.is_file()) else {
             let tried: Vec<String> = places.iter().map(|p| p.display().to_string()).collect();
             let remedy = match kind {
-                Kind::Ringmesh => "cargo build --release",
+                Kind::Ringmesh | Kind::Policies => "cargo build --release",
                 _ => "loadtest/peers/install.sh",
             };
             return Err(format!(
@@ -145,7 +179,7 @@ impl Peer {
 fn usual_places(kind: Kind) -> Vec<PathBuf> {
     let beside = std::env::current_exe().ok().and_then(|own| Some(own.parent()?.to_owned()));
     let mut places = Vec::new();
-    if kind == Kind::Ringmesh {
+    if kind.is_ringmesh() {
         places.extend(beside.map(|dir| dir.join("ringmesh")));
         return places;
     }
@@ -163,6 +197,8 @@ fn usual_places(kind: Kind) -> Vec<PathBuf> {
 #[derive(Clone, Debug)]
 pub(crate) struct Place<'a> {
     pub(crate) origin: SocketAddr,
+    /// Where there is another: the odd one of ten endpoints, or one that is dead.
+    pub(crate) odd: Option<SocketAddr>,
     pub(crate) proxy_cpu: usize,
     /// For its configuration, its log, and what it likes to write.
     pub(crate) dir: &'a Path,
@@ -225,7 +261,7 @@ pub(crate) fn start(
         logs.insert(0, log);
         next = listen;
     }
-    if peer.kind != Kind::Ringmesh {
+    if !peer.kind.is_ringmesh() {
         admins.clear();
     }
     let address = next;
@@ -262,6 +298,7 @@ fn filled(
         .replace("{{admin_port}}", &admin.port().to_string())
         .replace("{{origin_port}}", &place.origin.port().to_string())
         .replace("{{next_port}}", &next.port().to_string())
+        .replace("{{odd_port}}", &place.odd.map_or(0, |odd| odd.port()).to_string())
         .replace("{{proxy_cpu}}", &place.proxy_cpu.to_string())
         .replace("{{leaf_ttl}}", place.leaf_ttl)
         .replace("{{ca}}", &ca.display().to_string())
@@ -302,9 +339,20 @@ mod tests {
         let pair = || Pair { certificate: "c".into(), key: "k".into(), both: "ck".into() };
         let files = Files { ca: "ca".into(), server: pair(), a: pair(), b: pair() };
         let at: SocketAddr = "127.0.0.1:7777".parse().expect("an address");
-        let place = Place { origin: at, proxy_cpu: 0, dir: Path::new("dir"), files: &files, leaf_ttl: "24h" };
+        let place = Place {
+            origin: at,
+            odd: Some(at),
+            proxy_cpu: 0,
+            dir: Path::new("dir"),
+            files: &files,
+            leaf_ttl: "24h",
+        };
         let mut filled_ones = 0;
-        for shape in [Shape::Plain, Shape::H2, Shape::H2h1, Shape::Tls, Shape::Mesh] {
+        let (before, since) = (
+            [Shape::Plain, Shape::H2, Shape::H2h1, Shape::Tls, Shape::Mesh],
+            [Shape::Endpoints, Shape::Overload, Shape::Mirror, Shape::Policies],
+        );
+        for shape in before.into_iter().chain(since) {
             for kind in Kind::value_variants() {
                 for (file, template) in kind.templates(shape).unwrap_or_default() {
                     let text = filled(template, &place, at, at, at);
@@ -313,7 +361,7 @@ mod tests {
                 }
             }
         }
-        assert_eq!(filled_ones, 4 + 3 + 4 + 4 + 8);
+        assert_eq!(filled_ones, 4 + 3 + 4 + 4 + 8 + 3 + 1 + 1 + 3);
         assert!(Kind::Ringmesh.absent(Shape::Mesh).is_none());
         assert!(Kind::Nginx.absent(Shape::H2).is_some());
     }

@@ -132,7 +132,7 @@ fn bars(out: &mut String, rows: &[Row]) {
                 let (_, values) = spreads.iter().find(|(who, _)| who == kind.name())?;
                 Some(values.get(bar.number)?.median)
             };
-            let own = median(&Kind::Ringmesh)?;
+            let own = median(&bar.of)?;
             let (against, measured) = if bar.relative_to.is_empty() {
                 (String::new(), own)
             } else {

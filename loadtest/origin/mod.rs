@@ -6,6 +6,7 @@
 //! target has been seen. It refuses what is not HTTP/1 with 400 and a close.
 
 mod answers;
+pub(crate) mod conduct;
 mod streams;
 
 use std::cell::RefCell;
@@ -27,6 +28,7 @@ use crate::clock::{MILLISECOND, SECOND, Timer, nanos, now_ns};
 use crate::socket::{Listener, Stream, not_now, pin};
 use crate::wire::{self, Chunked, ECHO_BLANK, Echo, Framing, Head, Malformed, Message};
 use answers::Answers;
+use conduct::{Behaviour, Capacity, Conduct, Line};
 use streams::Streams;
 
 const TIMER: Token = Token(usize::MAX);
@@ -66,6 +68,10 @@ pub(crate) struct Options {
     pub(crate) slow_read: Option<u64>,
     /// For clients that begin with a TLS handshake.
     pub(crate) tls: Option<Arc<ServerConfig>>,
+    /// What it does whatever URLs say.
+    pub(crate) conduct: Option<Arc<Conduct>>,
+    /// How much each thread can do, in place of delays that URLs ask for.
+    pub(crate) capacity: Option<Capacity>,
 }
 
 impl Default for Options {
@@ -80,6 +86,8 @@ impl Default for Options {
             slow: None,
             slow_read: None,
             tls: None,
+            conduct: None,
+            capacity: None,
         }
     }
 }
@@ -162,6 +170,7 @@ struct EventLoop {
     connections: Vec<Option<Connection>>,
     free: Vec<usize>,
     answers: Answers,
+    line: Option<Line>,
     /// When which connection goes on.
     due: BinaryHeap<Due>,
     accepted: u64,
@@ -187,6 +196,8 @@ struct Connection {
     allowance: u64,
     sent: u64,
     served: u32,
+    /// Its answer will never come.
+    hangs: bool,
     idle_since: u64,
 }
 
@@ -235,6 +246,7 @@ impl EventLoop {
             poll,
             timer,
             listeners,
+            line: options.capacity.map(Line::new),
             options,
             connections: Vec::new(),
             free: Vec::new(),
@@ -308,6 +320,7 @@ impl EventLoop {
                 allowance: self.options.slow_read.map_or(u64::MAX, slow_piece),
                 sent: 0,
                 served: 0,
+                hangs: false,
                 idle_since: now_ns(),
             });
         }
@@ -357,6 +370,8 @@ impl EventLoop {
                 return self.advance_streams(index, connection);
             }
             match connection.phase {
+                // Who hangs would keep the connections of all who gave up.
+                Phase::Wait if connection.peer_closed && connection.hangs => return Turn::Close,
                 Phase::Wait => return Turn::Blocked,
                 Phase::Write => match self.write(index, connection) {
                     Ok(true) => {}
@@ -575,7 +590,26 @@ impl EventLoop {
         }
         let last = self.options.close_after.is_some_and(|n| connection.served + 1 >= n);
         let close = last || head.close || version == b"HTTP/1.0";
-        let (reply, delay) = self.answers.find(target, method == b"HEAD", close);
+        let conduct = self.options.conduct.as_deref();
+        let behaviour = conduct.map_or(Behaviour::Well, Conduct::arrived);
+        let failing;
+        let target = match behaviour {
+            Behaviour::Status(status) => {
+                failing = format!("/status/{status}/size/64");
+                failing.as_bytes()
+            }
+            _ => target,
+        };
+        let (reply, mut delay) = self.answers.find(target, method == b"HEAD", close);
+        if let Some(line) = &mut self.line {
+            delay = line.join(now_ns(), conduct);
+        }
+        match behaviour {
+            Behaviour::Well | Behaviour::Status(_) => {}
+            Behaviour::Hang => delay = conduct::NEVER,
+            Behaviour::Slow(factor) => delay *= u64::from(factor),
+        }
+        connection.hangs = behaviour == Behaviour::Hang;
         connection.request = Request { reply, delay, echo: head.echo.unwrap_or(*ECHO_BLANK), close };
         connection.phase = match head.framing {
             Framing::None | Framing::Length(0) => Phase::Write,

@@ -1,8 +1,14 @@
-//! What rates and latencies do not show, each as a command of its own: `loadtest rotation` and `loadtest slow-reader`.
-//! They start ringmesh and an origin, load them, look at ringmesh's own metrics and memory, and exit 1 if a bar was missed.
+//! What rates and latencies do not show, each as a command of its own: `loadtest rotation`, `slow-reader`, `one-bad`,
+//! `one-slow`, `overload` and `mirror`. They start ringmesh and origins, load them, look at ringmesh's own metrics, its memory
+//! and what came to the origins, and exit 1 if a bar was missed.
 //!
-//! Called by `main`. They refuse other proxies: what is asked here is whether ringmesh keeps its promises.
+//! Called by `main`. What is asked here is whether ringmesh keeps its promises; where a promise is relative to other
+//! proxies (`one-slow`), they run too.
 
+pub(crate) mod mirror;
+pub(crate) mod one_bad;
+pub(crate) mod one_slow;
+pub(crate) mod overload;
 pub(crate) mod rotation;
 pub(crate) mod slow_reader;
 
@@ -15,7 +21,8 @@ use clap::Args;
 
 use crate::compare::peer::{self, Kind, Peer, Running, Shape};
 use crate::compare::{OriginProcess, Scratch};
-use crate::{idle, socket};
+use crate::target::{Place, Url};
+use crate::{client, idle, socket};
 
 /// Where a trial runs.
 #[derive(Args)]
@@ -47,14 +54,27 @@ impl Stage {
         scratch: &Scratch,
         origin: &OriginProcess,
     ) -> Result<Running, String> {
+        self.start(Kind::Ringmesh, shape, scratch, (origin.address, None), leaf_ttl)
+    }
+
+    /// Starts a proxy before an origin, and perhaps an odd one beside it.
+    fn start(
+        &self,
+        kind: Kind,
+        shape: Shape,
+        scratch: &Scratch,
+        (origin, odd): (SocketAddr, Option<SocketAddr>),
+        leaf_ttl: &str,
+    ) -> Result<Running, String> {
         let place = peer::Place {
-            origin: origin.address,
+            origin,
+            odd,
             proxy_cpu: self.proxy_cpu,
             dir: &scratch.dir,
             files: &scratch.files,
             leaf_ttl,
         };
-        let peer = Peer::find(Kind::Ringmesh, self.ringmesh.as_deref())?;
+        let peer = Peer::find(kind, self.ringmesh.as_deref().filter(|_| kind.is_ringmesh()))?;
         // Where only TLS is understood, an accepted connection has to do.
         peer::start(&peer, shape, &place, |address| {
             TcpStream::connect(address).is_ok_and(|mut stream| match shape {
@@ -66,6 +86,45 @@ impl Stage {
             })
         })
     }
+}
+
+/// Keeps what was measured, a line of JSON each.
+struct Raw(Option<std::fs::File>);
+
+impl Raw {
+    fn create(path: Option<&std::path::Path>) -> Result<Self, String> {
+        let create = |path: &std::path::Path| {
+            std::fs::File::create(path).map_err(|e| format!("{}: {e}", path.display()))
+        };
+        path.map(create).transpose().map(Self)
+    }
+
+    fn keep(&mut self, row: &serde_json::Value) -> Result<(), String> {
+        self.0.as_mut().map_or(Ok(()), |file| writeln!(file, "{row}")).map_err(|e| format!("raw data: {e}"))
+    }
+}
+
+/// An open loop, or a closed one without a rate, of `connections` to a proxy.
+fn load(
+    address: SocketAddr,
+    target: &str,
+    rate: Option<f64>,
+    connections: usize,
+    cpu: usize,
+) -> client::Options {
+    let url = Url {
+        place: Place::Tcp(address),
+        tls: false,
+        authority: address.to_string(),
+        target: target.to_owned(),
+    };
+    client::Options { rate, connections, cpus: vec![cpu], ..client::Options::new(url) }
+}
+
+/// The middle one; zero of none.
+fn median(values: &mut [f64]) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or_default()
 }
 
 /// One reading of a proxy's /metrics.

@@ -358,6 +358,17 @@ pub(super) struct CompiledRoute {
     pub(super) marks: [Mark; 6],
     /// If it says something of it itself.
     pub(super) retry: Option<CompiledRetry>,
+    /// What it has that few routes have, as it is shown.
+    pub(super) extras: Box<[Extra]>,
+}
+
+/// A key that few entries have: shown where it is given.
+#[derive(Debug)]
+pub(super) struct Extra {
+    pub(super) key: &'static str,
+    /// As it would be written in a file.
+    pub(super) value: String,
+    pub(super) mark: Mark,
 }
 
 /// Where a value came from, in eight bytes: ten thousand services have two hundred thousand of them.

@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::compiled::TlsVersion;
 use crate::authorize::Verdict;
 use crate::route::Upgrades;
+use crate::route::split::Split;
 use crate::shard::RuntimeChoice;
 use crate::snapshot::{AccessLogFormat, ForwardedFields, Limits};
 use crate::upstream::retry::Statuses;
@@ -224,6 +225,9 @@ pub(super) const UPGRADES: Upgrades = Upgrades { websocket: true, connect: false
 /// Envoy 1 h, HAProxy must be told (`timeout tunnel`), nginx 60 s.
 pub(super) const TUNNEL_IDLE: Key<Duration> =
     key("route.tunnel_idle", seconds(3600), MILLISECOND, seconds(30 * 24 * 3600));
+
+/// Every service of a split gets the same share. Istio wants all weights or none, Consul all, Linkerd (HTTPRoute) 1.
+pub(super) const SPLIT_WEIGHT: Key<u32> = key("route.split.weight", 1, 0, Split::WEIGHT_MAX);
 
 /// A whole exchange has no limit unless its route sets one: only its author knows what is long (the 30 s here are what
 /// hints show). Envoy 15 s, Istio and Linkerd none, HAProxy and nginx none.

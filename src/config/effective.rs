@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::compiled::{
-    Compiled, CompiledListener, CompiledRoute, CompiledService, Identity, IdentitySource, Mark, Origins,
-    Settings,
+    Compiled, CompiledListener, CompiledRoute, CompiledService, Extra, Identity, IdentitySource, Mark,
+    Origins, Settings,
 };
 use super::decode::{
     ACTION_WORDS, BALANCE_WORDS, FORWARDED_WORDS, LISTENER_TLS_WORDS, PROTOCOL_WORDS, RUNTIME_WORDS,
@@ -17,7 +17,7 @@ use super::policy_text::match_text;
 use super::raw::{Destination, ListenerTlsWord, ServiceTlsWord, Shards, SourceWord};
 use super::values::{duration_text, host_text, quoted, size_text};
 use crate::authorize::Rule;
-use crate::route::{PathMatch, Upgrades};
+use crate::route::{Action, PathMatch, Upgrades};
 use crate::snapshot::{AccessLogFormat, ListenerTls};
 use crate::upstream::spec::Tls;
 
@@ -129,10 +129,14 @@ impl Compiled {
         }
         left_out(&mut settings, "service", self.services.len());
         for compiled in self.routes.iter().take(EFFECTIVE_ENTRIES_MAX) {
-            let values = self.route_values(compiled).map(|(key, value)| (key, Some(value)));
-            self.entry(&mut settings, "route", &compiled.route.name, values, &compiled.marks);
+            let name = &compiled.route.name;
+            self.entry(&mut settings, "route", name, self.route_values(compiled), &compiled.marks);
+            for Extra { key, value, mark } in &compiled.extras {
+                let (key, value) = (format!("route.{name}.{key}"), value.clone());
+                settings.push(Setting { key, value, origin: self.origins.origin(*mark) });
+            }
             if let Some(policy) = &compiled.route.retry {
-                self.retry(&mut settings, ("route", &compiled.route.name), policy, compiled.retry.as_ref());
+                self.retry(&mut settings, ("route", name), policy, compiled.retry.as_ref());
             }
         }
         left_out(&mut settings, "route", self.routes.len());
@@ -219,12 +223,16 @@ impl Compiled {
             .collect()
     }
 
-    fn route_values(&self, compiled: &CompiledRoute) -> [(&'static str, String); 6] {
+    fn route_values(&self, compiled: &CompiledRoute) -> [(&'static str, Option<String>); 6] {
         let path = match &compiled.path {
-            PathMatch::Exact(path) => ("path", quoted(path)),
-            PathMatch::Prefix(prefix) => ("path_prefix", quoted(prefix)),
+            PathMatch::Exact(path) => ("path", Some(quoted(path))),
+            PathMatch::Prefix(prefix) => ("path_prefix", Some(quoted(prefix))),
         };
-        let service = self.services.get(compiled.route.service as usize).map_or("", |to| &to.service.name);
+        let service = match &compiled.route.action {
+            Action::Service(service) => self.services.get(*service as usize),
+            Action::Split(_) => None,
+        };
+        let service = service.map(|to| quoted(&to.service.name));
         let Upgrades { websocket, connect } = compiled.route.upgrades;
         let upgrades: Vec<&str> = [(websocket, "websocket"), (connect, "connect")]
             .iter()
@@ -237,12 +245,15 @@ impl Compiled {
         };
         let timeout = compiled.route.timeout.map_or_else(|| "off".into(), duration_text);
         [
-            ("hosts", list(compiled.hosts.iter().map(|host| quoted(&host_text(host))), compiled.hosts.len())),
+            (
+                "hosts",
+                Some(list(compiled.hosts.iter().map(|host| quoted(&host_text(host))), compiled.hosts.len())),
+            ),
             path,
-            ("service", quoted(service)),
-            ("timeout", quoted(&timeout)),
-            ("upgrades", list(upgrades.iter().map(|word| quoted(word)), upgrades.len())),
-            ("tunnel_idle", quoted(&tunnel_idle)),
+            ("service", service),
+            ("timeout", Some(quoted(&timeout))),
+            ("upgrades", Some(list(upgrades.iter().map(|word| quoted(word)), upgrades.len()))),
+            ("tunnel_idle", Some(quoted(&tunnel_idle))),
         ]
     }
 }

@@ -11,6 +11,7 @@ use super::report::Place;
 use super::values::Target;
 use crate::authorize::{Action, TextMatch, Verdict};
 use crate::identity::{IdMatch, SpiffeId, TrustDomain};
+use crate::route::split::Sticky;
 use crate::route::{HostMatch, Upgrades};
 use crate::shard::RuntimeChoice;
 use crate::snapshot::{AccessLogFormat, ForwardedFields};
@@ -283,6 +284,8 @@ pub(super) struct RawRoute {
     pub(super) path: Option<At<Box<str>>>,
     pub(super) path_prefix: Option<At<Box<str>>>,
     pub(super) service: Option<At<Box<str>>>,
+    /// What else it may do with its requests. Boxed, because most routes have none of it.
+    pub(super) action: Box<RawAction>,
     /// `None` inside: `"off"`.
     pub(super) timeout: Option<At<Option<Duration>>>,
     pub(super) upgrades: Option<At<Upgrades>>,
@@ -291,6 +294,21 @@ pub(super) struct RawRoute {
     pub(super) retry: Option<Box<RawRetry>>,
     /// Whether hosts and path are free of errors, so that it can be compared with other routes.
     pub(super) match_is_right: bool,
+}
+
+/// What a route does with its requests, besides `service`.
+#[derive(Debug, Default)]
+pub(super) struct RawAction {
+    /// Without those that are in error.
+    pub(super) split: Option<At<Vec<RawShare>>>,
+    pub(super) sticky: Option<At<Sticky>>,
+}
+
+/// A share of a split.
+#[derive(Debug)]
+pub(super) struct RawShare {
+    pub(super) service: At<Box<str>>,
+    pub(super) weight: u32,
 }
 
 /// Header fields of a rule, names in lower case.

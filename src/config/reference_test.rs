@@ -69,6 +69,10 @@ fn every_value_shown_is_the_default() {
     // Entries that show the keys which the first of their kind cannot have.
     let more = [
         "route.app-health.",
+        "route.app-split.",
+        "route.app-split-by-cookie.",
+        "route.app-split-by-source.",
+        "route.app-split-by-identity.",
         "route.app-in-mesh.",
         "route.app-outside.",
         "service.in-mesh.",

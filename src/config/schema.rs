@@ -155,7 +155,29 @@ pub(super) static ROUTE_RETRY: Section =
 pub(super) static ROUTE: Section = Section {
     path: "route",
     header: "[[route]]",
-    keys: &["name", "hosts", "path", "path_prefix", "service", "timeout", "upgrades", "tunnel_idle", "retry"],
+    keys: &[
+        "name",
+        "hosts",
+        "path",
+        "path_prefix",
+        "service",
+        "split",
+        "sticky",
+        "timeout",
+        "upgrades",
+        "tunnel_idle",
+        "retry",
+    ],
+};
+pub(super) static SPLIT: Section = Section {
+    path: "route.split",
+    header: "a share of `split` in a [[route]]",
+    keys: &["service", "weight"],
+};
+pub(super) static STICKY: Section = Section {
+    path: "route.sticky",
+    header: "`sticky` of a [[route]]",
+    keys: &["header", "cookie", "source", "identity"],
 };
 pub(super) static AUTHORIZATION: Section = Section {
     path: "authorization",
@@ -164,7 +186,7 @@ pub(super) static AUTHORIZATION: Section = Section {
 };
 
 /// All of them, in the order of `config/reference.toml`.
-pub(super) static SECTIONS: [&Section; 19] = [
+pub(super) static SECTIONS: &[&Section] = &[
     &TOP,
     &ADMIN,
     &ACCESS_LOG,
@@ -183,6 +205,8 @@ pub(super) static SECTIONS: [&Section; 19] = [
     &SERVICE_RETRY,
     &ROUTE,
     &ROUTE_RETRY,
+    &SPLIT,
+    &STICKY,
     &AUTHORIZATION,
 ];
 

@@ -10,8 +10,8 @@ use super::raw::{Raw, RawRoute, RawService};
 use super::report::{Problem, Problems};
 use super::values::{self, Target};
 
-/// Adds the warnings. `found` has the index of each route's service.
-pub(super) fn warn(raw: &Raw, found: &[u32], problems: &mut Problems) {
+/// Adds the warnings. `found` has the indices of each route's services.
+pub(super) fn warn(raw: &Raw, found: &[Vec<u32>], problems: &mut Problems) {
     if raw.routes.is_empty() {
         problems.warn(|| {
             Problem::nowhere("there is no route: every request is answered with 404")
@@ -27,7 +27,7 @@ pub(super) fn warn(raw: &Raw, found: &[u32], problems: &mut Problems) {
     super::compile::warn_of_policy(raw, problems);
     let listening: HashSet<_> =
         raw.listeners.iter().filter_map(|listener| listener.address).map(|at| at.value).collect();
-    let used: HashSet<u32> = found.iter().copied().collect();
+    let used: HashSet<u32> = found.iter().flatten().copied().collect();
     for (index, service) in (0_u32..).zip(&raw.services) {
         if !used.contains(&index)
             && let Some(name) = &service.name
@@ -46,10 +46,10 @@ pub(super) fn warn(raw: &Raw, found: &[u32], problems: &mut Problems) {
     }
     let target_bytes_max =
         raw.limits.target_bytes_max.map_or(defaults::TARGET_BYTES_MAX.default, |at| at.value);
-    for (route, &service) in raw.routes.iter().zip(found) {
+    for (route, services) in raw.routes.iter().zip(found) {
         of_path(route, target_bytes_max, problems);
         of_hosts(route, problems);
-        if let Some(service) = raw.services.get(service as usize) {
+        for service in services.iter().filter_map(|service| raw.services.get(*service as usize)) {
             of_timeouts(route, service, problems);
         }
     }

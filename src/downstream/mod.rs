@@ -131,6 +131,8 @@ pub struct Asked {
     pub head: Buffer,
     /// Index of its route.
     pub route: Option<u32>,
+    /// Index of the service that it goes to.
+    pub service: Option<u32>,
     /// What matters of the method.
     pub method: Method,
     /// The version that it came with.
@@ -138,7 +140,7 @@ pub struct Asked {
     /// How its body ends.
     pub framing: Framing,
     /// Trailers that concern this hop only.
-    pub nominated_trailers: Vec<Box<str>>,
+    pub nominated_trailers: Box<[Box<str>]>,
     /// Whether the caller lets the connection live.
     pub keep_alive: bool,
     /// Whether it may be served, and which rules say so.
@@ -392,10 +394,14 @@ impl Downstream {
             let refused = |cause| Failure::downstream(Stage::Head, cause);
             Edge::check(Edge::of(&self.connection).as_ref(), request.host()).map_err(refused)?;
             let route = snapshot.routes.find_id(request.host(), request.path().unwrap_or("/").as_bytes());
-            let decision = self.authorize(shard, &snapshot.authorization, request);
+            let call = call(self.caller(), request);
+            let decision = self.authorize(shard, &snapshot.authorization, &call);
+            let route_of = |id: u32| snapshot.routes.routes().get(id as usize);
+            let chosen =
+                route.and_then(route_of).map(|route| route.choose(&call, || shard.rng(|rng| rng.u64(..))));
             let mut head = Buffer::default();
-            let allowed = route.filter(|_| decision.verdict == Verdict::Allow);
-            if let Some(route) = allowed.and_then(|r| snapshot.routes.routes().get(r as usize)) {
+            let allowed = chosen.filter(|_| decision.verdict == Verdict::Allow);
+            if let Some(chosen) = allowed {
                 let by = snapshot.identity.as_ref().map(|credentials| &credentials.id);
                 let client_cert = self.identity.as_ref().map(|peer| ClientCert { by, peer });
                 // Room for what is added to the head, and for a short body behind it.
@@ -414,7 +420,7 @@ impl Downstream {
                     forwarded: snapshot.forwarding.forwarded,
                     peer: self.peer,
                     encrypted: self.connection.tls().is_some(),
-                    default_host: &snapshot.services[route.service as usize].name,
+                    default_host: &snapshot.services[chosen.service as usize].name,
                     client_cert,
                 };
                 request.write_head(&forwarding, &mut head);
@@ -426,10 +432,11 @@ impl Downstream {
                 head_len: request.head_len,
                 head,
                 route,
+                service: chosen.map(|chosen| chosen.service),
                 method: request.method,
                 version: request.version,
                 framing: request.framing,
-                nominated_trailers: request.nominated_trailers(),
+                nominated_trailers: request.nominated_trailers().into(),
                 keep_alive: request.keep_alive
                     && self.connection.tls().is_none_or(|tls| started < tls.leave_at()),
                 decision,
@@ -449,8 +456,13 @@ impl Downstream {
     }
 
     /// Asks the rules, and counts what they say.
-    fn authorize(&self, shard: &Shard, policy: &authorize::Policy, request: &h1::Request<'_>) -> Decision {
-        let decision = policy.decide(&call(self.caller(), request), |id| {
+    fn authorize(
+        &self,
+        shard: &Shard,
+        policy: &authorize::Policy,
+        call: &Call<'_, h1::Request<'_>>,
+    ) -> Decision {
+        let decision = policy.decide(call, |id| {
             shard.recorder.borrow_mut().record_audit(policy, &self.listener, id);
         });
         if decision.verdict == Verdict::Deny {

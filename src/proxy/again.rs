@@ -231,10 +231,9 @@ impl Path<'_> {
             shard.recorder.borrow_mut().record_retry_refused(service.recorder_slot, why);
             false
         };
-        let (made, retries) = account.further().map_or((account.attempts.get(), 0), |further| {
-            (account.attempts.get() - further.replays.get(), further.retries.get())
-        });
-        if made >= self.retry.attempts_max.into() {
+        let (replays, retries) =
+            account.further().map_or((0, 0), |further| (further.replays.get(), further.retries.get()));
+        if account.attempts.get().saturating_sub(replays) >= self.retry.attempts_max.into() {
             return refused(Refusal::Attempts);
         }
         if account.body_is_gone.get() {

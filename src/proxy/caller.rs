@@ -43,15 +43,24 @@ impl Caller {
         if self.mesh { Origin::of(&parts.headers) } else { None }
     }
 
-    /// Asks the rules, and counts what they say.
-    pub(super) fn authorize(&self, shard: &Shard, policy: &authorize::Policy, parts: &Parts) -> Decision {
-        let caller = authorize::Caller {
+    /// As rules and routes see it.
+    pub(super) fn as_rules_see_it(&self) -> authorize::Caller<'_> {
+        authorize::Caller {
             listener: &self.listener,
             port: self.port,
             source: self.peer.ip(),
             peer: self.identity.as_ref().map(|peer| &peer.id),
-        };
-        let decision = policy.decide(&message::call(caller, parts, &message::Fields(parts)), |id| {
+        }
+    }
+
+    /// Asks the rules, and counts what they say.
+    pub(super) fn authorize(
+        &self,
+        shard: &Shard,
+        policy: &authorize::Policy,
+        call: &authorize::Call<'_, message::Fields<'_>>,
+    ) -> Decision {
+        let decision = policy.decide(call, |id| {
             shard.recorder.borrow_mut().record_audit(policy, &self.listener, id);
         });
         if decision.verdict == Verdict::Deny {

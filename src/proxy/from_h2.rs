@@ -202,10 +202,13 @@ async fn served(
     // A CONNECT has no path: routed by its host.
     let path = parts.uri.path_and_query().map_or("/", |_| parts.uri.path());
     let route = view.snapshot.routes.find_id(Some(message::host_of(host)), path.as_bytes());
-    let service = route
-        .and_then(|id| view.snapshot.routes.routes().get(id as usize))
-        .map(|route| (route, shard.service(view, route.service)));
-    let decision = checked.is_ok().then(|| caller.authorize(shard, &view.snapshot.authorization, parts));
+    let fields = message::Fields(parts);
+    let asked = message::call(caller.as_rules_see_it(), parts, &fields);
+    let service = route.and_then(|id| view.snapshot.routes.routes().get(id as usize)).map(|route| {
+        let chosen = route.choose(&asked, || shard.rng(|rng| rng.u64(..)));
+        (route, shard.service(view, chosen.service))
+    });
+    let decision = checked.is_ok().then(|| caller.authorize(shard, &view.snapshot.authorization, &asked));
     let denied = decision.as_ref().is_some_and(|decision| decision.verdict == Verdict::Deny);
     let result = match (&checked, &service) {
         (Err(cause), _) => Err(Some(Failure::downstream(Stage::Head, *cause))),

@@ -67,7 +67,7 @@ impl<'x> Kept<'x> {
     }
 
     /// Some of what was read is passed on.
-    pub(super) fn passed_on(&mut self) {
+    pub(super) fn passed_on(&self) {
         if self.max == 0 {
             self.account.body_is_gone.set(true);
         }

@@ -152,7 +152,7 @@ async fn exchange(shard: &Rc<Shard>, downstream: &mut Downstream, asked: &mut As
     let _exchange = InProgress::count(shard);
     let account = Account::new(asked.started, asked.head_waited_us);
     let route = asked.route.and_then(|id| asked.view.snapshot.routes.routes().get(id as usize));
-    let service = route.map(|route| shard.service(&asked.view, route.service));
+    let service = asked.service.map(|id| shard.service(&asked.view, id));
     let deadline = route.and_then(|r| r.timeout).map_or(NEVER, |t| asked.started.saturating_add(ns(t)));
     let mut head = std::mem::take(&mut asked.head);
     // Bytes of the body that are in the input, when all are; what is streamed takes its bytes from there itself.

@@ -154,7 +154,7 @@ async fn exchange(
     let (there_result, back_result, back_was_first) = {
         let Connection { reader, writer, .. } = &mut downstream.connection;
         let mut reframer = Reframer::new(asked.framing, Framing::UntilClose)
-            .without_trailers(asked.nominated_trailers.clone());
+            .without_trailers(asked.nominated_trailers.to_vec());
         let there = pin!(async {
             let clean =
                 there.h1_to_h2(reader, &mut input, &mut reframer, &stream, Some(kept)).await.map(drop);

@@ -3,11 +3,15 @@
 //! Pure: knows no socket and no clock. Paths are matched octet for octet as they were sent (no decoding, no removal of
 //! dot segments), because what is matched must be what is forwarded.
 
+mod action;
+pub mod cookie;
+pub mod split;
 mod table;
 
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use action::Action;
 pub use table::{Table, TableBuilder, TableError};
 
 use crate::upstream::retry;
@@ -17,8 +21,8 @@ use crate::upstream::retry;
 pub struct Route {
     /// Its name in log and metrics.
     pub name: Arc<str>,
-    /// Index into `Snapshot::services`.
-    pub service: u32,
+    /// What becomes of its requests.
+    pub action: Action,
     /// From the request's head to the last byte of the response; `None` for no limit.
     pub timeout: Option<Duration>,
     /// What a connection may be turned into on this route.

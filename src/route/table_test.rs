@@ -1,7 +1,5 @@
 //! The table against its description, and against the plainest implementation of it.
 
-use std::sync::Arc;
-
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 
@@ -283,14 +281,7 @@ fn path_match(path: &str) -> PathMatch {
 }
 
 fn route(name: &str) -> Route {
-    Route {
-        name: Arc::from(name),
-        service: 0,
-        timeout: None,
-        upgrades: crate::route::Upgrades::default(),
-        tunnel_idle: std::time::Duration::from_secs(3600),
-        retry: None,
-    }
+    Route::to(name, 0)
 }
 
 fn find<'t>(table: &'t Table, host: &str, path: &str) -> Option<&'t str> {

@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+mod action;
 mod policy;
 mod retry;
 mod service;
@@ -20,7 +21,7 @@ use super::report::{Place, Problem, Problems, Source};
 use super::values;
 use super::warn;
 use crate::authorize;
-use crate::route::{HostMatch, PathMatch, Route};
+use crate::route::{Action, HostMatch, PathMatch, Route};
 use crate::snapshot::{Forwarding, Http2, Limits, Timeouts};
 
 /// Everything checked; `None` when `problems` has errors.
@@ -139,14 +140,13 @@ fn collide(a: SocketAddr, b: SocketAddr) -> bool {
     a.port() != 0 && a.port() == b.port() && a.is_ipv4() == b.is_ipv4() && overlap
 }
 
-/// For each route the index of its service; 0 for one that is in error.
-fn find_services(raw: &Raw, services: &HashMap<&str, u32>, problems: &mut Problems) -> Vec<u32> {
+/// For each route the indices of its services; 0 for one that is in error.
+fn find_services(raw: &Raw, services: &HashMap<&str, u32>, problems: &mut Problems) -> Vec<Vec<u32>> {
     // In the order of the files, so that the same file always gets the same advice.
     let names = || raw.services.iter().filter_map(|service| Some(&*service.name.as_ref()?.value));
-    let mut find = |route: &RawRoute| {
-        let name = route.service.as_ref()?;
+    let mut find = |name: &At<Box<str>>| {
         if let Some(&index) = services.get(&*name.value) {
-            return Some(index);
+            return index;
         }
         problems.error(|| {
             let help = did_you_mean(&name.value, names()).unwrap_or_else(|| match services.len() {
@@ -161,9 +161,9 @@ fn find_services(raw: &Raw, services: &HashMap<&str, u32>, problems: &mut Proble
             .label("not declared")
             .help(help)
         });
-        None
+        0
     };
-    raw.routes.iter().map(|route| find(route).unwrap_or(0)).collect()
+    raw.routes.iter().map(|route| action::services_of(route).map(&mut find).collect()).collect()
 }
 
 /// Host, whether the path is exact, path.
@@ -254,7 +254,7 @@ fn check_listeners(raw: &Raw, problems: &mut Problems) {
 
 // --- assembly ---
 
-fn assemble(raw: Raw, found: &[u32], sources: &[Source]) -> Compiled {
+fn assemble(raw: Raw, found: &[Vec<u32>], sources: &[Source]) -> Compiled {
     let mut origins = Origins {
         files: sources.iter().map(|source| Arc::clone(&source.name)).collect(),
         variables: raw.variables,
@@ -290,13 +290,17 @@ fn assemble(raw: Raw, found: &[u32], sources: &[Source]) -> Compiled {
         .enumerate()
         .filter_map(|(index, raw)| service::listener(raw, index, &from))
         .collect();
-    let services = raw.services.into_iter().map(|raw| service::service(raw, &from)).collect();
+    let services: Vec<_> = raw.services.into_iter().map(|raw| service::service(raw, &from)).collect();
+    let names: Vec<Arc<str>> = services.iter().map(|compiled| Arc::clone(&compiled.service.name)).collect();
     let routes = raw
         .routes
         .into_iter()
         .enumerate()
         .zip(found)
-        .map(|((index, raw), &service)| route(raw, index, service, &from))
+        .map(|((index, raw), found)| {
+            let action = action::action(&raw, found, &names);
+            route(raw, index, action, &from)
+        })
         .collect();
     let default =
         from.value("authorization_default", raw.authorization_default, || defaults::AUTHORIZATION_DEFAULT);
@@ -412,7 +416,8 @@ fn value_or<T>(at: Option<At<T>>, default: T) -> T {
     at.map_or(default, |at| at.value)
 }
 
-fn route(raw: RawRoute, index: usize, service: u32, from: &From<'_>) -> CompiledRoute {
+fn route(raw: RawRoute, index: usize, action: Action, from: &From<'_>) -> CompiledRoute {
+    let extras = action::shown(&raw, from).into();
     let marks = [
         from.mark_of(raw.hosts.as_ref()),
         from.mark_of(raw.path.as_ref().or(raw.path_prefix.as_ref())),
@@ -438,7 +443,7 @@ fn route(raw: RawRoute, index: usize, service: u32, from: &From<'_>) -> Compiled
     CompiledRoute {
         route: Route {
             name,
-            service,
+            action,
             timeout,
             upgrades: value_or(raw.upgrades, defaults::UPGRADES),
             tunnel_idle: value_or(raw.tunnel_idle, defaults::TUNNEL_IDLE.default),
@@ -448,5 +453,6 @@ fn route(raw: RawRoute, index: usize, service: u32, from: &From<'_>) -> Compiled
         path,
         marks,
         retry,
+        extras,
     }
 }

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use toml::de::{DeTable, DeValue};
 
+mod action;
 mod policy;
 mod retry;
 mod service;
@@ -345,9 +346,7 @@ fn missing(reader: &mut Reader<'_>, place: Place, key: &str, of: &str, example: 
 }
 
 fn route(reader: &mut Reader<'_>, table: &Opened<'_>, place: Place) -> RawRoute {
-    if table.value("service").is_none() {
-        missing(reader, place, "service", "a route", "service = \"app\"");
-    }
+    let action = action::action(reader, table, place);
     let errors_before = reader.problems.errors();
     let path_of = |reader: &mut Reader<'_>, key: &str, item| {
         reader.parsed(key, item, "/api", |text| values::path(text).map(Box::<str>::from))
@@ -377,6 +376,7 @@ fn route(reader: &mut Reader<'_>, table: &Opened<'_>, place: Place) -> RawRoute 
                 text.with(name)
             },
         ),
+        action,
         timeout: table.value("timeout").and_then(|item| timeout(reader, item)),
         upgrades: table.value("upgrades").and_then(|item| upgrades(reader, item)),
         tunnel_idle: table.value("tunnel_idle").and_then(|item| {

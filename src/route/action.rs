@@ -1,0 +1,49 @@
+//! What becomes of a request that a route has taken.
+
+use std::sync::Arc;
+
+use super::split::{Chosen, Split};
+use super::{Route, Upgrades};
+use crate::authorize::{Call, Fields};
+
+/// What a route does with its requests.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Action {
+    /// They go to this service: an index into `Snapshot::services`.
+    Service(u32),
+    /// They go to one of several.
+    Split(Arc<Split>),
+}
+
+impl Action {
+    /// The services that requests may go to.
+    pub fn services(&self) -> impl Iterator<Item = u32> {
+        let (one, several) = match self {
+            Self::Service(service) => (Some(*service), &[][..]),
+            Self::Split(split) => (None, split.shares()),
+        };
+        one.into_iter().chain(several.iter().map(|share| share.service))
+    }
+}
+
+impl Route {
+    /// A route to one service, with the defaults of everything else.
+    pub fn to(name: impl Into<Arc<str>>, service: u32) -> Self {
+        Self {
+            name: name.into(),
+            action: Action::Service(service),
+            timeout: None,
+            upgrades: Upgrades::default(),
+            tunnel_idle: std::time::Duration::from_secs(3600),
+            retry: None,
+        }
+    }
+
+    /// Where this request goes. `random` gives evenly distributed numbers; it is asked only where it is needed.
+    pub fn choose<F: Fields>(&self, call: &Call<'_, F>, random: impl FnOnce() -> u64) -> Chosen {
+        match &self.action {
+            Action::Service(service) => Chosen { service: *service, cookie: None },
+            Action::Split(split) => split.choose(call, random),
+        }
+    }
+}

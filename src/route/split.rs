@@ -1,0 +1,239 @@
+//! Which of several services a request goes to: by chance, or the same one for the same caller. Called through
+//! [`Route::choose`](super::Route::choose).
+//!
+//! By chance the shares are those of the weights, request by request. By a key (weighted rendezvous hashing: each service draws
+//! a number from the key and its own name, divides by its weight, and the best draw wins) the same key goes to the same
+//! service in every proxy and after every restart, and a change of weights moves a key only from a service whose weight fell to
+//! one whose weight rose, relative to each other. Refuses to look whether a service can be reached: a split is what was written,
+//! and a service without endpoints answers 503 for its share.
+
+use std::time::Duration;
+
+use super::cookie;
+use crate::authorize::{Call, Fields};
+
+/// Several services with their shares.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Split {
+    shares: Box<[Share]>,
+    total: u64,
+    /// How a caller stays with its service; `None`: by chance each time.
+    sticky: Option<Sticky>,
+}
+
+/// A service's part of a split.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Share {
+    /// Index into `Snapshot::services`.
+    pub service: u32,
+    /// Relative to the others.
+    pub weight: u32,
+    /// What its draws depend on besides the key: its name, so that the order of the files does not matter.
+    seed: u64,
+}
+
+/// By what a caller stays with its service. Without it (no such field, no identity) a request goes by chance.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Sticky {
+    /// The value of a header field; of several lines the first.
+    Header(Box<str>),
+    /// The value of a cookie that the service or the browser sets.
+    Cookie(Box<str>),
+    /// The caller's address, without port.
+    Source,
+    /// The caller's verified identity.
+    Identity,
+    /// A cookie that this proxy sets where it is missing.
+    SetCookie(Box<SetCookie>),
+}
+
+/// A cookie that the proxy sets. Its value is a number drawn once, not the name of a service: so the shares hold for all
+/// callers whatever the weights become, and a service that is gone leaves nobody behind.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SetCookie {
+    /// Its name, a token.
+    pub name: Box<str>,
+    /// How long the browser keeps it; `None`: until it is closed.
+    pub ttl: Option<Duration>,
+    /// Below which path it is sent.
+    pub path: Box<str>,
+    /// Only over TLS.
+    pub secure: bool,
+    /// Not for scripts.
+    pub http_only: bool,
+    /// Whether other sites' requests carry it.
+    pub same_site: SameSite,
+}
+
+/// Whether a cookie goes with requests that other sites cause.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SameSite {
+    /// Never.
+    Strict,
+    /// Only when the user goes there.
+    Lax,
+    /// Always; browsers want `Secure` with it.
+    None,
+}
+
+/// Where a request goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Chosen {
+    /// Index into `Snapshot::services`.
+    pub service: u32,
+    /// The value of the cookie that the caller is to be given.
+    pub cookie: Option<u64>,
+}
+
+impl Share {
+    /// A share of a service with this name.
+    pub fn new(service: u32, name: &str, weight: u32) -> Self {
+        Self { service, weight, seed: hash(name.as_bytes()) }
+    }
+}
+
+impl Split {
+    /// Services in one split.
+    pub const SHARES_MAX: usize = 32;
+    /// The largest weight.
+    pub const WEIGHT_MAX: u32 = 1_000_000;
+
+    /// A split; `None` without a weight above 0.
+    pub fn new(shares: Vec<Share>, sticky: Option<Sticky>) -> Option<Self> {
+        let total: u64 = shares.iter().map(|share| u64::from(share.weight)).sum();
+        (total > 0).then(|| Self { shares: shares.into(), total, sticky })
+    }
+
+    /// The shares, as they were written.
+    pub fn shares(&self) -> &[Share] {
+        &self.shares
+    }
+
+    /// How a caller stays with its service.
+    pub fn sticky(&self) -> Option<&Sticky> {
+        self.sticky.as_ref()
+    }
+
+    /// The same with other weights, in the order of [`Split::shares`]; `None` where none is above 0.
+    pub fn weighted(&self, weights: &[u32]) -> Option<Self> {
+        let with = |(share, weight): (&Share, &u32)| Share { weight: *weight, ..share.clone() };
+        Self::new(self.shares.iter().zip(weights).map(with).collect(), self.sticky.clone())
+    }
+
+    /// Where this request goes. `random` gives evenly distributed numbers; it is asked only where it is needed.
+    pub fn choose<F: Fields>(&self, call: &Call<'_, F>, random: impl FnOnce() -> u64) -> Chosen {
+        let mut cookie = None;
+        let service = match &self.sticky {
+            None => self.by_chance(random()),
+            Some(sticky) => match sticky.with_key(call, |key| self.by_key(key)) {
+                Some(service) => service,
+                None => {
+                    let token = random();
+                    match sticky {
+                        Sticky::SetCookie(_) => {
+                            cookie = Some(token);
+                            self.by_key(&written(token))
+                        }
+                        _ => self.by_chance(token),
+                    }
+                }
+            },
+        };
+        Chosen { service, cookie }
+    }
+
+    /// By an evenly distributed number.
+    pub fn by_chance(&self, random: u64) -> u32 {
+        // The high half of the product: as even as can be without a loop.
+        let mut point = ((u128::from(random) * u128::from(self.total)) >> 64) as u64;
+        for share in &self.shares {
+            match point.checked_sub(share.weight.into()) {
+                Some(rest) => point = rest,
+                None => return share.service,
+            }
+        }
+        // Of numbers below the sum one lies within.
+        self.shares.last().map_or(0, |share| share.service)
+    }
+
+    /// By what the caller is told by.
+    pub fn by_key(&self, key: &[u8]) -> u32 {
+        let key = hash(key);
+        let mut best = (f64::INFINITY, 0);
+        for share in self.shares.iter().filter(|share| share.weight > 0) {
+            // 53 bits, and never 0.
+            let draw = ((mixed(key ^ share.seed) >> 11) as f64 + 0.5) / (1_u64 << 53) as f64;
+            let score = -draw.ln() / f64::from(share.weight);
+            if score < best.0 {
+                best = (score, share.service);
+            }
+        }
+        best.1
+    }
+}
+
+impl Sticky {
+    fn with_key<F: Fields, R>(&self, call: &Call<'_, F>, then: impl FnOnce(&[u8]) -> R) -> Option<R> {
+        match self {
+            Self::Header(name) => call.fields.values(name).next().filter(|value| !value.is_empty()).map(then),
+            Self::Cookie(name) => cookie::value(call.fields.values("cookie"), name).map(then),
+            Self::SetCookie(set) => cookie::value(call.fields.values("cookie"), &set.name).map(then),
+            Self::Identity => call.caller.peer.map(|peer| then(peer.as_str().as_bytes())),
+            // Mapped addresses are the same caller.
+            Self::Source => Some(match call.caller.source.to_canonical() {
+                std::net::IpAddr::V4(v4) => then(&v4.octets()),
+                std::net::IpAddr::V6(v6) => then(&v6.octets()),
+            }),
+        }
+    }
+}
+
+impl SetCookie {
+    /// Writes the value of the `Set-Cookie` field that gives a caller this number.
+    pub fn write(&self, token: u64, out: &mut Vec<u8>) {
+        out.extend_from_slice(self.name.as_bytes());
+        out.push(b'=');
+        out.extend_from_slice(&written(token));
+        out.extend_from_slice(b"; Path=");
+        out.extend_from_slice(self.path.as_bytes());
+        if let Some(ttl) = self.ttl {
+            out.extend_from_slice(b"; Max-Age=");
+            out.extend_from_slice(ttl.as_secs().max(1).to_string().as_bytes());
+        }
+        if self.secure {
+            out.extend_from_slice(b"; Secure");
+        }
+        if self.http_only {
+            out.extend_from_slice(b"; HttpOnly");
+        }
+        out.extend_from_slice(match self.same_site {
+            SameSite::Strict => b"; SameSite=Strict",
+            SameSite::Lax => b"; SameSite=Lax",
+            SameSite::None => b"; SameSite=None",
+        });
+    }
+}
+
+/// A number as the value of a cookie.
+fn written(token: u64) -> [u8; 16] {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    std::array::from_fn(|n| DIGITS[(token >> (60 - 4 * n)) as usize & 15])
+}
+
+/// FNV-1a: the same in every process and every version, unlike the hashes of tables.
+fn hash(bytes: &[u8]) -> u64 {
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3)
+    })
+}
+
+/// The finish of MurmurHash3: FNV alone is uneven in its high bits.
+fn mixed(mut hash: u64) -> u64 {
+    hash = (hash ^ (hash >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
+    hash = (hash ^ (hash >> 33)).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
+    hash ^ (hash >> 33)
+}
+
+#[cfg(test)]
+#[path = "split_test.rs"]
+mod tests;
