@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::split::{Chosen, Split};
-use super::{Route, Upgrades};
+use super::{Priority, Route, Upgrades};
 use crate::authorize::{Call, Fields};
 
 /// What a route does with its requests.
@@ -36,6 +36,7 @@ impl Route {
             upgrades: Upgrades::default(),
             tunnel_idle: std::time::Duration::from_secs(3600),
             retry: None,
+            priority: Priority::Default,
         }
     }
 
