@@ -3,11 +3,14 @@
 
 use std::hint::black_box;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use fastrand::Rng;
 use ringmesh::upstream::balance::{Balancer, Outcome};
+use ringmesh::upstream::budget::Shared;
+use ringmesh::upstream::retry::Policy;
 use ringmesh::upstream::spec::{Address, Balance, Endpoint, Http2, Pool, Protocol, Service, Timeouts, Tls};
 
 criterion_group!(benches, pick, whole);
@@ -79,6 +82,8 @@ fn service(balance: Balance, endpoints: usize, weight: u16) -> Service {
         tls: Tls::Off,
         http2: Http2::default(),
         breaker: None,
+        retry: Arc::new(Policy::off()),
+        meter: Shared::default(),
         caps: None,
     }
 }

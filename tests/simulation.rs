@@ -13,7 +13,9 @@ use std::time::Duration;
 use fastrand::Rng;
 use ringmesh::upstream::balance::{Balancer, Outcome};
 use ringmesh::upstream::breaker::{Begun, Breaker, Verdict};
+use ringmesh::upstream::budget::{Budget, Further, Gauge, Shared};
 use ringmesh::upstream::health::{Health, Reason};
+use ringmesh::upstream::retry::{After, Policy};
 use ringmesh::upstream::spec::{
     self, Address, Balance, Endpoint, Http2, Pool, Protocol, Service, Timeouts, Tls,
 };
@@ -474,6 +476,215 @@ impl Ward {
     }
 }
 
+#[test]
+fn a_budget_keeps_a_service_alive_that_plain_retries_kill() {
+    // A service that can do 5 000 requests a second is asked 3 500, and for two seconds it takes three times as long for each:
+    // some 3 700 wait in the end, 740 ms of work, while callers wait for 100 ms. Then it is as before.
+    // - With three attempts for each request it is asked up to 10 500 a second: it never sees the end of its queue again, and works
+    //   for callers that are gone.
+    // - With a budget of 20 % it is asked 4 200 at most, works its queue off at 800 a second, and is well after some 5 s.
+    let mut rng = seeded();
+    let plain = Budget { millionths: 1_000_000, floor: u32::MAX };
+    let budget = Budget { millionths: 200_000, floor: 10 };
+    for (what, budget, attempts_max) in
+        [("no retries", plain, 1), ("plain retries", plain, 3), ("with a budget", budget, 3)]
+    {
+        let mut storm = Storm::new(Policy { attempts_max, budget, ..storm_policy() });
+        storm.run(&mut rng, 10);
+        let calm = storm.take();
+        storm.slowness = 3.0;
+        storm.run(&mut rng, 2);
+        storm.slowness = 1.0;
+        storm.run(&mut rng, 28);
+        storm.take();
+        storm.run(&mut rng, 10);
+        let after = storm.take();
+        let (asked, good) = (after.attempts as f64 / after.exchanges as f64, after.good_share());
+        eprintln!(
+            "{what}: {:.4} good before, {good:.4} after at {asked:.2} attempts each",
+            calm.good_share()
+        );
+        // At seven tenths of what it can do, times in an M/M/1 queue are exponential with mean 1/1500 s: of 35 000, none is
+        // longer than 100 ms (e^−150).
+        assert!(calm.good_share() == 1.0, "{what}");
+        if what == "plain retries" {
+            assert!(good < 0.01, "{what}: {good}");
+        } else {
+            assert!(good == 1.0, "{what}: {good}");
+        }
+    }
+}
+
+#[test]
+fn a_budget_lets_single_failures_be_made_good() {
+    // One answer of a hundred is an error, at random: with three attempts one exchange of a million sees it, if the budget has
+    // room for one of a hundred, which is far from a fifth.
+    let mut rng = seeded();
+    let mut storm = Storm::new(Policy {
+        attempts_max: 3,
+        budget: Budget { millionths: 200_000, floor: 10 },
+        ..storm_policy()
+    });
+    storm.fails = 0.01;
+    storm.run(&mut rng, 60);
+    let seen = storm.take();
+    eprintln!(
+        "{} of {} exchanges failed, {} refused",
+        seen.exchanges - seen.good,
+        seen.exchanges,
+        seen.refused
+    );
+    // 35 failures a second wait 12.5 ms each: 0.44 of them at a time on average, and more than ten at a time (Poisson) has a
+    // chance of 10^−12. Of 210 000 exchanges 0.2 see an error, eight or more with a chance of 10^−10.
+    assert!(seen.refused == 0 && seen.exchanges - seen.good < 8);
+}
+
+/// Callers that arrive at random, a service with one queue, and what they do when it does not answer in time.
+struct Storm {
+    policy: Policy,
+    gauge: Gauge,
+    now_ns: u64,
+    /// What happens next, and a number that makes it unique.
+    events: BinaryHeap<Reverse<(u64, u64, Event)>>,
+    numbers: u64,
+    exchanges: Vec<Exchange>,
+    free_at_ns: u64,
+    /// How much longer than usual the service takes.
+    slowness: f64,
+    /// The part of its answers that are errors.
+    fails: f64,
+    seen: StormSeen,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Event {
+    Arrival,
+    /// An attempt of this exchange begins.
+    Begin(usize),
+    /// The service has done this attempt of this exchange, well or not.
+    Done(usize, u32, bool),
+    /// The attempt has lasted too long.
+    Late(usize, u32),
+}
+
+#[derive(Default)]
+struct Exchange {
+    attempts: u32,
+    /// The attempt whose answer would be taken.
+    waits_for: Option<u32>,
+    place: Option<Further>,
+}
+
+#[derive(Debug, Default)]
+struct StormSeen {
+    exchanges: u64,
+    attempts: u64,
+    good: u64,
+    refused: u64,
+}
+
+impl StormSeen {
+    fn good_share(&self) -> f64 {
+        // Those that have begun and not ended, at most a few hundred of tens of thousands, are of the next stretch.
+        self.good as f64 / self.exchanges as f64
+    }
+}
+
+fn storm_policy() -> Policy {
+    Policy {
+        backoff_base: Duration::from_millis(25),
+        backoff_max: Duration::from_millis(250),
+        attempt_timeout: Some(Duration::from_millis(100)),
+        ..Policy::off()
+    }
+}
+
+impl Storm {
+    const ARRIVALS: f64 = 3_500.0;
+    const SERVICES: f64 = 5_000.0;
+
+    fn new(policy: Policy) -> Self {
+        let mut storm = Self {
+            policy,
+            gauge: Gauge::new(&Shared::default()),
+            now_ns: SECOND,
+            events: BinaryHeap::new(),
+            numbers: 0,
+            exchanges: Vec::new(),
+            free_at_ns: 0,
+            slowness: 1.0,
+            fails: 0.0,
+            seen: StormSeen::default(),
+        };
+        storm.at(SECOND, Event::Arrival);
+        storm
+    }
+
+    fn take(&mut self) -> StormSeen {
+        std::mem::take(&mut self.seen)
+    }
+
+    fn at(&mut self, at_ns: u64, event: Event) {
+        self.numbers += 1;
+        self.events.push(Reverse((at_ns, self.numbers, event)));
+    }
+
+    fn run(&mut self, rng: &mut Rng, seconds: u64) {
+        let until_ns = self.now_ns + seconds * SECOND;
+        while let Some(&Reverse((at_ns, _, event))) = self.events.peek()
+            && at_ns < until_ns
+        {
+            self.events.pop();
+            self.now_ns = at_ns;
+            match event {
+                Event::Arrival => {
+                    self.exchanges.push(Exchange::default());
+                    self.begin(self.exchanges.len() - 1, rng);
+                    self.at(at_ns + exponential(rng, 1e9 / Self::ARRIVALS), Event::Arrival);
+                }
+                Event::Begin(n) => self.begin(n, rng),
+                Event::Done(n, attempt, good) => self.ended(n, attempt, good, rng),
+                Event::Late(n, attempt) => self.ended(n, attempt, false, rng),
+            }
+        }
+        self.now_ns = until_ns;
+    }
+
+    fn begin(&mut self, n: usize, rng: &mut Rng) {
+        self.gauge.began();
+        self.seen.attempts += 1;
+        self.exchanges[n].attempts += 1;
+        let attempt = self.exchanges[n].attempts;
+        self.exchanges[n].waits_for = Some(attempt);
+        // The service does what it was asked, in turn, also for a caller that does not wait any more.
+        let took_ns = exponential(rng, self.slowness * 1e9 / Self::SERVICES);
+        self.free_at_ns = self.now_ns.max(self.free_at_ns) + took_ns;
+        let good = rng.f64() >= self.fails;
+        self.at(self.free_at_ns, Event::Done(n, attempt, good));
+        self.at(self.now_ns + 100 * MS, Event::Late(n, attempt));
+    }
+
+    fn ended(&mut self, n: usize, attempt: u32, good: bool, rng: &mut Rng) {
+        let exchange = &mut self.exchanges[n];
+        if exchange.waits_for != Some(attempt) {
+            return;
+        }
+        self.gauge.ended();
+        (exchange.waits_for, exchange.place) = (None, None);
+        if !good && attempt < self.policy.attempts_max.into() {
+            if let Some(place) = self.gauge.further(self.policy.budget) {
+                exchange.place = Some(place);
+                let pause_ns =
+                    self.policy.pause_ns(attempt, After::Unsaid, rng).expect("nothing was asked for");
+                return self.at(self.now_ns + pause_ns, Event::Begin(n));
+            }
+            self.seen.refused += 1;
+        }
+        self.seen.exchanges += 1;
+        self.seen.good += u64::from(good);
+    }
+}
+
 /// A service, its balancer, and callers that arrive at random (Poisson) and do not wait for each other.
 struct World {
     balancer: Balancer,
@@ -624,6 +835,8 @@ fn service(balance: Balance, weights: &[u16]) -> Service {
         tls: Tls::Off,
         http2: Http2::default(),
         breaker: None,
+        retry: Arc::new(Policy::off()),
+        meter: Shared::default(),
         caps: None,
     }
 }

@@ -90,6 +90,8 @@ mod pool; // reuse, dead connections, replays, other endpoints
 mod process; // the real binary, from outside: ports, signals, files, exit codes, and the demo
 #[path = "suite/reload.rs"]
 mod reload; // what a new snapshot changes and what it keeps
+#[path = "suite/retries.rs"]
+mod retries; // further attempts: worth it, safe, within the budget
 #[path = "suite/runtime.rs"]
 mod runtime; // what shards run on, where the operator chooses
 

@@ -25,6 +25,8 @@ const DIRECTIONS: &[Direction] = &[
             "route",
             "upstream::balance",
             "upstream::breaker",
+            "upstream::budget",
+            "upstream::retry",
             "upstream::caps",
             "upstream::gate",
             "upstream::health",

@@ -12,12 +12,13 @@ use super::compile::CompiledCaps;
 use super::defaults;
 use super::raw::{Destination, Shards};
 use super::values::Target;
-use crate::authorize::Policy;
+use crate::authorize;
 use crate::identity::{SpiffeId, TrustDomain};
 use crate::route::{Route, RouteMatch, Table};
 use crate::shard::RuntimeChoice;
 use crate::snapshot::{AccessLogFormat, Forwarding, Http2, Limits, Listener, Snapshot, Timeouts};
 use crate::upstream::caps::Caps;
+use crate::upstream::retry::{Policy, Statuses};
 use crate::upstream::spec::{Address, Endpoint, Protocol, Service};
 
 /// How names are resolved: a name and a port to addresses, none if it does not resolve.
@@ -230,10 +231,12 @@ impl Compiled {
             match known.get(&*compiled.service.name) {
                 Some(same) if **same == compiled.service => compiled.service = Arc::clone(same),
                 Some(before) => {
-                    if let (Some(before), Some(caps)) = (&before.caps, &compiled.service.caps) {
+                    let service = Arc::make_mut(&mut compiled.service);
+                    service.meter = before.meter.clone();
+                    if let (Some(before), Some(caps)) = (&before.caps, &service.caps) {
                         let caps = Caps { counts: before.counts.clone(), ..Caps::clone(caps) };
                         caps.apply();
-                        Arc::make_mut(&mut compiled.service).caps = Some(Arc::new(caps));
+                        service.caps = Some(Arc::new(caps));
                     }
                 }
                 None => {}
@@ -319,6 +322,20 @@ pub(super) struct CompiledService {
     pub(super) marks: [Mark; 20],
     /// The same for `effective::BREAKER_KEYS`; `None` where no file says anything of it.
     pub(super) breaker_marks: Option<Box<BreakerMarks>>,
+    /// If it says something of it itself.
+    pub(super) retry: Option<CompiledRetry>,
+}
+
+/// What a service or a route says of further attempts.
+#[derive(Debug)]
+pub(super) struct CompiledRetry {
+    pub(super) policy: Arc<Policy>,
+    /// The words of `on`, as they are written.
+    pub(super) on: Box<[&'static str]>,
+    /// The statuses of their own.
+    pub(super) statuses: Statuses,
+    /// Where its values came from, in the order of `effective::RETRY_KEYS`.
+    pub(super) marks: Box<[Mark]>,
 }
 
 /// An endpoint as declared.
@@ -357,6 +374,8 @@ pub(super) struct CompiledRoute {
     pub(super) matching: Arc<RouteMatch>,
     /// Where its values came from, in the order of `effective::ROUTE_KEYS`.
     pub(super) marks: [Mark; 7],
+    /// If it says something of it itself.
+    pub(super) retry: Option<CompiledRetry>,
     /// What it has that few routes have, as it is shown.
     pub(super) extras: Box<[Extra]>,
 }

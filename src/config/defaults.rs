@@ -10,6 +10,7 @@ use crate::route::Upgrades;
 use crate::route::split::Split;
 use crate::shard::RuntimeChoice;
 use crate::snapshot::{AccessLogFormat, ForwardedFields, Limits};
+use crate::upstream::retry::Statuses;
 use crate::upstream::spec::{Balance, Protocol};
 
 /// A key with a default and, both inclusive, the least and the largest value taken.
@@ -294,6 +295,51 @@ pub(super) const SPLIT_WEIGHT: Key<u32> = key("route.split.weight", 1, 0, Split:
 /// A whole exchange has no limit unless its route sets one: only its author knows what is long (the 30 s here are what
 /// hints show). Envoy 15 s, Istio and Linkerd none, HAProxy and nginx none.
 pub(super) const ROUTE_TIMEOUT: Key<Duration> = key("route.timeout", seconds(30), MILLISECOND, DAY);
+
+// --- further attempts ---
+
+/// 3 attempts at most, the first included: one bad endpoint of ten is met twice in a row by one request of a hundred, three
+/// times by one of a thousand, and an endpoint that was met is not asked again. Istio 3, Envoy and Linkerd 1 (off).
+pub(super) const RETRY_ATTEMPTS_MAX: Key<u8> = key("retry.attempts_max", 3, 1, 9);
+
+/// What says that this endpoint, now, is the trouble, and another may do better. Istio the same with `cancelled` in place of
+/// `gateway-error`, Envoy and Linkerd nothing.
+pub(super) const RETRY_ON: [&str; 5] =
+    ["reset", "gateway-error", "connect-failure", "refused-stream", "unavailable"];
+
+/// 500, besides what `on` says: an endpoint that is broken answers so. Only what is idempotent is sent again. Istio 503.
+pub(super) const RETRY_STATUSES: Statuses = Statuses::NONE.with(500, 500);
+
+/// No limit for one attempt but the service's own (`timeouts.response`): how slow is too slow only its author knows (1 s is
+/// what hints show). As all neighbours.
+pub(super) const RETRY_ATTEMPT_TIMEOUT: Key<Duration> =
+    key("retry.attempt_timeout", seconds(1), MILLISECOND, DAY);
+
+/// 25 ms at most before the first further attempt, on average half of it. As Envoy.
+pub(super) const RETRY_BACKOFF_BASE: Key<Duration> =
+    key("retry.backoff_base", Duration::from_millis(25), Duration::ZERO, seconds(60));
+
+/// 250 ms at most before any. As Envoy.
+pub(super) const RETRY_BACKOFF_MAX: Key<Duration> =
+    key("retry.backoff_max", Duration::from_millis(250), Duration::ZERO, seconds(600));
+
+/// 1 s: who asks for a longer pause is believed, and the caller is told. Envoy ignores Retry-After unless told, then 300 s.
+pub(super) const RETRY_AFTER_MAX: Key<Duration> =
+    key("retry.retry_after_max", seconds(1), Duration::ZERO, seconds(300));
+
+/// 64 KiB of a request's body are kept for another attempt: nearly all calls, and 64 MiB if a thousand of them wait. Linkerd
+/// the same, Envoy 1 MiB, HAProxy 16 KiB.
+pub(super) const RETRY_BODY_BYTES_MAX: Key<u64> = key("retry.body_bytes_max", 64 << 10, 0, 16 << 20);
+
+/// 20 % of what is in progress: a service that fails gets a fifth more work, not three times as much. Envoy (where it is used)
+/// and Linkerd the same.
+pub(super) const RETRY_BUDGET_PERCENT: Key<u32> = key("retry.budget_percent", 200_000, 0, 1_000_000);
+
+/// 10 at a time in any case, so that a service with few calls has a second chance, too. Envoy 3, Linkerd 10 a second.
+pub(super) const RETRY_BUDGET_FLOOR: Key<u32> = key("retry.budget_floor", 10, 0, 1_000_000);
+
+/// Off: one more field that most services do not read. Envoy off, Istio on.
+pub(super) const RETRY_ATTEMPT_HEADER: bool = false;
 
 // --- how much there may be ---
 

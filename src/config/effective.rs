@@ -150,6 +150,7 @@ impl Compiled {
             let values = BREAKER_KEYS.into_iter().zip(super::compile::breaker_values(compiled));
             let marks = compiled.breaker_marks.as_deref().unwrap_or(&[Mark::DEFAULT; BREAKER_KEYS.len()]);
             self.entry(&mut settings, "service", name, values, marks);
+            self.retry(&mut settings, ("service", name), &compiled.service.retry, compiled.retry.as_ref());
             for (key, value, mark) in compiled.caps.shown() {
                 self.entry(&mut settings, "service", name, [(key, Some(value))], &[mark]);
             }
@@ -161,6 +162,9 @@ impl Compiled {
             for Extra { key, value, mark } in &compiled.extras {
                 let (key, value) = (format!("route.{name}.{key}"), value.clone());
                 settings.push(Setting { key, value, origin: self.origins.origin(*mark) });
+            }
+            if let Some(policy) = &compiled.route.retry {
+                self.retry(&mut settings, ("route", name), policy, compiled.retry.as_ref());
             }
         }
         left_out(&mut settings, "route", self.routes.len());
@@ -175,7 +179,7 @@ impl Compiled {
     }
 
     /// Adds those keys of an entry that have a value.
-    fn entry(
+    pub(super) fn entry(
         &self,
         settings: &mut Vec<Setting>,
         kind: &str,
@@ -427,7 +431,7 @@ fn endpoint(address: &str, weight: u16, zone: Option<&str>) -> String {
     text + " }"
 }
 
-fn list(entries: impl Iterator<Item = String>, count: usize) -> String {
+pub(super) fn list(entries: impl Iterator<Item = String>, count: usize) -> String {
     let shown: Vec<String> = entries.take(LIST_ENTRIES_MAX).collect();
     let more = match count.saturating_sub(LIST_ENTRIES_MAX) {
         0 => String::new(),

@@ -11,6 +11,7 @@ mod compiled;
 mod decode;
 mod defaults;
 mod effective;
+mod effective_retry;
 mod environment;
 mod nearest;
 mod policy_text;

@@ -16,6 +16,7 @@ use crate::route::split::Sticky;
 use crate::route::{HostMatch, Priority, Regex, Template, Test, Upgrades};
 use crate::shard::RuntimeChoice;
 use crate::snapshot::{AccessLogFormat, ForwardedFields};
+use crate::upstream::retry::{Reasons, Statuses};
 use crate::upstream::spec::{Balance, Protocol};
 
 /// A value and where it came from.
@@ -222,6 +223,37 @@ pub(super) struct RawService {
     pub(super) connect: Option<At<Duration>>,
     pub(super) response: Option<At<Duration>>,
     pub(super) body_stall: Option<At<Duration>>,
+    /// Boxed: most services have none.
+    pub(super) retry: Option<Box<RawRetry>>,
+}
+
+/// `retry` of a service or route. Lists are without those entries that are in error.
+#[derive(Debug, Default)]
+pub(super) struct RawRetry {
+    /// `"off"` in place of a table.
+    pub(super) off: Option<At<()>>,
+    pub(super) attempts_max: Option<At<u8>>,
+    pub(super) on: Option<At<Vec<&'static RetryWord>>>,
+    pub(super) statuses: Option<At<Statuses>>,
+    pub(super) methods: Option<At<Vec<Box<str>>>>,
+    /// `None` inside: `"off"`.
+    pub(super) attempt_timeout: Option<At<Option<Duration>>>,
+    pub(super) backoff_base: Option<At<Duration>>,
+    pub(super) backoff_max: Option<At<Duration>>,
+    pub(super) retry_after_max: Option<At<Duration>>,
+    pub(super) body_bytes_max: Option<At<u64>>,
+    /// In millionths.
+    pub(super) budget_percent: Option<At<u32>>,
+    pub(super) budget_floor: Option<At<u32>>,
+    pub(super) attempt_header: Option<At<bool>>,
+}
+
+/// A word of `retry.on`, and what it stands for.
+#[derive(Debug)]
+pub(super) struct RetryWord {
+    pub(super) word: &'static str,
+    pub(super) reasons: Reasons,
+    pub(super) statuses: Statuses,
 }
 
 #[derive(Debug, Default)]
@@ -288,6 +320,7 @@ pub(super) struct RawRoute {
     pub(super) upgrades: Option<At<Upgrades>>,
     /// The longest there is: `"off"`.
     pub(super) tunnel_idle: Option<At<Duration>>,
+    pub(super) retry: Option<Box<RawRetry>>,
     pub(super) priority: Option<At<Priority>>,
     /// Whether hosts and path are free of errors, so that it can be compared with other routes.
     pub(super) match_is_right: bool,

@@ -80,6 +80,8 @@ fn every_value_shown_is_the_default() {
         "route.app-split-by-identity.",
         "route.app-in-mesh.",
         "route.app-outside.",
+        // Shown where something is said of it; that it is the default has a test of its own.
+        "service.app.retry.",
         "service.in-mesh.",
         "service.outside.",
         "listener.edge.",
@@ -123,4 +125,16 @@ fn every_key_shown_is_explained() {
 fn the_reference_has_nothing_doubtful() {
     let warnings = parse(&reference()).warnings;
     assert!(warnings.is_empty(), "{warnings}");
+}
+
+#[test]
+fn what_the_reference_shows_of_retries_is_the_default() {
+    let of = |loaded: &Loaded, name: &str| {
+        let snapshot = loaded.compiled.snapshot(1, &|_, _| Vec::new());
+        let service = snapshot.service_named(name).unwrap();
+        std::sync::Arc::clone(&snapshot.services[service as usize].retry)
+    };
+    let reference = parse(&reference());
+    // Says nothing of it.
+    assert_eq!(of(&reference, "app"), of(&reference, "in-mesh"));
 }

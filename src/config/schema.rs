@@ -104,6 +104,7 @@ pub(super) static SERVICE: Section = Section {
         "timeouts",
         "http2",
         "breaker",
+        "retry",
         "caps",
     ],
 };
@@ -157,6 +158,25 @@ pub(super) static BREAKER: Section = Section {
         "trial_requests",
     ],
 };
+/// What `retry` of a service and of a route may contain.
+const RETRY_KEYS: &[&str] = &[
+    "attempts_max",
+    "on",
+    "statuses",
+    "methods",
+    "attempt_timeout",
+    "backoff_base",
+    "backoff_max",
+    "retry_after_max",
+    "body_bytes_max",
+    "budget_percent",
+    "budget_floor",
+    "attempt_header",
+];
+pub(super) static SERVICE_RETRY: Section =
+    Section { path: "service.retry", header: "`retry` of a [[service]]", keys: RETRY_KEYS };
+pub(super) static ROUTE_RETRY: Section =
+    Section { path: "route.retry", header: "`retry` of a [[route]]", keys: RETRY_KEYS };
 pub(super) static CAPS: Section = Section {
     path: "service.caps",
     header: "`caps` of a [[service]]",
@@ -179,6 +199,7 @@ pub(super) static ROUTE: Section = Section {
         "timeout",
         "upgrades",
         "tunnel_idle",
+        "retry",
         "priority",
     ],
 };
@@ -232,10 +253,12 @@ pub(super) static SECTIONS: &[&Section] = &[
     &SERVICE_TIMEOUTS,
     &SERVICE_HTTP2,
     &BREAKER,
+    &SERVICE_RETRY,
     &CAPS,
     &ROUTE,
     &ROUTE_MATCH,
     &ROUTE_GRPC,
+    &ROUTE_RETRY,
     &SPLIT,
     &STICKY,
     &AUTHORIZATION,

@@ -151,6 +151,28 @@ fn services(page: &mut Page<'_, '_>, store: &Store) -> fmt::Result {
     let each = |value: fn(&Service) -> u64| all().map(move |(name, s)| ([("service", name)], value(s)));
     page.counter("further_attempts", "Attempts beyond the first", None, each(|s| s.further_attempts))?;
     page.counter(
+        "retries",
+        "Further attempts by a retry policy, by why",
+        None,
+        all().flat_map(|(name, s)| {
+            s.retries.reasons().map(move |(reason, n)| ([("service", name), ("reason", reason)], n))
+        }),
+    )?;
+    page.counter(
+        "retries_refused",
+        "Further attempts that were worth it and safe, but were not made, by why",
+        None,
+        all().flat_map(|(name, s)| {
+            s.retries.refusals().map(move |(why, n)| ([("service", name), ("why", why)], n))
+        }),
+    )?;
+    page.counter(
+        "retries_succeeded",
+        "Exchanges that ended well after a further attempt",
+        None,
+        each(|s| s.retries.succeeded),
+    )?;
+    page.counter(
         "request_body",
         "Bytes of request bodies taken from callers",
         Some(Unit::Bytes),

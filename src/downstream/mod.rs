@@ -205,6 +205,13 @@ pub struct Places {
     pub host: Range<u32>,
 }
 
+impl Places {
+    /// Where the method lies.
+    pub fn method(&self) -> Range<usize> {
+        self.method.start as usize..self.method.end as usize
+    }
+}
+
 impl Downstream {
     /// How long a quiet connection holds its buffer: busy connections never give theirs back.
     pub const HOLD_NS: u64 = 1_000_000_000;

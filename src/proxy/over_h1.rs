@@ -3,10 +3,11 @@
 use std::cell::{Cell, RefCell};
 use std::pin::pin;
 
-use h2::RecvStream;
 use http::{Response, StatusCode};
 
+use super::again::Missed;
 use super::from_h2::Call;
+use super::kept::Upload;
 use super::relay::unless_reset;
 use super::{First, SHED, both};
 use crate::failure::{Cause, Failure, Side, Stage};
@@ -18,7 +19,7 @@ use crate::http::websocket::Accept;
 use crate::io::timed::{Alarm, OnDeadline};
 use crate::io::{Connection, Patience};
 use crate::shard::buffers::Buffer;
-use crate::shard::clock::{NEVER, ns};
+use crate::shard::clock::NEVER;
 use crate::upstream::pool::Pooled;
 use crate::upstream::service::Attempt;
 
@@ -26,23 +27,27 @@ impl Call<'_> {
     /// To a service that speaks HTTP/1.1.
     pub(super) async fn to_h1(
         &self,
-        body: &mut RecvStream,
+        body: &mut Upload<'_>,
         mut pooled: Pooled,
         attempt: &Attempt,
-    ) -> Result<(), Failure> {
+        attempt: &Attempt,
+    ) -> Result<(), Missed> {
         let shard = self.path.shard;
         let shed = Failure::local(Stage::Request, Cause::Overloaded);
         let mut out = shard.buffers.take_small().ok_or(shed)?;
         message::write_h1(self.parts, self.facts, &self.forwarding(), &mut out);
+        self.path.tell_attempt(&mut out, 0);
         let Some(mut input) = shard.buffers.take_small() else {
             shard.buffers.give(out);
-            return Err(SHED);
+            return Err(SHED.into());
         };
         let result = self.over_h1(body, &mut pooled, &mut out, &mut input, attempt).await;
         shard.buffers.give(out);
         shard.buffers.give(input);
-        self.done_with_h1(result?, pooled, attempt);
-        Ok(())
+        let done = result?;
+        let withheld = done.withheld;
+        self.done_with_h1(done, pooled, attempt);
+        if withheld { Err(Missed::Again) } else { Ok(()) }
     }
 
     pub(super) fn done_with_h1(&self, done: Done, pooled: Pooled, attempt: &Attempt) {
@@ -54,7 +59,7 @@ impl Call<'_> {
 
     async fn over_h1(
         &self,
-        body: &mut RecvStream,
+        body: &mut Upload<'_>,
         pooled: &mut Pooled,
         out: &mut Buffer,
         input: &mut Buffer,
@@ -78,7 +83,7 @@ impl Call<'_> {
     /// Both directions at once.
     async fn both_h1(
         &self,
-        body: &mut RecvStream,
+        body: &mut Upload<'_>,
         pooled: &mut Pooled,
         out: &mut Buffer,
         input: &mut Buffer,
@@ -94,7 +99,7 @@ impl Call<'_> {
         attempt.uploads();
         let back = pin!(self.back_from_h1(reader, &origin, input, &alarm, &sent, attempt));
         let there = pin!(async {
-            if body.flow_control().used_capacity() == 0 {
+            if !body.is_there() {
                 // The head does not wait for the body: the service may have to say that it wants it.
                 let patience =
                     Patience { clock: &shard.clock, stall: there.write_stall, until: self.path.deadline };
@@ -107,7 +112,7 @@ impl Call<'_> {
             attempt.uploaded(shard.clock.now());
             result
         });
-        let answer_by = || shard.clock.now().saturating_add(ns(self.path.service.spec.timeouts.response));
+        let answer_by = || shard.clock.now().saturating_add(self.path.patience_ns());
         let (there_result, back_result, back_was_first) = both(there, back, |first| match first {
             First::There(Err(failure)) if failure.side != Side::Upstream => origin.shutdown(),
             First::There(_) if self.path.account.status.get() == 0 => origin.read_by(answer_by()),
@@ -144,7 +149,20 @@ impl Call<'_> {
         if reset {
             return Err(Failure::downstream(Stage::Response, Cause::StreamReset));
         }
-        self.pass_on_from_h1(&mut head?, from, origin, input, alarm).await
+        let mut answer = head?;
+        if self.path.withholds_typed(&answer.head) {
+            return Ok(self.withheld(&answer, input));
+        }
+        self.pass_on_from_h1(&mut answer, from, origin, input, alarm).await
+    }
+
+    /// A response that is not passed on. Its connection can be used again when all of it has come, and nothing else: no time is
+    /// spent on waiting for the rest.
+    fn withheld(&self, answer: &Answer, input: &mut Buffer) -> Done {
+        let mut reframer = Reframer::new(answer.framing, Framing::UntilClose);
+        let there = reframer.reframe(input, answer.head_len, &self.view.snapshot.limits);
+        let clean = there.is_ok_and(|there| there.ended && there.rest.is_empty());
+        Done { reusable: clean && answer.keep_alive, withheld: true, idle_seconds: answer.idle_seconds }
     }
 
     /// Passes a response on, head and body.
@@ -176,7 +194,7 @@ impl Call<'_> {
                     origin.shutdown();
                     alarm.by(0);
                 },
-                back.h1_to_h2(from, input, &mut reframer, &to),
+                back.h1_to_h2(from, input, &mut reframer, &to, None),
             )
             .await;
             clean = *result.as_ref().unwrap_or(&false);
@@ -184,6 +202,7 @@ impl Call<'_> {
         }
         Ok(Done {
             reusable: clean && answer.keep_alive && answer.framing != Framing::UntilClose,
+            withheld: false,
             idle_seconds: answer.idle_seconds,
         })
     }
@@ -247,7 +266,7 @@ impl Call<'_> {
                 shard.buffers.give(std::mem::replace(input, large));
             }
             let patience = match sent.get() {
-                true => shard.clock.now().saturating_add(ns(self.path.service.spec.timeouts.response)),
+                true => shard.clock.now().saturating_add(self.path.patience_ns()),
                 false => NEVER,
             };
             self.path.account.wait(shard.clock.now());
@@ -278,5 +297,7 @@ pub(super) struct Answer {
 /// What became of an upstream HTTP/1.1 connection.
 pub(super) struct Done {
     reusable: bool,
+    /// Whether nothing of the response has gone to the caller, because there is another attempt.
+    withheld: bool,
     idle_seconds: Option<u64>,
 }

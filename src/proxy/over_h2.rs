@@ -11,6 +11,8 @@ use h2::client::ResponseFuture;
 use h2::{RecvStream, SendStream};
 use http::{HeaderMap, HeaderValue, Response, StatusCode};
 
+use super::again::Missed;
+use super::kept::Kept;
 use super::relay::{Direction, Web};
 use super::{Fate, First, Path, SHED, both};
 use crate::downstream::{Asked, Downstream};
@@ -23,14 +25,14 @@ use crate::http::h2::{self as message, Origin};
 use crate::http::{Framing, Method, Version};
 use crate::io::timed::Alarm;
 use crate::io::{Connection, Patience, Writer};
-use crate::shard::clock::{NEVER, ns};
+use crate::shard::clock::NEVER;
 use crate::upstream::service::Attempt;
 use crate::upstream::shared::Lease;
 
 /// Carries one exchange. `head` is the canonical head, `body` the length of the body where all of it is in the input.
 ///
 /// # Errors
-/// The failure. `StreamRefused` and `GoingAway` say that the service has seen nothing.
+/// What comes of the attempt.
 pub(super) async fn carry(
     path: &Path<'_>,
     downstream: &mut Downstream,
@@ -39,18 +41,30 @@ pub(super) async fn carry(
     body: Option<usize>,
     attempt: &Attempt,
     lease: &Lease,
-) -> Result<Fate, Failure> {
+) -> Result<Fate, Missed> {
     let began = path.shard.clock.now();
-    let result = exchange(path, downstream, asked, head, body, lease, attempt).await;
-    if let Err(failure) = &result
-        && failure.cause == Cause::GoingAway
-    {
-        lease.leave();
-    }
-    path.judge(attempt, began, result.as_ref().err());
-    result
+    // A stream may be refused although some of it has been sent.
+    let mut kept = Kept::new(path, asked.framing, body.is_none());
+    let result = exchange(path, downstream, asked, head, body, lease, &attempt, &mut kept).await;
+    let failure = Missed::failure_of(&result);
+    path.judge(attempt, began, failure.as_ref());
+    let missed = match (result, failure) {
+        (Err(_), Some(failure)) => {
+            lease.leave_if_going(failure);
+            match path.replays_by_http2(failure, lease, attempt.has_answered(), asked.method) {
+                true => Missed::Again,
+                false => path.missed(failure, false),
+            }
+        }
+        (result, _) => match result {
+            Ok(fate) => return Ok(fate),
+            Err(missed) => missed,
+        },
+    };
+    Err(kept.put_back(missed, &mut downstream.input, asked.head_len))
 }
 
+#[expect(clippy::too_many_arguments, reason = "what an exchange is made of; kept by the frame above")]
 async fn exchange(
     path: &Path<'_>,
     downstream: &mut Downstream,
@@ -59,9 +73,9 @@ async fn exchange(
     body: Option<usize>,
     lease: &Lease,
     attempt: &Attempt,
-) -> Result<Fate, Failure> {
-    let origin = lease.is_mesh().then_some(Origin(asked.version));
-    let mut request = message::from_canonical(head, origin, lease.is_encrypted())
+    kept: &mut Kept<'_>,
+) -> Result<Fate, Missed> {
+    let mut request = message::from_canonical(head, lease.is_mesh().then_some(Origin(asked.version)))
         .map_err(|cause| Failure::local(Stage::Request, cause))?;
     let web = match asked.view.snapshot.translates_grpc_web(&downstream.listener) {
         true => Translation::of_request(request.headers_mut()),
@@ -121,14 +135,16 @@ async fn exchange(
         return match (there, back) {
             // What it refused to take is gone from the connection: the next request may come.
             (_, Ok(fate)) => Ok(fate),
-            (Err(failure), Err(_)) if failure.cause == Cause::Timeout => Err(failure),
-            (_, Err(failure)) => Err(failure),
+            (_, Err(Missed::Again)) => Err(Missed::Again),
+            (Err(failure), Err(_)) if failure.cause == Cause::Timeout => Err(failure.into()),
+            (_, Err(missed)) => Err(missed),
         };
     }
     let sent = Cell::new(false);
     attempt.uploads();
     let back = Back { path, asked, alarm: &alarm, attempt, sent: &sent, web };
     let mut input = path.shard.buffers.take_large().ok_or(SHED)?;
+    kept.read(&downstream.input[asked.head_len..]);
     let behind = downstream.input.len() - asked.head_len;
     input.extend_from_slice(&downstream.input[asked.head_len..]);
     downstream.input.truncate(asked.head_len);
@@ -138,7 +154,8 @@ async fn exchange(
     let (there_result, back_result, back_was_first) = {
         let Connection { reader, writer, .. } = &mut downstream.connection;
         let there = pin!(async {
-            let clean = there.h1_to_h2(reader, &mut input, &mut reframer, &stream).await.map(drop);
+            let clean =
+                there.h1_to_h2(reader, &mut input, &mut reframer, &stream, Some(kept)).await.map(drop);
             sent.set(clean.is_ok());
             attempt.uploaded(path.shard.clock.now());
             clean
@@ -156,9 +173,7 @@ async fn exchange(
         })
         .await
     };
-    let taken = !reframer.is_untouched();
-    path.account.body_taken.set(taken);
-    if !taken && behind == 0 {
+    if reframer.is_untouched() && behind == 0 {
         // What is there was room for chunk sizes.
         input.clear();
     }
@@ -167,7 +182,7 @@ async fn exchange(
     match (there_result, back_result) {
         (Ok(()), Ok(fate)) if !back_was_first => Ok(fate),
         (_, Ok(_)) => Ok(Fate::Linger),
-        (Err(there), Err(_)) if there.side != Side::Upstream && !back_was_first => Err(there),
+        (Err(there), Err(_)) if there.side != Side::Upstream && !back_was_first => Err(there.into()),
         (_, Err(back)) => Err(back),
     }
 }
@@ -175,8 +190,7 @@ async fn exchange(
 /// From now on the service has so long for its answer.
 fn wait(path: &Path<'_>, alarm: &Alarm) {
     if path.account.status.get() == 0 {
-        let timeout = ns(path.service.spec.timeouts.response);
-        alarm.by(path.shard.clock.now().saturating_add(timeout));
+        alarm.by(path.shard.clock.now().saturating_add(path.patience_ns()));
     }
 }
 
@@ -192,7 +206,7 @@ pub(super) struct Back<'x> {
 }
 
 impl Back<'_> {
-    async fn carry(&self, mut response: ResponseFuture, to: &mut Writer) -> Result<Fate, Failure> {
+    async fn carry(&self, mut response: ResponseFuture, to: &mut Writer) -> Result<Fate, Missed> {
         let shard = self.path.shard;
         let mut out = shard.buffers.take_small().ok_or(SHED)?;
         let result = self.carry_with(&mut response, to, &mut out).await;
@@ -205,9 +219,13 @@ impl Back<'_> {
         response: &mut ResponseFuture,
         to: &mut Writer,
         out: &mut Vec<u8>,
-    ) -> Result<Fate, Failure> {
+    ) -> Result<Fate, Missed> {
         let response = self.head(response, to, out).await?;
-        self.pass_on(response, to, out).await
+        if self.path.withholds_typed(&response) {
+            // Dropped: h2 resets the stream if there is more to come.
+            return Err(Missed::Again);
+        }
+        Ok(self.pass_on(response, to, out).await?)
     }
 
     /// The head of the response that is not an interim one; those have been passed on.
@@ -315,7 +333,7 @@ pub(super) async fn head(
 ) -> Result<Head, Failure> {
     let shard = path.shard;
     let patience = match sent {
-        true => shard.clock.now().saturating_add(ns(path.service.spec.timeouts.response)),
+        true => shard.clock.now().saturating_add(path.patience_ns()),
         false => NEVER,
     };
     let since = shard.clock.now();
@@ -387,6 +405,6 @@ impl Path<'_> {
                 }
             }
         }
-        Self { shard: self.shard, account: self.account, service: self.service, deadline }
+        Self { shard: self.shard, account: self.account, service: self.service, deadline, retry: self.retry }
     }
 }

@@ -16,7 +16,8 @@ use h2::{Reason, RecvStream, SendStream};
 use http::request::Parts;
 use http::{Request, Response, StatusCode};
 
-use super::connect::{To, Tried};
+use super::again::Missed;
+use super::connect::To;
 use super::from_h2::Call;
 use super::over_h1::Done;
 use super::over_h2::Back;
@@ -72,10 +73,17 @@ impl Call<'_> {
     /// Serves a CONNECT, extended or plain, that the route allows. `body` is what the caller sends in the tunnel.
     pub(super) async fn tunnel(&self, body: RecvStream, route: &Route) -> Result<(), Failure> {
         let path = &self.path;
-        let mut tried = Tried::new();
-        let mut again = false;
         let agreed = loop {
-            let (attempt, to) = self.connect(&mut tried, again).await?;
+            let (attempt, to) = match self.connect().await {
+                Ok(connected) => connected,
+                Err(failure) => match path.missed(failure, false) {
+                    Missed::Failed(failure) => return Err(failure),
+                    Missed::Again => {
+                        path.pause().await;
+                        continue;
+                    }
+                },
+            };
             let began = path.shard.clock.now();
             let (said, may_repeat) = match to {
                 To::H1(pooled) if self.is_direct() => (Ok(self.directly(pooled)), false),
@@ -98,11 +106,7 @@ impl Call<'_> {
                 Ok(Said::Yes(head, far)) => break (head, Agreed { attempt, far }),
                 Ok(Said::Otherwise) => return Ok(()),
                 // Nothing of the tunnel has left: what the caller sent in it waits.
-                Err(_) if may_repeat && !again => {
-                    again = true;
-                    let totals = &path.shard.totals;
-                    totals.replays.set(totals.replays.get() + 1);
-                }
+                Err(_) if may_repeat && path.replays_unseen() => {}
                 Err(failure) => return Err(failure),
             }
         };
@@ -146,12 +150,12 @@ impl Call<'_> {
         !self.is_websocket() && !matches!(self.path.service.spec.tls, spec::Tls::Mesh(_))
     }
 
-    async fn connect(&self, tried: &mut Tried, again: bool) -> Result<(Attempt, To), Failure> {
+    async fn connect(&self) -> Result<(Attempt, To), Failure> {
         let connect = async {
             match self.is_websocket() {
                 // Boxed: rare, and larger than what is needed otherwise.
-                true => Box::pin(self.path.connect_for_websocket(tried, again)).await,
-                false => self.path.connect(tried, again || self.is_direct()).await,
+                true => Box::pin(self.path.connect_for_websocket()).await,
+                false => self.path.connect(self.is_direct()).await,
             }
         };
         let (connected, reset) =
@@ -236,7 +240,9 @@ impl Call<'_> {
         let (mut response, mut send) = lease.send(Request::from_parts(parts, ()), false)?;
         let alarm = self.path.shard.deadlines.alarm();
         let result = self.head_from_h2(&mut response, &alarm, &Cell::new(true), attempt).await;
-        lease.leave_if_going(&result);
+        if let Err(failure) = &result {
+            lease.leave_if_going(*failure);
+        }
         let response = result?;
         if response.status().is_success() {
             let (parts, recv) = response.into_parts();
@@ -276,7 +282,9 @@ pub(super) async fn ask(
     let mut out = path.shard.buffers.take_small().ok_or(SHED)?;
     let said = ask_for_h1(path, downstream, asked, head, &lease, &attempt, &mut out).await;
     path.shard.buffers.give(out);
-    lease.leave_if_going(&said);
+    if let Err(failure) = &said {
+        lease.leave_if_going(*failure);
+    }
     path.judge(&attempt, began, said.as_ref().err());
     Ok(match said? {
         Ok((send, recv)) => {

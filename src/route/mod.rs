@@ -28,6 +28,8 @@ pub use regex::{BadRegex, Regex};
 pub use table::{Overlap, Table, TableBuilder};
 pub use template::{BadTemplate, Template};
 
+use crate::upstream::retry;
+
 /// What becomes of the requests that a [`RouteMatch`] means.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Route {
@@ -41,6 +43,8 @@ pub struct Route {
     pub upgrades: Upgrades,
     /// How long a tunnel (an upgraded connection, a CONNECT) may lie without a byte in either direction.
     pub tunnel_idle: Duration,
+    /// Whether and when a request is sent once more; `None` where its service says.
+    pub retry: Option<Arc<retry::Policy>>,
     /// Who gives way where there is not enough for all.
     pub priority: Priority,
 }

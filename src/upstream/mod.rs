@@ -2,12 +2,14 @@
 
 pub mod balance;
 pub mod breaker;
+pub mod budget;
 pub mod caps;
 pub mod gate;
 pub mod health;
 pub mod limiter;
 pub mod line;
 pub mod pool;
+pub mod retry;
 pub mod service;
 pub mod shared;
 pub mod spec;

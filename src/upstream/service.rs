@@ -9,6 +9,7 @@ use smallvec::SmallVec;
 
 use super::balance::{Balancer, Outcome};
 use super::breaker::{Begun, Breaker, Change, Role, Verdict};
+use super::budget::Gauge;
 use super::health::{Health, Reason};
 use super::limiter::{Doors, Limiter};
 use super::pool::Pool;
@@ -23,6 +24,8 @@ pub struct Service {
     pub recorder_slot: u32,
     /// What all shards know of its endpoints.
     pub health: Arc<Health>,
+    /// Its attempts in progress on this shard.
+    pub gauge: Rc<Gauge>,
     /// Lets in as many exchanges as the service may be given; `None` where it is given whatever comes.
     pub limiter: Option<Rc<Limiter>>,
     balancer: RefCell<Balancer>,
@@ -50,6 +53,7 @@ pub struct Attempt {
     pub reused: Cell<bool>,
     answered: Cell<bool>,
     waits: Cell<bool>,
+    is_tunnel: Cell<bool>,
     said: Cell<Said>,
     /// What the breaker knows it by, in parts that leave no gap.
     generation: Cell<u32>,
@@ -90,7 +94,17 @@ impl Service {
         let limiter = spec.caps.as_ref().map(|caps| Limiter::new(Arc::clone(caps), doors));
         let balancer = RefCell::new(Balancer::new(&spec));
         let pools = spec.endpoints.iter().map(|_| Rc::default()).collect();
-        Self { breaker: breaker(&spec, &health), spec, recorder_slot, health, limiter, balancer, pools }
+        let gauge = Rc::new(Gauge::new(&spec.meter));
+        Self {
+            breaker: breaker(&spec, &health),
+            spec,
+            recorder_slot,
+            health,
+            gauge,
+            limiter,
+            balancer,
+            pools,
+        }
     }
 
     /// The same service under a new declaration: endpoints that are still there keep pools and averages.
@@ -124,7 +138,18 @@ impl Service {
         };
         let balancer = RefCell::new(balancer);
         let recorder_slot = old.recorder_slot;
-        Self { breaker: breaker(&spec, &health), spec, recorder_slot, health, limiter, balancer, pools }
+        // What is in progress goes on being counted where it was.
+        let gauge = Rc::clone(&old.gauge);
+        Self {
+            breaker: breaker(&spec, &health),
+            spec,
+            recorder_slot,
+            health,
+            gauge,
+            limiter,
+            balancer,
+            pools,
+        }
     }
 
     /// Chooses an endpoint for an attempt, none of `tried`.
@@ -147,6 +172,7 @@ impl Service {
             }
         };
         balancer.started(endpoint);
+        self.gauge.began();
         Some(Attempt {
             service: Rc::clone(self),
             // A service has at most 10 000 endpoints.
@@ -159,6 +185,7 @@ impl Service {
             role: Cell::new(begun.role),
             at_ns: Cell::new(now),
             after_ns: Cell::new(0),
+            is_tunnel: Cell::new(false),
         })
     }
 
@@ -170,6 +197,7 @@ impl Service {
     /// Once a second: closes idle connections that are too old or dead, or go to an endpoint that takes none. Which
     /// endpoints were ejected or came back, as this shard was the one to find out, and how many more.
     pub fn sweep(&self, now: u64) -> (SmallVec<[Change; 2]>, u64) {
+        self.gauge.tell();
         for pool in &self.pools {
             pool.h1.sweep(&self.spec.pool, now);
         }
@@ -225,6 +253,10 @@ impl Attempt {
     pub fn goes_on(&self) {
         self.tell();
         self.service.balancer.borrow_mut().started(self.endpoint as usize);
+        // It lasts, and says nothing of how many further attempts the service can bear.
+        if !self.is_tunnel.replace(true) {
+            self.service.gauge.ended();
+        }
     }
 
     /// No connection to the endpoint could be made.
@@ -317,6 +349,9 @@ impl Attempt {
 impl Drop for Attempt {
     fn drop(&mut self) {
         self.tell();
+        if !self.is_tunnel.get() {
+            self.service.gauge.ended();
+        }
     }
 }
 

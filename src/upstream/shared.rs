@@ -305,9 +305,9 @@ impl Lease {
         self.shared.encrypted
     }
 
-    /// After an exchange that the service has not seen: whether to give the connection nothing more.
-    pub fn leave_if_going<T>(&self, result: &Result<T, Failure>) {
-        if matches!(result, Err(failure) if failure.cause == Cause::GoingAway) {
+    /// After an exchange that failed so: whether to give the connection nothing more.
+    pub fn leave_if_going(&self, failure: Failure) {
+        if failure.cause == Cause::GoingAway {
             self.leave();
         }
     }

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::caps::Caps;
+use super::{budget, retry};
 use crate::identity::IdMatch;
 
 /// A logical destination with one policy.
@@ -32,6 +33,10 @@ pub struct Service {
     pub http2: Http2,
     /// When an endpoint is passed over for a while; `None`: never.
     pub breaker: Option<Arc<Breaker>>,
+    /// Whether and when a request is sent once more, where its route does not say.
+    pub retry: Arc<retry::Policy>,
+    /// Its attempts in progress, of all shards; kept as long as there is a service of this name.
+    pub meter: budget::Shared,
     /// How much it may be given at a time; `None` for whatever comes.
     pub caps: Option<Arc<Caps>>,
 }
@@ -281,6 +286,8 @@ pub(super) mod testing {
             tls: Tls::Off,
             http2: Http2::default(),
             breaker: None,
+            retry: Arc::new(retry::Policy::off()),
+            meter: budget::Shared::default(),
             caps: None,
         }
     }

@@ -12,6 +12,7 @@ use ringmesh::config;
 use ringmesh::shard::link::{Link, Notice, Order};
 use ringmesh::shard::{Plan, spawn};
 use ringmesh::snapshot::Snapshot;
+use ringmesh::telemetry::retries::RetryCounts;
 use ringmesh::telemetry::{GrpcCounts, ShardTotals};
 
 use super::GUARD;
@@ -79,6 +80,8 @@ pub struct Seen {
     pub latencies: (u64, u64),
     /// gRPC calls.
     pub grpc: GrpcCounts,
+    /// Further attempts.
+    pub retries: RetryCounts,
     /// Totals at the end.
     pub totals: ShardTotals,
     /// Causes of panics.
@@ -190,7 +193,13 @@ impl Config {
         }
         text += "\n[[listener]]\nname = \"inbound\"\naddress = \"127.0.0.1:15001\"\n";
         for Service { name, endpoints, keys } in &self.services {
-            text += &format!("[[service]]\nname = {name:?}\nendpoints = {endpoints:?}\n{keys}\n");
+            text += &format!("[[service]]\nname = {name:?}\nendpoints = {endpoints:?}\n");
+            if !keys.contains("retry") {
+                // What a service is asked is asked once, so that it can be counted; tests of retries say what they want.
+                text += "retry = \"off\"\n";
+            }
+            text += keys;
+            text += "\n";
         }
         if self.routes.is_empty() {
             text += &format!("[[route]]\nservice = {:?}\n{}", self.services[0].name, self.tunnels);
@@ -355,6 +364,7 @@ impl Seen {
                 self.latencies.0 += service.counts.first_byte.len();
                 self.latencies.1 += service.counts.whole.len();
                 self.grpc.add(&service.counts.grpc);
+                self.retries.add(&service.counts.retries);
                 for (mine, theirs) in self.by_class.iter_mut().zip(service.counts.by_class) {
                     *mine += theirs;
                 }

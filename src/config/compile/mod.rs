@@ -11,6 +11,7 @@ mod breaker;
 mod caps;
 mod matching;
 mod policy;
+mod retry;
 mod service;
 
 pub(super) use breaker::values as breaker_values;
@@ -42,6 +43,7 @@ pub(super) fn compile(raw: Raw, sources: &[Source], problems: &mut Problems) -> 
     check_limits(&raw, problems);
     policy::check(&raw, problems);
     breaker::check(&raw.services, problems);
+    retry::check(&raw, problems);
     if problems.errors() == 0 {
         check_listeners(&raw, problems);
     }
@@ -406,6 +408,7 @@ fn route(
     ];
     let timeout: Option<Duration> = raw.timeout.and_then(|at| at.value);
     let name = raw.name.map_or_else(|| numbered_name("route", index), |at| at.value);
+    let retry = raw.retry.map(|raw| retry::retry(*raw, from));
     CompiledRoute {
         route: Route {
             name,
@@ -413,10 +416,12 @@ fn route(
             timeout,
             upgrades: value_or(raw.upgrades, defaults::UPGRADES),
             tunnel_idle: value_or(raw.tunnel_idle, defaults::TUNNEL_IDLE.default),
+            retry: retry.as_ref().map(|retry| Arc::clone(&retry.policy)),
             priority: value_or(raw.priority, Priority::Default),
         },
         matching,
         marks,
+        retry,
         extras: extras.into(),
     }
 }

@@ -13,11 +13,13 @@ mod breaker;
 mod caps;
 mod matching;
 mod policy;
+mod retry;
 mod service;
 mod tls;
 
 pub(super) use caps::{PRIORITY_WORDS, RawCaps};
 pub(super) use policy::ACTION_WORDS;
+pub(super) use retry::RETRY_WORDS;
 pub(super) use service::PROTOCOL_WORDS;
 pub(super) use tls::{LISTENER_TLS_WORDS, SERVICE_TLS_WORDS, SOURCE_WORDS, VERSION_WORDS};
 
@@ -398,6 +400,7 @@ fn route(reader: &mut Reader<'_>, table: &Opened<'_>, place: Place) -> RawRoute 
                 None => reader.duration(key, item),
             }
         }),
+        retry: table.value("retry").and_then(|item| retry::retry(reader, &schema::ROUTE_RETRY, item)),
         priority: table
             .value("priority")
             .and_then(|item| reader.choice("route.priority", item, &PRIORITY_WORDS)),

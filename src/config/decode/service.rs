@@ -40,6 +40,9 @@ pub(super) fn service(reader: &mut Reader<'_>, table: &Opened<'_>, place: Place)
         connect: None,
         response: None,
         body_stall: None,
+        retry: table
+            .value("retry")
+            .and_then(|item| super::retry::retry(reader, &schema::SERVICE_RETRY, item)),
     };
     if let Some(pool) = table.value("pool").and_then(|item| reader.table(&schema::POOL, item)) {
         raw.idle_max = pool.value("idle_max").and_then(|item| reader.count(&defaults::POOL_IDLE_MAX, item));
