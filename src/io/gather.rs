@@ -41,10 +41,10 @@ pub trait Lender {
     }
 }
 
-/// Looks at what comes in before h2 does, and may have it read something else.
+/// Looks at what comes in before h2 does.
 pub trait Inspect {
     /// Whether these octets may pass; after `false` nothing more does: see [`Vital::was_stopped`].
-    fn inspect(&mut self, bytes: &mut Vec<u8>) -> bool;
+    fn inspect(&mut self, bytes: &[u8]) -> bool;
 
     /// Whether the peer has said what it offers.
     fn has_begun(&self) -> bool;
@@ -130,14 +130,14 @@ enum Waits {
 /// Splits a connection for h2. `seen` was read from it already.
 pub fn gather<L: Lender, I: Inspect>(
     connection: Connection,
-    mut seen: L::Buffer,
+    seen: L::Buffer,
     lender: L,
     mut inspect: I,
     stall: Duration,
 ) -> (Gathered<L>, Inward<L, I>, Outward<L>) {
     let control = connection.control();
     let Connection { reader, writer, .. } = connection;
-    let passes = inspect.inspect(&mut seen);
+    let passes = inspect.inspect(&seen);
     let shared = Rc::new(Shared {
         inbound: RefCell::new(if passes { seen } else { L::Buffer::default() }),
         taken: Cell::new(0),
@@ -222,11 +222,11 @@ impl<L: Lender, I: Inspect> Inward<L, I> {
 impl<L: Lender, I: Inspect> Inward<L, I> {
     /// Hands octets to h2, unless it is gone or they may not pass: then it is only waited for the peer to have read
     /// the last of what was sent.
-    fn pass_on(&mut self, mut buffer: L::Buffer) {
+    fn pass_on(&mut self, buffer: L::Buffer) {
         let shared = &self.shared;
         if !shared.dropped.get() && !shared.stopped.get() {
             self.inspect.sent(shared.sent.take());
-            if self.inspect.inspect(&mut buffer) {
+            if self.inspect.inspect(&buffer) {
                 shared.begun.set(self.inspect.has_begun());
                 let used = shared.inbound.replace(buffer);
                 shared.taken.set(0);

@@ -55,7 +55,7 @@ pub(super) async fn serve(shard: Rc<Shard>, downstream: Downstream) {
     let view = shard.view();
     let snapshot = &view.snapshot;
     let settings = snapshot.http2;
-    let (floods, standing) = Floods::of_caller(&shard, mesh);
+    let (floods, standing) = Floods::of_caller(&shard);
     let stall = snapshot.timeouts.body_stall;
     let (io, inward, outward) = gather::gather(connection, seen, Lent::new(&shard), floods, stall);
     let vital = io.vital();

@@ -9,7 +9,6 @@ use bytes::Bytes;
 use h2::client::SendRequest;
 
 use super::h2_io::{Floods, Keepalive, Lent, SMALL_FRAMES_MAX, Standing};
-use crate::downstream::Protocol;
 use crate::io::Connection;
 use crate::io::gather::{self, Gathered, Vital};
 use crate::io::tls::Tls;
@@ -46,8 +45,7 @@ pub(super) async fn open(
     let limits = &service.http2;
     let leave_at = connection.tls().map_or(NEVER, Tls::leave_at);
     let header_list = shard.view().snapshot.limits.head_bytes_max;
-    let mesh = Protocol::of(&connection) == Protocol::Mesh;
-    let (floods, standing) = Floods::of_service(shard, mesh);
+    let (floods, standing) = Floods::of_service(shard);
     let stall = service.timeouts.body_stall;
     let (io, inward, outward) =
         gather::gather(connection, Buffer::default(), Lent::new(shard), floods, stall);

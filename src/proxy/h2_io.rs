@@ -12,7 +12,6 @@ use std::time::Duration;
 use h2::{Ping, PingPong, Reason};
 
 use crate::failure::{Cause, Failure, Stage};
-use crate::http::h2::table;
 use crate::http::h2::watch::{Flood, Watch};
 use crate::io::gather::{Inspect, Lender, Vital};
 use crate::shard::Shard;
@@ -83,32 +82,28 @@ pub(super) struct Standing {
 pub(super) struct Floods {
     shard: Rc<Shard>,
     standing: Rc<Standing>,
-    /// Whether h2 keeps a table for the heads that it sends.
-    table: bool,
 }
 
 /// A place among the exchanges of a connection.
 pub(super) struct Place(Rc<Standing>);
 
 impl Floods {
-    /// `mesh` is whether the caller is a ringmesh: to read a head without a table would cost that one what it spares us.
-    pub(super) fn of_caller(shard: &Rc<Shard>, mesh: bool) -> (Self, Rc<Standing>) {
-        Self::of(shard, Watch::of_caller(), mesh)
+    pub(super) fn of_caller(shard: &Rc<Shard>) -> (Self, Rc<Standing>) {
+        Self::of(shard, Watch::of_caller())
     }
 
-    /// The same of a service.
-    pub(super) fn of_service(shard: &Rc<Shard>, mesh: bool) -> (Self, Rc<Standing>) {
-        Self::of(shard, Watch::of_service(), mesh)
+    pub(super) fn of_service(shard: &Rc<Shard>) -> (Self, Rc<Standing>) {
+        Self::of(shard, Watch::of_service())
     }
 
-    fn of(shard: &Rc<Shard>, watch: Watch, table: bool) -> (Self, Rc<Standing>) {
+    fn of(shard: &Rc<Shard>, watch: Watch) -> (Self, Rc<Standing>) {
         let standing = Rc::new(Standing {
             watch: RefCell::new(watch),
             exchanges: Cell::new(0),
             began: shard.clock.now(),
             block: Cell::new(None),
         });
-        (Self { shard: Rc::clone(shard), standing: Rc::clone(&standing), table }, standing)
+        (Self { shard: Rc::clone(shard), standing: Rc::clone(&standing) }, standing)
     }
 }
 
@@ -117,13 +112,8 @@ impl Inspect for Floods {
         self.standing.watch.borrow_mut().sent(octets);
     }
 
-    fn inspect(&mut self, bytes: &mut Vec<u8>) -> bool {
+    fn inspect(&mut self, bytes: &[u8]) -> bool {
         let mut watch = self.standing.watch.borrow_mut();
-        if !self.table
-            && let Some(start) = watch.first_frame()
-        {
-            table::refuse(bytes, start);
-        }
         watch.at(self.shard.clock.now());
         let result = watch.feed(bytes);
         let block = &self.standing.block;

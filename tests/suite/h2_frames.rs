@@ -514,23 +514,3 @@ fn resets_are_for_streams_and_the_connection_serves_on() {
     );
     served(mesh);
 }
-
-/// What h2 puts into its table it compares with each new value of the same name.
-#[test]
-fn heads_are_sent_without_a_table_whatever_the_peer_offers() {
-    let (_origin, mesh) = start();
-    // Raw refuses a table; the last setting counts.
-    let mut raw = Raw::connect_with(mesh.address, &[(1, 4096)]);
-    let mut head = |stream| {
-        raw.write(&get(stream));
-        let head = raw.until(HEADERS);
-        assert_eq!((head.stream, head.status()), (stream, 200));
-        head.payload
-    };
-    let first = head(1);
-    assert_eq!(first[0], 0x20, "the peer is told that its table stays empty");
-    let second = head(3);
-    // A date is coded in more or fewer bits from second to second.
-    assert!(second.len() + 4 > first.len(), "what came before is not referred to: {second:?}");
-    mesh.finish();
-}

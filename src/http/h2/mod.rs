@@ -7,7 +7,6 @@
 mod origin;
 mod request;
 mod response;
-pub mod table;
 pub mod watch;
 
 pub use origin::{ORIGIN_FIELD, Origin};

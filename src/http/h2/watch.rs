@@ -151,11 +151,6 @@ impl Watch {
         self.first_whole
     }
 
-    /// Where in the next octets the first frame begins; `None` when it has begun before.
-    pub fn first_frame(&self) -> Option<usize> {
-        (self.began.is_none() && self.head_len == 0).then_some(self.preface)
-    }
-
     /// It is now so late on the shard's clock.
     pub fn at(&mut self, now: u64) {
         const SECOND: u64 = 1_000_000_000;
