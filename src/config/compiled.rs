@@ -36,7 +36,7 @@ pub struct Compiled {
     pub(super) routes: Vec<CompiledRoute>,
     /// Of these routes. Made once, because a snapshot is made whenever a name resolves to something else.
     pub(super) table: Arc<Table>,
-    pub(super) authorization: Arc<Policy>,
+    pub(super) authorization: Arc<authorize::Policy>,
     /// For each rule where its values came from, in the order of `effective::RULE_KEYS`.
     pub(super) rule_marks: Vec<RuleMarks>,
     pub(super) limits: Limits,

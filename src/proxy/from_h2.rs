@@ -320,7 +320,7 @@ impl Call<'_> {
         let (result, replays) = match to {
             To::H1(pooled) => {
                 let (reused, idle_ns) = (pooled.reused, pooled.idle_ns);
-                let result = self.to_h1(body, pooled, &attempt, &attempt).await;
+                let result = self.to_h1(body, pooled, &attempt).await;
                 let dead =
                     |failure: Failure| reused && !attempt.has_answered() && failure.is_end_of_connection();
                 let stale = Missed::failure_of(&result).is_some_and(dead);

@@ -30,7 +30,6 @@ impl Call<'_> {
         body: &mut Upload<'_>,
         mut pooled: Pooled,
         attempt: &Attempt,
-        attempt: &Attempt,
     ) -> Result<(), Missed> {
         let shard = self.path.shard;
         let shed = Failure::local(Stage::Request, Cause::Overloaded);

@@ -45,7 +45,7 @@ pub(super) async fn carry(
     let began = path.shard.clock.now();
     // A stream may be refused although some of it has been sent.
     let mut kept = Kept::new(path, asked.framing, body.is_none());
-    let result = exchange(path, downstream, asked, head, body, lease, &attempt, &mut kept).await;
+    let result = exchange(path, downstream, asked, head, body, lease, attempt, &mut kept).await;
     let failure = Missed::failure_of(&result);
     path.judge(attempt, began, failure.as_ref());
     let missed = match (result, failure) {
@@ -75,8 +75,9 @@ async fn exchange(
     attempt: &Attempt,
     kept: &mut Kept<'_>,
 ) -> Result<Fate, Missed> {
-    let mut request = message::from_canonical(head, lease.is_mesh().then_some(Origin(asked.version)))
-        .map_err(|cause| Failure::local(Stage::Request, cause))?;
+    let mut request =
+        message::from_canonical(head, lease.is_mesh().then_some(Origin(asked.version)), lease.is_encrypted())
+            .map_err(|cause| Failure::local(Stage::Request, cause))?;
     let web = match asked.view.snapshot.translates_grpc_web(&downstream.listener) {
         true => Translation::of_request(request.headers_mut()),
         false => None,
