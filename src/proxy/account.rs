@@ -79,6 +79,7 @@ impl Account {
         self.attempts.set(self.attempts.get() + 1);
         self.endpoint.set(NonZeroU32::new(endpoint.saturating_add(1)));
         if self.further.get().is_some() {
+            self.forget_withheld();
             self.first_byte_at.set(0);
             self.request_body_bytes.set(0);
             if let Some(messages) = self.request_messages() {

@@ -55,7 +55,11 @@ impl Path<'_> {
 fn said(account: &Account, attempt: &Attempt, ended_well: bool, latency_ns: u64) -> Verdict {
     let good = Verdict::Good { latency_ns };
     let too_many = |is: bool| if is && attempt.counts_too_many() { Verdict::Failure } else { good };
-    if let Some(status) = account.grpc_status() {
+    let (status, code) = match account.withheld() {
+        Some((status, code)) => (status, code),
+        None => (account.status.get(), account.grpc_status()),
+    };
+    if let Some(status) = code {
         return match status.index() {
             // Who did not hear the end does not know.
             _ if status == Status::ABSENT && !ended_well => Verdict::Nothing,
@@ -66,7 +70,7 @@ fn said(account: &Account, attempt: &Attempt, ended_well: bool, latency_ns: u64)
             _ => good,
         };
     }
-    match account.status.get() {
+    match status {
         0 if !ended_well => Verdict::Nothing,
         501 => good,
         500.. => Verdict::Failure,
