@@ -42,7 +42,7 @@ const KEYS: &str = "balance = \"round-robin\"\nbreaker = { ejection_base = \"1h\
 fn text(shards: usize, endpoints: &[&str], keys: &str) -> String {
     format!(
         "shards = {shards}\n[admin]\naddress = \"127.0.0.1:0\"\n[[listener]]\nname = \"in\"\naddress = \
-         \"127.0.0.1:0\"\n[[service]]\nname = \"app\"\nendpoints = {endpoints:?}\n{keys}\n[[route]]\nservice = \"app\"\n"
+         \"127.0.0.1:0\"\n[[service]]\nname = \"app\"\nendpoints = {endpoints:?}\nretry = \"off\"\n{keys}\n[[route]]\nservice = \"app\"\n"
     )
 }
 
