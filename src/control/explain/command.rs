@@ -26,7 +26,7 @@ pub struct Asked {
     /// The method
     #[arg(value_name = "METHOD")]
     method: String,
-    /// The URL: https://shop.example/cart?a=b, shop.example/cart, or /cart for a request without host
+    /// The URL: `https://shop.example/cart?a=b`, shop.example/cart, or /cart for a request without host
     #[arg(value_name = "URL")]
     url: String,
     /// A field, as 'name: value'; repeat it for more
