@@ -1,7 +1,7 @@
 //! Further attempts of an exchange: what is known of those that were made, and whether and when there is another.
 //!
 //! There are two kinds. A *replay* follows at once, because the connection and not the service was at fault: it was dead when
-//! it was used again, or was being closed. A *retry* follows when [`retry::Policy`] says that it is worth it and safe, when the
+//! it was used again, or was being closed. A *retry* follows when `upstream::retry` says that it is worth it and safe, when the
 //! budget has room, and after a pause; it prefers an endpoint that was not tried. The decision falls when an attempt has failed
 //! ([`Path::missed`]), or when the head of a response is there and nothing of it has gone to the caller
 //! ([`Path::withholds`]); then the response is dropped. A response for which there is no further attempt goes on as it is.
