@@ -48,7 +48,9 @@ fn collect(table: &DeTable<'_>, path: &str, shown: &mut BTreeSet<String>) {
         }
         // Names of fields are not keys of ours.
         let fields = ["authorization.headers.", "route.respond.headers.", ".set.", ".add."];
-        if !fields.iter().any(|fields| path.contains(fields)) {
+        // Nor what is asked of fields, parameters and cookies.
+        let asked = ["route.match.headers.", "route.match.query.", "route.match.cookies."];
+        if !fields.iter().any(|fields| path.contains(fields)) && !asked.iter().any(|asked| path.starts_with(asked)) {
             shown.insert(path);
         }
     }
@@ -70,6 +72,9 @@ fn every_value_shown_is_the_default() {
     // Entries that show the keys which the first of their kind cannot have.
     let more = [
         "route.app-health.",
+        "route.app-orders.",
+        "route.app-by-regex.",
+        "route.app-grpc.",
         "route.app-split.",
         "route.app-split-by-cookie.",
         "route.app-split-by-source.",
@@ -84,9 +89,12 @@ fn every_value_shown_is_the_default() {
         "route.app-respond.",
         "route.app-in-mesh.",
         "route.app-outside.",
+        // Shown where something is said of it; that it is the default has a test of its own.
+        "service.app.retry.",
         "service.in-mesh.",
         "service.outside.",
         "listener.edge.",
+        "listener.mesh.",
         "authorization.note-writers.",
         "canary.app-next.",
     ];
@@ -127,4 +135,16 @@ fn every_key_shown_is_explained() {
 fn the_reference_has_nothing_doubtful() {
     let warnings = parse(&reference()).warnings;
     assert!(warnings.is_empty(), "{warnings}");
+}
+
+#[test]
+fn what_the_reference_shows_of_retries_is_the_default() {
+    let of = |loaded: &Loaded, name: &str| {
+        let snapshot = loaded.compiled.snapshot(1, &|_, _| Vec::new());
+        let service = snapshot.service_named(name).unwrap();
+        std::sync::Arc::clone(&snapshot.services[service as usize].retry)
+    };
+    let reference = parse(&reference());
+    // Says nothing of it.
+    assert_eq!(of(&reference, "app"), of(&reference, "in-mesh"));
 }

@@ -14,6 +14,8 @@ pub mod authority;
 pub mod canary;
 mod discovery;
 pub mod doctor;
+mod endpoints;
+pub mod explain;
 mod export;
 mod health;
 pub mod identity;

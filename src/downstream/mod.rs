@@ -23,9 +23,9 @@ use crate::identity::{self, ALPN_MESH};
 use crate::io::timed::OnDeadline;
 use crate::io::tls::Tls;
 use crate::io::{Connection, Fault, Waited};
-use crate::route::Route;
 use crate::route::split::Chosen;
 use crate::route::text::Seen;
+use crate::route::{self, Route};
 use crate::shard::buffers::{Buffer, Buffers};
 use crate::shard::clock::ns;
 use crate::shard::live::{AskAgain, Kind, Open, With};
@@ -229,6 +229,13 @@ pub struct Places {
     pub host: Range<u32>,
 }
 
+impl Places {
+    /// Where the method lies.
+    pub fn method(&self) -> Range<usize> {
+        self.method.start as usize..self.method.end as usize
+    }
+}
+
 impl Downstream {
     /// How long a quiet connection holds its buffer: busy connections never give theirs back.
     pub const HOLD_NS: u64 = 1_000_000_000;
@@ -411,9 +418,14 @@ impl Downstream {
         h1::read_request(&self.input, &snapshot.limits, via, |request| {
             let refused = |cause| Failure::downstream(Stage::Head, cause);
             Edge::check(Edge::of(&self.connection).as_ref(), request.host()).map_err(refused)?;
-            let id = snapshot.routes.find_id(request.host(), request.path().unwrap_or("/").as_bytes());
-            let route = id.and_then(|id| snapshot.routes.routes().get(id as usize));
             let call = call(self.caller(), request);
+            let id = snapshot.routes.find_id(&route::Request {
+                host: request.host(),
+                path: request.path().unwrap_or("/").as_bytes(),
+                query: request.query().as_bytes(),
+                call: &call,
+            });
+            let route = id.and_then(|id| snapshot.routes.route(id));
             let decision = self.authorize(shard, &snapshot.authorization, &call);
             let chosen = route.and_then(|route| route.choose(&call, || shard.rng(|rng| rng.u64(..))));
             let allowed = decision.verdict == Verdict::Allow;
@@ -549,5 +561,9 @@ pub fn ask_again(head: Box<[u8]>, limits: Limits) -> AskAgain {
 impl Fields for h1::Request<'_> {
     fn values(&self, name: &str) -> impl Iterator<Item = &[u8]> {
         h1::Request::values(self, name)
+    }
+
+    fn lines(&self, name: &str) -> impl Iterator<Item = &[u8]> {
+        h1::Request::lines(self, name)
     }
 }

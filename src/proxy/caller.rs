@@ -21,7 +21,7 @@ use crate::http::grpc::Dialect;
 use crate::http::h2::{self as message, Facts, Origin};
 use crate::http::respond::{self, Told};
 use crate::identity;
-use crate::route::Route;
+use crate::route;
 use crate::route::text::Seen;
 use crate::shard::{Shard, View};
 use crate::upstream::service::Service;
@@ -51,7 +51,6 @@ impl Caller {
         &self,
         shard: &Shard,
         view: &View,
-        route: Option<&Route>,
         checked: &mut Result<Facts, Cause>,
         parts: &Parts,
         host: &str,
@@ -59,9 +58,19 @@ impl Caller {
         let snapshot = &view.snapshot;
         let fields = message::Fields(parts);
         let call = message::call(self.as_rules_see_it(), parts, &fields);
+        let id = snapshot.routes.find_id(&route::Request {
+            host: Some(message::host_of(host)),
+            // A CONNECT has no path: routed by its host.
+            path: parts.uri.path_and_query().map_or("/", |_| parts.uri.path()).as_bytes(),
+            query: parts.uri.query().unwrap_or_default().as_bytes(),
+            call: &call,
+        });
+        let route = id.and_then(|id| snapshot.routes.route(id));
         let chosen = route.and_then(|route| route.choose(&call, || shard.rng(|rng| rng.u64(..))));
         let service = chosen.map(|chosen| shard.service(view, chosen.service));
-        let Ok(facts) = checked else { return Judged { service, decision: None, turn: None } };
+        let Ok(facts) = checked else {
+            return Judged { route: id, service, decision: None, turn: None };
+        };
         let decision = self.authorize(shard, &snapshot.authorization, &call);
         let turns = route.filter(|route| !route.is_plain() && decision.verdict == Verdict::Allow);
         let turn = turns.map_or(Ok(None), |route| {
@@ -79,7 +88,7 @@ impl Caller {
             *checked = Err(cause);
             None
         });
-        Judged { service, decision: Some(decision), turn }
+        Judged { route: id, service, decision: Some(decision), turn }
     }
 
     /// As rules and routes see it.
@@ -111,6 +120,8 @@ impl Caller {
 
 /// What is known of a request before it goes anywhere.
 pub(super) struct Judged {
+    /// Index of its route.
+    pub(super) route: Option<u32>,
     pub(super) service: Option<Rc<Service>>,
     pub(super) decision: Option<Decision>,
     pub(super) turn: Option<Box<Turn>>,

@@ -42,6 +42,7 @@ impl Route {
             timeout: None,
             upgrades: Upgrades::default(),
             tunnel_idle: std::time::Duration::from_secs(3600),
+            retry: None,
             priority: Priority::Default,
         }
     }

@@ -70,6 +70,11 @@ impl Cors {
         }
     }
 
+    /// The origin of the page that asks, if there is one.
+    pub fn origin<'s, F: Fields>(&self, seen: &Seen<'s, '_, F>) -> Option<&'s [u8]> {
+        one(seen.call.fields.values("origin"))
+    }
+
     /// Tells of the fields of the answer to a preflight of a page that may.
     pub fn tell_preflight<F: Fields>(&self, seen: &Seen<'_, '_, F>, to: &mut impl Change) {
         let fields = seen.call.fields;
@@ -128,7 +133,8 @@ impl Cors {
         self.origins.contains(&Origin::Any)
     }
 
-    fn allows(&self, origin: &[u8]) -> bool {
+    /// Whether pages of this origin may.
+    pub fn allows(&self, origin: &[u8]) -> bool {
         self.origins.iter().any(|allowed| match allowed {
             Origin::Any => true,
             Origin::Exact(exact) => exact.as_bytes() == origin,

@@ -1,14 +1,16 @@
 //! What a route changes and answers, over real sockets: callers and services by HTTP/1.1 and HTTP/2, the same for all.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
-use http::Request;
+use http::{Request, Response};
 use ringmesh::config;
 
 use crate::support::client::Client;
-use crate::support::http2::{Service, call, request};
+use crate::support::http2::{Service, call, read, request, send};
 use crate::support::mesh::{Config, Mesh};
-use crate::support::origin::Origin;
+use crate::support::origin::{Origin, ok};
 use crate::support::wire::Message;
 
 /// A service that says in its response what it was asked: by HTTP/1.1, as `echoing` does by HTTP/2.
@@ -216,6 +218,66 @@ fn path_and_host_are_rewritten_and_the_query_stays() {
         lines.iter().any(|line| line["target"] == "/a")
             && !lines.iter().any(|line| line["target"] == "/a/a/a")
     );
+}
+
+/// What is kept for a further attempt has been changed already, or is changed anew: never both.
+#[test]
+fn a_further_attempt_has_the_same_changes_once() {
+    let keys = "retry = { backoff_base = \"0s\", attempt_header = true }\n";
+    let route = "[[route]]\nservice = \"app\"\nrewrite = { path_regex = \"(.*)\", path_to = \"$1$1\" }\n\
+                 request_headers = { add = { x-more = \"1\" } }\nresponse_headers = { add = { x-back = \"%{status}\" } }\n";
+    let sick = "HTTP/1.1 503 X\r\nContent-Length: 4\r\n\r\nsick";
+    for body in ["", "octets"] {
+        let asked = AtomicUsize::new(0);
+        let origin = Origin::answering(move |request| match asked.fetch_add(1, Ordering::AcqRel) % 2 {
+            0 => sick.as_bytes().to_vec(),
+            _ => ok(request),
+        });
+        let asked = Arc::<AtomicUsize>::default();
+        let service = Service::scripted(move |request, mut respond| {
+            let n = asked.fetch_add(1, Ordering::AcqRel);
+            async move {
+                let (path, more) = (request.uri().path().to_owned(), request.headers().get_all("x-more").iter().count());
+                let _ = read(request).await;
+                let status = if n.is_multiple_of(2) { 503 } else { 200 };
+                let response = Response::builder().status(status).body(()).unwrap();
+                let mut stream = respond.send_response(response, false).unwrap();
+                send(&mut stream, format!("{path} {more}").into(), None).await;
+            }
+        });
+        let by_http2 = format!("protocol = \"http2\"\n{keys}");
+        let meshes = [
+            Config::default().service("app", &[&origin], keys).routes(route).start(),
+            Config::default().service_at("app", &[&service.endpoint], &by_http2).routes(route).start(),
+        ];
+        for mesh in &meshes {
+            for way in 0..2 {
+                let (status, back, text) = match way {
+                    0 => {
+                        let mut client = mesh.client();
+                        let length = body.len();
+                        client.send(format!("PUT /x HTTP/1.1\r\nHost: a\r\nContent-Length: {length}\r\n\r\n{body}"));
+                        let response = client.response();
+                        (response.status(), response.all("x-back"), response.text())
+                    }
+                    _ => {
+                        let whole = call(mesh.address, request("PUT", "/x"), body.as_bytes(), None).unwrap();
+                        let back = whole.head.headers.get_all("x-back").iter();
+                        let back = back.map(|value| value.to_str().unwrap().to_owned()).collect();
+                        (whole.head.status.as_u16(), back, String::from_utf8(whole.body).unwrap())
+                    }
+                };
+                assert_eq!((status, back), (200, vec!["200".to_owned()]), "{body} {way}");
+                assert!(["/x/x", "/x/x 1"].contains(&&*text), "{body} {way}: {text}");
+            }
+        }
+        for mesh in meshes {
+            assert_eq!(mesh.finish().retries.succeeded, 2, "{body}");
+        }
+        for request in origin.settle().iter().flat_map(|recorded| recorded.requests()) {
+            assert_eq!((request.target(), request.all("x-more").len()), ("/x/x", 1), "{body}");
+        }
+    }
 }
 
 #[test]
@@ -458,6 +520,8 @@ fn what_is_wrong_with_an_action_is_told_with_its_remedy() {
         ("redirect = {}".into(), &["sends callers to where they are"]),
         ("redirect = { host = \"*.a\" }".into(), &["stands for several hosts"]),
         ("path = \"/x\"\nredirect = { path_prefix = \"/y\" }".into(), &["which it has not", "write `path`"]),
+        (with("path_template = \"/x/{id}\"\nrewrite = { path_prefix = \"/y\" }"), &["which it has not", "found by this"]),
+        (with("path_regex = \"/x.*\"\nrewrite = { path_prefix = \"/y\" }"), &["which it has not", "`path_regex` with `path_to`"]),
         ("redirect = { path = \"/a\", path_prefix = \"/b\" }".into(), &["either `path` or `path_prefix`"]),
         (
             "redirect = { scheme = \"https\" }\nrewrite = { host = \"b\" }".into(),

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 
 use super::super::compiled::{Extra, Mark};
-use super::super::raw::{At, RawAction, RawPath, RawRoute};
+use super::super::raw::{At, Raw, RawAction, RawPath, RawRoute};
+use super::super::report::{Problem, Problems};
 use super::super::values::quoted;
 use super::{From, shown};
 use crate::route::Action;
@@ -71,7 +72,13 @@ fn new_path(route: &RawRoute, path: &RawPath) -> NewPath {
     match path {
         RawPath::Made(path) => path.clone(),
         RawPath::Prefix(to) => {
-            let from = route.path_prefix.as_ref().map_or("/", |at| &at.value);
+            let grpc = route.matching.as_ref().and_then(|matching| matching.grpc.as_ref());
+            let from = match (&route.path_prefix, grpc.map(|at| (&at.value.service, &at.value.method))) {
+                (Some(prefix), _) => prefix.value.to_string(),
+                // All methods of a service are what is below it.
+                (None, Some((Some(service), _))) => format!("/{service}"),
+                (None, _) => "/".into(),
+            };
             NewPath::Prefix { from: from.trim_end_matches('/').into(), to: to.clone() }
         }
     }
@@ -120,4 +127,21 @@ pub(super) fn extras(raw: &RawRoute, from: &From<'_>) -> Vec<Extra> {
         add("cors", shown::cors(&at.value), from.mark_of(Some(at)));
     }
     extras
+}
+
+/// What is legal but surely unintended. Called by `warn`, when there are no errors.
+pub(in crate::config) fn warn(raw: &Raw, problems: &mut Problems) {
+    for route in &raw.routes {
+        let methods = route.matching.as_ref().and_then(|matching| matching.methods.as_ref());
+        if let (Some(cors), Some(methods)) = (&route.action.cors, methods)
+            && !methods.value.iter().any(|method| &**method == "OPTIONS")
+        {
+            problems.warn(|| {
+                Problem::at(cors.place, "browsers that ask beforehand (OPTIONS) are not answered by this route")
+                    .label("not asked for preflights")
+                    .other(methods.place, "without OPTIONS")
+                    .help("add \"OPTIONS\" to `methods`")
+            });
+        }
+    }
 }

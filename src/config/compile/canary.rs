@@ -38,6 +38,17 @@ pub(super) fn check(raw: &Raw, problems: &mut Problems) {
                     .help("let one end before the next begins")
             });
         }
+        if let Some(first) = raw.canaries[..n].iter().find(|other| state_of(other) == state_of(canary)) {
+            let place = |canary: &RawCanary| canary.state.as_ref().map(|at| at.place).or(canary.name.as_ref().map(|at| at.place));
+            if let (Some(again), Some(first)) = (place(canary), place(first)) {
+                problems.error(|| {
+                    Problem::at(again, format!("two canaries keep where they stand in {}", state_of(canary).display()))
+                        .label("again here")
+                        .other(first, "first here")
+                        .help("give one of them another `state`")
+                });
+            }
+        }
         let Some(split) = &route.action.split else {
             let (place, route) = (*place, route.place);
             problems.error(|| {
@@ -77,6 +88,13 @@ fn name_of(route: &RawRoute, n: usize) -> Arc<str> {
     route.name.as_ref().map_or_else(|| numbered_name("route", n), |name| Arc::clone(&name.value))
 }
 
+/// The file in which it is kept where it stands.
+fn state_of(raw: &RawCanary) -> PathBuf {
+    let name = raw.name.as_ref().map_or("", |at| &at.value).replace('/', "-");
+    let default = || PathBuf::from(format!("{}/canary-{name}.json", defaults::STATE_FOLDER));
+    raw.state.as_ref().map_or_else(default, |at| at.value.clone())
+}
+
 pub(super) fn canary(raw: RawCanary, from: &From<'_>) -> CompiledCanary {
     let text = |at: Option<At<Box<str>>>| at.map_or_else(|| "".into(), |at| Arc::<str>::from(at.value));
     let marks = [
@@ -91,13 +109,9 @@ pub(super) fn canary(raw: RawCanary, from: &From<'_>) -> CompiledCanary {
         from.mark_of(raw.false_alarms_max.as_ref()),
         from.mark_of(raw.state.as_ref()),
     ];
-    let name = raw.name.map_or_else(|| "".into(), |at| at.value);
     let canary = Canary {
-        state: raw.state.map_or_else(
-            || PathBuf::from(format!("{}/canary-{}.json", defaults::STATE_FOLDER, name.replace('/', "-"))),
-            |at| at.value,
-        ),
-        name,
+        state: state_of(&raw),
+        name: raw.name.map_or_else(|| "".into(), |at| at.value),
         route: text(raw.route),
         baseline: text(raw.baseline),
         canary: text(raw.canary),

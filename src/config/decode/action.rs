@@ -181,15 +181,16 @@ fn rewrite(reader: &mut Reader<'_>, route: &Opened<'_>, item: &Item<'_>) -> Opti
 
 /// A prefix is replaced by another where the route is found by one.
 fn check_prefix(reader: &mut Reader<'_>, route: &Opened<'_>, path: Option<&At<RawPath>>) {
-    if let (Some(At { value: RawPath::Prefix(_), place, .. }), Some(exact)) = (path, route.value("path")) {
+    let other = ["path", "path_template", "path_regex"].iter().find_map(|key| route.value(key));
+    if let (Some(At { value: RawPath::Prefix(_), place, .. }), Some(exact)) = (path, other) {
         let (place, exact) = (*place, reader.place(exact.span()));
         reader.problems.error(|| {
             Problem::at(
                 place,
                 "`path_prefix` takes the place of the route's own path_prefix, which it has not",
             )
-            .other(exact, "this path alone")
-            .help("write `path` in place of `path_prefix`")
+            .other(exact, "found by this")
+            .help("write `path`, or `path_regex` with `path_to`, in place of `path_prefix`")
         });
     }
 }

@@ -3,6 +3,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Write};
+use std::path::Path;
 
 use serde_json::{Value, json};
 
@@ -65,12 +66,16 @@ pub(super) fn write(canary: &Canary, kept: &Kept) -> io::Result<()> {
     let mut file = File::create(&beside)?;
     writeln!(file, "{text:#}")?;
     file.sync_all()?;
-    fs::rename(&beside, &canary.state)
+    fs::rename(&beside, &canary.state)?;
+    // The name, too: what was rolled back must not be back after the power fails.
+    match canary.state.parent() {
+        Some(folder) if folder != Path::new("") => File::open(folder)?.sync_all(),
+        _ => File::open(".")?.sync_all(),
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
     use std::time::Duration;
 
     use super::*;

@@ -108,29 +108,29 @@ impl Canaries {
 
     /// Puts the shares into a snapshot: those of the two services of each canary, within what they have of the split together.
     pub(super) fn apply(&self, snapshot: &mut Snapshot) {
+        let mut changes = Vec::new();
         for one in self.0.values() {
-            let Some((baseline, canary)) =
-                snapshot.service_named(&one.canary.baseline).zip(snapshot.service_named(&one.canary.canary))
-            else {
-                continue;
-            };
-            let share = one.course.share();
-            snapshot.routes.change(|route| {
-                if route.name != one.canary.route {
-                    return;
-                }
-                if let Action::Split(split) = &route.action {
-                    let weights = weights(
-                        split.shares().iter().map(|share| (share.service, share.weight)),
-                        (baseline, canary),
-                        share,
-                    );
-                    if let Some(split) = split.weighted(&weights) {
-                        route.action = Action::Split(Arc::new(split));
-                    }
-                }
-            });
+            let services = (
+                snapshot.service_named(&one.canary.baseline),
+                snapshot.service_named(&one.canary.canary),
+            );
+            if let (Some(baseline), Some(canary)) = services {
+                changes.push((&one.canary.route, (baseline, canary), one.course.share()));
+            }
         }
+        if changes.is_empty() {
+            return;
+        }
+        let changed = snapshot.routes.changed(|route| {
+            let Action::Split(split) = &route.action else { return };
+            let of = |(name, ..): &&(&Arc<str>, (u32, u32), f64)| **name == route.name;
+            let Some((_, services, share)) = changes.iter().find(of) else { return };
+            let shares = split.shares().iter().map(|share| (share.service, share.weight));
+            if let Some(split) = split.weighted(&weights(shares, *services, *share)) {
+                route.action = Action::Split(Arc::new(split));
+            }
+        });
+        snapshot.routes = Arc::new(changed);
     }
 
     /// A second has passed, in which this was seen. Whether a share has changed.
