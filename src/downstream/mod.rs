@@ -463,7 +463,7 @@ impl Downstream {
                     turn.apply_to_request(&mut head);
                     if head.len() > Buffers::LARGE {
                         shard.buffers.give(head);
-                        return Err(Failure::local(Stage::Route, Cause::HeadTooLarge));
+                        return Err(Failure::downstream(Stage::Head, Cause::HeadTooLarge));
                     }
                 }
             }
@@ -517,7 +517,7 @@ impl Downstream {
             service,
         };
         let turn = Turn::of(route, chosen, request.is_connect(), &seen);
-        turn.map_err(|cause| Failure::local(Stage::Route, cause))
+        turn.map_err(|cause| Failure::downstream(Stage::Head, cause))
     }
 
     /// Asks the rules, and counts what they say.

@@ -23,6 +23,7 @@ use crate::http::respond::{self, Told};
 use crate::identity;
 use crate::route;
 use crate::route::text::Seen;
+use crate::shard::buffers::Buffers;
 use crate::shard::{Shard, View};
 use crate::upstream::service::Service;
 
@@ -82,7 +83,15 @@ impl Caller {
                 route: &route.name,
                 service: service.as_ref().map_or("", |service| &service.spec.name),
             };
-            Turn::of(route, chosen.as_ref(), facts.tunnel.is_some(), &seen)
+            let turn = Turn::of(route, chosen.as_ref(), facts.tunnel.is_some(), &seen)?;
+            // As large as a head may be that goes on by HTTP/1.1.
+            let came = || parts.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4);
+            match &turn {
+                Some(turn) if turn.request_bytes() + came().sum::<usize>() > Buffers::LARGE => {
+                    Err(Cause::HeadTooLarge)
+                }
+                _ => Ok(turn),
+            }
         });
         let turn = turn.unwrap_or_else(|cause| {
             *checked = Err(cause);
