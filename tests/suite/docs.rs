@@ -2,6 +2,7 @@
 
 #![allow(clippy::disallowed_methods, reason = "no shard: it waits for the second in which shards hand over")]
 
+use std::collections::HashSet;
 use std::fmt::Write as _;
 use std::io::{Read, Write as _};
 use std::net::{SocketAddr, TcpStream};
@@ -154,6 +155,47 @@ fn every_example_of_a_configuration_is_right() {
         }
     }
     assert!(examples > 0, "README.md shows one at least");
+}
+
+/// Its tables name keys by their path, as in `service.breaker.window`; its examples are read by
+/// [`every_example_of_a_configuration_is_right`].
+#[test]
+fn every_key_that_the_guide_to_migration_names_exists() {
+    let reference: toml::Table = read("config/reference.toml").parse().unwrap();
+    let mut known = HashSet::new();
+    collect_keys("", &toml::Value::Table(reference), &mut known);
+    let guide = read("docs/migration.md");
+    let mut fenced = false;
+    let (mut named, mut unknown) = (0, Vec::new());
+    for line in guide.lines() {
+        fenced ^= line.starts_with("```");
+        let words = line.split('`').skip(1).step_by(2);
+        for word in words.filter(|_| !fenced) {
+            // `timeouts.request` and the like are words of others.
+            let is_key = ["route.", "service.", "limits."].iter().any(|table| word.starts_with(table))
+                && word.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || "._".contains(c));
+            named += usize::from(is_key);
+            unknown.extend((is_key && !known.contains(word)).then_some(word));
+        }
+    }
+    assert!(unknown.is_empty(), "docs/migration.md names keys that do not exist: {unknown:?}");
+    assert!(named > 100, "it names {named} keys only");
+    assert!(guide.matches("```toml").count() >= 6, "and shows too little of how they stand together");
+}
+
+/// Every key with the tables that it stands in, as `service.breaker.window`.
+fn collect_keys(above: &str, value: &toml::Value, known: &mut HashSet<String>) {
+    match value {
+        toml::Value::Table(table) => {
+            for (key, value) in table {
+                let path = if above.is_empty() { key.clone() } else { format!("{above}.{key}") };
+                collect_keys(&path, value, known);
+                known.insert(path);
+            }
+        }
+        toml::Value::Array(entries) => entries.iter().for_each(|entry| collect_keys(above, entry, known)),
+        _ => {}
+    }
 }
 
 #[test]
