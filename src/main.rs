@@ -161,6 +161,8 @@ enum Command {
     ///   - retries: one answer of ten is 503: a tenth of the requests fails without retries, next to
     ///     none with them. Then all are 503: retries without a budget triple what the service gets,
     ///     with the default budget it is at most 1.4 times as much
+    ///   - canary: a new version takes over step by step; one that answers 500 to one of three and one that
+    ///     is a hundred times as slow are taken back, and of all requests less than 3 % fail meanwhile
     ///   - overload: three times as much as the service can do. Without caps callers wait until the
     ///     timeout; with them the service does 80 % or more of what it can, and who is refused hears it at once
     ///
@@ -171,7 +173,7 @@ enum Command {
         /// Play a chapter about one capability, and judge what is seen
         #[arg(long, value_name = "NAME", value_enum)]
         chapter: Option<demo::chapter::Chapter>,
-        /// End after so long [default: at Ctrl-C; a chapter: 1m, of 10s to 10m, with phases in proportion]
+        /// End after so long [default: at Ctrl-C; a chapter: 1m, of 10s (canary 20s) to 10m, with phases in proportion]
         #[arg(long = "for", value_name = "DURATION", value_parser = config::duration_argument)]
         length: Option<Duration>,
         /// Requests a second, whatever the answers take

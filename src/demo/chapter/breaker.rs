@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::endpoint::Conduct;
 use super::past::Past;
-use super::script::{Claim, Phase, Script, Shown, Verdict, length, percent};
+use super::script::{Claim, Phase, Script, Shown, Verdict, length, one_service, percent};
 
 const ENDPOINTS: usize = 5;
 /// The one that does badly.
@@ -36,7 +36,7 @@ pub(super) fn script(whole: Duration, without_it: bool) -> Script {
         share,
         rate: RATE,
         conducts: (0..ENDPOINTS).map(|n| if n == SICK { sick } else { WELL }).collect(),
-        service: service.clone(),
+        tables: one_service(service.clone(), ""),
         claims,
     };
     let contained = || {
@@ -53,7 +53,7 @@ pub(super) fn script(whole: Duration, without_it: bool) -> Script {
         vec![
             Claim::none_fails(),
             Claim::new("at the end the endpoint has half of its fair share or more", |past| {
-                let seen = past.last_share_of(SICK);
+                let seen = past.share_of(SICK, 2.0 / 3.0);
                 Verdict::new(percent(seen), seen >= 0.5 / ENDPOINTS as f64)
             }),
         ]
@@ -67,7 +67,6 @@ pub(super) fn script(whole: Duration, without_it: bool) -> Script {
         title: "an endpoint that does badly is passed over, and comes back when it does well",
         endpoints: ENDPOINTS,
         places: None,
-        route: "",
         shown: Shown::Breaker,
         phases: vec![
             phase("all five endpoints are well", 14, WELL, vec![Claim::none_fails(), used]),

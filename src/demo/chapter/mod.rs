@@ -11,6 +11,7 @@
 //! Called by `main`. Leaves nothing behind, as the demo does.
 
 mod breaker;
+mod canary;
 mod endpoint;
 mod load;
 mod overload;
@@ -39,6 +40,8 @@ use show::{Second, View};
 const LENGTH: Duration = Duration::from_secs(60);
 /// How long it may be: below, nothing has the time to show; above, too much is kept of it.
 const LENGTHS: (Duration, Duration) = (Duration::from_secs(10), Duration::from_secs(600));
+/// Below this a canary has no time to go its way: it is looked at once a second.
+const CANARY_MIN: Duration = Duration::from_secs(20);
 /// The exit code for an argument that cannot be used, as of all commands.
 const MISUSED: u8 = 2;
 
@@ -49,6 +52,8 @@ pub enum Chapter {
     Breaker,
     /// One answer of ten fails, then all do: further attempts hide the one, and their budget bounds the other
     Retries,
+    /// A new version takes over step by step; one that fails or is slow is taken back
+    Canary,
     /// Three times as much as the service can do, without and with caps: who is let in is served as usual, the rest hears no
     /// at once
     Overload,
@@ -68,11 +73,12 @@ pub struct Options {
 /// so long, else 1.
 pub fn run(options: &Options) -> u8 {
     let length = options.length.unwrap_or(LENGTH);
-    if length < LENGTHS.0 || length > LENGTHS.1 {
-        let trouble = Trouble::new(
-            format!("a chapter cannot last {} s", length.as_secs_f64()),
-            "give --for between 10s and 10m, or leave it out for a minute",
-        );
+    let (shortest, help) = match options.chapter {
+        Chapter::Canary => (CANARY_MIN, "give --for between 20s and 10m, or leave it out for a minute"),
+        _ => (LENGTHS.0, "give --for between 10s and 10m, or leave it out for a minute"),
+    };
+    if length < shortest || length > LENGTHS.1 {
+        let trouble = Trouble::new(format!("this chapter cannot last {} s", length.as_secs_f64()), help);
         eprintln!("{trouble}");
         return MISUSED;
     }
@@ -84,6 +90,7 @@ impl Options {
         match self.chapter {
             Chapter::Breaker => "breaker",
             Chapter::Retries => "retries",
+            Chapter::Canary => "canary",
             Chapter::Overload => "overload",
         }
     }
@@ -92,6 +99,7 @@ impl Options {
         match self.chapter {
             Chapter::Breaker => breaker::script(length, self.without_it),
             Chapter::Retries => retries::script(self.without_it),
+            Chapter::Canary => canary::script(length, self.without_it),
             Chapter::Overload => overload::script(self.without_it),
         }
     }
@@ -243,6 +251,7 @@ async fn watch(
 struct Stage {
     proxy: Sidecar,
     endpoints: Endpoints,
+    folder: PathBuf,
     config: PathBuf,
     /// What the proxy is configured by.
     text: String,
@@ -255,16 +264,16 @@ impl Stage {
             Endpoints::start(script.endpoints, script.places, Conduct::Well(1, 1)).map_err(|error| {
                 Trouble::new(format!("cannot start the endpoints: {error}"), "raise `ulimit -n`")
             })?;
-        let text = script.config(&script.phases[0], &endpoints.addresses());
+        let text = script.config(&script.phases[0], &endpoints.addresses(), folder.path());
         let config = folder.path().join("shop.toml");
         let proxy = Sidecar::launch("shop", &program()?, &config, &text).await?;
-        Ok(Self { proxy, endpoints, config, text })
+        Ok(Self { proxy, endpoints, folder: folder.path().to_owned(), config, text })
     }
 
     /// As this phase wants it.
     async fn set(&mut self, script: &Script, phase: &Phase) -> Result<(), Trouble> {
         self.endpoints.conduct(&phase.conducts);
-        let text = script.config(phase, &self.endpoints.addresses());
+        let text = script.config(phase, &self.endpoints.addresses(), &self.folder);
         if text != self.text {
             self.proxy.reload(&self.config, &text).await?;
             self.text = text;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use super::endpoint::Conduct;
 use super::past::share;
-use super::script::{Claim, Phase, Script, Shown, Verdict, percent};
+use super::script::{Claim, Phase, Script, Shown, Verdict, one_service, percent};
 
 /// What the endpoint works on at a time, and how long: 75 requests a second.
 const PLACES: usize = 6;
@@ -28,14 +28,13 @@ pub(super) fn script(without_it: bool) -> Script {
         share,
         rate,
         conducts: vec![Conduct::Well(WORK_MS, WORK_MS)],
-        service: service.to_owned(),
+        tables: one_service(service, ROUTE),
         claims,
     };
     Script {
         title: "what is too much is turned away at once, and the rest is served as if nothing were",
         endpoints: 1,
         places: Some(PLACES),
-        route: ROUTE,
         shown: Shown::Queue,
         phases: vec![
             phase("0.6 times what the service can do", 15, CALM, NOTHING, vec![Claim::none_fails()]),

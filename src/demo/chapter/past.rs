@@ -114,9 +114,9 @@ impl Past {
         share(self.endpoints.iter().map(|endpoint| endpoint.arrived).sum(), self.outcomes.len() as u64)
     }
 
-    /// Of the answers of the last third of the phase the part that came from one endpoint.
-    pub(super) fn last_share_of(&self, endpoint: usize) -> f64 {
-        let last = self.outcomes.iter().filter(|outcome| outcome.due >= self.length * 2 / 3);
+    /// Of the answers from this part of the phase on the part that came from one endpoint.
+    pub(super) fn share_of(&self, endpoint: usize, from: f64) -> f64 {
+        let last = self.outcomes.iter().filter(|outcome| outcome.due >= self.length.mul_f64(from));
         let (its, all) = last
             .filter_map(|outcome| outcome.by)
             .fold((0, 0), |(its, all), by| (its + u64::from(by == endpoint), all + 1));
@@ -206,11 +206,11 @@ mod tests {
         let past = past();
         assert!((past.attempts() - 1.25).abs() < 1e-9);
         // The last second: one from 0, two from 1.
-        assert!((past.last_share_of(1) - 2.0 / 3.0).abs() < 1e-9);
+        assert!((past.share_of(1, 2.0 / 3.0) - 2.0 / 3.0).abs() < 1e-9);
         assert!((past.goodput() - 4.0 / 3.0).abs() < 1e-9);
         // 20 ms each, three at a time.
         assert!((past.capacity(3) - 150.0).abs() < 1e-9);
         let nothing = Past::default();
-        assert_eq!((nothing.attempts(), nothing.last_share_of(0), nothing.goodput()), (0.0, 0.0, 0.0));
+        assert_eq!((nothing.attempts(), nothing.share_of(0, 0.0), nothing.goodput()), (0.0, 0.0, 0.0));
     }
 }

@@ -3,7 +3,7 @@
 
 use super::endpoint::Conduct;
 use super::past::{Past, share};
-use super::script::{Claim, Phase, Script, Shown, Verdict, percent};
+use super::script::{Claim, Phase, Script, Shown, Verdict, one_service, percent};
 
 const ENDPOINTS: usize = 4;
 const RATE: u32 = 200;
@@ -23,7 +23,7 @@ pub(super) fn script(without_it: bool) -> Script {
         share,
         rate: RATE,
         conducts: vec![conduct; ENDPOINTS],
-        service: if without_it { OFF.to_owned() } else { service.to_owned() },
+        tables: one_service(if without_it { OFF } else { service }, ""),
         claims,
     };
     let (well, unwell) = (Conduct::Well(4, 8), Conduct::Fails { work_ms: (4, 8), status: 503, one_of: 10 });
@@ -37,7 +37,6 @@ pub(super) fn script(without_it: bool) -> Script {
         title: "further attempts hide what fails now and then, and their budget keeps them from making things worse",
         endpoints: ENDPOINTS,
         places: None,
-        route: "",
         shown: Shown::Attempts,
         phases: vec![
             phase(

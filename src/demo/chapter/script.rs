@@ -1,8 +1,8 @@
 //! What a chapter consists of: phases with what changes in each and what must hold, and how that is judged. Pure: the
-//! scripts themselves are `breaker`, `retries` and `overload`, and `mod` plays them.
+//! scripts themselves are `breaker`, `retries`, `overload` and `canary`, and `mod` plays them.
 
-use std::fmt::Write as _;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::time::Duration;
 
 use super::endpoint::Conduct;
@@ -17,8 +17,6 @@ pub(super) struct Script {
     pub endpoints: usize,
     /// Requests that an endpoint works on at a time; the others wait in it.
     pub places: Option<usize>,
-    /// Lines of the route beside its name and service.
-    pub route: &'static str,
     /// What is shown beside the numbers of the client.
     pub shown: Shown,
     /// In their order.
@@ -34,6 +32,8 @@ pub(super) enum Shown {
     Attempts,
     /// Who works and who waits.
     Queue,
+    /// What the old and the new version get.
+    Versions,
 }
 
 /// A part of a chapter in which nothing changes.
@@ -46,8 +46,8 @@ pub(super) struct Phase {
     pub rate: u32,
     /// What each endpoint does.
     pub conducts: Vec<Conduct>,
-    /// Lines of the service beside its name and endpoints.
-    pub service: String,
+    /// What the proxy is configured with behind its listener.
+    pub tables: Box<Tables>,
     /// What must hold.
     pub claims: Vec<Claim>,
 }
@@ -62,6 +62,21 @@ pub(super) struct Claim {
 
 /// Judges by the phases until then.
 pub(super) type Judge = dyn Fn(&[Past]) -> Verdict;
+
+/// Services and routes for these endpoints; what the proxy has to keep lies in that folder.
+pub(super) type Tables = dyn Fn(&[SocketAddr], &Path) -> String;
+
+/// One service with all endpoints and one route to it: with these lines beside what they must have.
+pub(super) fn one_service(service: impl Into<String>, route: &'static str) -> Box<Tables> {
+    let service = service.into();
+    Box::new(move |endpoints, _| {
+        let endpoints: Vec<String> = endpoints.iter().map(|endpoint| format!("\"{endpoint}\"")).collect();
+        format!(
+            "[[service]]\nname = \"shop\"\nendpoints = [{}]\n{service}\n\n[[route]]\nname = \"shop\"\nservice = \"shop\"\n{route}",
+            endpoints.join(", ")
+        )
+    })
+}
 
 /// What was seen in place of what was claimed.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -79,8 +94,8 @@ impl Script {
     }
 
     /// The configuration of the proxy in a phase.
-    pub(super) fn config(&self, phase: &Phase, endpoints: &[SocketAddr]) -> String {
-        let mut text = format!(
+    pub(super) fn config(&self, phase: &Phase, endpoints: &[SocketAddr], folder: &Path) -> String {
+        format!(
             "\
 # The proxy of a chapter of `ringmesh demo`: {}.
 # Phase: {}. The chapter writes this file anew for each phase.
@@ -96,17 +111,11 @@ drain = \"5s\"
 name = \"inbound\"
 address = \"127.0.0.1:0\"
 
-[[service]]
-name = \"shop\"
-endpoints = [",
-            self.title, phase.title
-        );
-        for (n, endpoint) in endpoints.iter().enumerate() {
-            let _ = write!(text, "{}\"{endpoint}\"", if n > 0 { ", " } else { "" });
-        }
-        let (service, route) = (&phase.service, self.route);
-        let _ = write!(text, "]\n{service}\n\n[[route]]\nname = \"shop\"\nservice = \"shop\"\n{route}");
-        text
+{}",
+            self.title,
+            phase.title,
+            (phase.tables)(endpoints, folder)
+        )
     }
 }
 

@@ -6,12 +6,17 @@ use std::time::Duration;
 use super::*;
 use crate::demo::chapter::load::{End, Outcome};
 use crate::demo::chapter::past::Worked;
-use crate::demo::chapter::{LENGTHS, breaker, overload, retries, show};
+use crate::demo::chapter::{LENGTHS, breaker, canary, overload, retries, show};
 
 const MINUTE: Duration = Duration::from_secs(60);
 
-fn scripts(length: Duration, without_it: bool) -> [Script; 3] {
-    [breaker::script(length, without_it), retries::script(without_it), overload::script(without_it)]
+fn scripts(length: Duration, without_it: bool) -> [Script; 4] {
+    [
+        breaker::script(length, without_it),
+        retries::script(without_it),
+        overload::script(without_it),
+        canary::script(length, without_it),
+    ]
 }
 
 fn addresses(count: usize) -> Vec<SocketAddr> {
@@ -35,7 +40,7 @@ fn every_configuration_is_one_without_errors_or_warnings() {
     for (length, without_it) in [(LENGTHS.0, false), (MINUTE, false), (LENGTHS.1, false), (MINUTE, true)] {
         for script in scripts(length, without_it) {
             for phase in &script.phases {
-                let text = script.config(phase, &addresses(script.endpoints));
+                let text = script.config(phase, &addresses(script.endpoints), Path::new("/tmp"));
                 let loaded = crate::config::parse("shop.toml", &text, &|_| None);
                 let loaded = loaded.unwrap_or_else(|report| panic!("{text}\n{report}"));
                 assert!(loaded.warnings.is_empty(), "{text}\n{}", loaded.warnings);
@@ -132,6 +137,27 @@ fn caps_that_let_all_in_or_too_little_are_noticed() {
     assert_eq!(held(&script, 3, &then(starved)), [false, true, true, true], "too much is refused");
     assert_eq!(held(&script, 4, std::slice::from_ref(&calm)), [true]);
     assert_eq!(held(&script, 4, &[past(ends(440, 10, 0), 80, 1)]), [false]);
+}
+
+#[test]
+fn a_canary_that_is_not_conducted_is_noticed() {
+    let script = canary::script(MINUTE, false);
+    // Both get half to the end.
+    let halves = past(ends(1000, 0, 0), 6, 2);
+    assert_eq!(held(&script, 0, std::slice::from_ref(&halves)), [true, false]);
+    assert_eq!(held(&script, 1, &[past(ends(840, 0, 160), 6, 2)]), [false, false]);
+    assert_eq!(held(&script, 2, std::slice::from_ref(&halves)), [true, false]);
+    let only = |endpoint: usize, failed: u64| {
+        let mut past = past(ends(1000 - failed, 0, failed), 6, 2);
+        past.outcomes
+            .iter_mut()
+            .filter(|o| o.due >= Duration::from_secs(8))
+            .for_each(|o| o.by = Some(endpoint));
+        past
+    };
+    assert_eq!(held(&script, 0, &[only(1, 0)]), [true, true]);
+    assert_eq!(held(&script, 1, &[only(0, 10)]), [true, true]);
+    assert_eq!(held(&script, 2, &[only(0, 0)]), [true, true]);
 }
 
 #[test]

@@ -184,6 +184,12 @@ impl View<'_> {
                     second.arrived.iter().map(|n| format!("{:.0}", share(*n, arrived) * 100.0)).collect();
                 format!("passed over: {out}   shares: {} %", shares.join(" "))
             }
+            Shown::Versions => {
+                let all: u64 = second.arrived.iter().sum();
+                let [old, new] =
+                    [0, 1].map(|n| percent(share(second.arrived.get(n).copied().unwrap_or(0), all)));
+                format!("the old version gets {old}, the new one {new}")
+            }
             Shown::Attempts => {
                 format!("{:.2} attempts a request", second.attempts(self.script.phases[self.phase].rate))
             }

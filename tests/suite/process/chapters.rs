@@ -26,7 +26,7 @@ impl Played {
         let said = eventually("it begins", || {
             assert!(!process.has_ended(), "{}", process.stderr());
             let said = process.stdout();
-            said.contains("phase 1 of 5: ").then_some(said)
+            said.contains("\nphase 1 of ").then_some(said)
         });
         let addresses: Vec<SocketAddr> = said
             .lines()
@@ -62,9 +62,11 @@ impl Played {
 }
 
 /// Played to its end; what must hold does.
-fn holds(chapter: &str, claims: usize) -> String {
-    let played = Played::start(&[chapter, "--for", "12s"]);
-    played.until("phase 4 of 5: ");
+fn holds(chapter: &str, length: &str, claims: usize) -> String {
+    let played = Played::start(&[chapter, "--for", length]);
+    // Only so long may one wait for one thing.
+    played.until("\nphase 2 of ");
+    played.until("\nphase 3 of ");
     let (code, out, said) = played.end();
     assert_eq!(code, Some(0), "{out}\n{said}");
     assert_eq!(said, "");
@@ -77,20 +79,26 @@ fn holds(chapter: &str, claims: usize) -> String {
 
 #[test]
 fn the_chapter_about_breakers_holds() {
-    let out = holds("breaker", 10);
+    let out = holds("breaker", "12s", 10);
     assert!(out.contains("passed over: 2 (") && out.contains("passed over: nobody"), "{out}");
 }
 
 #[test]
 fn the_chapter_about_retries_holds() {
-    let out = holds("retries", 7);
+    let out = holds("retries", "12s", 7);
     assert!(out.contains(" attempts a request"), "{out}");
 }
 
 #[test]
 fn the_chapter_about_overload_holds() {
-    let out = holds("overload", 8);
+    let out = holds("overload", "12s", 8);
     assert!(out.contains("the service works on 6, "), "{out}");
+}
+
+#[test]
+fn the_chapter_about_canaries_holds() {
+    let out = holds("canary", "20s", 6);
+    assert!(out.contains("the old version gets "), "{out}");
 }
 
 #[test]
@@ -139,7 +147,7 @@ fn a_chapter_that_would_be_too_short_or_is_unknown_is_not_begun() {
     for (arguments, expected) in [
         (
             &["demo", "--chapter", "breaker", "--for", "5s"][..],
-            "cannot last 5 s\n  help: give --for between 10s and 10m",
+            "this chapter cannot last 5 s\n  help: give --for between 10s and 10m",
         ),
         (&["demo", "--chapter", "weather"][..], "breaker"),
         (&["demo", "--without-it"][..], "--chapter"),
