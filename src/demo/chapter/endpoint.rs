@@ -270,8 +270,10 @@ mod tests {
         // So long that nobody is done.
         endpoints.conduct(&[Conduct::Well(3_600_000, 3_600_000)]);
         let to = endpoints.addresses()[0];
+        let began = Instant::now();
         let until = |wanted: (u64, u64)| {
             while (endpoints.seen()[0].at_work, endpoints.seen()[0].waits) != wanted {
+                assert!(began.elapsed() < Duration::from_secs(20), "not {wanted:?}: {:?}", endpoints.seen());
                 std::thread::yield_now();
             }
         };

@@ -106,9 +106,9 @@ impl View<'_> {
         let elapsed = format!("{} s of {} s", self.elapsed.as_secs(), self.whole.as_secs_f64().ceil());
         let mut lines = vec![
             Line::new()
-                .add(Bold, format!("ringmesh demo: {}", self.name))
-                .add(Dim, format!("   {}{}   ", self.script.title, unoptimized()))
-                .add(Bold, elapsed),
+                .add(Bold, format!("ringmesh demo: {}   {elapsed}", self.name))
+                // Where there is not room for all, the time matters more.
+                .add(Dim, format!("   {}{}", self.script.title, unoptimized())),
             Line::new(),
             Line::new().add(Dim, "phase ").add(Bold, self.heading()),
             Line::new(),
