@@ -106,6 +106,7 @@ impl Collector for Scrape {
         let store = self.0.store();
         services(&mut page, &store)?;
         super::endpoints::metrics(&mut page, &self.0)?;
+        routes(&mut page, &store)?;
         authorization(&mut page, &store)?;
         shards(&mut page, &self.0, &store)?;
         drop(store);
@@ -219,6 +220,39 @@ fn services(page: &mut Page<'_, '_>, store: &Store) -> fmt::Result {
         "The part of an exchange that this proxy itself took: the whole less the waits for either peer",
         &OWN_BOUNDS_NS,
         spread(|s| &s.own),
+    )
+}
+
+fn routes(page: &mut Page<'_, '_>, store: &Store) -> fmt::Result {
+    let all = || store.routes();
+    page.counter(
+        "route_exchanges",
+        "Exchanges ended, by route and class of the status sent downstream",
+        None,
+        all().flat_map(|(name, route)| {
+            let classes = CLASSES.iter().zip(route.by_class).filter(|(_, n)| *n > 0);
+            classes.map(move |(class, n)| ([("route", name), ("class", class)], n))
+        }),
+    )?;
+    page.counter(
+        "route_failures",
+        "Exchanges that ended badly, by route and failure",
+        None,
+        all().flat_map(|(name, route)| {
+            let known = route.failures.iter().map(move |(f, n)| {
+                let (stage, side, cause) = (f.stage.label(), f.side.label(), f.cause.label());
+                ([("route", name), ("stage", stage), ("side", side), ("cause", cause)], *n)
+            });
+            let other = [("route", name), ("stage", "other"), ("side", "other"), ("cause", "other")];
+            known.chain((route.failures_other > 0).then_some((other, route.failures_other)))
+        }),
+    )?;
+    page.histogram_by(
+        "route",
+        "route_whole",
+        "From the first byte of the request to the last byte of the response, by route, within an eighth",
+        &LATENCY_BOUNDS_NS,
+        all().map(|(name, route)| (name, &route.whole)),
     )
 }
 
@@ -498,6 +532,17 @@ impl Page<'_, '_> {
         bounds_ns: &[u64],
         samples: impl Iterator<Item = (&'l str, &'l Latency)>,
     ) -> fmt::Result {
+        self.histogram_by("service", name, help, bounds_ns, samples)
+    }
+
+    fn histogram_by<'l>(
+        &mut self,
+        label: &'static str,
+        name: &str,
+        help: &str,
+        bounds_ns: &[u64],
+        samples: impl Iterator<Item = (&'l str, &'l Latency)>,
+    ) -> fmt::Result {
         let mut samples = samples.peekable();
         if samples.peek().is_none() {
             return Ok(());
@@ -505,8 +550,8 @@ impl Page<'_, '_> {
         let help = format!("{help}.");
         let mut family =
             self.0.encode_descriptor(name, &help, Some(&Unit::Seconds), MetricType::Histogram)?;
-        for (service, latency) in samples {
-            family.encode_family(&[("service", service)])?.encode_histogram::<NoLabelSet>(
+        for (value, latency) in samples {
+            family.encode_family(&[(label, value)])?.encode_histogram::<NoLabelSet>(
                 latency.sum_seconds(),
                 latency.count(),
                 &latency.between(bounds_ns),

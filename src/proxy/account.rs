@@ -259,9 +259,15 @@ impl Account {
         } else {
             ended
         };
-        shard.recorder.borrow_mut().record(slot, &counted);
+        let route = shown.route.and_then(|r| view.snapshot.routes.routes().get(r as usize));
+        {
+            let mut recorder = shard.recorder.borrow_mut();
+            recorder.record(slot, &counted);
+            if let (Some(route), Some(known)) = (route, shown.route.and_then(|id| view.route_slot(id))) {
+                known.set(recorder.record_route(known.get(), &route.name, &counted));
+            }
+        }
         if let Some(format) = view.snapshot.access_log {
-            let route = shown.route.and_then(|r| view.snapshot.routes.routes().get(r as usize));
             let line = Line {
                 started: self.started,
                 peer: shown.peer,

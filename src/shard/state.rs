@@ -1,6 +1,6 @@
 //! What a shard owns, and how a snapshot is applied to it.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -17,6 +17,7 @@ use crate::io::timed::Deadlines;
 use crate::snapshot::Snapshot;
 use crate::telemetry::access::AccessLog;
 use crate::telemetry::recorder::{NO_SERVICE_SLOT, Recorder};
+use crate::telemetry::routes::RouteSlot;
 use crate::telemetry::{CONNECTION_FAILURES_MAX, FLOODS, ShardTotals};
 use crate::upstream::limiter::Doors;
 use crate::upstream::pool::Tally;
@@ -78,6 +79,8 @@ pub struct View {
     pub snapshot: Arc<Snapshot>,
     /// By the index in `snapshot.services`; made at the first exchange of each.
     services: RefCell<InUse>,
+    /// Where routes are counted, by their index; made at the first exchange.
+    route_slots: OnceCell<Box<[Cell<RouteSlot>]>>,
     link: Arc<Link>,
 }
 
@@ -350,7 +353,13 @@ impl Shard {
 
 impl View {
     fn new(snapshot: Arc<Snapshot>, link: Arc<Link>) -> Self {
-        Self { snapshot, services: RefCell::default(), link }
+        Self { snapshot, services: RefCell::default(), route_slots: OnceCell::new(), link }
+    }
+
+    /// What is known of where a route is counted.
+    pub fn route_slot(&self, id: u32) -> Option<&Cell<RouteSlot>> {
+        let make = || self.snapshot.routes.routes().iter().map(|_| Cell::default()).collect();
+        self.route_slots.get_or_init(make).get(id as usize)
     }
 
     /// Where exchanges are counted that met no service.

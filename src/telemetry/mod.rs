@@ -7,6 +7,7 @@
 pub mod access;
 pub mod recorder;
 pub mod retries;
+pub mod routes;
 pub mod rules;
 
 use std::sync::Arc;
@@ -41,6 +42,8 @@ pub struct Interval {
     pub shard: u16,
     /// Per service with at least one exchange in the interval.
     pub services: Vec<ServiceInterval>,
+    /// Per route with at least one exchange in the interval.
+    pub routes: Vec<routes::RouteInterval>,
     /// Connections that failed before there was an exchange (their handshake, as a rule), by failure; at most
     /// [`CONNECTION_FAILURES_MAX`].
     pub connection_failures: Vec<(Failure, u64)>,
@@ -60,6 +63,7 @@ impl Interval {
         Self {
             shard,
             services: Vec::new(),
+            routes: Vec::new(),
             connection_failures: Vec::new(),
             connection_failures_other: 0,
             shard_totals: ShardTotals::default(),

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use smallvec::SmallVec;
 
 use super::retries::Refusal;
+use super::routes::{RouteSlot, Routes};
 use super::rules::{Outcome, RuleCounts};
 use super::{
     CONNECTION_FAILURES_MAX, DEFAULT_RULE, Interval, NO_SERVICE, OVERFLOW_SERVICE, SERVICES_MAX,
@@ -36,6 +37,7 @@ pub struct Recorder {
     /// As in [`Interval`].
     connection_failures: Vec<(Failure, u64)>,
     connection_failures_other: u64,
+    routes: Routes,
     rules: RuleCounts,
     default_rule: Arc<str>,
     revoked: SmallVec<[(Cause, u64); 4]>,
@@ -109,6 +111,7 @@ impl Recorder {
             intervals_merged: 0,
             connection_failures: Vec::new(),
             connection_failures_other: 0,
+            routes: Routes::default(),
             rules: RuleCounts::default(),
             default_rule: DEFAULT_RULE.into(),
             revoked: SmallVec::new(),
@@ -184,6 +187,12 @@ impl Recorder {
         slot.counts.get_or_insert_with(|| self.spare.pop().unwrap_or_default())
     }
 
+    /// Counts an exchange of a route, of which a view knows the slot or not; gives the slot.
+    pub fn record_route(&mut self, known: RouteSlot, route: &Arc<str>, ended: &Ended) -> RouteSlot {
+        let whole_ns = (!ended.tunnel).then_some(ended.whole_ns);
+        self.routes.record(known, route, ended.status, ended.failure, whole_ns)
+    }
+
     /// Counts bytes of an exchange that goes on: of a tunnel, which may last for days.
     pub fn record_bytes(&mut self, slot: u32, request: u64, response: u64) {
         let slot = &mut self.slots[slot as usize];
@@ -229,6 +238,7 @@ impl Recorder {
     pub fn hand_over(&mut self, link: &Link, mut totals: ShardTotals) {
         while let Some(mut envelope) = link.spent.pop() {
             self.spare.extend(envelope.services.drain(..).map(|s| s.counts));
+            self.routes.take_back(&mut envelope.routes);
             envelope.rules.clear();
             envelope.revoked.clear();
             self.envelopes.push(envelope);
@@ -244,6 +254,7 @@ impl Recorder {
         std::mem::swap(&mut interval.connection_failures, &mut self.connection_failures);
         self.connection_failures.clear();
         interval.connection_failures_other = std::mem::take(&mut self.connection_failures_other);
+        self.routes.hand_over(&mut interval.routes);
         self.rules.drain_into(&mut interval.rules);
         interval.revoked.extend(self.revoked.drain(..));
         for (n, slot) in self.slots.iter_mut().enumerate() {
