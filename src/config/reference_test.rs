@@ -50,7 +50,9 @@ fn collect(table: &DeTable<'_>, path: &str, shown: &mut BTreeSet<String>) {
         let fields = ["authorization.headers.", "route.respond.headers.", ".set.", ".add."];
         // Nor what is asked of fields, parameters and cookies.
         let asked = ["route.match.headers.", "route.match.query.", "route.match.cookies."];
-        if !fields.iter().any(|fields| path.contains(fields)) && !asked.iter().any(|asked| path.starts_with(asked)) {
+        if !fields.iter().any(|fields| path.contains(fields))
+            && !asked.iter().any(|asked| path.starts_with(asked))
+        {
             shown.insert(path);
         }
     }

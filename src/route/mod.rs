@@ -9,19 +9,19 @@
 
 mod action;
 pub mod answer;
-pub mod changes;
 mod cell;
+pub mod changes;
 mod conditions;
 pub mod cookie;
 pub mod cors;
-pub mod path;
 mod judge;
+pub mod path;
 mod patterns;
 mod regex;
 pub mod split;
 mod table;
-pub mod text;
 mod template;
+pub mod text;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -237,7 +237,8 @@ fn a_further_attempt_has_the_same_changes_once() {
         let service = Service::scripted(move |request, mut respond| {
             let n = asked.fetch_add(1, Ordering::AcqRel);
             async move {
-                let (path, more) = (request.uri().path().to_owned(), request.headers().get_all("x-more").iter().count());
+                let (path, more) =
+                    (request.uri().path().to_owned(), request.headers().get_all("x-more").iter().count());
                 let _ = read(request).await;
                 let status = if n.is_multiple_of(2) { 503 } else { 200 };
                 let response = Response::builder().status(status).body(()).unwrap();
@@ -256,7 +257,9 @@ fn a_further_attempt_has_the_same_changes_once() {
                     0 => {
                         let mut client = mesh.client();
                         let length = body.len();
-                        client.send(format!("PUT /x HTTP/1.1\r\nHost: a\r\nContent-Length: {length}\r\n\r\n{body}"));
+                        client.send(format!(
+                            "PUT /x HTTP/1.1\r\nHost: a\r\nContent-Length: {length}\r\n\r\n{body}"
+                        ));
                         let response = client.response();
                         (response.status(), response.all("x-back"), response.text())
                     }
@@ -520,8 +523,14 @@ fn what_is_wrong_with_an_action_is_told_with_its_remedy() {
         ("redirect = {}".into(), &["sends callers to where they are"]),
         ("redirect = { host = \"*.a\" }".into(), &["stands for several hosts"]),
         ("path = \"/x\"\nredirect = { path_prefix = \"/y\" }".into(), &["which it has not", "write `path`"]),
-        (with("path_template = \"/x/{id}\"\nrewrite = { path_prefix = \"/y\" }"), &["which it has not", "found by this"]),
-        (with("path_regex = \"/x.*\"\nrewrite = { path_prefix = \"/y\" }"), &["which it has not", "`path_regex` with `path_to`"]),
+        (
+            with("path_template = \"/x/{id}\"\nrewrite = { path_prefix = \"/y\" }"),
+            &["which it has not", "found by this"],
+        ),
+        (
+            with("path_regex = \"/x.*\"\nrewrite = { path_prefix = \"/y\" }"),
+            &["which it has not", "`path_regex` with `path_to`"],
+        ),
         ("redirect = { path = \"/a\", path_prefix = \"/b\" }".into(), &["either `path` or `path_prefix`"]),
         (
             "redirect = { scheme = \"https\" }\nrewrite = { host = \"b\" }".into(),

@@ -326,9 +326,14 @@ steps = [1, 12.5, 100]
     ] {
         assert!(told.contains(line), "{line}\n{told}");
     }
-    let ask = ["OPTIONS", "/old/x", "-H", "origin: https://evil.test", "-H", "access-control-request-method: PUT"];
+    let ask =
+        ["OPTIONS", "/old/x", "-H", "origin: https://evil.test", "-H", "access-control-request-method: PUT"];
     let told = files.json(&ask);
-    assert_eq!((&told["cors"]["preflight"], &told["cors"]["allowed"]), (&json!(true), &json!(false)), "{told:#}");
+    assert_eq!(
+        (&told["cors"]["preflight"], &told["cors"]["allowed"]),
+        (&json!(true), &json!(false)),
+        "{told:#}"
+    );
     let (told, code) = files.text(&["GET", "http://shop/away"]);
     assert!(told.contains("answer      by the route, with 302 to https://shop:8443/here"), "{told}");
     assert!(!told.contains("\ntimeout") && !told.contains("\nendpoints"), "nothing goes anywhere: {told}");

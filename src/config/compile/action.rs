@@ -137,10 +137,13 @@ pub(in crate::config) fn warn(raw: &Raw, problems: &mut Problems) {
             && !methods.value.iter().any(|method| &**method == "OPTIONS")
         {
             problems.warn(|| {
-                Problem::at(cors.place, "browsers that ask beforehand (OPTIONS) are not answered by this route")
-                    .label("not asked for preflights")
-                    .other(methods.place, "without OPTIONS")
-                    .help("add \"OPTIONS\" to `methods`")
+                Problem::at(
+                    cors.place,
+                    "browsers that ask beforehand (OPTIONS) are not answered by this route",
+                )
+                .label("not asked for preflights")
+                .other(methods.place, "without OPTIONS")
+                .help("add \"OPTIONS\" to `methods`")
             });
         }
     }

@@ -39,13 +39,18 @@ pub(super) fn check(raw: &Raw, problems: &mut Problems) {
             });
         }
         if let Some(first) = raw.canaries[..n].iter().find(|other| state_of(other) == state_of(canary)) {
-            let place = |canary: &RawCanary| canary.state.as_ref().map(|at| at.place).or(canary.name.as_ref().map(|at| at.place));
+            let place = |canary: &RawCanary| {
+                canary.state.as_ref().map(|at| at.place).or_else(|| canary.name.as_ref().map(|at| at.place))
+            };
             if let (Some(again), Some(first)) = (place(canary), place(first)) {
                 problems.error(|| {
-                    Problem::at(again, format!("two canaries keep where they stand in {}", state_of(canary).display()))
-                        .label("again here")
-                        .other(first, "first here")
-                        .help("give one of them another `state`")
+                    Problem::at(
+                        again,
+                        format!("two canaries keep where they stand in {}", state_of(canary).display()),
+                    )
+                    .label("again here")
+                    .other(first, "first here")
+                    .help("give one of them another `state`")
                 });
             }
         }

@@ -110,10 +110,8 @@ impl Canaries {
     pub(super) fn apply(&self, snapshot: &mut Snapshot) {
         let mut changes = Vec::new();
         for one in self.0.values() {
-            let services = (
-                snapshot.service_named(&one.canary.baseline),
-                snapshot.service_named(&one.canary.canary),
-            );
+            let services =
+                (snapshot.service_named(&one.canary.baseline), snapshot.service_named(&one.canary.canary));
             if let (Some(baseline), Some(canary)) = services {
                 changes.push((&one.canary.route, (baseline, canary), one.course.share()));
             }

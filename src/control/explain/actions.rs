@@ -51,7 +51,11 @@ pub(super) fn answer(chosen: &Chosen<'_>) -> Option<Line> {
         Action::Respond(respond) => {
             let (status, length) = (respond.status, respond.body.len());
             let text = format!("by the route, with {status} and a body of {length} octets");
-            Some(Line::new("answer", text, json!({ "by": "respond", "status": status, "body_bytes": length })))
+            Some(Line::new(
+                "answer",
+                text,
+                json!({ "by": "respond", "status": status, "body_bytes": length }),
+            ))
         }
     }
 }

@@ -132,7 +132,14 @@ pub(super) fn explain(
                 Some("permissive") => peer.is_some(),
                 tls => tls.is_some_and(|tls| tls != "off"),
             };
-            lines.extend(policies::of(&Chosen { compiled, snapshot, route, question, encrypted, call: &call }));
+            lines.extend(policies::of(&Chosen {
+                compiled,
+                snapshot,
+                route,
+                question,
+                encrypted,
+                call: &call,
+            }));
         }
     }
     let (others, left_out) = others(snapshot, &request, found, best.as_ref(), all);
