@@ -86,6 +86,14 @@ pub(super) const INTERIM_RESPONSES_MAX: Key<u16> = key("limits.interim_responses
 /// are under way at a time and the others wait. Envoy and nginx none, HAProxy none unless `maxsslconn` is set.
 pub(super) const HANDSHAKES_MAX: Key<u32> = key("limits.handshakes_max", 256, 1, 1_000_000);
 
+/// 1024 copies of requests for the whole proxy: with 64 KiB of body each that is 64 MiB. Envoy and Istio none but the breaker of
+/// the service that gets them.
+pub(super) const MIRRORED_MAX: Key<u32> = key("limits.mirrored_max", 1024, 0, 1_000_000);
+
+/// 64 KiB of a body are kept for a copy, as for a retry. Envoy 1 MiB, what it buffers.
+pub(super) const MIRRORED_BODY_BYTES_MAX: Key<u64> =
+    key("limits.mirrored_body_bytes_max", 64 << 10, 1, 16 << 20);
+
 // --- how long a caller may take ---
 
 /// 10 s for a whole head once it has begun: any client that sends slower holds a connection for nothing. nginx 60 s,

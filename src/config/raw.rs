@@ -16,6 +16,7 @@ use crate::route::answer::Respond;
 use crate::route::changes::FieldChanges;
 use crate::route::cors::Cors;
 use crate::route::path::NewPath;
+use crate::route::percent::Percent;
 use crate::route::split::Sticky;
 use crate::route::{HostMatch, Priority, Regex, Template, Test, Upgrades};
 use crate::shard::RuntimeChoice;
@@ -106,6 +107,8 @@ pub(super) struct RawLimits {
     pub(super) connections_max: Option<At<u32>>,
     pub(super) interim_responses_max: Option<At<u16>>,
     pub(super) handshakes_max: Option<At<u32>>,
+    pub(super) mirrored_max: Option<At<u32>>,
+    pub(super) mirrored_body_bytes_max: Option<At<u64>>,
 }
 
 #[derive(Debug, Default)]
@@ -366,6 +369,14 @@ pub(super) struct RawAction {
     pub(super) request_headers: Option<At<FieldChanges>>,
     pub(super) response_headers: Option<At<FieldChanges>>,
     pub(super) cors: Option<At<Cors>>,
+    pub(super) mirror: Option<At<Vec<RawMirror>>>,
+}
+
+/// A service that gets copies.
+#[derive(Debug)]
+pub(super) struct RawMirror {
+    pub(super) service: At<Box<str>>,
+    pub(super) percent: Percent,
 }
 
 /// Shares and tolerances are fractions, steps percent.

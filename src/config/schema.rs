@@ -48,6 +48,8 @@ pub(super) static LIMITS: Section = Section {
         "connections_max",
         "interim_responses_max",
         "handshakes_max",
+        "mirrored_max",
+        "mirrored_body_bytes_max",
     ],
 };
 pub(super) static TIMEOUTS: Section = Section {
@@ -203,6 +205,7 @@ pub(super) static ROUTE: Section = Section {
         "request_headers",
         "response_headers",
         "cors",
+        "mirror",
         "timeout",
         "upgrades",
         "tunnel_idle",
@@ -276,6 +279,11 @@ pub(super) static CORS_ORIGIN: Section = Section {
     header: "an entry of `origins` in `cors` of a [[route]]",
     keys: &["regex"],
 };
+pub(super) static MIRROR: Section = Section {
+    path: "route.mirror",
+    header: "an entry of `mirror` in a [[route]]",
+    keys: &["service", "percent"],
+};
 pub(super) static AUTHORIZATION: Section = Section {
     path: "authorization",
     header: "[[authorization]]",
@@ -334,6 +342,7 @@ pub(super) static SECTIONS: &[&Section] = &[
     &RESPONSE_HEADERS,
     &CORS,
     &CORS_ORIGIN,
+    &MIRROR,
     &AUTHORIZATION,
     &CANARY,
 ];

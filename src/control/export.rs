@@ -175,6 +175,22 @@ fn services(page: &mut Page<'_, '_>, store: &Store) -> fmt::Result {
         each(|s| s.retries.succeeded),
     )?;
     page.counter(
+        "mirrored",
+        "Copies of requests, by the service that got them and the class of its status",
+        None,
+        all().flat_map(|(name, s)| {
+            s.mirrored.classes().map(move |(class, n)| ([("service", name), ("class", class)], n))
+        }),
+    )?;
+    page.counter(
+        "mirrored_unsent",
+        "Copies of requests that were not sent, by the service that did not get them and why",
+        None,
+        all().flat_map(|(name, s)| {
+            s.mirrored.reasons().map(move |(why, n)| ([("service", name), ("why", why)], n))
+        }),
+    )?;
+    page.counter(
         "request_body",
         "Bytes of request bodies taken from callers",
         Some(Unit::Bytes),

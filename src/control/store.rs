@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use super::latency::Latency;
 use crate::failure::{Cause, Failure};
+use crate::telemetry::mirrored::MirrorCounts;
 use crate::telemetry::retries::RetryCounts;
 use crate::telemetry::routes::{OVERFLOW_ROUTE, RouteCounts};
 use crate::telemetry::rules::{Outcome, RuleCount};
@@ -62,6 +63,8 @@ pub(super) struct Service {
     pub further_attempts: u64,
     /// Those of a retry policy.
     pub retries: RetryCounts,
+    /// Copies of requests.
+    pub mirrored: MirrorCounts,
     /// Bytes of request bodies.
     pub request_body_bytes: u64,
     /// Bytes of response bodies.
@@ -388,6 +391,7 @@ impl Service {
         self.grpc.add(&counts.grpc);
         self.further_attempts += counts.further_attempts;
         self.retries.add(&counts.retries);
+        self.mirrored.add(&counts.mirrored);
         self.request_body_bytes += counts.request_body_bytes;
         self.response_body_bytes += counts.response_body_bytes;
         self.first_byte.record(&counts.first_byte);

@@ -7,6 +7,7 @@ use std::ops::Range;
 use std::rc::Rc;
 
 use super::again::Further;
+use super::mirror::Pending;
 use crate::authorize::Decision;
 use crate::downstream::{Asked, Downstream, Places};
 use crate::failure::{Cause, Failure, Side};
@@ -35,6 +36,8 @@ pub(super) struct Account {
     endpoint: Cell<Option<NonZeroU32>>,
     /// What is known of its attempts, once one has missed.
     pub(super) further: OnceCell<Box<Further>>,
+    /// A copy of its request that waits for the rest of it.
+    pub(super) mirror: OnceCell<Box<Pending>>,
     /// Whether the request may be done twice.
     pub(super) repeats: Cell<bool>,
     /// Whether something of its body is gone, so that it cannot be sent again.

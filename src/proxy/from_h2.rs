@@ -233,6 +233,12 @@ async fn served(
                 Ok(Some(waiting)) => Box::pin(call.wait_for_place(waiting)).await,
                 Err(failure) => Err(failure),
             };
+            if admitted.is_ok()
+                && facts.tunnel.is_none()
+                && let Some(mirrors) = to.and_then(|route| route.mirror.as_deref())
+            {
+                call.mirror(mirrors);
+            }
             let result = match to.filter(|_| facts.tunnel.is_some()) {
                 _ if let Err(failure) = admitted => Err(failure),
                 None => call.carry(&mut body).await,
@@ -440,6 +446,7 @@ impl Call<'_> {
         let there = pin!(async {
             let result = there.h2_to_h2(body, &stream).await;
             sent.set(result.is_ok());
+            self.path.account.mirror_whole(result.is_ok());
             attempt.uploaded(self.path.shard.clock.now());
             result
         });

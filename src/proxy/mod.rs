@@ -16,6 +16,7 @@ mod h2_io;
 mod handshake;
 mod judge;
 mod kept;
+mod mirror;
 mod over_h1;
 mod over_h2;
 mod relay;
@@ -183,6 +184,11 @@ async fn exchange(shard: &Rc<Shard>, downstream: &mut Downstream, asked: &mut As
                 Ok(Some(waiting)) => Box::pin(path.wait_for_place(waiting, downstream)).await,
                 Err(failure) => Err(failure),
             };
+            if admitted.is_ok()
+                && let Some(mirrors) = route.and_then(|route| route.mirror.as_deref())
+            {
+                path.mirror(downstream, asked, mirrors, &head, body);
+            }
             let settled = match body.filter(|n| *n <= head.capacity() - head.len()) {
                 _ if let Err(failure) = admitted => Err(failure),
                 // To a service of the mesh it goes on as a request.

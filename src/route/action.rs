@@ -39,6 +39,7 @@ impl Route {
             name: name.into(),
             action: Action::Service(service),
             changes: None,
+            mirror: None,
             timeout: None,
             upgrades: Upgrades::default(),
             tunnel_idle: std::time::Duration::from_secs(3600),

@@ -15,7 +15,9 @@ mod conditions;
 pub mod cookie;
 pub mod cors;
 mod judge;
+pub mod mirror;
 pub mod path;
+pub mod percent;
 mod patterns;
 mod regex;
 pub mod split;
@@ -44,6 +46,8 @@ pub struct Route {
     pub action: Action,
     /// What is changed about its messages. Boxed, because most routes change nothing.
     pub changes: Option<Box<changes::Changes>>,
+    /// Services that get copies of its requests; `None` for most.
+    pub mirror: Option<Arc<[mirror::Mirror]>>,
     /// From the request's head to the last byte of the response; `None` for no limit.
     pub timeout: Option<Duration>,
     /// What a connection may be turned into on this route.

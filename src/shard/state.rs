@@ -61,6 +61,17 @@ pub struct Shard {
     /// Who waits for a place at a service.
     pub(super) doors: Rc<Doors>,
     draining: Cell<bool>,
+    /// Copies of requests in progress.
+    mirrored: Cell<u32>,
+}
+
+/// A copy of a request in progress, until it is dropped.
+pub struct Mirrored(Rc<Shard>);
+
+impl Drop for Mirrored {
+    fn drop(&mut self) {
+        self.0.mirrored.set(self.0.mirrored.get() - 1);
+    }
 }
 
 /// When octets of HTTP/2 came and how long others took to leave, last: the turns of the loop are the same for all
@@ -146,6 +157,7 @@ impl Shard {
             vanished: RefCell::default(),
             doors: Doors::new(Arc::<Link>::clone(&link)),
             draining: Cell::new(false),
+            mirrored: Cell::new(0),
             link,
         }
     }
@@ -217,6 +229,16 @@ impl Shard {
     pub fn has_room(&self) -> bool {
         let share = self.view.borrow().snapshot.limits.connections_max.div_ceil(self.shards);
         self.totals.downstream_open.get() < share.into()
+    }
+
+    /// A place for one more copy of a request: of this shard's share of `mirrored_max`.
+    pub fn mirror(self: &Rc<Self>) -> Option<Mirrored> {
+        let share = self.view.borrow().snapshot.limits.mirrored_max.div_ceil(self.shards);
+        let room = self.mirrored.get() < share;
+        room.then(|| {
+            self.mirrored.set(self.mirrored.get() + 1);
+            Mirrored(Rc::clone(self))
+        })
     }
 
     /// Whether one more handshake with a caller may begin: this shard's share of `handshakes_max`.

@@ -5,6 +5,7 @@
 //! back after a while without any; at most `SERVICES_MAX` services are told apart per shard, the rest share one entry.
 
 pub mod access;
+pub mod mirrored;
 pub mod recorder;
 pub mod retries;
 pub mod routes;
@@ -96,6 +97,8 @@ pub struct ServiceCounts {
     pub further_attempts: u64,
     /// Those of them that a retry policy made, and those that it did not.
     pub retries: retries::RetryCounts,
+    /// Copies of requests of others for it: counted here only.
+    pub mirrored: mirrored::MirrorCounts,
     /// Bytes of request bodies taken from callers.
     pub request_body_bytes: u64,
     /// Bytes of response bodies sent to callers.
@@ -126,6 +129,7 @@ impl ServiceCounts {
             grpc: GrpcCounts::default(),
             further_attempts: 0,
             retries: retries::RetryCounts::default(),
+            mirrored: mirrored::MirrorCounts::default(),
             request_body_bytes: 0,
             response_body_bytes: 0,
             first_byte: histogram(Self::LATENCY_MAX_NS),
@@ -169,6 +173,7 @@ impl ServiceCounts {
         self.grpc.add(&other.grpc);
         self.further_attempts += other.further_attempts;
         self.retries.add(&other.retries);
+        self.mirrored.add(&other.mirrored);
         self.request_body_bytes += other.request_body_bytes;
         self.response_body_bytes += other.response_body_bytes;
         for (mine, theirs) in [
@@ -188,6 +193,7 @@ impl ServiceCounts {
         self.grpc = GrpcCounts::default();
         self.further_attempts = 0;
         self.retries = retries::RetryCounts::default();
+        self.mirrored = mirrored::MirrorCounts::default();
         self.request_body_bytes = 0;
         self.response_body_bytes = 0;
         self.first_byte.reset();

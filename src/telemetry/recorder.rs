@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use smallvec::SmallVec;
 
+use super::mirrored::Unsent;
 use super::retries::Refusal;
 use super::routes::{RouteSlot, Routes};
 use super::rules::{Outcome, RuleCounts};
@@ -180,6 +181,16 @@ impl Recorder {
     /// Counts a further attempt that there was not.
     pub fn record_retry_refused(&mut self, slot: u32, refusal: Refusal) {
         self.counts(slot).retries.refused[refusal as usize] += 1;
+    }
+
+    /// Counts a copy of a request that was answered with this status; 0: it was not.
+    pub fn record_mirrored(&mut self, slot: u32, status: u16) {
+        self.counts(slot).mirrored.record(status);
+    }
+
+    /// Counts a copy of a request that was not sent.
+    pub fn record_unsent(&mut self, slot: u32, why: Unsent) {
+        self.counts(slot).mirrored.unsent[why as usize] += 1;
     }
 
     fn counts(&mut self, slot: u32) -> &mut ServiceCounts {

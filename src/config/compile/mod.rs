@@ -30,6 +30,7 @@ use super::report::{Place, Problem, Problems, Source};
 use super::values;
 use super::warn;
 use crate::authorize;
+use crate::route::mirror::Mirror;
 use crate::route::{Action, HostMatch, Priority, Route, RouteMatch, TableBuilder};
 use crate::snapshot::{Forwarding, Http2, Limits, Timeouts};
 
@@ -272,7 +273,8 @@ fn assemble(raw: Raw, found: &[Vec<u32>], table: TableBuilder, sources: &[Source
         .zip(found.iter().zip(table.matches()))
         .map(|((index, raw), (found, matching))| {
             let action = action::action(&raw, found, &names);
-            route(raw, index, action, Arc::clone(matching), &from)
+            let mirror = action::mirror(&raw, found);
+            route(raw, index, (action, mirror), Arc::clone(matching), &from)
         })
         .collect();
     let canaries = raw.canaries.into_iter().map(|raw| canary::canary(raw, &from)).collect();
@@ -347,6 +349,10 @@ fn limits(raw: &RawLimits, from: &mut From<'_>) -> Limits {
         connections_max: from.key(&defaults::CONNECTIONS_MAX, raw.connections_max),
         interim_responses_max: from.key(&defaults::INTERIM_RESPONSES_MAX, raw.interim_responses_max),
         handshakes_max: from.key(&defaults::HANDSHAKES_MAX, raw.handshakes_max),
+        mirrored_max: from.key(&defaults::MIRRORED_MAX, raw.mirrored_max),
+        mirrored_body_bytes_max: narrow(
+            from.key(&defaults::MIRRORED_BODY_BYTES_MAX, raw.mirrored_body_bytes_max),
+        ),
     }
 }
 
@@ -396,7 +402,7 @@ fn value_or<T>(at: Option<At<T>>, default: T) -> T {
 fn route(
     raw: RawRoute,
     index: usize,
-    action: Action,
+    (action, mirror): (Action, Option<Arc<[Mirror]>>),
     matching: Arc<RouteMatch>,
     from: &From<'_>,
 ) -> CompiledRoute {
@@ -422,6 +428,7 @@ fn route(
             name,
             action,
             changes,
+            mirror,
             timeout,
             upgrades: value_or(raw.upgrades, defaults::UPGRADES),
             tunnel_idle: value_or(raw.tunnel_idle, defaults::TUNNEL_IDLE.default),

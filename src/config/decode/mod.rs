@@ -14,6 +14,7 @@ mod canary;
 mod caps;
 mod changes;
 mod matching;
+mod mirror;
 mod policy;
 mod retry;
 mod service;
@@ -261,6 +262,14 @@ fn limits(reader: &mut Reader<'_>, table: &Opened<'_>, raw: &mut RawLimits) {
     if let Some(item) = table.value("interim_responses_max") {
         let value = reader.count(&defaults::INTERIM_RESPONSES_MAX, item);
         once(reader, defaults::INTERIM_RESPONSES_MAX.name, &mut raw.interim_responses_max, value);
+    }
+    if let Some(item) = table.value("mirrored_max") {
+        let value = reader.count(&defaults::MIRRORED_MAX, item);
+        once(reader, defaults::MIRRORED_MAX.name, &mut raw.mirrored_max, value);
+    }
+    if let Some(item) = table.value("mirrored_body_bytes_max") {
+        let value = reader.size(&defaults::MIRRORED_BODY_BYTES_MAX, item);
+        once(reader, defaults::MIRRORED_BODY_BYTES_MAX.name, &mut raw.mirrored_body_bytes_max, value);
     }
     if let Some(item) = table.value("handshakes_max") {
         let value = reader.count(&defaults::HANDSHAKES_MAX, item);

@@ -11,6 +11,7 @@ use crate::http::edit::STATUS;
 use crate::route::Action;
 use crate::route::changes::{Change, FieldChanges};
 use crate::route::cors::{Kind, Origin};
+use crate::route::mirror::Mirror;
 use crate::route::text::Seen;
 
 /// A request as changes see it.
@@ -145,6 +146,17 @@ fn origin_words(origin: &Origin) -> String {
         Origin::Below(scheme, end) => format!("{scheme}*{end}"),
         Origin::Regex(regex) => regex.as_str().to_owned(),
     }
+}
+
+/// Who gets copies.
+pub(super) fn mirror(chosen: &Chosen<'_>) -> Option<Line> {
+    let mirrors = chosen.route.mirror.as_deref()?;
+    let of = |mirror: &Mirror| (chosen.name(mirror.service), mirror.percent);
+    let words: Vec<String> =
+        mirrors.iter().map(of).map(|(name, percent)| format!("{percent} % to {name}")).collect();
+    let json = mirrors.iter().map(of);
+    let json: Value = json.map(|(name, of)| json!({ "service": name, "percent": of.value() })).collect();
+    Some(Line::new("mirror", format!("copied, and answers dropped: {}", words.join(", ")), json))
 }
 
 /// Who conducts the split. What the shares are at this moment stands with the service.

@@ -32,7 +32,7 @@ pub(super) struct Chosen<'s> {
 }
 
 /// What applies whatever service it is.
-const OF_ROUTE: [fn(&Chosen<'_>) -> Option<Line>; 9] = [
+const OF_ROUTE: [fn(&Chosen<'_>) -> Option<Line>; 10] = [
     actions::answer,
     service,
     actions::canary,
@@ -40,6 +40,7 @@ const OF_ROUTE: [fn(&Chosen<'_>) -> Option<Line>; 9] = [
     actions::request_fields,
     actions::response_fields,
     actions::cors,
+    actions::mirror,
     route_timeout,
     upgrades,
 ];
