@@ -10,7 +10,7 @@ use std::sync::mpsc::SyncSender;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::sleep;
 
 use super::canary::Canaries;
@@ -19,6 +19,7 @@ use super::identity::{Keyring, TlsSettings};
 use super::listen::{self, Bound};
 use super::log_writer::{self, LogWriter};
 use super::machine::{Machine, Placement};
+use super::probe::{self, Prober};
 use super::run::{COMMANDS_MAX, Command, Control, Ended, NO_RUNTIME, SOON, give_out};
 use super::signal::Signals;
 use super::state::{Live, Place, State};
@@ -153,6 +154,9 @@ impl Control {
         let state =
             Arc::new(State::new(links, cpus, live, log, admin_address, discovery.counts(), keyring.status()));
         *state.canaries() = canaries;
+        // Before the first request: who waits for its first probe is marked so.
+        let (probes, plan) = watch::channel(probe::Plan::of(&snapshot));
+        let prober = Prober::new(plan);
         for link in &state.links {
             link.publish(Arc::clone(&snapshot));
         }
@@ -175,7 +179,9 @@ impl Control {
             deadline: None,
             cut: None,
             ticks: 0,
+            probes,
         };
+        tokio::spawn(prober.run());
         control.until_accepting().await?;
         if let Some(listener) = admin {
             tokio::spawn(admin::serve(listener, Arc::clone(&control.state), sender.clone()));
