@@ -96,7 +96,8 @@ impl Path<'_> {
             origin: Some(Origin(asked.version)),
             translates: asked.view.snapshot.translates_grpc_web(&downstream.listener),
         };
-        let Some(pending) = Pending::new(self.shard, &asked.view, mirrors, Body::Raw(Vec::new()), make) else {
+        let Some(pending) = Pending::new(self.shard, &asked.view, mirrors, Body::Raw(Vec::new()), make)
+        else {
             return;
         };
         let Some(length) = body else {
@@ -338,12 +339,7 @@ impl Shadow {
         result
     }
 
-    async fn by_http1(
-        &self,
-        path: &Path<'_>,
-        attempt: &Attempt,
-        mut pooled: Pooled,
-    ) -> Result<u16, Failure> {
+    async fn by_http1(&self, path: &Path<'_>, attempt: &Attempt, mut pooled: Pooled) -> Result<u16, Failure> {
         let shard = path.shard;
         let mut out = Vec::with_capacity(self.copy.head.len() + self.body.len() + 32);
         out.extend_from_slice(&self.copy.head);

@@ -30,7 +30,8 @@ fn one_way(mesh: &Mesh, way: usize) -> (u16, String) {
         0 => ask(&mut client, "GET /x HTTP/1.1\r\nHost: a.test:81", ""),
         1 => ask(&mut client, "POST /x HTTP/1.1\r\nHost: a.test:81\r\nContent-Length: 6", "octets"),
         2 => {
-            client.send("POST /x HTTP/1.1\r\nHost: a.test:81\r\nTransfer-Encoding: chunked\r\n\r\n2\r\noc\r\n");
+            client
+                .send("POST /x HTTP/1.1\r\nHost: a.test:81\r\nTransfer-Encoding: chunked\r\n\r\n2\r\noc\r\n");
             ask(&mut client, "4\r\ntets\r\n0", "")
         }
         3 => {
@@ -59,7 +60,10 @@ fn reasons(seen: &Seen) -> String {
 #[test]
 fn a_copy_is_what_the_service_gets_but_for_its_host() {
     for way in 0..WAYS {
-        let (app, copy) = (Origin::plain(), Origin::answering(|_| b"HTTP/1.1 500 X\r\nContent-Length: 5\r\n\r\nwrong".to_vec()));
+        let (app, copy) = (
+            Origin::plain(),
+            Origin::answering(|_| b"HTTP/1.1 500 X\r\nContent-Length: 5\r\n\r\nwrong".to_vec()),
+        );
         let routes = "[[route]]\nservice = \"app\"\nrewrite = { path_prefix = \"/v2\" }\nrequest_headers = { set = { x-set = \"1\" } }\n\
                       mirror = [{ service = \"copy\" }]\n";
         let mut mesh = config(&app, routes).service("copy", &[&copy], "").start();
@@ -67,17 +71,31 @@ fn a_copy_is_what_the_service_gets_but_for_its_host() {
         copy.wait_requests(1);
         mesh.wait_seen(|seen| classes(seen) == "5xx:1 ");
         let seen = mesh.finish();
-        assert_eq!((seen.by_class[2], seen.by_class[5], reasons(&seen)), (1, 0, String::new()), "copies are no exchanges");
+        assert_eq!(
+            (seen.by_class[2], seen.by_class[5], reasons(&seen)),
+            (1, 0, String::new()),
+            "copies are no exchanges"
+        );
         assert_eq!(seen.lines().len(), 1, "nor in the log");
-        let one = |origin: Origin| -> Message { origin.settle().into_iter().flat_map(|r| r.requests()).next().unwrap() };
+        let one = |origin: Origin| -> Message {
+            origin.settle().into_iter().flat_map(|r| r.requests()).next().unwrap()
+        };
         let (app, copy) = (one(app), one(copy));
-        assert_eq!((copy.method(), copy.target(), copy.text()), (app.method(), "/v2/x", body_of(way).to_owned()), "{way}");
+        assert_eq!(
+            (copy.method(), copy.target(), copy.text()),
+            (app.method(), "/v2/x", body_of(way).to_owned()),
+            "{way}"
+        );
         let host = app.one("host").unwrap();
         let marked = host.replace("test", "test-shadow");
         assert_eq!(copy.one("host").unwrap(), marked, "{way}");
         assert_ne!(host, marked);
         let names = |message: &Message| {
-            let mut all: Vec<String> = message.fields.iter().map(|(name, value)| format!("{name}: {}", String::from_utf8_lossy(value))).collect();
+            let mut all: Vec<String> = message
+                .fields
+                .iter()
+                .map(|(name, value)| format!("{name}: {}", String::from_utf8_lossy(value)))
+                .collect();
             all.retain(|line| !line.starts_with("host:"));
             all.sort();
             all
@@ -198,12 +216,11 @@ fn a_body_in_pieces_before_a_second_request_is_copied_whole_and_alone() {
 fn a_further_attempt_makes_no_second_copy() {
     for way in [1, 2, 3] {
         let asked = std::sync::atomic::AtomicUsize::new(0);
-        let app = Origin::answering(move |request| {
-            match asked.fetch_add(1, std::sync::atomic::Ordering::AcqRel) {
+        let app =
+            Origin::answering(move |request| match asked.fetch_add(1, std::sync::atomic::Ordering::AcqRel) {
                 0 => b"HTTP/1.1 503 X\r\nContent-Length: 0\r\n\r\n".to_vec(),
                 _ => ok(request),
-            }
-        });
+            });
         let copy = Origin::plain();
         let retry = "retry = { backoff_base = \"0s\", methods = [\"POST\"] }\n";
         let mut mesh = Config::default()
@@ -223,8 +240,7 @@ fn a_further_attempt_makes_no_second_copy() {
 fn a_part_of_the_requests_is_copied_to_each_service_by_itself() {
     let (app, half, none) = (Origin::plain(), Origin::plain(), Origin::plain());
     let routes = "[[route]]\nservice = \"app\"\nmirror = [{ service = \"half\", percent = 50 }, { service = \"none\", percent = 0 }]\n";
-    let mut mesh =
-        config(&app, routes).service("half", &[&half], "").service("none", &[&none], "").start();
+    let mut mesh = config(&app, routes).service("half", &[&half], "").service("none", &[&none], "").start();
     let mut client = mesh.client();
     for _ in 0..400 {
         assert_eq!(ask(&mut client, "GET / HTTP/1.1\r\nHost: a", "").0, 200);
