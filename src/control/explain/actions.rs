@@ -7,12 +7,14 @@ use serde_json::{Value, json};
 use super::Line;
 use super::policies::Chosen;
 use super::question::Lines;
-use crate::http::edit::STATUS;
 use crate::route::Action;
 use crate::route::changes::{Change, FieldChanges};
 use crate::route::cors::{Kind, Origin};
 use crate::route::mirror::Mirror;
 use crate::route::text::Seen;
+
+/// Stands where the status of the response will be: no value has such an octet.
+const STATUS: u8 = 0;
 
 /// A request as changes see it.
 fn with_seen<T>(chosen: &Chosen<'_>, then: impl FnOnce(&Seen<'_, '_, Lines<'_>>) -> T) -> T {
