@@ -44,11 +44,14 @@ use crate::upstream::retry::Policy;
 use crate::upstream::service::{Attempt, Service};
 use crate::upstream::shared::Lease;
 
+/// Services that are to have a copy, with its place. Most routes have one.
+type Takers = SmallVec<[(Rc<Service>, Mirrored); 1]>;
+
 /// A request that is to be copied, until it is whole.
 pub(super) struct Pending {
     shard: Rc<Shard>,
     snapshot: Arc<Snapshot>,
-    to: RefCell<SmallVec<[(Rc<Service>, Mirrored); 1]>>,
+    to: RefCell<Takers>,
     copy: Copied,
     body: RefCell<Body>,
 }
@@ -155,7 +158,7 @@ impl Pending {
         body: Body,
         make: impl FnOnce() -> Copied,
     ) -> Option<Box<Self>> {
-        let mut to = SmallVec::<[(Rc<Service>, Mirrored); 1]>::new();
+        let mut to = Takers::new();
         for mirror in mirrors {
             if !mirror.percent.means(shard.rng(|rng| rng.u64(..))) {
                 continue;
