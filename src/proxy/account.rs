@@ -51,7 +51,7 @@ pub(super) struct Account {
     /// Of a gRPC call.
     grpc: OnceCell<Box<Tally>>,
     /// Waits for either peer that are going on, since when there is at least one, and the sum of those that are over.
-    waiting: Cell<u16>,
+    waiting: Cell<u8>,
     /// Its place at a service that may be given so much at a time.
     pub(super) place: Cell<Option<Pass>>,
     waiting_since: Cell<u64>,
