@@ -19,6 +19,7 @@ const LIMITS: Limits = Limits {
     handshakes_max: 16,
     mirrored_max: 1,
     mirrored_body_bytes_max: 1,
+    faults_max: 1,
 };
 
 /// A call between services: ten fields, some 500 bytes.

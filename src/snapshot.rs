@@ -213,6 +213,8 @@ pub struct Limits {
     pub mirrored_max: u32,
     /// Bytes of a request's body that are kept for its copies; a longer one is not copied.
     pub mirrored_body_bytes_max: u32,
+    /// Exchanges to which something is done on purpose at a time, of the whole proxy; each shard gets an equal share.
+    pub faults_max: u32,
 }
 
 impl Limits {

@@ -17,6 +17,7 @@ const LIMITS: Limits = Limits {
     handshakes_max: 1,
     mirrored_max: 1,
     mirrored_body_bytes_max: 1,
+    faults_max: 1,
 };
 
 /// Below every limit of the reframer, of which the naive decoder knows nothing.

@@ -14,6 +14,7 @@ pub const LIMITS: Limits = Limits {
     handshakes_max: 1,
     mirrored_max: 1,
     mirrored_body_bytes_max: 1,
+    faults_max: 1,
 };
 
 /// The next hop's: what was added must not be what it refuses.

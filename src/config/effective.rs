@@ -252,6 +252,7 @@ impl Compiled {
             ("limits.connections_max", limits.connections_max.to_string()),
             ("limits.interim_responses_max", limits.interim_responses_max.to_string()),
             ("limits.handshakes_max", limits.handshakes_max.to_string()),
+            ("limits.faults_max", limits.faults_max.to_string()),
             ("limits.mirrored_max", limits.mirrored_max.to_string()),
             ("limits.mirrored_body_bytes_max", bytes(limits.mirrored_body_bytes_max.into())),
             ("timeouts.head", time(timeouts.head)),

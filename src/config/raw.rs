@@ -15,6 +15,7 @@ use crate::identity::{IdMatch, SpiffeId, TrustDomain};
 use crate::route::answer::Respond;
 use crate::route::changes::FieldChanges;
 use crate::route::cors::Cors;
+use crate::route::fault::Fault;
 use crate::route::path::NewPath;
 use crate::route::percent::Percent;
 use crate::route::split::Sticky;
@@ -109,6 +110,7 @@ pub(super) struct RawLimits {
     pub(super) handshakes_max: Option<At<u32>>,
     pub(super) mirrored_max: Option<At<u32>>,
     pub(super) mirrored_body_bytes_max: Option<At<u64>>,
+    pub(super) faults_max: Option<At<u32>>,
 }
 
 #[derive(Debug, Default)]
@@ -402,6 +404,7 @@ pub(super) struct RawAction {
     pub(super) response_headers: Option<At<FieldChanges>>,
     pub(super) cors: Option<At<Cors>>,
     pub(super) mirror: Option<At<Vec<RawMirror>>>,
+    pub(super) fault: Option<At<Fault>>,
 }
 
 /// A service that gets copies.

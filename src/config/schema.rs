@@ -50,6 +50,7 @@ pub(super) static LIMITS: Section = Section {
         "handshakes_max",
         "mirrored_max",
         "mirrored_body_bytes_max",
+        "faults_max",
     ],
 };
 pub(super) static TIMEOUTS: Section = Section {
@@ -227,6 +228,7 @@ pub(super) static ROUTE: Section = Section {
         "response_headers",
         "cors",
         "mirror",
+        "fault",
         "timeout",
         "upgrades",
         "tunnel_idle",
@@ -305,6 +307,18 @@ pub(super) static MIRROR: Section = Section {
     header: "an entry of `mirror` in a [[route]]",
     keys: &["service", "percent"],
 };
+pub(super) static FAULT: Section =
+    Section { path: "route.fault", header: "`fault` of a [[route]]", keys: &["delay", "abort", "by_header"] };
+pub(super) static FAULT_DELAY: Section = Section {
+    path: "route.fault.delay",
+    header: "`delay` of `fault` in a [[route]]",
+    keys: &["percent", "fixed", "least", "most"],
+};
+pub(super) static FAULT_ABORT: Section = Section {
+    path: "route.fault.abort",
+    header: "`abort` of `fault` in a [[route]]",
+    keys: &["percent", "status", "grpc_status", "reset"],
+};
 pub(super) static AUTHORIZATION: Section = Section {
     path: "authorization",
     header: "[[authorization]]",
@@ -365,6 +379,9 @@ pub(super) static SECTIONS: &[&Section] = &[
     &CORS,
     &CORS_ORIGIN,
     &MIRROR,
+    &FAULT,
+    &FAULT_DELAY,
+    &FAULT_ABORT,
     &AUTHORIZATION,
     &CANARY,
 ];

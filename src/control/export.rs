@@ -191,6 +191,20 @@ fn services(page: &mut Page<'_, '_>, store: &Store) -> fmt::Result {
         }),
     )?;
     page.counter(
+        "faults",
+        "Exchanges to which a route did something on purpose, by what",
+        None,
+        all().flat_map(|(name, s)| {
+            s.faults.kinds().map(move |(kind, n)| ([("service", name), ("kind", kind)], n))
+        }),
+    )?;
+    page.counter(
+        "faults_refused",
+        "Faults that were not made: as many as there may be were going on",
+        None,
+        each(|s| s.faults.refused),
+    )?;
+    page.counter(
         "request_body",
         "Bytes of request bodies taken from callers",
         Some(Unit::Bytes),

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use super::latency::Latency;
 use crate::failure::{Cause, Failure};
+use crate::telemetry::faults::FaultCounts;
 use crate::telemetry::mirrored::MirrorCounts;
 use crate::telemetry::retries::RetryCounts;
 use crate::telemetry::routes::{OVERFLOW_ROUTE, RouteCounts};
@@ -65,6 +66,8 @@ pub(super) struct Service {
     pub retries: RetryCounts,
     /// Copies of requests.
     pub mirrored: MirrorCounts,
+    /// What was done on purpose.
+    pub faults: FaultCounts,
     /// Bytes of request bodies.
     pub request_body_bytes: u64,
     /// Bytes of response bodies.
@@ -392,6 +395,7 @@ impl Service {
         self.further_attempts += counts.further_attempts;
         self.retries.add(&counts.retries);
         self.mirrored.add(&counts.mirrored);
+        self.faults.add(&counts.faults);
         self.request_body_bytes += counts.request_body_bytes;
         self.response_body_bytes += counts.response_body_bytes;
         self.first_byte.record(&counts.first_byte);

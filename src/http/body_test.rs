@@ -14,6 +14,7 @@ fn limits() -> Limits {
         handshakes_max: 16,
         mirrored_max: 1,
         mirrored_body_bytes_max: 1,
+        faults_max: 1,
     }
 }
 

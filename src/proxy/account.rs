@@ -14,6 +14,7 @@ use crate::failure::{Cause, Failure, Side};
 use crate::http::grpc::{self, Code, Dialect, Messages, Status};
 use crate::http::h1::{Glimpse, glimpse};
 use crate::identity::SpiffeId;
+use crate::route::fault::Made;
 use crate::shard::clock::{NEVER, ns};
 use crate::shard::{Gathered, Shard, View};
 use crate::telemetry::access::Line;
@@ -248,6 +249,7 @@ impl Account {
             failure,
             attempts: self.attempts.get().into(),
             retried: self.further().and_then(Further::reason),
+            fault: shown.fault,
             request_body_bytes: self.request_body_bytes.get(),
             response_body_bytes: self.response_body_bytes.get(),
             first_byte_ns,
@@ -305,6 +307,8 @@ pub(super) struct Shown<'x> {
     pub(super) route: Option<u32>,
     pub(super) identity: Option<&'x SpiffeId>,
     pub(super) decision: Option<&'x Decision>,
+    /// What its route did to it on purpose.
+    pub(super) fault: Option<Made>,
     /// What the caller spoke; a ringmesh says what its own caller did.
     pub(super) protocol: &'static str,
 }
@@ -329,6 +333,7 @@ impl<'x> Shown<'x> {
             host,
             route: asked.and_then(|a| a.route.id()),
             identity: downstream.identity.as_ref().map(|peer| &peer.id),
+            fault: asked.and_then(|asked| asked.turn.as_ref()?.fault()),
             decision: asked.map(|a| &a.decision),
             protocol: asked.map_or("", |a| a.version.name()),
         }

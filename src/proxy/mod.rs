@@ -10,6 +10,7 @@ mod admit;
 mod again;
 mod caller;
 mod connect;
+mod fault;
 mod from_h2;
 mod h2_client;
 mod h2_io;
@@ -163,10 +164,15 @@ async fn exchange(shard: &Rc<Shard>, downstream: &mut Downstream, asked: &mut As
     // What was sent in the hope of a tunnel must not be read as a request if none comes about.
     asked.keep_alive &=
         asked.tunnel.is_none() || (!asked.is_connect() && downstream.input.len() == asked.head_len);
+    if let Some(delay) = asked.turn.as_ref().and_then(|turn| turn.delay()) {
+        // Boxed: hardly any is held up.
+        Box::pin(fault::hold_up(shard, &account, delay, deadline)).await;
+    }
     let result = match &service {
         _ if asked.decision.verdict == Verdict::Deny => {
             Err(Some(Failure::downstream(Stage::Authorize, Cause::Denied)))
         }
+        _ if asked.turn.as_ref().is_some_and(|turn| turn.resets()) => Ok(Fate::Reset),
         _ if asked.answer_here || asked.turn.as_ref().is_some_and(|turn| turn.is_answer()) => Err(None),
         _ if let Some(cause) = tunnel_refused(asked, route) => Err(Some(Failure::local(Stage::Route, cause))),
         None => Err(Some(without_service(route))),

@@ -34,6 +34,7 @@ fn snapshot(generation: u64, rules: Vec<Rule>) -> Arc<Snapshot> {
             handshakes_max: 1,
             mirrored_max: 1,
             mirrored_body_bytes_max: 1,
+            faults_max: 1,
         },
         timeouts: Timeouts {
             head: second,

@@ -63,6 +63,23 @@ pub struct Shard {
     draining: Cell<bool>,
     /// Copies of requests in progress.
     mirrored: Cell<u32>,
+    /// Exchanges to which something is done on purpose.
+    faulty: Cell<u32>,
+}
+
+/// An exchange to which something is done on purpose, until it is dropped.
+pub struct Faulty(Rc<Shard>);
+
+impl std::fmt::Debug for Faulty {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Faulty")
+    }
+}
+
+impl Drop for Faulty {
+    fn drop(&mut self) {
+        self.0.faulty.set(self.0.faulty.get() - 1);
+    }
 }
 
 /// A copy of a request in progress, until it is dropped.
@@ -158,6 +175,7 @@ impl Shard {
             doors: Doors::new(Arc::<Link>::clone(&link)),
             draining: Cell::new(false),
             mirrored: Cell::new(0),
+            faulty: Cell::new(0),
             link,
         }
     }
@@ -229,6 +247,28 @@ impl Shard {
     pub fn has_room(&self) -> bool {
         let share = self.view.borrow().snapshot.limits.connections_max.div_ceil(self.shards);
         self.totals.downstream_open.get() < share.into()
+    }
+
+    /// Offers a place for something done on purpose: of this shard's share of `faults_max`. Where there was none and one was wanted,
+    /// it is counted for that service.
+    pub fn admit_fault(
+        self: &Rc<Self>,
+        view: &View,
+        service: Option<u32>,
+        takes: impl FnOnce(&dyn Fn() -> Option<Faulty>) -> bool,
+    ) {
+        let share = view.snapshot.limits.faults_max.div_ceil(self.shards);
+        let place = || {
+            let room = self.faulty.get() < share;
+            room.then(|| {
+                self.faulty.set(self.faulty.get() + 1);
+                Faulty(Rc::clone(self))
+            })
+        };
+        if !takes(&place) {
+            let slot = service.map_or(View::NO_SERVICE, |id| self.service(view, id).recorder_slot);
+            self.recorder.borrow_mut().record_fault_refused(slot);
+        }
     }
 
     /// A place for one more copy of a request: of this shard's share of `mirrored_max`.

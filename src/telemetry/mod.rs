@@ -5,6 +5,7 @@
 //! back after a while without any; at most `SERVICES_MAX` services are told apart per shard, the rest share one entry.
 
 pub mod access;
+pub mod faults;
 pub mod mirrored;
 pub mod recorder;
 pub mod retries;
@@ -99,6 +100,8 @@ pub struct ServiceCounts {
     pub retries: retries::RetryCounts,
     /// Copies of requests of others for it: counted here only.
     pub mirrored: mirrored::MirrorCounts,
+    /// What was done on purpose.
+    pub faults: faults::FaultCounts,
     /// Bytes of request bodies taken from callers.
     pub request_body_bytes: u64,
     /// Bytes of response bodies sent to callers.
@@ -130,6 +133,7 @@ impl ServiceCounts {
             further_attempts: 0,
             retries: retries::RetryCounts::default(),
             mirrored: mirrored::MirrorCounts::default(),
+            faults: faults::FaultCounts::default(),
             request_body_bytes: 0,
             response_body_bytes: 0,
             first_byte: histogram(Self::LATENCY_MAX_NS),
@@ -174,6 +178,7 @@ impl ServiceCounts {
         self.further_attempts += other.further_attempts;
         self.retries.add(&other.retries);
         self.mirrored.add(&other.mirrored);
+        self.faults.add(&other.faults);
         self.request_body_bytes += other.request_body_bytes;
         self.response_body_bytes += other.response_body_bytes;
         for (mine, theirs) in [
@@ -194,6 +199,7 @@ impl ServiceCounts {
         self.further_attempts = 0;
         self.retries = retries::RetryCounts::default();
         self.mirrored = mirrored::MirrorCounts::default();
+        self.faults = faults::FaultCounts::default();
         self.request_body_bytes = 0;
         self.response_body_bytes = 0;
         self.first_byte.reset();

@@ -20,6 +20,7 @@ use super::{
 use crate::authorize::{Policy, RuleId};
 use crate::failure::{Cause, Failure};
 use crate::http::grpc::Status;
+use crate::route::fault::Made;
 use crate::shard::link::Link;
 use crate::upstream::retry::Reason;
 
@@ -55,6 +56,8 @@ pub struct Ended {
     pub attempts: u32,
     /// Why the last of them was made, where a retry policy did.
     pub retried: Option<Reason>,
+    /// What its route did to it on purpose.
+    pub fault: Option<Made>,
     /// Bytes of the request's body.
     pub request_body_bytes: u64,
     /// Bytes of the response's body.
@@ -158,6 +161,9 @@ impl Recorder {
         if let Some(grpc) = &ended.grpc {
             counts.count_grpc(grpc, class);
         }
+        if let Some(made) = ended.fault {
+            counts.faults.made[made as usize] += 1;
+        }
         counts.further_attempts += u64::from(ended.attempts.saturating_sub(1));
         if ended.retried.is_some() && ended.is_good() {
             counts.retries.succeeded += 1;
@@ -181,6 +187,11 @@ impl Recorder {
     /// Counts a further attempt that there was not.
     pub fn record_retry_refused(&mut self, slot: u32, refusal: Refusal) {
         self.counts(slot).retries.refused[refusal as usize] += 1;
+    }
+
+    /// Counts a fault that was not made.
+    pub fn record_fault_refused(&mut self, slot: u32) {
+        self.counts(slot).faults.refused += 1;
     }
 
     /// Counts a copy of a request that was answered with this status; 0: it was not.

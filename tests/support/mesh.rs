@@ -12,6 +12,7 @@ use ringmesh::config;
 use ringmesh::shard::link::{Link, Notice, Order};
 use ringmesh::shard::{Plan, spawn};
 use ringmesh::snapshot::Snapshot;
+use ringmesh::telemetry::faults::FaultCounts;
 use ringmesh::telemetry::mirrored::MirrorCounts;
 use ringmesh::telemetry::retries::RetryCounts;
 use ringmesh::telemetry::{GrpcCounts, ShardTotals};
@@ -85,6 +86,8 @@ pub struct Seen {
     pub retries: RetryCounts,
     /// Copies of requests.
     pub mirrored: MirrorCounts,
+    /// What was done on purpose.
+    pub faults: FaultCounts,
     /// Totals at the end.
     pub totals: ShardTotals,
     /// Causes of panics.
@@ -369,6 +372,7 @@ impl Seen {
                 self.grpc.add(&service.counts.grpc);
                 self.retries.add(&service.counts.retries);
                 self.mirrored.add(&service.counts.mirrored);
+                self.faults.add(&service.counts.faults);
                 for (mine, theirs) in self.by_class.iter_mut().zip(service.counts.by_class) {
                     *mine += theirs;
                 }

@@ -126,6 +126,9 @@ pub(super) fn extras(raw: &RawRoute, from: &From<'_>) -> Vec<Extra> {
         let entries: Vec<String> = mirror.value.iter().map(entry).collect();
         add("mirror", format!("[{}]", entries.join(", ")), from.mark_of(Some(mirror)));
     }
+    if let Some(at) = &raw.action.fault {
+        add("fault", shown::fault(&at.value), from.mark_of(Some(at)));
+    }
     let RawAction { redirect, respond, rewrite, request_headers, response_headers, cors, .. } = &*raw.action;
     if let Some(at) = redirect {
         add("redirect", shown::redirect(&at.value), from.mark_of(Some(at)));

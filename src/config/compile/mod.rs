@@ -352,6 +352,7 @@ fn limits(raw: &RawLimits, from: &mut From<'_>) -> Limits {
         connections_max: from.key(&defaults::CONNECTIONS_MAX, raw.connections_max),
         interim_responses_max: from.key(&defaults::INTERIM_RESPONSES_MAX, raw.interim_responses_max),
         handshakes_max: from.key(&defaults::HANDSHAKES_MAX, raw.handshakes_max),
+        faults_max: from.key(&defaults::FAULTS_MAX, raw.faults_max),
         mirrored_max: from.key(&defaults::MIRRORED_MAX, raw.mirrored_max),
         mirrored_body_bytes_max: narrow(
             from.key(&defaults::MIRRORED_BODY_BYTES_MAX, raw.mirrored_body_bytes_max),
@@ -412,6 +413,7 @@ fn route(
     let mut extras = matching::shown(&raw, &matching, from);
     extras.extend(action::extras(&raw, from));
     let changes = action::changes(&raw);
+    let fault = raw.action.fault.as_ref().map(|at| Box::new(at.value.clone()));
     let marks = [
         from.mark_of(raw.hosts.as_ref()),
         from.mark_of(raw.path.as_ref().or(raw.path_prefix.as_ref()))
@@ -431,6 +433,7 @@ fn route(
             name,
             action,
             changes,
+            fault,
             mirror,
             timeout,
             upgrades: value_or(raw.upgrades, defaults::UPGRADES),

@@ -8,7 +8,7 @@ use super::super::reader::{Item, Opened, Reader};
 use super::super::report::{Place, Problem};
 use super::super::values::{self, Complaint};
 use super::super::{defaults, policy_text, schema};
-use super::{changes, mirror, missing};
+use super::{changes, fault, mirror, missing};
 use crate::route::split::{SameSite, SetCookie, Split, Sticky};
 
 /// The keys of which a route has exactly one.
@@ -62,6 +62,7 @@ pub(super) fn action(reader: &mut Reader<'_>, table: &Opened<'_>, place: Place) 
         response_headers,
         cors: table.value("cors").and_then(|item| changes::cors(reader, item)),
         mirror: table.value("mirror").and_then(|item| mirror::mirror(reader, item)),
+        fault: table.value("fault").and_then(|item| fault::fault(reader, item)),
     })
 }
 

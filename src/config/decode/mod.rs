@@ -13,6 +13,7 @@ mod breaker;
 mod canary;
 mod caps;
 mod changes;
+mod fault;
 mod matching;
 mod mirror;
 mod policy;
@@ -272,6 +273,10 @@ fn limits(reader: &mut Reader<'_>, table: &Opened<'_>, raw: &mut RawLimits) {
     if let Some(item) = table.value("mirrored_body_bytes_max") {
         let value = reader.size(&defaults::MIRRORED_BODY_BYTES_MAX, item);
         once(reader, defaults::MIRRORED_BODY_BYTES_MAX.name, &mut raw.mirrored_body_bytes_max, value);
+    }
+    if let Some(item) = table.value("faults_max") {
+        let value = reader.count(&defaults::FAULTS_MAX, item);
+        once(reader, defaults::FAULTS_MAX.name, &mut raw.faults_max, value);
     }
     if let Some(item) = table.value("handshakes_max") {
         let value = reader.count(&defaults::HANDSHAKES_MAX, item);

@@ -32,7 +32,8 @@ pub(super) struct Chosen<'s> {
 }
 
 /// What applies whatever service it is.
-const OF_ROUTE: [fn(&Chosen<'_>) -> Option<Line>; 10] = [
+const OF_ROUTE: [fn(&Chosen<'_>) -> Option<Line>; 11] = [
+    actions::fault,
     actions::answer,
     service,
     actions::canary,
