@@ -10,11 +10,16 @@ use h2::server::SendResponse;
 
 use super::account::Account;
 use super::relay::unless_reset;
+use crate::downstream::Asked;
 use crate::shard::Shard;
-use crate::shard::clock::ns;
+use crate::shard::clock::{NEVER, ns};
 
 /// Lets a request that came by HTTP/1.1 wait, not beyond its deadline.
-pub(super) async fn hold_up(shard: &Shard, account: &Account, delay: Duration, deadline: u64) {
+pub(super) async fn hold_up(shard: &Shard, account: &Account, asked: &Asked) {
+    let delay = asked.turn.as_ref().and_then(|turn| turn.delay()).unwrap_or_default();
+    let route = asked.route.id().and_then(|id| asked.view.snapshot.routes.route(id));
+    let timeout = route.and_then(|route| route.timeout);
+    let deadline = timeout.map_or(NEVER, |timeout| asked.started.saturating_add(ns(timeout)));
     let until = shard.clock.now().saturating_add(ns(delay)).min(deadline);
     account.wait(shard.clock.now());
     let _: Option<()> = shard.deadlines.alarm().until(until, pending()).await;

@@ -80,15 +80,11 @@ enum Body {
 }
 
 impl Path<'_> {
-    /// Copies a request that came by HTTP/1.1, now if its body lies there (that long), else when it has come.
-    pub(super) fn mirror(
-        &self,
-        downstream: &Downstream,
-        asked: &Asked,
-        mirrors: &[Mirror],
-        head: &[u8],
-        body: Option<usize>,
-    ) {
+    /// Copies a request that came by HTTP/1.1, where its route says so: now if its body lies there (that long), else when it has come.
+    pub(super) fn mirror(&self, downstream: &Downstream, asked: &Asked, head: &[u8], body: Option<usize>) {
+        // Looked up again: held over what was waited for, it would take room in the future of every connection.
+        let route = asked.route.id().and_then(|id| asked.view.snapshot.routes.route(id));
+        let Some(mirrors) = route.and_then(|route| route.mirror.as_deref()) else { return };
         if asked.tunnel.is_some() {
             return;
         }

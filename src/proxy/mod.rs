@@ -155,6 +155,10 @@ enum Settled {
 async fn exchange(shard: &Rc<Shard>, downstream: &mut Downstream, asked: &mut Asked) -> Fate {
     let _exchange = InProgress::count(shard);
     let account = Account::new(asked.started, asked.head_waited_us);
+    if asked.turn.as_ref().is_some_and(|turn| turn.delay().is_some()) {
+        // Boxed: hardly any is held up.
+        Box::pin(fault::hold_up(shard, &account, asked)).await;
+    }
     let route = asked.route.id().and_then(|id| asked.view.snapshot.routes.routes().get(id as usize));
     let service = asked.service.id().map(|id| shard.service(&asked.view, id));
     let deadline = route.and_then(|r| r.timeout).map_or(NEVER, |t| asked.started.saturating_add(ns(t)));
@@ -164,10 +168,6 @@ async fn exchange(shard: &Rc<Shard>, downstream: &mut Downstream, asked: &mut As
     // What was sent in the hope of a tunnel must not be read as a request if none comes about.
     asked.keep_alive &=
         asked.tunnel.is_none() || (!asked.is_connect() && downstream.input.len() == asked.head_len);
-    if let Some(delay) = asked.turn.as_ref().and_then(|turn| turn.delay()) {
-        // Boxed: hardly any is held up.
-        Box::pin(fault::hold_up(shard, &account, delay, deadline)).await;
-    }
     let result = match &service {
         _ if asked.decision.verdict == Verdict::Deny => {
             Err(Some(Failure::downstream(Stage::Authorize, Cause::Denied)))
@@ -190,10 +190,8 @@ async fn exchange(shard: &Rc<Shard>, downstream: &mut Downstream, asked: &mut As
                 Ok(Some(waiting)) => Box::pin(path.wait_for_place(waiting, downstream)).await,
                 Err(failure) => Err(failure),
             };
-            if admitted.is_ok()
-                && let Some(mirrors) = route.and_then(|route| route.mirror.as_deref())
-            {
-                path.mirror(downstream, asked, mirrors, &head, body);
+            if admitted.is_ok() {
+                path.mirror(downstream, asked, &head, body);
             }
             let settled = match body.filter(|n| *n <= head.capacity() - head.len()) {
                 _ if let Err(failure) = admitted => Err(failure),
