@@ -174,36 +174,7 @@ fn services(page: &mut Page<'_, '_>, store: &Store) -> fmt::Result {
         None,
         each(|s| s.retries.succeeded),
     )?;
-    page.counter(
-        "mirrored",
-        "Copies of requests, by the service that got them and the class of its status",
-        None,
-        all().flat_map(|(name, s)| {
-            s.mirrored.classes().map(move |(class, n)| ([("service", name), ("class", class)], n))
-        }),
-    )?;
-    page.counter(
-        "mirrored_unsent",
-        "Copies of requests that were not sent, by the service that did not get them and why",
-        None,
-        all().flat_map(|(name, s)| {
-            s.mirrored.reasons().map(move |(why, n)| ([("service", name), ("why", why)], n))
-        }),
-    )?;
-    page.counter(
-        "faults",
-        "Exchanges to which a route did something on purpose, by what",
-        None,
-        all().flat_map(|(name, s)| {
-            s.faults.kinds().map(move |(kind, n)| ([("service", name), ("kind", kind)], n))
-        }),
-    )?;
-    page.counter(
-        "faults_refused",
-        "Faults that were not made: as many as there may be were going on",
-        None,
-        each(|s| s.faults.refused),
-    )?;
+    beside(page, store)?;
     page.counter(
         "request_body",
         "Bytes of request bodies taken from callers",
@@ -250,6 +221,41 @@ fn services(page: &mut Page<'_, '_>, store: &Store) -> fmt::Result {
         "The part of an exchange that this proxy itself took: the whole less the waits for either peer",
         &OWN_BOUNDS_NS,
         spread(|s| &s.own),
+    )
+}
+
+/// What is counted apart from the exchanges of a service: copies for it, and what routes do on purpose.
+fn beside(page: &mut Page<'_, '_>, store: &Store) -> fmt::Result {
+    let all = || store.services();
+    page.counter(
+        "mirrored",
+        "Copies of requests, by the service that got them and the class of its status",
+        None,
+        all().flat_map(|(name, s)| {
+            s.mirrored.classes().map(move |(class, n)| ([("service", name), ("class", class)], n))
+        }),
+    )?;
+    page.counter(
+        "mirrored_unsent",
+        "Copies of requests that were not sent, by the service that did not get them and why",
+        None,
+        all().flat_map(|(name, s)| {
+            s.mirrored.reasons().map(move |(why, n)| ([("service", name), ("why", why)], n))
+        }),
+    )?;
+    page.counter(
+        "faults",
+        "Exchanges to which a route did something on purpose, by what",
+        None,
+        all().flat_map(|(name, s)| {
+            s.faults.kinds().map(move |(kind, n)| ([("service", name), ("kind", kind)], n))
+        }),
+    )?;
+    page.counter(
+        "faults_refused",
+        "Faults that were not made: as many as there may be were going on",
+        None,
+        all().map(|(name, s)| ([("service", name)], s.faults.refused)),
     )
 }
 
