@@ -17,6 +17,9 @@ const LIMITS: Limits = Limits {
     connections_max: 1,
     interim_responses_max: 16,
     handshakes_max: 16,
+    mirrored_max: 1,
+    mirrored_body_bytes_max: 1,
+    faults_max: 1,
 };
 
 /// A call between services: ten fields, some 500 bytes.

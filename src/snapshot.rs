@@ -209,6 +209,12 @@ pub struct Limits {
     pub interim_responses_max: u16,
     /// TLS handshakes with callers in progress at a time, of the whole proxy; each shard gets an equal share.
     pub handshakes_max: u32,
+    /// Copies of requests in progress at a time, of the whole proxy; each shard gets an equal share.
+    pub mirrored_max: u32,
+    /// Bytes of a request's body that are kept for its copies; a longer one is not copied.
+    pub mirrored_body_bytes_max: u32,
+    /// Exchanges to which something is done on purpose at a time, of the whole proxy; each shard gets an equal share.
+    pub faults_max: u32,
 }
 
 impl Limits {

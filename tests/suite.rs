@@ -19,6 +19,10 @@ mod config_mesh; // the same for TLS, identity, authorization, HTTP/2
 mod actions; // what a route changes and answers itself
 #[path = "suite/canary.rs"]
 mod canary; // a service that takes over from another, or not
+#[path = "suite/faults.rs"]
+mod faults; // what a route does to requests on purpose
+#[path = "suite/mirror.rs"]
+mod mirror; // copies of requests for other services
 #[path = "suite/split.rs"]
 mod split; // several services for one route: shares, who stays where
 

@@ -15,6 +15,9 @@ const LIMITS: Limits = Limits {
     connections_max: 1,
     interim_responses_max: 1,
     handshakes_max: 1,
+    mirrored_max: 1,
+    mirrored_body_bytes_max: 1,
+    faults_max: 1,
 };
 
 /// Below every limit of the reframer, of which the naive decoder knows nothing.

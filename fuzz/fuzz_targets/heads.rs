@@ -12,6 +12,9 @@ pub const LIMITS: Limits = Limits {
     connections_max: 1,
     interim_responses_max: 1,
     handshakes_max: 1,
+    mirrored_max: 1,
+    mirrored_body_bytes_max: 1,
+    faults_max: 1,
 };
 
 /// The next hop's: what was added must not be what it refuses.

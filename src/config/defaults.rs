@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::compiled::TlsVersion;
 use crate::authorize::Verdict;
 use crate::route::Upgrades;
+use crate::route::fault::Fault;
 use crate::route::split::Split;
 use crate::shard::RuntimeChoice;
 use crate::snapshot::{AccessLogFormat, ForwardedFields, Limits};
@@ -85,6 +86,18 @@ pub(super) const INTERIM_RESPONSES_MAX: Key<u16> = key("limits.interim_responses
 /// 256 for the whole proxy: a handshake is the dearest thing that a caller without any right can ask for, so that few
 /// are under way at a time and the others wait. Envoy and nginx none, HAProxy none unless `maxsslconn` is set.
 pub(super) const HANDSHAKES_MAX: Key<u32> = key("limits.handshakes_max", 256, 1, 1_000_000);
+
+/// 1024 copies of requests for the whole proxy: with 64 KiB of body each that is 64 MiB. Envoy and Istio none but the breaker of
+/// the service that gets them.
+pub(super) const MIRRORED_MAX: Key<u32> = key("limits.mirrored_max", 1024, 0, 1_000_000);
+
+/// 64 KiB of a body are kept for a copy, as for a retry. Envoy 1 MiB, what it buffers.
+pub(super) const MIRRORED_BODY_BYTES_MAX: Key<u64> =
+    key("limits.mirrored_body_bytes_max", 64 << 10, 1, 16 << 20);
+
+/// 100 exchanges of the whole proxy: enough to see what callers make of it, too few to take a fleet down by a slip. Envoy none
+/// unless `max_active_faults` is set.
+pub(super) const FAULTS_MAX: Key<u32> = key("limits.faults_max", 100, 0, 1_000_000);
 
 // --- how long a caller may take ---
 
@@ -335,6 +348,16 @@ pub(super) const RESPOND_STATUS: Key<u16> = key("route.respond.status", 200, 200
 /// Until the browser is closed unless a time is said (the hour here is what hints show). Envoy the same.
 pub(super) const COOKIE_TTL: Key<Duration> =
     key("route.sticky.set_cookie.ttl", seconds(3600), seconds(1), seconds(400 * 24 * 3600));
+
+/// No defaults of their own (what stands here is what hints show). Five minutes at most: longer is a hang, which an abort shows as well.
+pub(super) const FAULT_DELAY: Key<Duration> =
+    key("route.fault.delay.fixed", seconds(1), MILLISECOND, Fault::DELAY_MAX);
+pub(super) const FAULT_DELAY_LEAST: Key<Duration> =
+    key("route.fault.delay.least", Duration::ZERO, Duration::ZERO, Fault::DELAY_MAX);
+pub(super) const FAULT_DELAY_MOST: Key<Duration> =
+    key("route.fault.delay.most", seconds(1), MILLISECOND, Fault::DELAY_MAX);
+pub(super) const FAULT_STATUS: Key<u16> = key("route.fault.abort.status", 503, 400, 599);
+pub(super) const FAULT_GRPC_STATUS: Key<u8> = key("route.fault.abort.grpc_status", 14, 1, 16);
 
 /// 10 min: a preflight for each page view, not for each request, and a change is seen soon. Browsers 5 s where nothing is
 /// said, and no more than 2 h (Chrome) or 24 h (Firefox). Envoy and Istio nothing.

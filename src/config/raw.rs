@@ -15,7 +15,9 @@ use crate::identity::{IdMatch, SpiffeId, TrustDomain};
 use crate::route::answer::Respond;
 use crate::route::changes::FieldChanges;
 use crate::route::cors::Cors;
+use crate::route::fault::Fault;
 use crate::route::path::NewPath;
+use crate::route::percent::Percent;
 use crate::route::split::Sticky;
 use crate::route::{HostMatch, Priority, Regex, Template, Test, Upgrades};
 use crate::shard::RuntimeChoice;
@@ -106,6 +108,9 @@ pub(super) struct RawLimits {
     pub(super) connections_max: Option<At<u32>>,
     pub(super) interim_responses_max: Option<At<u16>>,
     pub(super) handshakes_max: Option<At<u32>>,
+    pub(super) mirrored_max: Option<At<u32>>,
+    pub(super) mirrored_body_bytes_max: Option<At<u64>>,
+    pub(super) faults_max: Option<At<u32>>,
 }
 
 #[derive(Debug, Default)]
@@ -398,6 +403,15 @@ pub(super) struct RawAction {
     pub(super) request_headers: Option<At<FieldChanges>>,
     pub(super) response_headers: Option<At<FieldChanges>>,
     pub(super) cors: Option<At<Cors>>,
+    pub(super) mirror: Option<At<Vec<RawMirror>>>,
+    pub(super) fault: Option<At<Fault>>,
+}
+
+/// A service that gets copies.
+#[derive(Debug)]
+pub(super) struct RawMirror {
+    pub(super) service: At<Box<str>>,
+    pub(super) percent: Percent,
 }
 
 /// Shares and tolerances are fractions, steps percent.

@@ -85,6 +85,7 @@ fn every_value_shown_is_the_default() {
         "route.app-changed.",
         "route.app-changed-by-regex.",
         "route.app-changed-whole.",
+        "route.app-faults",
         "route.app-redirect.",
         "route.app-redirect-by-regex.",
         "route.app-redirect-whole.",

@@ -48,6 +48,9 @@ pub(super) static LIMITS: Section = Section {
         "connections_max",
         "interim_responses_max",
         "handshakes_max",
+        "mirrored_max",
+        "mirrored_body_bytes_max",
+        "faults_max",
     ],
 };
 pub(super) static TIMEOUTS: Section = Section {
@@ -224,6 +227,8 @@ pub(super) static ROUTE: Section = Section {
         "request_headers",
         "response_headers",
         "cors",
+        "mirror",
+        "fault",
         "timeout",
         "upgrades",
         "tunnel_idle",
@@ -297,6 +302,23 @@ pub(super) static CORS_ORIGIN: Section = Section {
     header: "an entry of `origins` in `cors` of a [[route]]",
     keys: &["regex"],
 };
+pub(super) static MIRROR: Section = Section {
+    path: "route.mirror",
+    header: "an entry of `mirror` in a [[route]]",
+    keys: &["service", "percent"],
+};
+pub(super) static FAULT: Section =
+    Section { path: "route.fault", header: "`fault` of a [[route]]", keys: &["delay", "abort", "by_header"] };
+pub(super) static FAULT_DELAY: Section = Section {
+    path: "route.fault.delay",
+    header: "`delay` of `fault` in a [[route]]",
+    keys: &["percent", "fixed", "least", "most"],
+};
+pub(super) static FAULT_ABORT: Section = Section {
+    path: "route.fault.abort",
+    header: "`abort` of `fault` in a [[route]]",
+    keys: &["percent", "status", "grpc_status", "reset"],
+};
 pub(super) static AUTHORIZATION: Section = Section {
     path: "authorization",
     header: "[[authorization]]",
@@ -356,6 +378,10 @@ pub(super) static SECTIONS: &[&Section] = &[
     &RESPONSE_HEADERS,
     &CORS,
     &CORS_ORIGIN,
+    &MIRROR,
+    &FAULT,
+    &FAULT_DELAY,
+    &FAULT_ABORT,
     &AUTHORIZATION,
     &CANARY,
 ];

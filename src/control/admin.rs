@@ -194,6 +194,10 @@ async fn answer(
             let all = has("all") || has("all=1");
             page(StatusCode::OK, kind, pages::services(state, all, json))
         }
+        "/routes" => {
+            let all = has("all") || has("all=1");
+            page(StatusCode::OK, kind, pages::routes(state, all, json))
+        }
         "/shards" => show(pages::shards(state)),
         "/config" => show(pages::config(state)),
         "/explain" => explain(state, query, has("all") || has("all=1"), json),

@@ -106,6 +106,7 @@ impl Collector for Scrape {
         let store = self.0.store();
         services(&mut page, &store)?;
         super::endpoints::metrics(&mut page, &self.0)?;
+        routes(&mut page, &store)?;
         authorization(&mut page, &store)?;
         shards(&mut page, &self.0, &store)?;
         drop(store);
@@ -173,6 +174,7 @@ fn services(page: &mut Page<'_, '_>, store: &Store) -> fmt::Result {
         None,
         each(|s| s.retries.succeeded),
     )?;
+    beside(page, store)?;
     page.counter(
         "request_body",
         "Bytes of request bodies taken from callers",
@@ -219,6 +221,74 @@ fn services(page: &mut Page<'_, '_>, store: &Store) -> fmt::Result {
         "The part of an exchange that this proxy itself took: the whole less the waits for either peer",
         &OWN_BOUNDS_NS,
         spread(|s| &s.own),
+    )
+}
+
+/// What is counted apart from the exchanges of a service: copies for it, and what routes do on purpose.
+fn beside(page: &mut Page<'_, '_>, store: &Store) -> fmt::Result {
+    let all = || store.services();
+    page.counter(
+        "mirrored",
+        "Copies of requests, by the service that got them and the class of its status",
+        None,
+        all().flat_map(|(name, s)| {
+            s.mirrored.classes().map(move |(class, n)| ([("service", name), ("class", class)], n))
+        }),
+    )?;
+    page.counter(
+        "mirrored_unsent",
+        "Copies of requests that were not sent, by the service that did not get them and why",
+        None,
+        all().flat_map(|(name, s)| {
+            s.mirrored.reasons().map(move |(why, n)| ([("service", name), ("why", why)], n))
+        }),
+    )?;
+    page.counter(
+        "faults",
+        "Exchanges to which a route did something on purpose, by what",
+        None,
+        all().flat_map(|(name, s)| {
+            s.faults.kinds().map(move |(kind, n)| ([("service", name), ("kind", kind)], n))
+        }),
+    )?;
+    page.counter(
+        "faults_refused",
+        "Faults that were not made: as many as there may be were going on",
+        None,
+        all().map(|(name, s)| ([("service", name)], s.faults.refused)),
+    )
+}
+
+fn routes(page: &mut Page<'_, '_>, store: &Store) -> fmt::Result {
+    let all = || store.routes();
+    page.counter(
+        "route_exchanges",
+        "Exchanges ended, by route and class of the status sent downstream",
+        None,
+        all().flat_map(|(name, route)| {
+            let classes = CLASSES.iter().zip(route.by_class).filter(|(_, n)| *n > 0);
+            classes.map(move |(class, n)| ([("route", name), ("class", class)], n))
+        }),
+    )?;
+    page.counter(
+        "route_failures",
+        "Exchanges that ended badly, by route and failure",
+        None,
+        all().flat_map(|(name, route)| {
+            let known = route.failures.iter().map(move |(f, n)| {
+                let (stage, side, cause) = (f.stage.label(), f.side.label(), f.cause.label());
+                ([("route", name), ("stage", stage), ("side", side), ("cause", cause)], *n)
+            });
+            let other = [("route", name), ("stage", "other"), ("side", "other"), ("cause", "other")];
+            known.chain((route.failures_other > 0).then_some((other, route.failures_other)))
+        }),
+    )?;
+    page.histogram_by(
+        "route",
+        "route_whole",
+        "From the first byte of the request to the last byte of the response, by route, within an eighth",
+        &LATENCY_BOUNDS_NS,
+        all().map(|(name, route)| (name, &route.whole)),
     )
 }
 
@@ -498,6 +568,17 @@ impl Page<'_, '_> {
         bounds_ns: &[u64],
         samples: impl Iterator<Item = (&'l str, &'l Latency)>,
     ) -> fmt::Result {
+        self.histogram_by("service", name, help, bounds_ns, samples)
+    }
+
+    fn histogram_by<'l>(
+        &mut self,
+        label: &'static str,
+        name: &str,
+        help: &str,
+        bounds_ns: &[u64],
+        samples: impl Iterator<Item = (&'l str, &'l Latency)>,
+    ) -> fmt::Result {
         let mut samples = samples.peekable();
         if samples.peek().is_none() {
             return Ok(());
@@ -505,8 +586,8 @@ impl Page<'_, '_> {
         let help = format!("{help}.");
         let mut family =
             self.0.encode_descriptor(name, &help, Some(&Unit::Seconds), MetricType::Histogram)?;
-        for (service, latency) in samples {
-            family.encode_family(&[("service", service)])?.encode_histogram::<NoLabelSet>(
+        for (value, latency) in samples {
+            family.encode_family(&[(label, value)])?.encode_histogram::<NoLabelSet>(
                 latency.sum_seconds(),
                 latency.count(),
                 &latency.between(bounds_ns),

@@ -7,6 +7,8 @@
 
 use hdrhistogram::Histogram;
 
+use crate::telemetry::routes::Spread;
+
 /// Non-empty buckets by rising value, and the sum of all values.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Latency {
@@ -39,6 +41,17 @@ impl Latency {
             other.buckets.push(Bucket { low: histogram.lowest_equivalent(high), high, count });
             other.count += count;
             other.sum_ns += u128::from(histogram.median_equivalent(high)) * u128::from(count);
+        }
+        self.add(&other);
+    }
+
+    /// Adds what a shard recorded of a route.
+    pub(super) fn record_spread(&mut self, spread: &Spread) {
+        let mut other = Self::default();
+        for (low, high, count) in spread.buckets() {
+            other.buckets.push(Bucket { low, high, count });
+            other.count += count;
+            other.sum_ns += u128::from(low + (high - low) / 2) * u128::from(count);
         }
         self.add(&other);
     }

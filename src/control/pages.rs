@@ -14,7 +14,7 @@ use super::endpoints;
 use super::identity::{Facts, Status};
 use super::latency::Latency;
 use super::state::State;
-use super::store::{Service, Store, Window};
+use super::store::{Route, Service, Store, Window};
 use crate::config::Origin;
 use crate::upstream::health::Health;
 use crate::upstream::spec;
@@ -42,6 +42,7 @@ ringmesh
   /live       200 while the process can answer
   /metrics    Prometheus text, or OpenMetrics if asked for
   /services   what goes to each service: rate, latency, the proxy's own time, errors, endpoints
+  /routes     what each route saw: exchanges, errors, latency
   /shards     what each shard does
   /config     the configuration in use, with where each value came from
   /canary     which service takes over from which, how far it is and why
@@ -55,8 +56,8 @@ ringmesh
   POST /reload   read the configuration again
   POST /drain    finish what is in flight, then end
 
-/services, /shards, /config, /canary, /explain, /identity and /build answer in JSON to ?format=json or Accept: application/json.
-/services shows 200 services unless ?all is given.
+/services, /routes, /shards, /config, /canary, /explain, /identity and /build answer in JSON to ?format=json or Accept: application/json.
+/services and /routes show 200 unless ?all is given.
 ";
 
 /// A small page in both forms.
@@ -180,6 +181,49 @@ fn services_json<'a>(store: &Store, rows: impl Iterator<Item = Row<'a>>, hidden:
         let _ = write!(text, "{}\n  {row}", if n > 0 { "," } else { "" });
     }
     let _ = writeln!(text, "\n], \"hidden\": {hidden}}}");
+    text
+}
+
+/// `/routes`, in one form only, as `/services`.
+pub(super) fn routes(state: &State, all: bool, as_json: bool) -> String {
+    let store = state.store();
+    let exchanges = |route: &Route| route.by_class.iter().sum::<u64>();
+    let errors = |route: &Route| route.by_class[0] + route.by_class[5];
+    let mut rows: Vec<(&str, &Route)> = store.routes().collect();
+    rows.sort_by_cached_key(|(name, route)| (Reverse(exchanges(route)), *name));
+    let hidden = if all { 0 } else { rows.len().saturating_sub(SERVICES_SHOWN_MAX) };
+    rows.truncate(rows.len() - hidden);
+    if as_json {
+        let list: Vec<Value> = rows
+            .into_iter()
+            .map(|(name, route)| {
+                let classes = ["none", "1xx", "2xx", "3xx", "4xx", "5xx"].into_iter().zip(route.by_class);
+                let seconds = |q| route.whole.quantile(q).map(|ns| ns as f64 / 1e9);
+                json!({
+                    "name": name, "exchanges": exchanges(route), "errors": errors(route),
+                    "by_class": classes.map(|(class, n)| (class.to_owned(), json!(n))).collect::<serde_json::Map<_, _>>(),
+                    "failures": route.failures.iter().map(|(f, n)| (f.to_string(), json!(n))).collect::<serde_json::Map<_, _>>(),
+                    "failures_other": route.failures_other,
+                    "whole": { "p50_seconds": seconds(0.5), "p99_seconds": seconds(0.99) },
+                })
+            })
+            .collect();
+        return format!("{:#}\n", json!({ "routes": list, "hidden": hidden }));
+    }
+    let mut table = Table::new(&["route", "exchanges", "errors", "failures", "whole p50", "p99"]);
+    for (name, route) in rows {
+        let mut cells = vec![name.to_owned(), exchanges(route).to_string(), errors(route).to_string()];
+        cells.push((route.failures.values().sum::<u64>() + route.failures_other).to_string());
+        for q in [0.5, 0.99] {
+            cells.push(route.whole.quantile(q).map_or_else(|| "-".to_owned(), duration));
+        }
+        table.row(cells);
+    }
+    let mut text = table.text();
+    text.push_str("\nsince the start; latencies within an eighth; routes without traffic are not shown\n");
+    if hidden > 0 {
+        let _ = writeln!(text, "{hidden} more routes: /routes?all");
+    }
     text
 }
 

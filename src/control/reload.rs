@@ -217,6 +217,7 @@ impl Control {
         let rules = snapshot.authorization.rules().iter().map(|r| Arc::clone(&r.name));
         self.state.store().configure(names, Instant::now());
         self.state.store().configure_rules(rules);
+        self.state.store().configure_routes(snapshot.routes.routes().iter().map(|r| Arc::clone(&r.name)));
         if let Some((to, writer)) = log {
             tracing::info!(destination = log_writer::shown(&to), "access log");
             self.log_to = Some(to);

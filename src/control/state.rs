@@ -101,6 +101,7 @@ impl State {
         let shards = links.len();
         let mut store = Store::new(shards, started.0);
         store.configure(live.snapshot.services.iter().map(|s| Arc::clone(&s.name)), started.0);
+        store.configure_routes(live.snapshot.routes.routes().iter().map(|r| Arc::clone(&r.name)));
         store.configure_rules(live.snapshot.authorization.rules().iter().map(|r| Arc::clone(&r.name)));
         Self {
             links,

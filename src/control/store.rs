@@ -13,7 +13,10 @@ use std::time::{Duration, Instant};
 
 use super::latency::Latency;
 use crate::failure::{Cause, Failure};
+use crate::telemetry::faults::FaultCounts;
+use crate::telemetry::mirrored::MirrorCounts;
 use crate::telemetry::retries::RetryCounts;
+use crate::telemetry::routes::{OVERFLOW_ROUTE, RouteCounts};
 use crate::telemetry::rules::{Outcome, RuleCount};
 use crate::telemetry::{
     CONNECTION_FAILURES_MAX, DEFAULT_RULE, GrpcCounts, Interval, NO_SERVICE, OVERFLOW_RULE, OVERFLOW_SERVICE,
@@ -24,6 +27,8 @@ use crate::telemetry::{
 #[derive(Debug)]
 pub(super) struct Store {
     services: BTreeMap<Arc<str>, Service>,
+    routes: BTreeMap<Arc<str>, Route>,
+    configured_routes: HashSet<Arc<str>>,
     configured: HashSet<Arc<str>>,
     shards: Vec<Shard>,
     /// Connections that failed before there was an exchange, by failure.
@@ -59,6 +64,10 @@ pub(super) struct Service {
     pub further_attempts: u64,
     /// Those of a retry policy.
     pub retries: RetryCounts,
+    /// Copies of requests.
+    pub mirrored: MirrorCounts,
+    /// What was done on purpose.
+    pub faults: FaultCounts,
     /// Bytes of request bodies.
     pub request_body_bytes: u64,
     /// Bytes of response bodies.
@@ -72,6 +81,21 @@ pub(super) struct Service {
     seconds: VecDeque<Second>,
     /// Since when it is not configured any more, or had its last traffic after that.
     gone: Option<Instant>,
+}
+
+/// One route since the start of the process, or since it was last forgotten.
+#[derive(Debug)]
+pub(super) struct Route {
+    /// Exchanges by class of status.
+    pub by_class: [u64; 6],
+    /// Failures by kind, at most [`Store::FAILURES_MAX`].
+    pub failures: BTreeMap<Failure, u64>,
+    /// Failures of further kinds.
+    pub failures_other: u64,
+    /// Time to the last byte.
+    pub whole: Latency,
+    /// When it was told of last.
+    told: Instant,
 }
 
 /// What happened to a service in a stretch of time.
@@ -113,6 +137,8 @@ struct Second {
 impl Store {
     /// Services told apart; the exchanges of further ones are counted under [`OVERFLOW_SERVICE`].
     pub(super) const SERVICES_MAX: usize = 2 * crate::telemetry::SERVICES_MAX;
+    /// Routes told apart; the exchanges of further ones are counted under [`OVERFLOW_ROUTE`].
+    pub(super) const ROUTES_MAX: usize = 2 * crate::telemetry::routes::ROUTES_MAX;
     /// Kinds of failure told apart per service.
     pub(super) const FAILURES_MAX: usize = 64;
     /// Listeners × rules × outcomes told apart; further ones are counted under [`OVERFLOW_RULE`].
@@ -126,6 +152,8 @@ impl Store {
     pub(super) fn new(shards: usize, now: Instant) -> Self {
         Self {
             services: BTreeMap::new(),
+            routes: BTreeMap::new(),
+            configured_routes: HashSet::new(),
             configured: HashSet::new(),
             shards: vec![Shard::default(); shards],
             connection_failures: BTreeMap::new(),
@@ -144,6 +172,11 @@ impl Store {
         for (name, service) in &mut self.services {
             service.gone = if self.configured.contains(name) { None } else { service.gone.or(Some(now)) };
         }
+    }
+
+    /// Says which routes are configured from now on.
+    pub(super) fn configure_routes(&mut self, names: impl Iterator<Item = Arc<str>>) {
+        self.configured_routes = names.chain([OVERFLOW_ROUTE.into()]).collect();
     }
 
     /// Says which rules are configured from now on.
@@ -173,6 +206,10 @@ impl Store {
             }
             part.counts.clear();
         }
+        for part in &mut interval.routes {
+            self.merge_route(&part.route, &part.counts, now);
+            part.counts.clear();
+        }
         for counted in &interval.rules {
             self.merge_rule(counted, now);
         }
@@ -194,6 +231,9 @@ impl Store {
                 service.seconds.pop_front();
             }
             service.gone.is_none_or(|gone| now.saturating_duration_since(gone) < Self::EXPIRY)
+        });
+        self.routes.retain(|name, route| {
+            self.configured_routes.contains(name) || now.saturating_duration_since(route.told) < Self::EXPIRY
         });
         self.rules.retain(|(_, rule, _), (_, told)| {
             self.configured_rules.contains(rule) || now.saturating_duration_since(*told) < Self::EXPIRY
@@ -228,6 +268,11 @@ impl Store {
     /// A service that had traffic.
     pub(super) fn service(&self, name: &str) -> Option<&Service> {
         self.services.get(name)
+    }
+
+    /// The routes that had traffic, by name.
+    pub(super) fn routes(&self) -> impl Iterator<Item = (&str, &Route)> + Clone {
+        self.routes.iter().map(|(name, route)| (&**name, route))
     }
 
     /// The shards, by number.
@@ -267,6 +312,30 @@ impl Store {
             window.own.add(&second.own);
         }
         window
+    }
+
+    fn merge_route(&mut self, name: &Arc<str>, counts: &RouteCounts, now: Instant) {
+        let full = self.routes.len() >= Self::ROUTES_MAX && !self.routes.contains_key(name);
+        let name = if full { Arc::from(OVERFLOW_ROUTE) } else { Arc::clone(name) };
+        let route = self.routes.entry(name).or_insert_with(|| Route {
+            by_class: [0; 6],
+            failures: BTreeMap::new(),
+            failures_other: 0,
+            whole: Latency::default(),
+            told: now,
+        });
+        route.told = now;
+        for (mine, theirs) in route.by_class.iter_mut().zip(counts.by_class) {
+            *mine += theirs;
+        }
+        for &(failure, n) in &counts.failures {
+            if route.failures.len() < Self::FAILURES_MAX || route.failures.contains_key(&failure) {
+                *route.failures.entry(failure).or_default() += n;
+            } else {
+                route.failures_other += n;
+            }
+        }
+        route.whole.record_spread(&counts.whole);
     }
 
     fn merge_rule(&mut self, counted: &RuleCount, now: Instant) {
@@ -325,6 +394,8 @@ impl Service {
         self.grpc.add(&counts.grpc);
         self.further_attempts += counts.further_attempts;
         self.retries.add(&counts.retries);
+        self.mirrored.add(&counts.mirrored);
+        self.faults.add(&counts.faults);
         self.request_body_bytes += counts.request_body_bytes;
         self.response_body_bytes += counts.response_body_bytes;
         self.first_byte.record(&counts.first_byte);

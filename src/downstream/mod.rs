@@ -30,7 +30,7 @@ use crate::shard::buffers::{Buffer, Buffers};
 use crate::shard::clock::ns;
 use crate::shard::live::{AskAgain, Kind, Open, With};
 use crate::shard::{Shard, View};
-use crate::snapshot::{Limits, Snapshot};
+use crate::snapshot::Limits;
 use turn::Turn;
 
 /// A caller's connection. Between two requests it holds no buffer once it has been quiet for a moment.
@@ -430,7 +430,7 @@ impl Downstream {
             let chosen = route.and_then(|route| route.choose(&call, || shard.rng(|rng| rng.u64(..))));
             let allowed = decision.verdict == Verdict::Allow;
             let turn = match route.filter(|route| allowed && !route.is_plain()) {
-                Some(route) => self.turn(snapshot, route, chosen.as_ref(), &call, request)?,
+                Some(route) => self.turn(shard, &view, route, chosen.as_ref(), &call, request)?,
                 None => None,
             };
             let goes_on = allowed && !turn.as_ref().is_some_and(|turn| turn.is_answer());
@@ -501,12 +501,14 @@ impl Downstream {
     /// What a route that is not plain makes of a request.
     fn turn(
         &self,
-        snapshot: &Snapshot,
+        shard: &Rc<Shard>,
+        view: &View,
         route: &Route,
         chosen: Option<&Chosen>,
         call: &Call<'_, h1::Request<'_>>,
         request: &h1::Request<'_>,
     ) -> Result<Option<Box<Turn>>, Failure> {
+        let snapshot = &view.snapshot;
         let service = chosen.map_or("", |chosen| &*snapshot.services[chosen.service as usize].name);
         let seen = Seen {
             call,
@@ -516,8 +518,12 @@ impl Downstream {
             route: &route.name,
             service,
         };
-        let turn = Turn::of(route, chosen, request.is_connect(), &seen);
-        turn.map_err(|cause| Failure::downstream(Stage::Head, cause))
+        let turn = Turn::of(route, chosen, request.is_connect(), &seen, || shard.rng(|rng| rng.u64(..)));
+        let mut turn = turn.map_err(|cause| Failure::downstream(Stage::Head, cause))?;
+        if let Some(turn) = &mut turn {
+            shard.admit_fault(view, chosen.map(|chosen| chosen.service), |place| turn.takes_place(place));
+        }
+        Ok(turn)
     }
 
     /// Asks the rules, and counts what they say.

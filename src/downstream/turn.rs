@@ -3,6 +3,8 @@
 //!
 //! Refuses to exist for plain routes: these cost one branch and no allocation.
 
+use std::time::Duration;
+
 use bytes::Bytes;
 use http::{HeaderName, Response, StatusCode, header, request, response};
 
@@ -12,9 +14,11 @@ use crate::http::edit::{self, Edits, STATUS};
 use crate::http::grpc::{self, Dialect};
 use crate::route::changes::{Change, Rewrite, TooLong};
 use crate::route::cors::Kind;
+use crate::route::fault::{Drawn, How, Made};
 use crate::route::split::{Chosen, Sticky};
 use crate::route::text::Seen;
 use crate::route::{Action, Route};
+use crate::shard::Faulty;
 
 /// What is made of one request.
 #[derive(Debug, Default)]
@@ -24,6 +28,17 @@ pub struct Turn {
     host: Option<Box<str>>,
     response: Edits,
     answer: Option<Answer>,
+    fault: Option<Fault>,
+}
+
+/// What is done to a request on purpose.
+#[derive(Debug)]
+struct Fault {
+    drawn: Drawn,
+    /// Of an abort that is an answer.
+    answer: Option<Answer>,
+    /// Its place among those that there may be at a time.
+    place: Option<Faulty>,
 }
 
 /// A response of the route's own.
@@ -32,6 +47,8 @@ struct Answer {
     status: u16,
     fields: Edits,
     body: Bytes,
+    /// The code for callers who speak gRPC, where that is not the one of the status.
+    code: Option<u8>,
 }
 
 impl Change for Edits {
@@ -59,11 +76,14 @@ impl Turn {
         chosen: Option<&Chosen>,
         tunnel: bool,
         seen: &Seen<'_, '_, F>,
+        random: impl FnMut() -> u64,
     ) -> Result<Option<Box<Self>>, Cause> {
-        if route.is_plain() {
+        let fault = route.fault.as_ref().map(|fault| fault.draw(seen.call.fields, random));
+        let fault = fault.and_then(Fault::of);
+        if route.is_unchanged() && fault.is_none() {
             return Ok(None);
         }
-        let mut turn = Self::default();
+        let mut turn = Self { fault, ..Self::default() };
         if let (Action::Split(split), Some(token)) = (&route.action, chosen.and_then(|chosen| chosen.cookie))
             && let Some(Sticky::SetCookie(cookie)) = split.sticky()
         {
@@ -90,7 +110,7 @@ impl Turn {
                             fields.set(&header::CONTENT_TYPE, b"text/plain; charset=utf-8".to_vec());
                             (403, Bytes::from_static(b"ringmesh: this origin may not read what is here\n"))
                         };
-                        turn.answer = Some(Answer { status, fields, body });
+                        turn.answer = Some(Answer { status, fields, body, code: None });
                     }
                 }
             }
@@ -120,7 +140,33 @@ impl Turn {
 
     /// Whether the route answers the request itself.
     pub fn is_answer(&self) -> bool {
-        self.answer.is_some()
+        self.answer.is_some() || self.fault.as_ref().is_some_and(|fault| fault.answer.is_some())
+    }
+
+    /// Takes a place for what is done on purpose, where something is; without one it is not done. Whether that is so.
+    pub fn takes_place(&mut self, place: impl FnOnce() -> Option<Faulty>) -> bool {
+        let Some(fault) = &mut self.fault else { return true };
+        fault.place = place();
+        let has_place = fault.place.is_some();
+        if !has_place {
+            self.fault = None;
+        }
+        has_place
+    }
+
+    /// For how long it is held up on purpose.
+    pub fn delay(&self) -> Option<Duration> {
+        self.fault.as_ref()?.drawn.delay
+    }
+
+    /// Whether it is reset on purpose.
+    pub fn resets(&self) -> bool {
+        self.fault.as_ref().is_some_and(|fault| fault.drawn.abort == Some(How::Reset))
+    }
+
+    /// What is done to it on purpose.
+    pub fn fault(&self) -> Option<Made> {
+        self.fault.as_ref()?.drawn.made()
     }
 
     /// By how much the head of the request may grow.
@@ -161,13 +207,17 @@ impl Turn {
     /// The route's own response without its length, and its body; as gRPC for a caller who speaks that. The changes of
     /// responses are made by whoever sends it.
     pub fn answer(&self, dialect: Option<Dialect>) -> Option<(response::Parts, Bytes)> {
-        let Answer { status, fields, body } = self.answer.as_ref()?;
+        let on_purpose = self.fault.as_ref().and_then(|fault| fault.answer.as_ref());
+        let Answer { status, fields, body, code } = on_purpose.or(self.answer.as_ref())?;
         let mut parts = Response::new(()).into_parts().0;
         parts.status = StatusCode::from_u16(*status).unwrap_or_default();
         fields.apply(&mut parts.headers, *status);
         let Some(dialect) = dialect else { return Some((parts, body.clone())) };
         if !grpc::adopt(&mut parts, dialect) {
             return Some((parts, body.clone()));
+        }
+        if let Some(code) = code {
+            parts.headers.insert("grpc-status", u16::from(*code).into());
         }
         // What a person would have read is what a program is told.
         if let Some(text) = std::str::from_utf8(body).ok().filter(|text| (1..=1024).contains(&text.len()))
@@ -179,6 +229,21 @@ impl Turn {
     }
 }
 
+impl Fault {
+    fn of(drawn: Drawn) -> Option<Self> {
+        drawn.made()?;
+        let (status, code) = match drawn.abort {
+            Some(How::Status(status)) => (status, None),
+            Some(How::Grpc(code)) => (503, Some(code)),
+            Some(How::Reset) | None => return Some(Self { drawn, answer: None, place: None }),
+        };
+        let mut fields = Edits::default();
+        fields.set(&header::CONTENT_TYPE, b"text/plain; charset=utf-8".to_vec());
+        let body = Bytes::from_static(b"ringmesh: a fault that is made on purpose\n");
+        Some(Self { drawn, answer: Some(Answer { status, fields, body, code }), place: None })
+    }
+}
+
 impl Answer {
     fn of<F: Fields>(action: &Action, seen: &Seen<'_, '_, F>) -> Result<Option<Self>, TooLong> {
         let mut fields = Edits::default();
@@ -186,11 +251,11 @@ impl Answer {
             Action::Service(_) | Action::Split(_) => None,
             Action::Redirect(redirect) => {
                 fields.set(&header::LOCATION, redirect.location(seen)?);
-                Some(Self { status: redirect.status, fields, body: Bytes::new() })
+                Some(Self { status: redirect.status, fields, body: Bytes::new(), code: None })
             }
             Action::Respond(respond) => {
                 respond.tell(seen, STATUS, &mut fields);
-                Some(Self { status: respond.status, fields, body: respond.body.clone() })
+                Some(Self { status: respond.status, fields, body: respond.body.clone(), code: None })
             }
         })
     }

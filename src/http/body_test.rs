@@ -12,6 +12,9 @@ fn limits() -> Limits {
         connections_max: 1,
         interim_responses_max: 1,
         handshakes_max: 16,
+        mirrored_max: 1,
+        mirrored_body_bytes_max: 1,
+        faults_max: 1,
     }
 }
 

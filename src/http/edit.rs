@@ -137,6 +137,13 @@ fn with_status(value: &[u8], status: u16) -> Vec<u8> {
     out
 }
 
+/// The host that a canonical request head names.
+pub fn host_of_head(head: &[u8]) -> Option<&[u8]> {
+    let line_end = memchr::memchr(b'\n', head)? + 1;
+    let rest = head.get(line_end..)?.strip_prefix(b"host: ")?;
+    rest.get(..memchr::memchr(b'\r', rest)?)
+}
+
 /// Puts another target or host into a canonical request head.
 pub fn retarget_head(head: &mut Vec<u8>, target: Option<&[u8]>, host: Option<&[u8]>) {
     let line_end = memchr::memchr(b'\n', head).map_or(head.len(), |at| at + 1);
@@ -238,6 +245,8 @@ mod tests {
             String::from_utf8(out).unwrap()
         };
         assert_eq!(changed(None, None), head);
+        assert_eq!(host_of_head(head.as_bytes()), Some(&b"shop.example:80"[..]));
+        assert_eq!(host_of_head(b"GET / HTTP/1.0\r\nx: y\r\n\r\n"), None);
         assert_eq!(changed(Some("/"), Some("b")), "GET / HTTP/1.1\r\nhost: b\r\nx: host: y\r\n\r\n");
         let mut parts = http::Request::get("http://shop.example/a?b=c").body(()).unwrap().into_parts().0;
         retarget(&mut parts, Some(b"/x?y"), Some(b"b:81"));

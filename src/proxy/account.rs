@@ -7,12 +7,14 @@ use std::ops::Range;
 use std::rc::Rc;
 
 use super::again::Further;
+use super::mirror::Pending;
 use crate::authorize::Decision;
 use crate::downstream::{Asked, Downstream, Places};
 use crate::failure::{Cause, Failure, Side};
 use crate::http::grpc::{self, Code, Dialect, Messages, Status};
 use crate::http::h1::{Glimpse, glimpse};
 use crate::identity::SpiffeId;
+use crate::route::fault::Made;
 use crate::shard::clock::{NEVER, ns};
 use crate::shard::{Gathered, Shard, View};
 use crate::telemetry::access::Line;
@@ -35,6 +37,8 @@ pub(super) struct Account {
     endpoint: Cell<Option<NonZeroU32>>,
     /// What is known of its attempts, once one has missed.
     pub(super) further: OnceCell<Box<Further>>,
+    /// A copy of its request that waits for the rest of it.
+    pub(super) mirror: OnceCell<Box<Pending>>,
     /// Whether the request may be done twice.
     pub(super) repeats: Cell<bool>,
     /// Whether something of its body is gone, so that it cannot be sent again.
@@ -48,7 +52,7 @@ pub(super) struct Account {
     /// Of a gRPC call.
     grpc: OnceCell<Box<Tally>>,
     /// Waits for either peer that are going on, since when there is at least one, and the sum of those that are over.
-    waiting: Cell<u16>,
+    waiting: Cell<u8>,
     /// Its place at a service that may be given so much at a time.
     pub(super) place: Cell<Option<Pass>>,
     waiting_since: Cell<u64>,
@@ -245,6 +249,7 @@ impl Account {
             failure,
             attempts: self.attempts.get().into(),
             retried: self.further().and_then(Further::reason),
+            fault: shown.fault,
             request_body_bytes: self.request_body_bytes.get(),
             response_body_bytes: self.response_body_bytes.get(),
             first_byte_ns,
@@ -259,9 +264,15 @@ impl Account {
         } else {
             ended
         };
-        shard.recorder.borrow_mut().record(slot, &counted);
+        let route = shown.route.and_then(|r| view.snapshot.routes.routes().get(r as usize));
+        {
+            let mut recorder = shard.recorder.borrow_mut();
+            recorder.record(slot, &counted);
+            if let (Some(route), Some(known)) = (route, shown.route.and_then(|id| view.route_slot(id))) {
+                known.set(recorder.record_route(known.get(), &route.name, &counted));
+            }
+        }
         if let Some(format) = view.snapshot.access_log {
-            let route = shown.route.and_then(|r| view.snapshot.routes.routes().get(r as usize));
             let line = Line {
                 started: self.started,
                 peer: shown.peer,
@@ -296,6 +307,8 @@ pub(super) struct Shown<'x> {
     pub(super) route: Option<u32>,
     pub(super) identity: Option<&'x SpiffeId>,
     pub(super) decision: Option<&'x Decision>,
+    /// What its route did to it on purpose.
+    pub(super) fault: Option<Made>,
     /// What the caller spoke; a ringmesh says what its own caller did.
     pub(super) protocol: &'static str,
 }
@@ -320,6 +333,7 @@ impl<'x> Shown<'x> {
             host,
             route: asked.and_then(|a| a.route.id()),
             identity: downstream.identity.as_ref().map(|peer| &peer.id),
+            fault: asked.and_then(|asked| asked.turn.as_ref()?.fault()),
             decision: asked.map(|a| &a.decision),
             protocol: asked.map_or("", |a| a.version.name()),
         }

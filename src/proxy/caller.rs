@@ -52,7 +52,7 @@ impl Caller {
     /// Where a request that was found right may go, and what its route makes of it.
     pub(super) fn judge(
         &self,
-        shard: &Shard,
+        shard: &Rc<Shard>,
         view: &View,
         checked: &mut Result<Facts, Cause>,
         parts: &Parts,
@@ -85,7 +85,11 @@ impl Caller {
                 route: &route.name,
                 service: service.as_ref().map_or("", |service| &service.spec.name),
             };
-            let turn = Turn::of(route, chosen.as_ref(), facts.tunnel.is_some(), &seen)?;
+            let random = || shard.rng(|rng| rng.u64(..));
+            let mut turn = Turn::of(route, chosen.as_ref(), facts.tunnel.is_some(), &seen, random)?;
+            if let Some(turn) = &mut turn {
+                shard.admit_fault(view, chosen.map(|chosen| chosen.service), |place| turn.takes_place(place));
+            }
             // As large as a head may be that goes on by HTTP/1.1.
             let came = || parts.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4);
             match &turn {

@@ -25,7 +25,7 @@ use super::kept::Upload;
 use super::over_h2::{Head, give_up, head};
 use super::relay::{Direction, Web, unless_reset};
 use super::tunnel_h2;
-use super::{First, InProgress, Path, blamed, both, retry_of, without_service};
+use super::{First, InProgress, Path, blamed, both, fault, retry_of, without_service};
 use crate::authorize::Verdict;
 use crate::downstream::turn::Turn;
 use crate::downstream::{Downstream, Edge, Protocol};
@@ -205,11 +205,22 @@ async fn served(
     let Judged { route, service, decision, turn } = caller.judge(shard, view, &mut checked, parts, host);
     let to = route.and_then(|id| view.snapshot.routes.route(id));
     let denied = decision.as_ref().is_some_and(|decision| decision.verdict == Verdict::Deny);
+    let mut was_reset = was_reset;
+    if let Some(delay) = turn.as_ref().and_then(|turn| turn.delay()) {
+        let timeout = to.and_then(|route| route.timeout);
+        let deadline = timeout.map_or(NEVER, |timeout| account.started.saturating_add(ns(timeout)));
+        // Boxed: hardly any is held up.
+        was_reset |= Box::pin(fault::hold_up_stream(shard, account, respond, delay, deadline)).await;
+    }
     let answers = turn.as_ref().is_some_and(|turn| turn.is_answer());
     let result = match (&checked, &service) {
         (Err(cause), _) => Err(Some(Failure::downstream(Stage::Head, *cause))),
         _ if was_reset => Err(Some(Failure::downstream(Stage::Head, Cause::StreamReset))),
         _ if denied => Err(Some(Failure::downstream(Stage::Authorize, Cause::Denied))),
+        _ if turn.as_ref().is_some_and(|turn| turn.resets()) => {
+            respond.borrow_mut().send_reset(Reason::INTERNAL_ERROR);
+            Ok(())
+        }
         (Ok(facts), _) if facts.max_forwards == Some(0) || answers => Err(None),
         (Ok(facts), _) if let Some(failure) = tunnel_h2::refused(facts.tunnel, to) => Err(Some(failure)),
         (Ok(_), None) => Err(Some(without_service(to))),
@@ -234,6 +245,12 @@ async fn served(
                 Ok(Some(waiting)) => Box::pin(call.wait_for_place(waiting)).await,
                 Err(failure) => Err(failure),
             };
+            if admitted.is_ok()
+                && facts.tunnel.is_none()
+                && let Some(mirrors) = to.and_then(|route| route.mirror.as_deref())
+            {
+                call.mirror(mirrors);
+            }
             let result = match to.filter(|_| facts.tunnel.is_some()) {
                 _ if let Err(failure) = admitted => Err(failure),
                 None => call.carry(&mut body).await,
@@ -259,6 +276,7 @@ async fn served(
         route,
         identity: caller.identity.as_ref().map(|peer| &peer.id),
         decision: decision.as_ref(),
+        fault: turn.as_ref().and_then(|turn| turn.fault()),
         protocol: caller.origin(parts).map_or("HTTP/2", |origin| origin.0.name()),
     };
     account.leaves_later(&shard.gathered);
@@ -441,6 +459,7 @@ impl Call<'_> {
         let there = pin!(async {
             let result = there.h2_to_h2(body, &stream).await;
             sent.set(result.is_ok());
+            self.path.account.mirror_whole(result.is_ok());
             attempt.uploaded(self.path.shard.clock.now());
             result
         });

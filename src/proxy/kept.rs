@@ -34,6 +34,7 @@ impl<'x> Kept<'x> {
         let max = path.retry.body_bytes_max as usize;
         let fits = !matches!(framing, Framing::Length(n) if n > max as u64);
         let wanted = wanted && fits && !path.retry.is_off();
+        path.account.mirror_again();
         Self {
             shard: path.shard,
             account: path.account,
@@ -48,6 +49,7 @@ impl<'x> Kept<'x> {
             // A buffer is not made for nothing.
             return;
         }
+        self.account.mirror_read(octets);
         let length = self.octets.len() + octets.len();
         if length > self.max {
             self.give_up();
@@ -213,6 +215,7 @@ impl Pieces for Upload<'_> {
         let next = self.from.poll_data(cx);
         if let Poll::Ready(Some(Ok(piece))) = &next {
             self.unreleased += piece.len();
+            self.account.mirror_read(piece);
             self.keep(piece);
         }
         next

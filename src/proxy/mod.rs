@@ -10,12 +10,14 @@ mod admit;
 mod again;
 mod caller;
 mod connect;
+mod fault;
 mod from_h2;
 mod h2_client;
 mod h2_io;
 mod handshake;
 mod judge;
 mod kept;
+mod mirror;
 mod over_h1;
 mod over_h2;
 mod relay;
@@ -153,6 +155,10 @@ enum Settled {
 async fn exchange(shard: &Rc<Shard>, downstream: &mut Downstream, asked: &mut Asked) -> Fate {
     let _exchange = InProgress::count(shard);
     let account = Account::new(asked.started, asked.head_waited_us);
+    if asked.turn.as_ref().is_some_and(|turn| turn.delay().is_some()) {
+        // Boxed: hardly any is held up.
+        Box::pin(fault::hold_up(shard, &account, asked)).await;
+    }
     let route = asked.route.id().and_then(|id| asked.view.snapshot.routes.routes().get(id as usize));
     let service = asked.service.id().map(|id| shard.service(&asked.view, id));
     let deadline = route.and_then(|r| r.timeout).map_or(NEVER, |t| asked.started.saturating_add(ns(t)));
@@ -166,6 +172,7 @@ async fn exchange(shard: &Rc<Shard>, downstream: &mut Downstream, asked: &mut As
         _ if asked.decision.verdict == Verdict::Deny => {
             Err(Some(Failure::downstream(Stage::Authorize, Cause::Denied)))
         }
+        _ if asked.turn.as_ref().is_some_and(|turn| turn.resets()) => Ok(Fate::Reset),
         _ if asked.answer_here || asked.turn.as_ref().is_some_and(|turn| turn.is_answer()) => Err(None),
         _ if let Some(cause) = tunnel_refused(asked, route) => Err(Some(Failure::local(Stage::Route, cause))),
         None => Err(Some(without_service(route))),
@@ -183,6 +190,9 @@ async fn exchange(shard: &Rc<Shard>, downstream: &mut Downstream, asked: &mut As
                 Ok(Some(waiting)) => Box::pin(path.wait_for_place(waiting, downstream)).await,
                 Err(failure) => Err(failure),
             };
+            if admitted.is_ok() {
+                path.mirror(downstream, asked, &head, body);
+            }
             let settled = match body.filter(|n| *n <= head.capacity() - head.len()) {
                 _ if let Err(failure) = admitted => Err(failure),
                 // To a service of the mesh it goes on as a request.

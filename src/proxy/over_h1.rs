@@ -112,6 +112,7 @@ impl Call<'_> {
             }
             let result = there.h2_to_h1(body, writer, self.facts.framing, out).await;
             sent.set(result.is_ok());
+            self.path.account.mirror_whole(result.is_ok());
             attempt.uploaded(shard.clock.now());
             result
         });

@@ -159,6 +159,7 @@ async fn exchange(
             let clean =
                 there.h1_to_h2(reader, &mut input, &mut reframer, &stream, Some(kept)).await.map(drop);
             sent.set(clean.is_ok());
+            path.account.mirror_whole(clean.is_ok());
             attempt.uploaded(path.shard.clock.now());
             clean
         });

@@ -105,6 +105,7 @@ impl Way<'_> {
             self.send(to, held, start).await?;
         }
         self.sent.set(true);
+        self.account.mirror_whole(true);
         Ok(())
     }
 

@@ -39,6 +39,8 @@ impl Route {
             name: name.into(),
             action: Action::Service(service),
             changes: None,
+            fault: None,
+            mirror: None,
             timeout: None,
             upgrades: Upgrades::default(),
             tunnel_idle: std::time::Duration::from_secs(3600),
@@ -57,8 +59,13 @@ impl Route {
         }
     }
 
-    /// Whether requests go on as they came, and responses too.
+    /// Whether requests go on as they came, and at once, and responses too.
     pub fn is_plain(&self) -> bool {
+        self.is_unchanged() && self.fault.is_none()
+    }
+
+    /// Whether requests go on as they came, and responses too.
+    pub fn is_unchanged(&self) -> bool {
         matches!(self.action, Action::Service(_)) && self.changes.is_none()
     }
 }

@@ -14,9 +14,12 @@ pub mod changes;
 mod conditions;
 pub mod cookie;
 pub mod cors;
+pub mod fault;
 mod judge;
+pub mod mirror;
 pub mod path;
 mod patterns;
+pub mod percent;
 mod regex;
 pub mod split;
 mod table;
@@ -44,6 +47,10 @@ pub struct Route {
     pub action: Action,
     /// What is changed about its messages. Boxed, because most routes change nothing.
     pub changes: Option<Box<changes::Changes>>,
+    /// What is done to its requests on purpose; `None` for nearly all.
+    pub fault: Option<Box<fault::Fault>>,
+    /// Services that get copies of its requests; `None` for most.
+    pub mirror: Option<Arc<[mirror::Mirror]>>,
     /// From the request's head to the last byte of the response; `None` for no limit.
     pub timeout: Option<Duration>,
     /// What a connection may be turned into on this route.

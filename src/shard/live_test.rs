@@ -32,6 +32,9 @@ fn snapshot(generation: u64, rules: Vec<Rule>) -> Arc<Snapshot> {
             connections_max: 100,
             interim_responses_max: 1,
             handshakes_max: 1,
+            mirrored_max: 1,
+            mirrored_body_bytes_max: 1,
+            faults_max: 1,
         },
         timeouts: Timeouts {
             head: second,

@@ -13,4 +13,4 @@ pub(crate) mod task;
 pub mod watched;
 
 pub use runtime::{Plan, RuntimeChoice, spawn};
-pub use state::{Gathered, Shard, View};
+pub use state::{Faulty, Gathered, Mirrored, Shard, View};

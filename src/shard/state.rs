@@ -1,6 +1,6 @@
 //! What a shard owns, and how a snapshot is applied to it.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::collections::HashMap;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -17,6 +17,7 @@ use crate::io::timed::Deadlines;
 use crate::snapshot::Snapshot;
 use crate::telemetry::access::AccessLog;
 use crate::telemetry::recorder::{NO_SERVICE_SLOT, Recorder};
+use crate::telemetry::routes::RouteSlot;
 use crate::telemetry::{CONNECTION_FAILURES_MAX, FLOODS, ShardTotals};
 use crate::upstream::limiter::Doors;
 use crate::upstream::pool::Tally;
@@ -60,6 +61,34 @@ pub struct Shard {
     /// Who waits for a place at a service.
     pub(super) doors: Rc<Doors>,
     draining: Cell<bool>,
+    /// Copies of requests in progress.
+    mirrored: Cell<u32>,
+    /// Exchanges to which something is done on purpose.
+    faulty: Cell<u32>,
+}
+
+/// An exchange to which something is done on purpose, until it is dropped.
+pub struct Faulty(Rc<Shard>);
+
+impl std::fmt::Debug for Faulty {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Faulty")
+    }
+}
+
+impl Drop for Faulty {
+    fn drop(&mut self) {
+        self.0.faulty.set(self.0.faulty.get() - 1);
+    }
+}
+
+/// A copy of a request in progress, until it is dropped.
+pub struct Mirrored(Rc<Shard>);
+
+impl Drop for Mirrored {
+    fn drop(&mut self) {
+        self.0.mirrored.set(self.0.mirrored.get() - 1);
+    }
 }
 
 /// When octets of HTTP/2 came and how long others took to leave, last: the turns of the loop are the same for all
@@ -78,6 +107,8 @@ pub struct View {
     pub snapshot: Arc<Snapshot>,
     /// By the index in `snapshot.services`; made at the first exchange of each.
     services: RefCell<InUse>,
+    /// Where routes are counted, by their index; made at the first exchange.
+    route_slots: OnceCell<Box<[Cell<RouteSlot>]>>,
     link: Arc<Link>,
 }
 
@@ -143,6 +174,8 @@ impl Shard {
             vanished: RefCell::default(),
             doors: Doors::new(Arc::<Link>::clone(&link)),
             draining: Cell::new(false),
+            mirrored: Cell::new(0),
+            faulty: Cell::new(0),
             link,
         }
     }
@@ -214,6 +247,38 @@ impl Shard {
     pub fn has_room(&self) -> bool {
         let share = self.view.borrow().snapshot.limits.connections_max.div_ceil(self.shards);
         self.totals.downstream_open.get() < share.into()
+    }
+
+    /// Offers a place for something done on purpose: of this shard's share of `faults_max`. Where there was none and one was wanted,
+    /// it is counted for that service.
+    pub fn admit_fault(
+        self: &Rc<Self>,
+        view: &View,
+        service: Option<u32>,
+        takes: impl FnOnce(&dyn Fn() -> Option<Faulty>) -> bool,
+    ) {
+        let share = view.snapshot.limits.faults_max.div_ceil(self.shards);
+        let place = || {
+            let room = self.faulty.get() < share;
+            room.then(|| {
+                self.faulty.set(self.faulty.get() + 1);
+                Faulty(Rc::clone(self))
+            })
+        };
+        if !takes(&place) {
+            let slot = service.map_or(View::NO_SERVICE, |id| self.service(view, id).recorder_slot);
+            self.recorder.borrow_mut().record_fault_refused(slot);
+        }
+    }
+
+    /// A place for one more copy of a request: of this shard's share of `mirrored_max`.
+    pub fn mirror(self: &Rc<Self>) -> Option<Mirrored> {
+        let share = self.view.borrow().snapshot.limits.mirrored_max.div_ceil(self.shards);
+        let room = self.mirrored.get() < share;
+        room.then(|| {
+            self.mirrored.set(self.mirrored.get() + 1);
+            Mirrored(Rc::clone(self))
+        })
     }
 
     /// Whether one more handshake with a caller may begin: this shard's share of `handshakes_max`.
@@ -350,7 +415,13 @@ impl Shard {
 
 impl View {
     fn new(snapshot: Arc<Snapshot>, link: Arc<Link>) -> Self {
-        Self { snapshot, services: RefCell::default(), link }
+        Self { snapshot, services: RefCell::default(), route_slots: OnceCell::new(), link }
+    }
+
+    /// What is known of where a route is counted.
+    pub fn route_slot(&self, id: u32) -> Option<&Cell<RouteSlot>> {
+        let make = || self.snapshot.routes.routes().iter().map(|_| Cell::default()).collect();
+        self.route_slots.get_or_init(make).get(id as usize)
     }
 
     /// Where exchanges are counted that met no service.

@@ -185,6 +185,9 @@ impl AccessLog {
         if line.audited().next().is_some() {
             out.push(b']');
         }
+        if let Some(made) = ended.fault {
+            let _ = write!(out, ",\"fault\":\"{}\"", made.label());
+        }
         if let Some(reason) = ended.retried {
             let _ = write!(out, ",\"retried\":\"{}\"", reason.label());
         }
@@ -246,6 +249,9 @@ impl AccessLog {
                 grpc.request_messages,
                 grpc.response_messages
             );
+        }
+        if let Some(made) = ended.fault {
+            let _ = write!(out, " fault={}", made.label());
         }
         if let Some(reason) = ended.retried {
             let _ = write!(out, " retried={}", reason.label());
@@ -394,6 +400,7 @@ mod tests {
             status: 200,
             failure: None,
             retried: None,
+            fault: None,
             attempts: 1,
             request_body_bytes: 0,
             response_body_bytes: 7,

@@ -5,8 +5,11 @@
 //! back after a while without any; at most `SERVICES_MAX` services are told apart per shard, the rest share one entry.
 
 pub mod access;
+pub mod faults;
+pub mod mirrored;
 pub mod recorder;
 pub mod retries;
+pub mod routes;
 pub mod rules;
 
 use std::sync::Arc;
@@ -41,6 +44,8 @@ pub struct Interval {
     pub shard: u16,
     /// Per service with at least one exchange in the interval.
     pub services: Vec<ServiceInterval>,
+    /// Per route with at least one exchange in the interval.
+    pub routes: Vec<routes::RouteInterval>,
     /// Connections that failed before there was an exchange (their handshake, as a rule), by failure; at most
     /// [`CONNECTION_FAILURES_MAX`].
     pub connection_failures: Vec<(Failure, u64)>,
@@ -60,6 +65,7 @@ impl Interval {
         Self {
             shard,
             services: Vec::new(),
+            routes: Vec::new(),
             connection_failures: Vec::new(),
             connection_failures_other: 0,
             shard_totals: ShardTotals::default(),
@@ -92,6 +98,10 @@ pub struct ServiceCounts {
     pub further_attempts: u64,
     /// Those of them that a retry policy made, and those that it did not.
     pub retries: retries::RetryCounts,
+    /// Copies of requests of others for it: counted here only.
+    pub mirrored: mirrored::MirrorCounts,
+    /// What was done on purpose.
+    pub faults: faults::FaultCounts,
     /// Bytes of request bodies taken from callers.
     pub request_body_bytes: u64,
     /// Bytes of response bodies sent to callers.
@@ -122,6 +132,8 @@ impl ServiceCounts {
             grpc: GrpcCounts::default(),
             further_attempts: 0,
             retries: retries::RetryCounts::default(),
+            mirrored: mirrored::MirrorCounts::default(),
+            faults: faults::FaultCounts::default(),
             request_body_bytes: 0,
             response_body_bytes: 0,
             first_byte: histogram(Self::LATENCY_MAX_NS),
@@ -165,6 +177,8 @@ impl ServiceCounts {
         self.grpc.add(&other.grpc);
         self.further_attempts += other.further_attempts;
         self.retries.add(&other.retries);
+        self.mirrored.add(&other.mirrored);
+        self.faults.add(&other.faults);
         self.request_body_bytes += other.request_body_bytes;
         self.response_body_bytes += other.response_body_bytes;
         for (mine, theirs) in [
@@ -184,6 +198,8 @@ impl ServiceCounts {
         self.grpc = GrpcCounts::default();
         self.further_attempts = 0;
         self.retries = retries::RetryCounts::default();
+        self.mirrored = mirrored::MirrorCounts::default();
+        self.faults = faults::FaultCounts::default();
         self.request_body_bytes = 0;
         self.response_body_bytes = 0;
         self.first_byte.reset();

@@ -9,7 +9,9 @@ use std::sync::Arc;
 
 use smallvec::SmallVec;
 
+use super::mirrored::Unsent;
 use super::retries::Refusal;
+use super::routes::{RouteSlot, Routes};
 use super::rules::{Outcome, RuleCounts};
 use super::{
     CONNECTION_FAILURES_MAX, DEFAULT_RULE, Interval, NO_SERVICE, OVERFLOW_SERVICE, SERVICES_MAX,
@@ -18,6 +20,7 @@ use super::{
 use crate::authorize::{Policy, RuleId};
 use crate::failure::{Cause, Failure};
 use crate::http::grpc::Status;
+use crate::route::fault::Made;
 use crate::shard::link::Link;
 use crate::upstream::retry::Reason;
 
@@ -36,6 +39,7 @@ pub struct Recorder {
     /// As in [`Interval`].
     connection_failures: Vec<(Failure, u64)>,
     connection_failures_other: u64,
+    routes: Routes,
     rules: RuleCounts,
     default_rule: Arc<str>,
     revoked: SmallVec<[(Cause, u64); 4]>,
@@ -52,6 +56,8 @@ pub struct Ended {
     pub attempts: u32,
     /// Why the last of them was made, where a retry policy did.
     pub retried: Option<Reason>,
+    /// What its route did to it on purpose.
+    pub fault: Option<Made>,
     /// Bytes of the request's body.
     pub request_body_bytes: u64,
     /// Bytes of the response's body.
@@ -109,6 +115,7 @@ impl Recorder {
             intervals_merged: 0,
             connection_failures: Vec::new(),
             connection_failures_other: 0,
+            routes: Routes::default(),
             rules: RuleCounts::default(),
             default_rule: DEFAULT_RULE.into(),
             revoked: SmallVec::new(),
@@ -154,6 +161,9 @@ impl Recorder {
         if let Some(grpc) = &ended.grpc {
             counts.count_grpc(grpc, class);
         }
+        if let Some(made) = ended.fault {
+            counts.faults.made[made as usize] += 1;
+        }
         counts.further_attempts += u64::from(ended.attempts.saturating_sub(1));
         if ended.retried.is_some() && ended.is_good() {
             counts.retries.succeeded += 1;
@@ -179,9 +189,30 @@ impl Recorder {
         self.counts(slot).retries.refused[refusal as usize] += 1;
     }
 
+    /// Counts a fault that was not made.
+    pub fn record_fault_refused(&mut self, slot: u32) {
+        self.counts(slot).faults.refused += 1;
+    }
+
+    /// Counts a copy of a request that was answered with this status; 0: it was not.
+    pub fn record_mirrored(&mut self, slot: u32, status: u16) {
+        self.counts(slot).mirrored.record(status);
+    }
+
+    /// Counts a copy of a request that was not sent.
+    pub fn record_unsent(&mut self, slot: u32, why: Unsent) {
+        self.counts(slot).mirrored.unsent[why as usize] += 1;
+    }
+
     fn counts(&mut self, slot: u32) -> &mut ServiceCounts {
         let slot = &mut self.slots[slot as usize];
         slot.counts.get_or_insert_with(|| self.spare.pop().unwrap_or_default())
+    }
+
+    /// Counts an exchange of a route, of which a view knows the slot or not; gives the slot.
+    pub fn record_route(&mut self, known: RouteSlot, route: &Arc<str>, ended: &Ended) -> RouteSlot {
+        let whole_ns = (!ended.tunnel).then_some(ended.whole_ns);
+        self.routes.record(known, route, ended.status, ended.failure, whole_ns)
     }
 
     /// Counts bytes of an exchange that goes on: of a tunnel, which may last for days.
@@ -229,6 +260,7 @@ impl Recorder {
     pub fn hand_over(&mut self, link: &Link, mut totals: ShardTotals) {
         while let Some(mut envelope) = link.spent.pop() {
             self.spare.extend(envelope.services.drain(..).map(|s| s.counts));
+            self.routes.take_back(&mut envelope.routes);
             envelope.rules.clear();
             envelope.revoked.clear();
             self.envelopes.push(envelope);
@@ -244,6 +276,7 @@ impl Recorder {
         std::mem::swap(&mut interval.connection_failures, &mut self.connection_failures);
         self.connection_failures.clear();
         interval.connection_failures_other = std::mem::take(&mut self.connection_failures_other);
+        self.routes.hand_over(&mut interval.routes);
         self.rules.drain_into(&mut interval.rules);
         interval.revoked.extend(self.revoked.drain(..));
         for (n, slot) in self.slots.iter_mut().enumerate() {

@@ -130,6 +130,17 @@ fn one_that_is_no_worse_gets_all_requests_in_the_end_and_keeps_them_over_a_resta
     ] {
         assert!(metrics.contains(line), "no {line} in\n{metrics}");
     }
+    // What the route saw is both services' together, and what they were sent is all of it.
+    let page = http(proxy.admin().unwrap(), "GET", "/routes?format=json").1;
+    let routes = &serde_json::from_str::<Value>(&page).unwrap()["routes"];
+    assert!(routes[0]["name"] == "ab" && routes[0]["by_class"]["2xx"].as_u64() > Some(40), "{page}");
+    assert!(routes[0]["whole"]["p50_seconds"].as_f64() > Some(0.0), "{page}");
+    for line in [
+        "ringmesh_route_exchanges_total{route=\"ab\",class=\"2xx\"} ",
+        "ringmesh_route_whole_seconds_count{route=\"ab\"} ",
+    ] {
+        assert!(metrics.contains(line), "no {line} in\n{metrics}");
+    }
     drop(client);
     end(proxy);
     // Another process, the same file.

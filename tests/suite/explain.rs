@@ -319,6 +319,7 @@ rewrite = { path_prefix = "/new", host = "inner.example" }
 request_headers = { set = { x-way = "%{path} by %{route}" }, add = { x-more = "1" }, remove = ["x-gone"] }
 response_headers = { set = { x-status = "was %{status}" } }
 cors = { origins = ["https://*.shop.example"] }
+mirror = [{ service = "named", percent = 0.5 }]
 [[route]]
 name = "away"
 path = "/away"
@@ -344,6 +345,7 @@ steps = [1, 12.5, 100]
         "rewrite     goes on as /new/x?a=b, for host inner.example",
         "head        without x-gone, x-way: /old/x by new, one more x-more: 1",
         "response    x-status: was %{status}",
+        "mirror      copied, and answers dropped: 0.5 % to named",
         "cors        pages of https://www.shop.example may read the response",
     ] {
         assert!(told.contains(line), "{line}\n{told}");

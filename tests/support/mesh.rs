@@ -12,6 +12,8 @@ use ringmesh::config;
 use ringmesh::shard::link::{Link, Notice, Order};
 use ringmesh::shard::{Plan, spawn};
 use ringmesh::snapshot::Snapshot;
+use ringmesh::telemetry::faults::FaultCounts;
+use ringmesh::telemetry::mirrored::MirrorCounts;
 use ringmesh::telemetry::retries::RetryCounts;
 use ringmesh::telemetry::{GrpcCounts, ShardTotals};
 
@@ -82,6 +84,10 @@ pub struct Seen {
     pub grpc: GrpcCounts,
     /// Further attempts.
     pub retries: RetryCounts,
+    /// Copies of requests.
+    pub mirrored: MirrorCounts,
+    /// What was done on purpose.
+    pub faults: FaultCounts,
     /// Totals at the end.
     pub totals: ShardTotals,
     /// Causes of panics.
@@ -365,6 +371,8 @@ impl Seen {
                 self.latencies.1 += service.counts.whole.len();
                 self.grpc.add(&service.counts.grpc);
                 self.retries.add(&service.counts.retries);
+                self.mirrored.add(&service.counts.mirrored);
+                self.faults.add(&service.counts.faults);
                 for (mine, theirs) in self.by_class.iter_mut().zip(service.counts.by_class) {
                     *mine += theirs;
                 }

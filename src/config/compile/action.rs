@@ -3,20 +3,31 @@
 use std::sync::Arc;
 
 use super::super::compiled::{Extra, Mark};
-use super::super::raw::{At, Raw, RawAction, RawPath, RawRoute};
+use super::super::raw::{At, Raw, RawAction, RawMirror, RawPath, RawRoute};
 use super::super::report::{Problem, Problems};
 use super::super::values::quoted;
 use super::{From, shown};
 use crate::route::Action;
 use crate::route::answer::Redirect;
 use crate::route::changes::{Changes, FieldChanges, Rewrite};
+use crate::route::mirror::Mirror;
 use crate::route::path::NewPath;
 use crate::route::split::{Share, Split, Sticky};
 
-/// The names of services that a route has, in the order of the file.
+/// The names of services that a route has: those that requests go to, then those that get copies.
 pub(super) fn services_of(route: &RawRoute) -> impl Iterator<Item = &At<Box<str>>> {
     let shares = route.action.split.as_ref().map_or(&[][..], |split| &split.value);
-    route.service.iter().chain(shares.iter().map(|share| &share.service))
+    let mirrors = route.action.mirror.as_ref().map_or(&[][..], |mirror| &mirror.value);
+    let to = route.service.iter().chain(shares.iter().map(|share| &share.service));
+    to.chain(mirrors.iter().map(|mirror| &mirror.service))
+}
+
+/// The services that get copies; `None` where there are none. Those of [`services_of`] were found in its order.
+pub(super) fn mirror(raw: &RawRoute, found: &[u32]) -> Option<Arc<[Mirror]>> {
+    let mirrors = &raw.action.mirror.as_ref()?.value;
+    let found = found.iter().skip(found.len().saturating_sub(mirrors.len()));
+    let with = |(raw, service): (&RawMirror, &u32)| Mirror { service: *service, percent: raw.percent };
+    Some(mirrors.iter().zip(found).map(with).collect()).filter(|mirrors: &Arc<[Mirror]>| !mirrors.is_empty())
 }
 
 /// The action of a route whose services are these.
@@ -107,6 +118,16 @@ pub(super) fn extras(raw: &RawRoute, from: &From<'_>) -> Vec<Extra> {
             Sticky::SetCookie(set) => shown::cookie(set),
         };
         add("sticky", format!("{{ {text} }}"), from.mark_of(Some(sticky)));
+    }
+    if let Some(mirror) = &raw.action.mirror {
+        let entry = |RawMirror { service, percent }: &RawMirror| {
+            format!("{{ service = {}, percent = {percent} }}", quoted(&service.value))
+        };
+        let entries: Vec<String> = mirror.value.iter().map(entry).collect();
+        add("mirror", format!("[{}]", entries.join(", ")), from.mark_of(Some(mirror)));
+    }
+    if let Some(at) = &raw.action.fault {
+        add("fault", shown::fault(&at.value), from.mark_of(Some(at)));
     }
     let RawAction { redirect, respond, rewrite, request_headers, response_headers, cors, .. } = &*raw.action;
     if let Some(at) = redirect {

@@ -32,6 +32,7 @@ use super::report::{Place, Problem, Problems, Source};
 use super::values;
 use super::warn;
 use crate::authorize;
+use crate::route::mirror::Mirror;
 use crate::route::{Action, HostMatch, Priority, Route, RouteMatch, TableBuilder};
 use crate::snapshot::{Forwarding, Http2, Limits, Timeouts};
 
@@ -275,7 +276,8 @@ fn assemble(raw: Raw, found: &[Vec<u32>], table: TableBuilder, sources: &[Source
         .zip(found.iter().zip(table.matches()))
         .map(|((index, raw), (found, matching))| {
             let action = action::action(&raw, found, &names);
-            route(raw, index, action, Arc::clone(matching), &from)
+            let mirror = action::mirror(&raw, found);
+            route(raw, index, (action, mirror), Arc::clone(matching), &from)
         })
         .collect();
     let canaries = raw.canaries.into_iter().map(|raw| canary::canary(raw, &from)).collect();
@@ -350,6 +352,11 @@ fn limits(raw: &RawLimits, from: &mut From<'_>) -> Limits {
         connections_max: from.key(&defaults::CONNECTIONS_MAX, raw.connections_max),
         interim_responses_max: from.key(&defaults::INTERIM_RESPONSES_MAX, raw.interim_responses_max),
         handshakes_max: from.key(&defaults::HANDSHAKES_MAX, raw.handshakes_max),
+        faults_max: from.key(&defaults::FAULTS_MAX, raw.faults_max),
+        mirrored_max: from.key(&defaults::MIRRORED_MAX, raw.mirrored_max),
+        mirrored_body_bytes_max: narrow(
+            from.key(&defaults::MIRRORED_BODY_BYTES_MAX, raw.mirrored_body_bytes_max),
+        ),
     }
 }
 
@@ -399,13 +406,14 @@ fn value_or<T>(at: Option<At<T>>, default: T) -> T {
 fn route(
     raw: RawRoute,
     index: usize,
-    action: Action,
+    (action, mirror): (Action, Option<Arc<[Mirror]>>),
     matching: Arc<RouteMatch>,
     from: &From<'_>,
 ) -> CompiledRoute {
     let mut extras = matching::shown(&raw, &matching, from);
     extras.extend(action::extras(&raw, from));
     let changes = action::changes(&raw);
+    let fault = raw.action.fault.as_ref().map(|at| Box::new(at.value.clone()));
     let marks = [
         from.mark_of(raw.hosts.as_ref()),
         from.mark_of(raw.path.as_ref().or(raw.path_prefix.as_ref()))
@@ -425,6 +433,8 @@ fn route(
             name,
             action,
             changes,
+            fault,
+            mirror,
             timeout,
             upgrades: value_or(raw.upgrades, defaults::UPGRADES),
             tunnel_idle: value_or(raw.tunnel_idle, defaults::TUNNEL_IDLE.default),

@@ -8,6 +8,7 @@ use super::super::values::{duration_text, quoted};
 use crate::route::answer::Respond;
 use crate::route::changes::FieldChanges;
 use crate::route::cors::{Cors, Origin};
+use crate::route::fault::{Fault, How};
 use crate::route::path::NewPath;
 use crate::route::split::{SameSite, SetCookie};
 use crate::route::text::Text;
@@ -109,6 +110,26 @@ pub(super) fn cors(cors: &Cors) -> String {
     }
     let age = cors.max_age.map_or_else(|| "off".into(), duration_text);
     keys.push(format!("max_age = {}, credentials = {}", quoted(&age), cors.credentials));
+    table(&keys)
+}
+
+pub(super) fn fault(fault: &Fault) -> String {
+    let mut keys = Vec::new();
+    keys.extend(fault.delay.map(|delay| {
+        let [least, most] = [delay.least, delay.most].map(|time| quoted(&duration_text(time)));
+        let time =
+            if least == most { format!("fixed = {most}") } else { format!("least = {least}, most = {most}") };
+        format!("delay = {{ percent = {}, {time} }}", delay.percent)
+    }));
+    keys.extend(fault.abort.map(|abort| {
+        let how = match abort.how {
+            How::Status(status) => format!("status = {status}"),
+            How::Grpc(code) => format!("grpc_status = {code}"),
+            How::Reset => "reset = true".into(),
+        };
+        format!("abort = {{ percent = {}, {how} }}", abort.percent)
+    }));
+    keys.extend(fault.by_header.then(|| "by_header = true".into()));
     table(&keys)
 }
 

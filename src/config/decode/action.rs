@@ -8,7 +8,7 @@ use super::super::reader::{Item, Opened, Reader};
 use super::super::report::{Place, Problem};
 use super::super::values::{self, Complaint};
 use super::super::{defaults, policy_text, schema};
-use super::{changes, missing};
+use super::{changes, fault, mirror, missing};
 use crate::route::split::{SameSite, SetCookie, Split, Sticky};
 
 /// The keys of which a route has exactly one.
@@ -29,7 +29,7 @@ pub(super) fn action(reader: &mut Reader<'_>, table: &Opened<'_>, place: Place) 
     }
     if matches!(given[..], [("redirect" | "respond", _)]) {
         let (answer, other) = given[0];
-        for key in ["rewrite", "request_headers"] {
+        for key in ["rewrite", "request_headers", "mirror"] {
             if let Some(item) = table.value(key) {
                 let place = reader.place(item.span());
                 reader.problems.error(|| {
@@ -61,6 +61,8 @@ pub(super) fn action(reader: &mut Reader<'_>, table: &Opened<'_>, place: Place) 
         request_headers,
         response_headers,
         cors: table.value("cors").and_then(|item| changes::cors(reader, item)),
+        mirror: table.value("mirror").and_then(|item| mirror::mirror(reader, item)),
+        fault: table.value("fault").and_then(|item| fault::fault(reader, item)),
     })
 }
 

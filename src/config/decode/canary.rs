@@ -98,7 +98,12 @@ fn fraction(percent: Option<At<f64>>) -> Option<At<f64>> {
 }
 
 /// A number of percent.
-fn percent(reader: &mut Reader<'_>, key: &str, item: &Item<'_>, (min, max): (f64, f64)) -> Option<At<f64>> {
+pub(super) fn percent(
+    reader: &mut Reader<'_>,
+    key: &str,
+    item: &Item<'_>,
+    (min, max): (f64, f64),
+) -> Option<At<f64>> {
     let number = match item.get_ref() {
         DeValue::Integer(_) => Reader::number(item).map(|number| number.clamp(-1_000_000, 1_000_000) as f64),
         DeValue::Float(float) => float.as_str().replace('_', "").parse().ok(),

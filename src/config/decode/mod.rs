@@ -13,7 +13,9 @@ mod breaker;
 mod canary;
 mod caps;
 mod changes;
+mod fault;
 mod matching;
+mod mirror;
 mod policy;
 mod probe;
 mod retry;
@@ -263,6 +265,18 @@ fn limits(reader: &mut Reader<'_>, table: &Opened<'_>, raw: &mut RawLimits) {
     if let Some(item) = table.value("interim_responses_max") {
         let value = reader.count(&defaults::INTERIM_RESPONSES_MAX, item);
         once(reader, defaults::INTERIM_RESPONSES_MAX.name, &mut raw.interim_responses_max, value);
+    }
+    if let Some(item) = table.value("mirrored_max") {
+        let value = reader.count(&defaults::MIRRORED_MAX, item);
+        once(reader, defaults::MIRRORED_MAX.name, &mut raw.mirrored_max, value);
+    }
+    if let Some(item) = table.value("mirrored_body_bytes_max") {
+        let value = reader.size(&defaults::MIRRORED_BODY_BYTES_MAX, item);
+        once(reader, defaults::MIRRORED_BODY_BYTES_MAX.name, &mut raw.mirrored_body_bytes_max, value);
+    }
+    if let Some(item) = table.value("faults_max") {
+        let value = reader.count(&defaults::FAULTS_MAX, item);
+        once(reader, defaults::FAULTS_MAX.name, &mut raw.faults_max, value);
     }
     if let Some(item) = table.value("handshakes_max") {
         let value = reader.count(&defaults::HANDSHAKES_MAX, item);

@@ -7,9 +7,12 @@ use serde_json::{Value, json};
 use super::Line;
 use super::policies::Chosen;
 use super::question::Lines;
+use crate::config::duration_text;
 use crate::route::Action;
 use crate::route::changes::{Change, FieldChanges};
 use crate::route::cors::{Kind, Origin};
+use crate::route::fault::{Fault, How};
+use crate::route::mirror::Mirror;
 use crate::route::text::Seen;
 
 /// Stands where the status of the response will be: no value has such an octet.
@@ -147,6 +150,48 @@ fn origin_words(origin: &Origin) -> String {
         Origin::Below(scheme, end) => format!("{scheme}*{end}"),
         Origin::Regex(regex) => regex.as_str().to_owned(),
     }
+}
+
+/// Who gets copies.
+pub(super) fn mirror(chosen: &Chosen<'_>) -> Option<Line> {
+    let mirrors = chosen.route.mirror.as_deref()?;
+    let of = |mirror: &Mirror| (chosen.name(mirror.service), mirror.percent);
+    let words: Vec<String> =
+        mirrors.iter().map(of).map(|(name, percent)| format!("{percent} % to {name}")).collect();
+    let json = mirrors.iter().map(of);
+    let json: Value = json.map(|(name, of)| json!({ "service": name, "percent": of.value() })).collect();
+    Some(Line::new("mirror", format!("copied, and answers dropped: {}", words.join(", ")), json))
+}
+
+/// What is done on purpose.
+pub(super) fn fault(chosen: &Chosen<'_>) -> Option<Line> {
+    let fault = chosen.route.fault.as_ref()?;
+    let mut parts = Vec::new();
+    if let Some(delay) = &fault.delay {
+        let time = match delay.least == delay.most {
+            true => duration_text(delay.most),
+            false => format!("{} to {}", duration_text(delay.least), duration_text(delay.most)),
+        };
+        parts.push(format!("{} % are held up for {time}", delay.percent));
+    }
+    if let Some(abort) = &fault.abort {
+        let how = match abort.how {
+            How::Status(status) => format!("answered with {status}"),
+            How::Grpc(code) => format!("answered with gRPC status {code}"),
+            How::Reset => "reset".into(),
+        };
+        parts.push(format!("{} % are {how}", abort.percent));
+    }
+    if fault.by_header {
+        // What this one asks for itself: no chance is asked.
+        let asks = Fault { delay: None, abort: None, by_header: true }.draw(chosen.call.fields, || 0);
+        parts.push(match asks.made() {
+            Some(made) => format!("this one asks for {}", made.label()),
+            None => "requests may ask for one".into(),
+        });
+    }
+    let json = json!({ "by_header": fault.by_header, "words": parts });
+    Some(Line::new("fault", format!("on purpose: {}", parts.join("; ")), json))
 }
 
 /// Who conducts the split. What the shares are at this moment stands with the service.

@@ -32,7 +32,8 @@ pub(super) struct Chosen<'s> {
 }
 
 /// What applies whatever service it is.
-const OF_ROUTE: [fn(&Chosen<'_>) -> Option<Line>; 9] = [
+const OF_ROUTE: [fn(&Chosen<'_>) -> Option<Line>; 11] = [
+    actions::fault,
     actions::answer,
     service,
     actions::canary,
@@ -40,6 +41,7 @@ const OF_ROUTE: [fn(&Chosen<'_>) -> Option<Line>; 9] = [
     actions::request_fields,
     actions::response_fields,
     actions::cors,
+    actions::mirror,
     route_timeout,
     upgrades,
 ];

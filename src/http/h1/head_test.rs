@@ -10,6 +10,9 @@ pub(super) const LIMITS: Limits = Limits {
     connections_max: 1,
     interim_responses_max: 1,
     handshakes_max: 16,
+    mirrored_max: 1,
+    mirrored_body_bytes_max: 1,
+    faults_max: 1,
 };
 
 /// The limits of the next hop: a head that leaves has more in it than when it came.

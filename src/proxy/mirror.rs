@@ -1,0 +1,503 @@
+//! Copies of requests for other services, beside the exchange that they are made of. Called where a request of a route with
+//! `mirror` goes on, and where its body comes; a copy leaves when its request is whole, as a task of its own.
+//!
+//! Nothing of a copy comes back: what the service answers is read and dropped, how it fails is counted. A copy never waits for
+//! a place, is never made twice, and is cut when its service's timeouts are over. Copies in progress are counted from the moment
+//! that something is kept for them, so that their number bounds their memory. Refuses tunnels.
+
+use std::cell::RefCell;
+use std::future::poll_fn;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Poll, ready};
+
+use bytes::Bytes;
+use h2::RecvStream;
+use http::header;
+use smallvec::SmallVec;
+
+use super::account::Account;
+use super::connect::To;
+use super::from_h2::Call;
+use super::over_h2::{Head, head};
+use super::relay::{Direction, Web};
+use super::{Path, SHED};
+use crate::downstream::{Asked, Downstream};
+use crate::failure::{Cause, Failure, Stage};
+use crate::http::body::{Reframer, TAILROOM, write_chunk};
+use crate::http::edit::{self, Edits};
+use crate::http::grpc_web::{Decoder, Form, Translation};
+use crate::http::h1::{self, Parsed};
+use crate::http::h2::{self as message, Origin};
+use crate::http::{Framing, Method};
+use crate::io::timed::OnDeadline;
+use crate::io::{Connection, Patience, Reader};
+use crate::route::Priority;
+use crate::route::mirror::{Mirror, marked};
+use crate::shard::clock::ns;
+use crate::shard::{Mirrored, Shard, View, task};
+use crate::snapshot::Snapshot;
+use crate::telemetry::mirrored::Unsent;
+use crate::upstream::limiter::Entry;
+use crate::upstream::pool::Pooled;
+use crate::upstream::retry::Policy;
+use crate::upstream::service::{Attempt, Service};
+use crate::upstream::shared::Lease;
+
+/// Services that are to have a copy, with its place. Most routes have one.
+type Takers = SmallVec<[(Rc<Service>, Mirrored); 1]>;
+
+/// A request that is to be copied, until it is whole.
+pub(super) struct Pending {
+    shard: Rc<Shard>,
+    snapshot: Arc<Snapshot>,
+    to: RefCell<Takers>,
+    copy: Copied,
+    body: RefCell<Body>,
+}
+
+/// What a copy is made of, besides its body.
+#[derive(Clone)]
+struct Copied {
+    /// Canonical, with the host that marks it.
+    head: Bytes,
+    method: Method,
+    framing: Framing,
+    /// By what it came, where that was not HTTP/2.
+    origin: Option<Origin>,
+    /// Whether gRPC-Web is translated for its caller.
+    translates: bool,
+}
+
+/// A body that is still coming.
+enum Body {
+    /// As it came behind a head by HTTP/1.1; there may be more behind it.
+    Raw(Vec<u8>),
+    /// Its octets.
+    Content(Vec<u8>),
+    /// It is too long, or all is said of it.
+    Over,
+}
+
+impl Path<'_> {
+    /// Copies a request that came by HTTP/1.1, where its route says so: now if its body lies there (that long), else when it has come.
+    pub(super) fn mirror(&self, downstream: &Downstream, asked: &Asked, head: &[u8], body: Option<usize>) {
+        // Looked up again: held over what was waited for, it would take room in the future of every connection.
+        let route = asked.route.id().and_then(|id| asked.view.snapshot.routes.route(id));
+        let Some(mirrors) = route.and_then(|route| route.mirror.as_deref()) else { return };
+        if asked.tunnel.is_some() {
+            return;
+        }
+        let make = || Copied {
+            head: copied(head.to_vec()),
+            method: asked.method,
+            framing: asked.framing,
+            origin: Some(Origin(asked.version)),
+            translates: asked.view.snapshot.translates_grpc_web(&downstream.listener),
+        };
+        let Some(pending) = Pending::new(self.shard, &asked.view, mirrors, Body::Raw(Vec::new()), make)
+        else {
+            return;
+        };
+        let Some(length) = body else {
+            self.account.mirrored(pending);
+            return;
+        };
+        pending.read(&downstream.input[asked.head_len..asked.head_len + length]);
+        pending.send();
+    }
+}
+
+impl Call<'_> {
+    /// Copies a request that came by HTTP/2, now if it has no body, else when that has come.
+    pub(super) fn mirror(&self, mirrors: &[Mirror]) {
+        let make = || {
+            let mut head = Vec::with_capacity(2048);
+            message::write_h1(self.parts, self.facts, &self.forwarding(), &mut head);
+            if let Some(turn) = self.turn {
+                turn.apply_to_request(&mut head);
+            }
+            Copied {
+                head: copied(head),
+                method: self.facts.method,
+                framing: self.facts.framing,
+                origin: self.caller.origin(self.parts),
+                translates: self.view.snapshot.translates_grpc_web(&self.caller.listener),
+            }
+        };
+        let pending = Pending::new(self.path.shard, self.view, mirrors, Body::Content(Vec::new()), make);
+        match pending {
+            Some(pending) if self.facts.framing == Framing::None => pending.send(),
+            Some(pending) => self.path.account.mirrored(pending),
+            None => {}
+        }
+    }
+}
+
+/// The head of a copy: another host; and nobody is there who could wait for a 100.
+fn copied(mut head: Vec<u8>) -> Bytes {
+    if let Some(host) = edit::host_of_head(&head).map(marked) {
+        edit::retarget_head(&mut head, None, Some(&host));
+    }
+    let mut edits = Edits::default();
+    edits.remove(&header::EXPECT);
+    edits.apply_to_head(&mut head, 0, 0);
+    head.into()
+}
+
+impl Pending {
+    /// For those services that are to have this one; `None` where there is none.
+    fn new(
+        shard: &Rc<Shard>,
+        view: &View,
+        mirrors: &[Mirror],
+        body: Body,
+        make: impl FnOnce() -> Copied,
+    ) -> Option<Box<Self>> {
+        let mut to = Takers::new();
+        for mirror in mirrors {
+            if !mirror.percent.means(shard.rng(|rng| rng.u64(..))) {
+                continue;
+            }
+            let service = shard.service(view, mirror.service);
+            match shard.mirror() {
+                Some(place) => to.push((service, place)),
+                None => unsent(shard, &service, Unsent::Busy),
+            }
+        }
+        if to.is_empty() {
+            return None;
+        }
+        let snapshot = Arc::clone(&view.snapshot);
+        let (copy, body, to) = (make(), RefCell::new(body), RefCell::new(to));
+        let pending = Box::new(Self { shard: Rc::clone(shard), snapshot, to, copy, body });
+        // Known beforehand: nothing is kept in vain.
+        if matches!(pending.copy.framing, Framing::Length(n) if n > pending.body_bytes_max()) {
+            pending.give_up(Unsent::Body);
+            return None;
+        }
+        Some(pending)
+    }
+
+    fn body_bytes_max(&self) -> u64 {
+        self.snapshot.limits.mirrored_body_bytes_max.into()
+    }
+
+    /// These octets of its body, or behind it, have come.
+    fn read(&self, octets: &[u8]) {
+        let mut body = self.body.borrow_mut();
+        let (Body::Raw(kept) | Body::Content(kept)) = &mut *body else { return };
+        // What a caller writes around its chunks counts, too.
+        if (kept.len() + octets.len()) as u64 > self.body_bytes_max() {
+            drop(body);
+            match self.copy.framing {
+                // What is too much is not its.
+                Framing::Length(n) => self.read_at_most(octets, n),
+                _ => self.give_up(Unsent::Body),
+            }
+            return;
+        }
+        kept.extend_from_slice(octets);
+    }
+
+    fn read_at_most(&self, octets: &[u8], length: u64) {
+        if let Body::Raw(kept) | Body::Content(kept) = &mut *self.body.borrow_mut() {
+            let left = usize::try_from(length).unwrap_or(usize::MAX).saturating_sub(kept.len());
+            kept.extend_from_slice(&octets[..left.min(octets.len())]);
+        }
+    }
+
+    /// It is read from the front again.
+    fn restart(&self) {
+        if let Body::Raw(kept) = &mut *self.body.borrow_mut() {
+            kept.clear();
+        }
+    }
+
+    /// The request is whole.
+    fn send(&self) {
+        let framing = self.copy.framing;
+        let octets = match self.body.replace(Body::Over) {
+            Body::Over => return,
+            Body::Content(octets) => Some(octets),
+            Body::Raw(mut octets) => {
+                let mut reframer = Reframer::new(framing, Framing::UntilClose);
+                let read = reframer.reframe(&mut octets, 0, &self.snapshot.limits).ok();
+                read.filter(|read| read.ended).map(|read| octets[read.send].to_vec())
+            }
+        };
+        let Some(octets) = octets else {
+            self.count(Unsent::Cut);
+            return;
+        };
+        let body = Bytes::from(octets);
+        for (service, place) in self.to.take() {
+            let shadow = Shadow {
+                shard: Rc::clone(&self.shard),
+                snapshot: Arc::clone(&self.snapshot),
+                service,
+                _place: place,
+                copy: self.copy.clone(),
+                body: body.clone(),
+            };
+            task::spawn(&self.shard, Box::pin(shadow.run()));
+        }
+    }
+
+    fn give_up(&self, why: Unsent) {
+        if !matches!(self.body.replace(Body::Over), Body::Over) {
+            self.count(why);
+        }
+    }
+
+    fn count(&self, why: Unsent) {
+        self.to.borrow().iter().for_each(|(service, _)| unsent(&self.shard, service, why));
+    }
+}
+
+impl Account {
+    /// A copy is to be made of this exchange's request when that is whole.
+    pub(super) fn mirrored(&self, pending: Box<Pending>) {
+        // There is one decision for each exchange.
+        let _ = self.mirror.set(pending);
+    }
+
+    /// What is to be copied is read from the front again.
+    pub(super) fn mirror_again(&self) {
+        if let Some(pending) = self.mirror.get() {
+            pending.restart();
+        }
+    }
+
+    /// More of what is to be copied.
+    pub(super) fn mirror_read(&self, octets: &[u8]) {
+        if let Some(pending) = self.mirror.get() {
+            pending.read(octets);
+        }
+    }
+
+    /// What is to be copied is whole, if it went on so.
+    pub(super) fn mirror_whole(&self, is_whole: bool) {
+        if let Some(pending) = self.mirror.get().filter(|_| is_whole) {
+            pending.send();
+        }
+    }
+}
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        self.give_up(Unsent::Cut);
+    }
+}
+
+fn unsent(shard: &Shard, service: &Service, why: Unsent) {
+    shard.recorder.borrow_mut().record_unsent(service.recorder_slot, why);
+}
+
+/// A copy on its way.
+struct Shadow {
+    shard: Rc<Shard>,
+    snapshot: Arc<Snapshot>,
+    service: Rc<Service>,
+    _place: Mirrored,
+    copy: Copied,
+    body: Bytes,
+}
+
+impl Shadow {
+    async fn run(self) {
+        let Self { shard, service, .. } = &self;
+        let now = shard.clock.now();
+        let (account, retry) = (Account::new(now, 0), Policy::off());
+        if let Some(limiter) = &service.limiter {
+            match limiter.enter(Priority::Sheddable, now) {
+                Entry::In(pass) => account.place.set(Some(pass)),
+                Entry::Wait(_) | Entry::Refused(_) => return unsent(shard, service, Unsent::Caps),
+            }
+        }
+        let timeouts = &service.spec.timeouts;
+        let most = timeouts.connect.saturating_add(timeouts.response).saturating_add(timeouts.body_stall);
+        let deadline = now.saturating_add(ns(most));
+        let path = Path { shard, account: &account, service, deadline, retry: &retry };
+        let answered = self.attempt(&path).await;
+        shard.recorder.borrow_mut().record_mirrored(service.recorder_slot, answered.unwrap_or(0));
+    }
+
+    /// The status that is answered.
+    async fn attempt(&self, path: &Path<'_>) -> Result<u16, Failure> {
+        let (attempt, to) = path.connect(false).await?;
+        let began = path.shard.clock.now();
+        let result = match to {
+            To::H1(pooled) => self.by_http1(path, &attempt, pooled).await,
+            To::H2(lease) => {
+                let result = self.by_http2(path, &attempt, &lease).await;
+                result.inspect_err(|failure| lease.leave_if_going(*failure))
+            }
+        };
+        path.judge(&attempt, began, result.as_ref().err());
+        result
+    }
+
+    async fn by_http1(&self, path: &Path<'_>, attempt: &Attempt, mut pooled: Pooled) -> Result<u16, Failure> {
+        let shard = path.shard;
+        let mut out = Vec::with_capacity(self.copy.head.len() + self.body.len() + 32);
+        out.extend_from_slice(&self.copy.head);
+        if self.copy.framing == Framing::Chunked {
+            if !self.body.is_empty() {
+                write_chunk(&self.body, &mut out);
+            }
+            out.extend_from_slice(b"0\r\n\r\n");
+        } else {
+            out.extend_from_slice(&self.body);
+        }
+        let Connection { reader, writer, .. } = &mut pooled.connection;
+        let stall = path.service.spec.timeouts.body_stall;
+        let patience = Patience { clock: &shard.clock, stall, until: path.deadline };
+        let sent = writer.write_all(&mut out, 0, patience).await;
+        sent.map_err(|fault| Failure::upstream(Stage::Request, super::cause(fault)))?;
+        let mut input = shard.buffers.take_small().ok_or(SHED)?;
+        let result = self.answer_by_http1(path, attempt, reader, &mut input).await;
+        shard.buffers.give(input);
+        let (status, idle_seconds) = result?;
+        if let Some(idle_seconds) = idle_seconds {
+            attempt.pool().checkin(pooled, &path.service.spec.pool, idle_seconds, shard.clock.now());
+        }
+        Ok(status)
+    }
+
+    /// The status, and for how long the connection may lie idle (what the service says) if it can be used again.
+    async fn answer_by_http1(
+        &self,
+        path: &Path<'_>,
+        attempt: &Attempt,
+        from: &mut Reader,
+        input: &mut Vec<u8>,
+    ) -> Result<(u16, Option<Option<u64>>), Failure> {
+        let limits = &self.snapshot.limits;
+        let refused = |cause| Failure::upstream(Stage::Response, cause);
+        let head_by = path.shard.clock.now().saturating_add(path.patience_ns()).min(path.deadline);
+        let mut interim = limits.interim_responses_max;
+        let (status, framing, keep_alive, idle_seconds, head_len) = loop {
+            let then = |response: &h1::Response<'_>| {
+                let h1::Response { status, framing, keep_alive, idle_seconds, head_len, .. } = *response;
+                (status, framing, keep_alive, idle_seconds, head_len)
+            };
+            let parsed = match input.is_empty() {
+                true => Parsed::Partial,
+                false => h1::read_response(input, limits, self.copy.method, then),
+            };
+            match parsed {
+                Parsed::Whole((100..200, .., head_len)) => {
+                    interim = interim.checked_sub(1).ok_or_else(|| refused(Cause::TooManyInterim))?;
+                    input.drain(..head_len);
+                }
+                Parsed::Whole(head) => break head,
+                Parsed::Refused(cause) => return Err(refused(cause)),
+                Parsed::Partial if input.len() + TAILROOM >= input.capacity() => {
+                    // Grows as far as a head may.
+                    input.reserve(input.capacity());
+                }
+                Parsed::Partial => {
+                    let read = from.read(input, TAILROOM, head_by, OnDeadline::Shutdown).await;
+                    let now = path.shard.clock.now();
+                    match read {
+                        Ok(0) => return Err(refused(Cause::Closed)),
+                        Ok(_) if attempt.answers(now) => path.account.first_byte_at.set(now),
+                        Ok(_) => {}
+                        Err(fault) => return Err(refused(super::cause(fault))),
+                    }
+                }
+            }
+        };
+        path.account.status.set(status);
+        let broken = |cause| Failure::upstream(Stage::Body, cause);
+        let mut reframer = Reframer::new(framing, Framing::UntilClose);
+        let mut start = head_len;
+        let clean = loop {
+            if input.len() > start || reframer.is_ended() {
+                let next = reframer.reframe(input, start, limits).map_err(broken)?;
+                if next.ended {
+                    break next.rest.is_empty();
+                }
+            }
+            input.clear();
+            start = 0;
+            match from.read(input, TAILROOM, path.deadline, OnDeadline::Shutdown).await {
+                Ok(0) if reframer.ends_with_connection() => break false,
+                Ok(0) => return Err(broken(Cause::Closed)),
+                Ok(_) => {}
+                Err(fault) => return Err(broken(super::cause(fault))),
+            }
+        };
+        Ok((status, (clean && keep_alive).then_some(idle_seconds)))
+    }
+
+    async fn by_http2(&self, path: &Path<'_>, attempt: &Attempt, lease: &Lease) -> Result<u16, Failure> {
+        let local = |cause| Failure::local(Stage::Request, cause);
+        let origin = self.copy.origin.filter(|_| lease.is_mesh());
+        let mut request =
+            message::from_canonical(&self.copy.head, origin, lease.is_encrypted()).map_err(local)?;
+        let web = self.copy.translates.then(|| Translation::of_request(request.headers_mut())).flatten();
+        let path = &path.of_call(request.headers_mut());
+        let mut body = self.body.clone();
+        if let Some(Translation { request: Form::Text, .. }) = web {
+            let mut decoder = Decoder::default();
+            let decoded = decoder.decode(&body).and_then(|decoded| decoder.end().map(|()| decoded));
+            body = decoded.map_err(|_| local(Cause::BadGrpcWeb))?;
+        }
+        let (mut response, stream) = lease.send(request, body.is_empty())?;
+        let alarm = path.shard.deadlines.alarm();
+        if !body.is_empty() {
+            let there = Direction {
+                shard: path.shard,
+                account: path.account,
+                alarm: &alarm,
+                limits: &self.snapshot.limits,
+                deadline: path.deadline,
+                read_stall: path.service.spec.timeouts.body_stall,
+                write_stall: path.service.spec.timeouts.body_stall,
+                octets: &path.account.request_body_bytes,
+                octets_max: 0,
+                messages: None,
+                web: Web::Same,
+                sender: |cause| Failure::local(Stage::Request, cause),
+                receiver: |cause| Failure::upstream(Stage::Request, cause),
+            };
+            there.put(&RefCell::new(stream), body, true).await?;
+        }
+        let mut interim = self.snapshot.limits.interim_responses_max;
+        let response = loop {
+            if let Head::Final(response) =
+                head(path, &alarm, &mut response, true, attempt, &mut interim).await?
+            {
+                break response;
+            }
+        };
+        let status = response.status().as_u16();
+        path.account.status.set(status);
+        path.account.note_trailers(response.headers());
+        let mut body = response.into_body();
+        let read = alarm.until(path.deadline, poll_fn(|cx| poll_rest(&mut body, cx))).await;
+        match read {
+            Some(Ok(trailers)) => {
+                trailers.iter().for_each(|trailers| path.account.note_trailers(trailers));
+                Ok(status)
+            }
+            Some(Err(error)) => Err(Failure::upstream(Stage::Body, message::cause(&error))),
+            None => Err(Failure::upstream(Stage::Body, Cause::Timeout)),
+        }
+    }
+}
+
+/// Drops what comes until the end; the trailers.
+fn poll_rest(
+    body: &mut RecvStream,
+    cx: &mut std::task::Context<'_>,
+) -> Poll<Result<Option<http::HeaderMap>, h2::Error>> {
+    while let Some(piece) = ready!(body.poll_data(cx)) {
+        let length = piece?.len();
+        // Fails for a stream that has ended only.
+        let _ = body.flow_control().release_capacity(length);
+    }
+    body.poll_trailers(cx)
+}
