@@ -183,6 +183,8 @@ causes! {
     QueueFull = "queue_full", 503;
     /// The service had as many exchanges as it may have for as long as one may wait for a place.
     QueueTimeout = "queue_timeout", 503;
+    /// The service fails so often that it is given less until it recovers.
+    NotAdmitted = "not_admitted", 503;
 
     // --- the network and the peers ---
     /// A timeout ran out.

@@ -23,9 +23,11 @@ const DIRECTIONS: &[Direction] = &[
         from: &[
             "authorize",
             "route",
+            "upstream::admission",
             "upstream::away",
             "upstream::balance",
             "upstream::caps",
+            "upstream::concurrency",
             "upstream::gate",
             "upstream::limiter",
             "upstream::line",

@@ -235,6 +235,40 @@ pub(super) const CAPS_QUEUE_TARGET: Key<Duration> =
 /// No ceiling: the budget of retries is the better one. Envoy 3, which Istio raises to 2^32.
 pub(super) const CAPS_RETRIES_MAX: Key<u32> = key("service.caps.retries_max", u32::MAX, 0, 10_000_000);
 
+/// 2 at least: with one at a time nothing can be told of what more would do. Envoy 3.
+pub(super) const CONCURRENCY_LIMIT_MIN: Key<u32> = key("service.concurrency.limit_min", 2, 1, 1_000_000);
+
+/// 1000, as Envoy.
+pub(super) const CONCURRENCY_LIMIT_MAX: Key<u32> = key("service.concurrency.limit_max", 1000, 1, 1_000_000);
+
+/// 20 to begin with: what nearly every service bears; it is a few windows from there to what it is. Envoy 3, Netflix's
+/// limiters 20.
+pub(super) const CONCURRENCY_LIMIT_INITIAL: Key<u32> =
+    key("service.concurrency.limit_initial", 20, 1, 1_000_000);
+
+/// 25 % above the latency when little is asked is taken for chance, as Envoy's buffer.
+pub(super) const CONCURRENCY_TOLERANCE_PERCENT: Key<u32> =
+    key("service.concurrency.tolerance_percent", 25, 1, 400);
+
+/// 100 ms, as Envoy: soon enough for a burst, long enough for a median.
+pub(super) const CONCURRENCY_WINDOW: Key<Duration> =
+    key("service.concurrency.window", Duration::from_millis(100), MILLISECOND, seconds(60));
+
+/// 95 %: as Envoy.
+pub(super) const ADMISSION_SUCCESS_MIN_PERCENT: Key<u32> =
+    key("service.admission.success_min_percent", 95, 1, 100);
+
+/// 80 %: a fifth finds out whether it is over. As Envoy.
+pub(super) const ADMISSION_REFUSE_MAX_PERCENT: Key<u32> =
+    key("service.admission.refuse_max_percent", 80, 1, 100);
+
+/// 10 s: it is as long until all is as before. Envoy 30 s, Google's book two minutes.
+pub(super) const ADMISSION_WINDOW: Key<Duration> =
+    key("service.admission.window", seconds(10), Duration::from_millis(10), seconds(3600));
+
+/// 20 exchanges in the window of a shard: fewer are no statistics. Envoy none by default.
+pub(super) const ADMISSION_EXCHANGES_MIN: Key<u32> = key("service.admission.exchanges_min", 20, 1, 1_000_000);
+
 /// WebSocket, because a client that asks for it has a server that answers; no CONNECT, because a tunnel is out of sight
 /// of all rules. Linkerd and HAProxy the same, Envoy none, nginx must be told.
 pub(super) const UPGRADES: Upgrades = Upgrades { websocket: true, connect: false };

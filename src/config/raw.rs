@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::compiled::TlsVersion;
-use super::decode::RawCaps;
+use super::decode::{RawAdmission, RawCaps, RawConcurrency};
 use super::report::Place;
 use super::values::Target;
 use crate::authorize::{Action, TextMatch, Verdict};
@@ -215,6 +215,8 @@ pub(super) struct RawService {
     pub(super) tls: Box<RawServiceTls>,
     pub(super) http2: Option<Box<RawHttp2>>,
     pub(super) caps: Option<Box<RawCaps>>,
+    pub(super) concurrency: Option<Box<RawConcurrency>>,
+    pub(super) admission: Option<Box<RawAdmission>>,
     pub(super) idle_max: Option<At<u32>>,
     pub(super) idle_timeout: Option<At<Duration>>,
     pub(super) connections_max: Option<At<u32>>,

@@ -104,6 +104,8 @@ pub(super) static SERVICE: Section = Section {
         "timeouts",
         "http2",
         "caps",
+        "concurrency",
+        "admission",
     ],
 };
 pub(super) static ENDPOINT: Section = Section {
@@ -137,6 +139,16 @@ pub(super) static CAPS: Section = Section {
     path: "service.caps",
     header: "`caps` of a [[service]]",
     keys: &["exchanges_max", "pending_max", "queue_timeout", "queue_target", "retries_max"],
+};
+pub(super) static CONCURRENCY: Section = Section {
+    path: "service.concurrency",
+    header: "`concurrency` of a [[service]]",
+    keys: &["limit_min", "limit_max", "limit_initial", "tolerance_percent", "window"],
+};
+pub(super) static ADMISSION: Section = Section {
+    path: "service.admission",
+    header: "`admission` of a [[service]]",
+    keys: &["success_min_percent", "refuse_max_percent", "window", "exchanges_min"],
 };
 pub(super) static ROUTE: Section = Section {
     path: "route",
@@ -189,6 +201,8 @@ pub(super) static SECTIONS: &[&Section] = &[
     &SERVICE_TIMEOUTS,
     &SERVICE_HTTP2,
     &CAPS,
+    &CONCURRENCY,
+    &ADMISSION,
     &ROUTE,
     &SPLIT,
     &STICKY,

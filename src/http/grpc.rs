@@ -175,6 +175,12 @@ impl Status {
     pub fn is_error(self) -> bool {
         matches!(self.0, 2 | 4 | 12..=15) || self == Self::OTHER || self == Self::ABSENT
     }
+
+    /// Whether it says that the service is not well: deadline exceeded, resource exhausted, internal, unavailable, data loss (what
+    /// Envoy's admission control does not call a success), and what is no status.
+    pub fn is_overload_or_outage(self) -> bool {
+        matches!(self.0, 4 | 8 | 13..=15) || self == Self::OTHER
+    }
 }
 
 impl From<Code> for Status {

@@ -77,7 +77,7 @@ pub fn status(failure: Failure, told: Told<'_>) -> u16 {
 /// When to come again, for those who were turned away because there is too much for now: seconds is all that can be said, and
 /// one is the least.
 fn retry_after(failure: Failure) -> Option<&'static str> {
-    matches!(failure.cause, Cause::QueueFull | Cause::QueueTimeout).then_some("1")
+    matches!(failure.cause, Cause::QueueFull | Cause::QueueTimeout | Cause::NotAdmitted).then_some("1")
 }
 
 /// The response for a failure, for a caller that speaks HTTP/2.

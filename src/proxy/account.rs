@@ -16,7 +16,7 @@ use crate::shard::clock::{NEVER, ns};
 use crate::shard::{Gathered, Shard, View};
 use crate::telemetry::access::Line;
 use crate::telemetry::recorder::{Ended, GrpcEnded};
-use crate::upstream::limiter::Pass;
+use crate::upstream::limiter::{Outcome, Pass};
 use crate::upstream::service::Service;
 
 /// An exchange's account. `Cell`s, because both directions of a streamed exchange write into it.
@@ -144,14 +144,35 @@ impl Account {
     pub(super) fn tunnel_begins(&self, now: u64) {
         self.tunnel.set(true);
         // How long it lasts is up to its ends: it counts as a connection, not as an exchange.
-        self.give_place_back(now);
+        let first_byte_at = self.first_byte_at.get();
+        let answered_ns = (first_byte_at > 0).then_some(first_byte_at);
+        self.give_place_back(Outcome { well: Some(true), answered_ns }, now);
         self.wait(now);
     }
 
     /// Gives its place at the service back, if it has one.
-    fn give_place_back(&self, now: u64) {
+    fn give_place_back(&self, outcome: Outcome, now: u64) {
         if let Some(place) = self.place.take() {
-            place.end(now);
+            place.end(outcome, now);
+        }
+    }
+
+    /// What the end of the exchange tells of the service: an error is no latency, however soon it came; that no answer came in
+    /// time is one.
+    fn outcome(&self, failure: Option<Failure>, now: u64) -> Outcome {
+        let first_byte_at = self.first_byte_at.get();
+        let answered_ns = (first_byte_at > 0).then_some(first_byte_at);
+        match failure {
+            Some(failure) if failure.side == Side::Upstream => {
+                Outcome { well: Some(false), answered_ns: (failure.cause == Cause::Timeout).then_some(now) }
+            }
+            // The caller's doing, or ours.
+            Some(_) => Outcome::default(),
+            None => {
+                let grpc = self.grpc.get().and_then(|tally| tally.status.get());
+                let well = self.status.get() < 500 && !grpc.is_some_and(Status::is_overload_or_outage);
+                Outcome { well: Some(well), answered_ns: answered_ns.filter(|_| well) }
+            }
         }
     }
 
@@ -206,7 +227,7 @@ impl Account {
         failure: Option<Failure>,
     ) {
         let now = shard.clock.now();
-        self.give_place_back(now);
+        self.give_place_back(self.outcome(failure, now), now);
         let whole_ns = now - self.started + u64::from(self.leaving_ns.get());
         let first_byte_ns = match self.first_byte_at.get() {
             0 => None,

@@ -27,7 +27,8 @@ impl Path<'_> {
     pub(super) fn admit(&self, route: Option<&Route>) -> Result<Option<Waiting>, Failure> {
         let Some(limiter) = &self.service.limiter else { return Ok(None) };
         let priority = route.map_or_else(Default::default, |route| route.priority);
-        match limiter.enter(priority, self.shard.clock.now()) {
+        let chance = || self.shard.rng(fastrand::Rng::f64);
+        match limiter.enter(priority, self.shard.clock.now(), chance) {
             Entry::In(pass) => {
                 self.account.place.set(Some(pass));
                 Ok(None)

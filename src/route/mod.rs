@@ -46,6 +46,8 @@ pub enum Priority {
 impl Priority {
     /// How many there are.
     pub const COUNT: usize = 3;
+    /// All of them, the most important first.
+    pub const ALL: [Self; Self::COUNT] = [Self::Critical, Self::Default, Self::Sheddable];
 }
 
 /// What a connection may be turned into.

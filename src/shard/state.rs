@@ -123,8 +123,10 @@ impl Shard {
         age_min: Duration,
         snapshot: Arc<Snapshot>,
     ) -> Self {
+        let clock = Rc::new(Clock::new());
         Self {
-            clock: Rc::new(Clock::new()),
+            doors: Doors::new(Arc::<Link>::clone(&link), clock.origin()),
+            clock,
             deadlines: Rc::default(),
             buffers: Buffers::default(),
             recorder: RefCell::default(),
@@ -141,7 +143,6 @@ impl Shard {
             rng: RefCell::new(fastrand::Rng::new()),
             view: RefCell::new(Rc::new(View::new(snapshot, Arc::clone(&link)))),
             vanished: RefCell::default(),
-            doors: Doors::new(Arc::<Link>::clone(&link)),
             draining: Cell::new(false),
             link,
         }

@@ -1,8 +1,10 @@
 //! Where it goes: the services that control declared, and what one shard knows of each (endpoints, averages, pools).
 
+pub mod admission;
 mod away;
 pub mod balance;
 pub mod caps;
+pub mod concurrency;
 pub mod gate;
 pub mod limiter;
 pub mod line;

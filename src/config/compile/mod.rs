@@ -37,6 +37,9 @@ pub(super) fn compile(raw: Raw, sources: &[Source], problems: &mut Problems) -> 
     let found = find_services(&raw, &services_by_name, problems);
     check_overlaps(&raw.routes, problems);
     check_limits(&raw, problems);
+    for concurrency in raw.services.iter().filter_map(|service| service.concurrency.as_ref()) {
+        caps::check(concurrency, problems);
+    }
     policy::check(&raw, problems);
     if problems.errors() == 0 {
         check_listeners(&raw, problems);

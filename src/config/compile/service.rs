@@ -65,7 +65,12 @@ pub(super) fn service(raw: RawService, from: &From<'_>) -> CompiledService {
         from.mark_of(http2.ping_interval.as_ref()),
         from.mark_of(http2.ping_timeout.as_ref()),
     ];
-    let caps = super::caps::caps(raw.caps.map(|boxed| *boxed), from);
+    let caps = super::caps::caps(
+        raw.caps.map(|boxed| *boxed),
+        raw.concurrency.map(|boxed| *boxed),
+        raw.admission.map(|boxed| *boxed),
+        from,
+    );
     let tls = *raw.tls;
     let (tls, edge) = match value_or(tls.tls, ServiceTlsWord::Off) {
         ServiceTlsWord::Off => (spec::Tls::Off, None),

@@ -14,7 +14,7 @@ mod policy;
 mod service;
 mod tls;
 
-pub(super) use caps::{PRIORITY_WORDS, RawCaps};
+pub(super) use caps::{PRIORITY_WORDS, RawAdmission, RawCaps, RawConcurrency};
 pub(super) use policy::ACTION_WORDS;
 pub(super) use service::PROTOCOL_WORDS;
 pub(super) use tls::{LISTENER_TLS_WORDS, SERVICE_TLS_WORDS, SOURCE_WORDS, VERSION_WORDS};

@@ -33,6 +33,14 @@ pub(super) fn service(reader: &mut Reader<'_>, table: &Opened<'_>, place: Place)
         tls: Box::new(super::tls::service(reader, table)),
         http2: table.value("http2").and_then(|item| super::tls::service_http2(reader, item)).map(Box::new),
         caps: table.value("caps").and_then(|item| super::caps::caps(reader, item)).map(Box::new),
+        concurrency: table
+            .value("concurrency")
+            .and_then(|item| super::caps::concurrency(reader, item))
+            .map(Box::new),
+        admission: table
+            .value("admission")
+            .and_then(|item| super::caps::admission(reader, item))
+            .map(Box::new),
         idle_max: None,
         idle_timeout: None,
         connections_max: None,

@@ -484,6 +484,7 @@ fn every_cause_that_a_request_head_can_have_is_in_the_table() {
         Cause::Overloaded,
         Cause::QueueFull,
         Cause::QueueTimeout,
+        Cause::NotAdmitted,
         Cause::Timeout,
         Cause::Closed,
         Cause::Reset,
