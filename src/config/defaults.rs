@@ -10,6 +10,7 @@ use crate::route::Upgrades;
 use crate::route::split::Split;
 use crate::shard::RuntimeChoice;
 use crate::snapshot::{AccessLogFormat, ForwardedFields, Limits};
+use crate::upstream::retry::Statuses;
 use crate::upstream::spec::{Balance, Protocol};
 
 /// A key with a default and, both inclusive, the least and the largest value taken.
@@ -216,6 +217,50 @@ pub(super) const SERVICE_PING_INTERVAL: Key<Duration> =
 pub(super) const SERVICE_PING_TIMEOUT: Key<Duration> =
     Key { name: "service.http2.ping_timeout", ..PING_TIMEOUT };
 
+// --- breakers ---
+
+/// On: an endpoint that fails is not asked for a while. Envoy and Linkerd off, Istio off unless there is `outlierDetection`.
+pub(super) const BREAKER_ENABLED: bool = true;
+/// 5 answers in a row that are failures. Envoy 5, Linkerd 7.
+pub(super) const BREAKER_CONSECUTIVE_FAILURES: Key<u32> =
+    key("service.breaker.consecutive_failures", 5, 0, 10_000);
+/// 5 exchanges in a row without an answer. Envoy 5 (`consecutive_local_origin_failure`).
+pub(super) const BREAKER_CONSECUTIVE_UNANSWERED: Key<u32> =
+    key("service.breaker.consecutive_unanswered", 5, 0, 10_000);
+/// Half of the answers: fewer may be what callers ask for. Linkerd a fifth, Envoy 85 (and off).
+pub(super) const BREAKER_FAILURE_PERCENT: Key<u8> = key("service.breaker.failure_percent", 50, 0, 100);
+/// 10 s, as Envoy and Linkerd.
+pub(super) const BREAKER_WINDOW: Key<Duration> =
+    key("service.breaker.window", seconds(10), Duration::from_millis(100), seconds(600));
+/// 20 answers: half of fewer is chance. Envoy 50, Linkerd 5.
+pub(super) const BREAKER_REQUESTS_MIN: Key<u32> = key("service.breaker.requests_min", 20, 1, 65_535);
+/// Ten times as slow as the others is another kind of slow. Neither Envoy nor Linkerd has it.
+pub(super) const BREAKER_SLOW_FACTOR: Key<u32> = key("service.breaker.slow_factor", 10, 0, 100_000);
+/// 250 ms: what is faster is not worth an ejection, such as an endpoint on another continent.
+pub(super) const BREAKER_SLOW_MIN: Key<Duration> =
+    key("service.breaker.slow_min", Duration::from_millis(250), MILLISECOND, seconds(3600));
+/// 3 attempts in a row: one may be a request that takes long, and two of them meet now and then.
+pub(super) const BREAKER_PENDING_MIN: Key<u32> = key("service.breaker.pending_min", 3, 0, 10_000);
+/// 429 is an answer to a caller that asks too much. As Envoy; Linkerd (unified) counts it.
+pub(super) const BREAKER_COUNTS_TOO_MANY: bool = false;
+/// 1 s: a trial costs one request. Linkerd 1 s, Envoy 30 s.
+pub(super) const BREAKER_EJECTION_BASE: Key<Duration> =
+    key("service.breaker.ejection_base", seconds(1), MILLISECOND, DAY);
+/// 30 s: how long it takes at most until one that is well again is noticed. Linkerd 1 min, Envoy 5 min.
+pub(super) const BREAKER_EJECTION_MAX: Key<Duration> =
+    key("service.breaker.ejection_max", seconds(30), MILLISECOND, DAY);
+/// Doubled each time. As Linkerd; Envoy adds `base` each time.
+pub(super) const BREAKER_EJECTION_MULTIPLIER: Key<u8> = key("service.breaker.ejection_multiplier", 2, 1, 16);
+/// Up to a fifth longer, so that many proxies do not try at the same moment. Linkerd 50, Envoy 0.
+pub(super) const BREAKER_EJECTION_JITTER_PERCENT: Key<u8> =
+    key("service.breaker.ejection_jitter_percent", 20, 0, 100);
+/// Half of the endpoints: the others must bear the load. Envoy 10, Linkerd no bound.
+pub(super) const BREAKER_EJECTED_PERCENT_MAX: Key<u8> =
+    key("service.breaker.ejected_percent_max", 50, 0, 100);
+/// Half, as Envoy; Istio and Linkerd none.
+pub(super) const BREAKER_PANIC_PERCENT: Key<u8> = key("service.breaker.panic_percent", 50, 0, 100);
+/// 3 requests that are answered well, one after the other. Linkerd 1, Envoy none.
+pub(super) const BREAKER_TRIAL_REQUESTS: Key<u8> = key("service.breaker.trial_requests", 3, 1, 60);
 /// No ceiling: what a service bears only its operator knows, and a wrong number is an outage that nobody asked for. Envoy
 /// 1024 requests for each service, which Istio raises to 2^32; Linkerd 100 000 for the proxy; HAProxy must be told.
 pub(super) const CAPS_EXCHANGES_MAX: Key<u32> = key("service.caps.exchanges_max", u32::MAX, 1, 10_000_000);
@@ -285,6 +330,51 @@ pub(super) const SPLIT_WEIGHT: Key<u32> = key("route.split.weight", 1, 0, Split:
 /// hints show). Envoy 15 s, Istio and Linkerd none, HAProxy and nginx none.
 pub(super) const ROUTE_TIMEOUT: Key<Duration> = key("route.timeout", seconds(30), MILLISECOND, DAY);
 
+// --- further attempts ---
+
+/// 3 attempts at most, the first included: one bad endpoint of ten is met twice in a row by one request of a hundred, three
+/// times by one of a thousand, and an endpoint that was met is not asked again. Istio 3, Envoy and Linkerd 1 (off).
+pub(super) const RETRY_ATTEMPTS_MAX: Key<u8> = key("retry.attempts_max", 3, 1, 9);
+
+/// What says that this endpoint, now, is the trouble, and another may do better. Istio the same with `cancelled` in place of
+/// `gateway-error`, Envoy and Linkerd nothing.
+pub(super) const RETRY_ON: [&str; 5] =
+    ["reset", "gateway-error", "connect-failure", "refused-stream", "unavailable"];
+
+/// 500, besides what `on` says: an endpoint that is broken answers so. Only what is idempotent is sent again. Istio 503.
+pub(super) const RETRY_STATUSES: Statuses = Statuses::NONE.with(500, 500);
+
+/// No limit for one attempt but the service's own (`timeouts.response`): how slow is too slow only its author knows (1 s is
+/// what hints show). As all neighbours.
+pub(super) const RETRY_ATTEMPT_TIMEOUT: Key<Duration> =
+    key("retry.attempt_timeout", seconds(1), MILLISECOND, DAY);
+
+/// 25 ms at most before the first further attempt, on average half of it. As Envoy.
+pub(super) const RETRY_BACKOFF_BASE: Key<Duration> =
+    key("retry.backoff_base", Duration::from_millis(25), Duration::ZERO, seconds(60));
+
+/// 250 ms at most before any. As Envoy.
+pub(super) const RETRY_BACKOFF_MAX: Key<Duration> =
+    key("retry.backoff_max", Duration::from_millis(250), Duration::ZERO, seconds(600));
+
+/// 1 s: who asks for a longer pause is believed, and the caller is told. Envoy ignores Retry-After unless told, then 300 s.
+pub(super) const RETRY_AFTER_MAX: Key<Duration> =
+    key("retry.retry_after_max", seconds(1), Duration::ZERO, seconds(300));
+
+/// 64 KiB of a request's body are kept for another attempt: nearly all calls, and 64 MiB if a thousand of them wait. Linkerd
+/// the same, Envoy 1 MiB, HAProxy 16 KiB.
+pub(super) const RETRY_BODY_BYTES_MAX: Key<u64> = key("retry.body_bytes_max", 64 << 10, 0, 16 << 20);
+
+/// 20 % of what is in progress: a service that fails gets a fifth more work, not three times as much. Envoy (where it is used)
+/// and Linkerd the same.
+pub(super) const RETRY_BUDGET_PERCENT: Key<u32> = key("retry.budget_percent", 200_000, 0, 1_000_000);
+
+/// 10 at a time in any case, so that a service with few calls has a second chance, too. Envoy 3, Linkerd 10 a second.
+pub(super) const RETRY_BUDGET_FLOOR: Key<u32> = key("retry.budget_floor", 10, 0, 1_000_000);
+
+/// Off: one more field that most services do not read. Envoy off, Istio on.
+pub(super) const RETRY_ATTEMPT_HEADER: bool = false;
+
 // --- how much there may be ---
 
 /// Files that make up one configuration.
@@ -301,6 +391,8 @@ pub(super) const ROUTES_MAX: usize = 100_000;
 pub(super) const AUTHORIZATIONS_MAX: usize = 10_000;
 /// Values of one condition of a rule, and identities of a service.
 pub(super) const CONDITION_MAX: usize = 1000;
+/// Tests of fields, of parameters and of cookies of one route: as many as Gateway API takes of each, twice.
+pub(super) const TESTS_MAX: usize = 32;
 /// Trust domains besides our own.
 pub(super) const FEDERATED_MAX: usize = 100;
 /// Hosts of one route.

@@ -46,8 +46,10 @@ fn collect(table: &DeTable<'_>, path: &str, shown: &mut BTreeSet<String>) {
             }
             _ => {}
         }
-        // The fields of a rule are not keys of ours.
-        if !path.starts_with("authorization.headers.") {
+        // What fields, parameters and cookies are called is no key of ours, nor is what is asked of each.
+        let free =
+            ["authorization.headers.", "route.match.headers.", "route.match.query.", "route.match.cookies."];
+        if !free.iter().any(|free| path.starts_with(free)) {
             shown.insert(path);
         }
     }
@@ -69,6 +71,9 @@ fn every_value_shown_is_the_default() {
     // Entries that show the keys which the first of their kind cannot have.
     let more = [
         "route.app-health.",
+        "route.app-orders.",
+        "route.app-by-regex.",
+        "route.app-grpc.",
         "route.app-split.",
         "route.app-split-by-cookie.",
         "route.app-split-by-source.",
@@ -76,10 +81,13 @@ fn every_value_shown_is_the_default() {
         "route.app-in-mesh.",
         "route.app-learnt.",
         "route.app-outside.",
+        // Shown where something is said of it; that it is the default has a test of its own.
+        "service.app.retry.",
         "service.in-mesh.",
         "service.learnt.",
         "service.outside.",
         "listener.edge.",
+        "listener.mesh.",
         "authorization.note-writers.",
     ];
     let only_shown: Vec<&String> = shown.keys().filter(|key| !defaults.contains_key(*key)).collect();
@@ -119,4 +127,16 @@ fn every_key_shown_is_explained() {
 fn the_reference_has_nothing_doubtful() {
     let warnings = parse(&reference()).warnings;
     assert!(warnings.is_empty(), "{warnings}");
+}
+
+#[test]
+fn what_the_reference_shows_of_retries_is_the_default() {
+    let of = |loaded: &Loaded, name: &str| {
+        let snapshot = loaded.compiled.snapshot(1, &|_, _| Vec::new());
+        let service = snapshot.service_named(name).unwrap();
+        std::sync::Arc::clone(&snapshot.services[service as usize].retry)
+    };
+    let reference = parse(&reference());
+    // Says nothing of it.
+    assert_eq!(of(&reference, "app"), of(&reference, "in-mesh"));
 }

@@ -103,6 +103,8 @@ pub(super) static SERVICE: Section = Section {
         "pool",
         "timeouts",
         "http2",
+        "breaker",
+        "retry",
         "caps",
         "concurrency",
         "admission",
@@ -135,6 +137,48 @@ pub(super) static SERVICE_HTTP2: Section = Section {
         "ping_timeout",
     ],
 };
+pub(super) static BREAKER: Section = Section {
+    path: "service.breaker",
+    header: "`breaker` of a [[service]]",
+    keys: &[
+        "enabled",
+        "consecutive_failures",
+        "consecutive_unanswered",
+        "failure_percent",
+        "window",
+        "requests_min",
+        "slow_factor",
+        "slow_min",
+        "pending_min",
+        "counts_too_many",
+        "ejection_base",
+        "ejection_max",
+        "ejection_multiplier",
+        "ejection_jitter_percent",
+        "ejected_percent_max",
+        "panic_percent",
+        "trial_requests",
+    ],
+};
+/// What `retry` of a service and of a route may contain.
+const RETRY_KEYS: &[&str] = &[
+    "attempts_max",
+    "on",
+    "statuses",
+    "methods",
+    "attempt_timeout",
+    "backoff_base",
+    "backoff_max",
+    "retry_after_max",
+    "body_bytes_max",
+    "budget_percent",
+    "budget_floor",
+    "attempt_header",
+];
+pub(super) static SERVICE_RETRY: Section =
+    Section { path: "service.retry", header: "`retry` of a [[service]]", keys: RETRY_KEYS };
+pub(super) static ROUTE_RETRY: Section =
+    Section { path: "route.retry", header: "`retry` of a [[route]]", keys: RETRY_KEYS };
 pub(super) static CAPS: Section = Section {
     path: "service.caps",
     header: "`caps` of a [[service]]",
@@ -158,14 +202,34 @@ pub(super) static ROUTE: Section = Section {
         "hosts",
         "path",
         "path_prefix",
+        "path_template",
+        "path_regex",
+        "match",
         "service",
         "split",
         "sticky",
         "timeout",
         "upgrades",
         "tunnel_idle",
+        "retry",
         "priority",
     ],
+};
+pub(super) static ROUTE_MATCH: Section = Section {
+    path: "route.match",
+    header: "`match` of a [[route]]",
+    keys: &["methods", "headers", "query", "cookies", "from", "sources", "ports", "listeners", "grpc"],
+};
+pub(super) static ROUTE_GRPC: Section = Section {
+    path: "route.match.grpc",
+    header: "`grpc` in `match` of a [[route]]",
+    keys: &["service", "method"],
+};
+/// Beside the others: the names above it are the operator's.
+pub(super) static ROUTE_TEST: Section = Section {
+    path: "route.match",
+    header: "a test in `match` of a [[route]]",
+    keys: &["exact", "prefix", "suffix", "regex", "present", "range", "not"],
 };
 pub(super) static SPLIT: Section = Section {
     path: "route.split",
@@ -200,10 +264,15 @@ pub(super) static SECTIONS: &[&Section] = &[
     &POOL,
     &SERVICE_TIMEOUTS,
     &SERVICE_HTTP2,
+    &BREAKER,
+    &SERVICE_RETRY,
     &CAPS,
     &CONCURRENCY,
     &ADMISSION,
     &ROUTE,
+    &ROUTE_MATCH,
+    &ROUTE_GRPC,
+    &ROUTE_RETRY,
     &SPLIT,
     &STICKY,
     &AUTHORIZATION,

@@ -105,6 +105,7 @@ impl Collector for Scrape {
         let mut page = Page(&mut encoder);
         let store = self.0.store();
         services(&mut page, &store)?;
+        super::endpoints::metrics(&mut page, &self.0)?;
         authorization(&mut page, &store)?;
         shards(&mut page, &self.0, &store)?;
         drop(store);
@@ -149,6 +150,28 @@ fn services(page: &mut Page<'_, '_>, store: &Store) -> fmt::Result {
     )?;
     let each = |value: fn(&Service) -> u64| all().map(move |(name, s)| ([("service", name)], value(s)));
     page.counter("further_attempts", "Attempts beyond the first", None, each(|s| s.further_attempts))?;
+    page.counter(
+        "retries",
+        "Further attempts by a retry policy, by why",
+        None,
+        all().flat_map(|(name, s)| {
+            s.retries.reasons().map(move |(reason, n)| ([("service", name), ("reason", reason)], n))
+        }),
+    )?;
+    page.counter(
+        "retries_refused",
+        "Further attempts that were worth it and safe, but were not made, by why",
+        None,
+        all().flat_map(|(name, s)| {
+            s.retries.refusals().map(move |(why, n)| ([("service", name), ("why", why)], n))
+        }),
+    )?;
+    page.counter(
+        "retries_succeeded",
+        "Exchanges that ended well after a further attempt",
+        None,
+        each(|s| s.retries.succeeded),
+    )?;
     page.counter(
         "request_body",
         "Bytes of request bodies taken from callers",
@@ -392,12 +415,12 @@ fn process(page: &mut Page<'_, '_>, state: &State) -> fmt::Result {
 }
 
 /// Writes families, and leaves out those without a sample.
-struct Page<'a, 'b>(&'a mut DescriptorEncoder<'b>);
+pub(super) struct Page<'a, 'b>(&'a mut DescriptorEncoder<'b>);
 
 type Labels<'a, const N: usize> = [(&'static str, &'a str); N];
 
 impl Page<'_, '_> {
-    fn counter<'l, const N: usize>(
+    pub(super) fn counter<'l, const N: usize>(
         &mut self,
         name: &str,
         help: &str,
@@ -416,7 +439,7 @@ impl Page<'_, '_> {
         Ok(())
     }
 
-    fn gauge<'l, const N: usize>(
+    pub(super) fn gauge<'l, const N: usize>(
         &mut self,
         name: &str,
         help: &str,

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use super::latency::Latency;
 use crate::failure::{Cause, Failure};
+use crate::telemetry::retries::RetryCounts;
 use crate::telemetry::rules::{Outcome, RuleCount};
 use crate::telemetry::{
     CONNECTION_FAILURES_MAX, DEFAULT_RULE, GrpcCounts, Interval, NO_SERVICE, OVERFLOW_RULE, OVERFLOW_SERVICE,
@@ -56,6 +57,8 @@ pub(super) struct Service {
     pub grpc: GrpcCounts,
     /// Attempts beyond the first.
     pub further_attempts: u64,
+    /// Those of a retry policy.
+    pub retries: RetryCounts,
     /// Bytes of request bodies.
     pub request_body_bytes: u64,
     /// Bytes of response bodies.
@@ -312,6 +315,7 @@ impl Service {
         }
         self.grpc.add(&counts.grpc);
         self.further_attempts += counts.further_attempts;
+        self.retries.add(&counts.retries);
         self.request_body_bytes += counts.request_body_bytes;
         self.response_body_bytes += counts.response_body_bytes;
         self.first_byte.record(&counts.first_byte);

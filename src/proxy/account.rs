@@ -6,6 +6,7 @@ use std::num::NonZeroU32;
 use std::ops::Range;
 use std::rc::Rc;
 
+use super::again::Further;
 use crate::authorize::Decision;
 use crate::downstream::{Asked, Downstream, Places};
 use crate::failure::{Cause, Failure, Side};
@@ -32,10 +33,14 @@ pub(super) struct Account {
     pub(super) attempts: Cell<u16>,
     /// The endpoint of the last attempt, plus one: an `Option<u32>` takes twice the room, and there is one per connection.
     endpoint: Cell<Option<NonZeroU32>>,
+    /// What is known of its attempts, once one has missed.
+    pub(super) further: OnceCell<Box<Further>>,
+    /// Whether the request may be done twice.
+    pub(super) repeats: Cell<bool>,
+    /// Whether something of its body is gone, so that it cannot be sent again.
+    pub(super) body_is_gone: Cell<bool>,
     /// Bytes of the request's body that were passed on.
     pub(super) request_body_bytes: Cell<u64>,
-    /// Whether anything of a body that is streamed has been taken: it cannot be sent again.
-    pub(super) body_taken: Cell<bool>,
     /// Bytes of the response's body that were passed on.
     pub(super) response_body_bytes: Cell<u64>,
     /// Whether it became a tunnel.
@@ -69,10 +74,23 @@ impl Account {
         Self { started, waited_ns: (u64::from(waited_us) * 1000).into(), ..Self::default() }
     }
 
-    /// An attempt begins, on that endpoint.
+    /// An attempt begins, on that endpoint. What was noted of the one before says nothing any more.
     pub(super) fn attempt(&self, endpoint: u32) {
         self.attempts.set(self.attempts.get() + 1);
         self.endpoint.set(NonZeroU32::new(endpoint.saturating_add(1)));
+        if self.further.get().is_some() {
+            self.forget_withheld();
+            self.first_byte_at.set(0);
+            self.request_body_bytes.set(0);
+            if let Some(messages) = self.request_messages() {
+                messages.take();
+            }
+        }
+    }
+
+    /// The endpoint of the last attempt.
+    pub(super) fn last_endpoint(&self) -> Option<u32> {
+        self.endpoint.get().map(|endpoint| endpoint.get() - 1)
     }
 
     /// A wait for a peer begins. Waits that overlap count once.
@@ -107,6 +125,11 @@ impl Account {
     /// It is a gRPC call.
     pub(super) fn begin_grpc(&self) {
         self.grpc.get_or_init(Box::default);
+    }
+
+    /// Whether it is one.
+    pub(super) fn is_grpc(&self) -> bool {
+        self.grpc.get().is_some()
     }
 
     /// When a gRPC call with these fields must have ended; [`NEVER`] where it does not say.
@@ -205,6 +228,11 @@ impl Account {
         self.grpc.get()?.reset.get().filter(|_| by_reset && failure.side == Side::Upstream)
     }
 
+    /// What the service has said of a gRPC call; [`Status::ABSENT`] where it has said nothing. `None` where it is none.
+    pub(super) fn grpc_status(&self) -> Option<Status> {
+        Some(self.grpc.get()?.status.get().unwrap_or(Status::ABSENT))
+    }
+
     /// How the call ended: what the service said, else what the caller's library makes of what came.
     fn grpc_ended(&self, failure: Option<Failure>) -> Option<GrpcEnded> {
         let tally = self.grpc.get()?;
@@ -237,6 +265,7 @@ impl Account {
             status: self.status.get(),
             failure,
             attempts: self.attempts.get().into(),
+            retried: self.further().and_then(Further::reason),
             request_body_bytes: self.request_body_bytes.get(),
             response_body_bytes: self.response_body_bytes.get(),
             first_byte_ns,
@@ -267,8 +296,8 @@ impl Account {
                 route: route.map(|r| &*r.name),
                 service: service.map(|s| &*s.spec.name),
                 endpoint: service
-                    .zip(self.endpoint.get())
-                    .and_then(|(s, e)| s.spec.endpoints.get(e.get() as usize - 1))
+                    .zip(self.last_endpoint())
+                    .and_then(|(s, e)| s.spec.endpoints.get(e as usize))
                     .map(|e| &e.address),
                 ended: &ended,
             };

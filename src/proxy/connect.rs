@@ -37,56 +37,57 @@ enum Found {
 
 impl Path<'_> {
     /// A connection to an endpoint: pooled, shared, or a new one. `fresh` wants no pooled one.
-    pub(super) async fn connect(&self, tried: &mut Tried, fresh: bool) -> Result<(Attempt, To), Failure> {
-        match self.at_hand(tried, fresh) {
+    pub(super) async fn connect(&self, fresh: bool) -> Result<(Attempt, To), Failure> {
+        match self.at_hand(fresh) {
             Ok(connected) => Ok(connected),
             // Boxed: seldom needed, and it would make every connection's future a third larger.
-            Err(picked) => Box::pin(self.slowly(picked, tried, fresh)).await,
+            Err(picked) => Box::pin(self.slowly(picked, fresh)).await,
         }
     }
 
     /// What needs no wait; else the endpoint that was chosen, if there is one.
-    fn at_hand(&self, tried: &Tried, fresh: bool) -> Result<(Attempt, To), Option<Attempt>> {
+    fn at_hand(&self, fresh: bool) -> Result<(Attempt, To), Option<Attempt>> {
+        let (tried, wants_fresh) = self.avoided();
         let now = self.shard.clock.now();
-        let attempt = self.pick(tried, now).ok_or(None)?;
+        let attempt = self.pick(&tried, now).ok_or(None)?;
         let to = if self.may_share(&attempt) {
             attempt.shared().lease(&self.service.spec.http2).map(To::H2)
-        } else if fresh {
+        } else if fresh || wants_fresh {
             None
         } else {
             attempt.pool().checkout(&self.service.spec.pool, now).map(To::H1)
         };
         match to {
-            Some(to) => Ok((attempt, to)),
+            Some(to) => {
+                attempt.reused.set(true);
+                Ok((attempt, to))
+            }
             None => Err(Some(attempt)),
         }
     }
 
-    async fn slowly(
-        &self,
-        mut picked: Option<Attempt>,
-        tried: &mut Tried,
-        fresh: bool,
-    ) -> Result<(Attempt, To), Failure> {
+    async fn slowly(&self, mut picked: Option<Attempt>, fresh: bool) -> Result<(Attempt, To), Failure> {
         let Self { shard, service, .. } = self;
+        let (mut tried, wants_fresh) = self.avoided();
+        let fresh = fresh || wants_fresh;
         let mut failure = Failure::upstream(Stage::Balance, Cause::NoEndpoint);
-        loop {
+        for _ in 0..service.spec.connect_attempts_max {
             let now = shard.clock.now();
-            let Some(attempt) = picked.take().or_else(|| self.pick(tried, now)) else { return Err(failure) };
+            let Some(attempt) = picked.take().or_else(|| self.pick(&tried, now)) else { break };
             let found = if self.may_share(&attempt) {
                 self.share(&attempt, now).await
             } else {
                 self.pooled(&attempt, fresh, now)
             };
             match found {
-                Found::Connection(to) => return Ok((attempt, to)),
+                Found::Connection(to) => {
+                    attempt.reused.set(true);
+                    return Ok((attempt, to));
+                }
                 Found::Nothing(cause) => failure = Failure::upstream(Stage::Connect, cause),
                 Found::Room(opening) => {
                     match self.open(&attempt, opening).await {
-                        Ok(to) => {
-                            attempt.reached();
-                            return Ok((attempt, to));
-                        }
+                        Ok(to) => return Ok((attempt, to)),
                         // The same at every endpoint, and no fault of this one.
                         Err(ours) if ours.side == Side::Local => return Err(ours),
                         Err(why) => failure = why,
@@ -95,12 +96,12 @@ impl Path<'_> {
                 }
             }
             tried.push(attempt.endpoint);
-            if tried.len() >= usize::from(service.spec.connect_attempts_max)
-                || shard.clock.now() >= self.deadline
-            {
-                return Err(failure);
+            if shard.clock.now() >= self.deadline {
+                break;
             }
         }
+        self.avoid(tried);
+        Err(failure)
     }
 
     fn pick(&self, tried: &Tried, now: u64) -> Option<Attempt> {
@@ -171,13 +172,10 @@ impl Path<'_> {
 
     /// As [`Path::connect`], for a WebSocket handshake. An endpoint that has chosen HTTP/2 and takes no WebSockets by it gets
     /// a connection on which HTTP/1.1 is spoken, where the service leaves the choice.
-    pub(super) async fn connect_for_websocket(
-        &self,
-        tried: &mut Tried,
-        fresh: bool,
-    ) -> Result<(Attempt, To), Failure> {
-        loop {
-            let (attempt, to) = self.connect(tried, fresh).await?;
+    pub(super) async fn connect_for_websocket(&self) -> Result<(Attempt, To), Failure> {
+        let mut failure = Failure::upstream(Stage::Balance, Cause::NoEndpoint);
+        for _ in 0..self.service.spec.connect_attempts_max {
+            let (attempt, to) = self.connect(false).await?;
             let To::H2(lease) = to else { return Ok((attempt, to)) };
             let now = self.shard.clock.now();
             let deadline = now.saturating_add(crate::shard::clock::ns(self.connect_timeout(now)));
@@ -185,11 +183,11 @@ impl Path<'_> {
             let takes =
                 self.shard.deadlines.alarm().until(deadline, Box::pin(lease.takes_websockets())).await;
             self.account.waited(self.shard.clock.now());
-            let failure = match takes {
+            failure = match takes {
                 Some(true) => return Ok((attempt, To::H2(lease))),
                 Some(false) if self.service.spec.protocol == Protocol::Auto => {
                     drop(lease);
-                    match self.open_http1(&attempt, fresh).await {
+                    match self.open_http1(&attempt).await {
                         Ok(pooled) => return Ok((attempt, To::H1(pooled))),
                         Err(failure) if failure.side == Side::Local => return Err(failure),
                         Err(failure) => failure,
@@ -202,17 +200,17 @@ impl Path<'_> {
             if failure.cause != Cause::Overloaded {
                 attempt.unreachable(self.shard.clock.now());
             }
-            tried.push(attempt.endpoint);
-            if tried.len() >= usize::from(self.service.spec.connect_attempts_max)
-                || self.shard.clock.now() >= self.deadline
-            {
-                return Err(failure);
+            self.avoid_last();
+            if self.shard.clock.now() >= self.deadline {
+                break;
             }
         }
+        Err(failure)
     }
 
-    async fn open_http1(&self, attempt: &Attempt, fresh: bool) -> Result<Pooled, Failure> {
+    async fn open_http1(&self, attempt: &Attempt) -> Result<Pooled, Failure> {
         let Self { shard, account, service, .. } = self;
+        let (_, fresh) = self.avoided();
         let now = shard.clock.now();
         match self.pooled(attempt, fresh, now) {
             Found::Connection(To::H1(pooled)) => return Ok(pooled),

@@ -17,13 +17,15 @@ use http::request::Parts;
 use http::{Request, Response};
 
 use super::account::{Account, Shown};
+use super::again::{ATTEMPT_FIELD, Missed};
 use super::caller::{Caller, answer};
-use super::connect::{To, Tried};
+use super::connect::To;
 use super::h2_io::{Floods, Keepalive, Lent, Place, SMALL_FRAMES_MAX, unless_stopped};
+use super::kept::Upload;
 use super::over_h2::{Head, give_up, head};
 use super::relay::{Direction, Web, unless_reset};
 use super::tunnel_h2;
-use super::{First, InProgress, Path, Replays, blamed, both};
+use super::{First, InProgress, Path, blamed, both, retry_of};
 use crate::authorize::Verdict;
 use crate::downstream::{Downstream, Edge, Protocol};
 use crate::failure::{Cause, Failure, Side, Stage};
@@ -35,8 +37,10 @@ use crate::http::{Framing, Method};
 use crate::io::gather;
 use crate::io::timed::Alarm;
 use crate::io::tls::Tls;
+use crate::route;
 use crate::shard::clock::{NEVER, ns};
 use crate::shard::{Shard, View, task};
+use crate::upstream::service::Attempt;
 use crate::upstream::shared::Lease;
 
 /// Serves one connection to its end. Its input are its first octets, the preface or a part of it.
@@ -199,9 +203,14 @@ async fn served(
     }
     // A CONNECT has no path: routed by its host.
     let path = parts.uri.path_and_query().map_or("/", |_| parts.uri.path());
-    let route = view.snapshot.routes.find_id(Some(message::host_of(host)), path.as_bytes());
     let fields = message::Fields(parts);
     let asked = message::call(caller.as_rules_see_it(), parts, &fields);
+    let route = view.snapshot.routes.find_id(&route::Request {
+        host: Some(message::host_of(host)),
+        path: path.as_bytes(),
+        query: parts.uri.query().unwrap_or_default().as_bytes(),
+        call: &asked,
+    });
     let service = route.and_then(|id| view.snapshot.routes.routes().get(id as usize)).map(|route| {
         let chosen = route.choose(&asked, || shard.rng(|rng| rng.u64(..)));
         (route, shard.service(view, chosen.service))
@@ -227,7 +236,11 @@ async fn served(
             if facts.grpc.is_some() {
                 deadline = deadline.min(account.grpc_deadline(&parts.headers));
             }
-            let path = Path { shard, account, service, deadline };
+            let retry = retry_of(Some(*route), service);
+            account
+                .repeats
+                .set(facts.method != Method::Other || retry.allows(parts.method.as_str().as_bytes()));
+            let path = Path { shard, account, service, deadline, retry };
             let call = Call { path, caller, view, parts, facts, respond };
             let admitted = match call.path.admit(Some(*route)) {
                 Ok(None) => Ok(()),
@@ -282,55 +295,55 @@ pub(super) struct Call<'x> {
 
 impl Call<'_> {
     async fn carry(&self, body: &mut RecvStream) -> Result<(), Failure> {
-        let mut tried = Tried::new();
-        let mut again = false;
-        let mut replays = Replays::default();
-        let whole = self.facts.framing == Framing::None;
+        let mut body = Upload::new(body, &self.path);
         loop {
-            let connect = self.path.connect(&mut tried, again);
-            let (connected, reset) =
-                unless_reset(|cx| self.respond.borrow_mut().poll_reset(cx), || {}, connect).await;
-            let (attempt, to) = connected?;
-            if reset {
-                return Err(Failure::downstream(Stage::Request, Cause::StreamReset));
+            match self.attempt(&mut body).await {
+                Ok(()) => return Ok(()),
+                Err(Missed::Failed(failure)) => return Err(failure),
+                Err(Missed::Again) => body.rewind(),
             }
-            let began = self.path.shard.clock.now();
-            let answered = Cell::new(false);
-            let (result, may_repeat) = match to {
-                To::H1(pooled) => {
-                    let (reused, idle_ns) = (pooled.reused, pooled.idle_ns);
-                    let result = self.to_h1(body, pooled, &attempt, &answered).await;
-                    let dead =
-                        |failure: &Failure| reused && !answered.get() && failure.is_end_of_connection();
-                    let stale = result.as_ref().is_err_and(dead);
-                    if stale {
-                        attempt.pool().learn_death(idle_ns, self.path.shard.clock.now());
-                    }
-                    let may_repeat = whole
-                        && stale
-                        && self.facts.method != Method::Other
-                        && replays.one_more_after_death();
-                    (result, may_repeat)
-                }
-                To::H2(lease) => {
-                    let result = self.to_h2(body, &lease, &answered).await;
-                    lease.leave_if_going(&result);
-                    // A body of which nothing was taken goes along.
-                    let is_all_there =
-                        whole || (self.path.account.request_body_bytes.get() == 0 && !body.is_end_stream());
-                    let may_repeat = result.as_ref().is_err_and(|failure| {
-                        is_all_there && replays.by_http2(*failure, &lease, answered.get(), self.facts.method)
-                    });
-                    (result, may_repeat)
-                }
-            };
-            self.path.judge(&attempt, began, answered.get(), result.as_ref().err());
-            if !may_repeat {
-                return result;
+            if self.path.is_to_pause() {
+                Box::pin(self.path.pause()).await;
             }
-            again = true;
-            let totals = &self.path.shard.totals;
-            totals.replays.set(totals.replays.get() + 1);
+        }
+    }
+
+    async fn attempt(&self, body: &mut Upload<'_>) -> Result<(), Missed> {
+        let connect = self.path.connect(false);
+        let (connected, reset) =
+            unless_reset(|cx| self.respond.borrow_mut().poll_reset(cx), || {}, connect).await;
+        if reset {
+            return Err(Failure::downstream(Stage::Request, Cause::StreamReset).into());
+        }
+        let (attempt, to) = connected.map_err(|failure| self.path.missed(failure, false))?;
+        let began = self.path.shard.clock.now();
+        let (result, replays) = match to {
+            To::H1(pooled) => {
+                let (reused, idle_ns) = (pooled.reused, pooled.idle_ns);
+                let result = self.to_h1(body, pooled, &attempt).await;
+                let dead =
+                    |failure: Failure| reused && !attempt.has_answered() && failure.is_end_of_connection();
+                let stale = Missed::failure_of(&result).is_some_and(dead);
+                if stale {
+                    attempt.pool().learn_death(idle_ns, self.path.shard.clock.now());
+                }
+                (result, stale && self.facts.method != Method::Other && self.path.replays_after_death())
+            }
+            To::H2(lease) => {
+                let result = self.to_h2(body, &lease, &attempt).await;
+                let replays = Missed::failure_of(&result).is_some_and(|failure| {
+                    lease.leave_if_going(failure);
+                    self.path.replays_by_http2(failure, &lease, attempt.has_answered(), self.facts.method)
+                });
+                (result, replays)
+            }
+        };
+        let failure = Missed::failure_of(&result);
+        self.path.judge(&attempt, began, failure.as_ref());
+        match failure {
+            Some(_) if replays => Err(Missed::Again),
+            Some(failure) => Err(self.path.missed(failure, false)),
+            None => result,
         }
     }
 
@@ -354,6 +367,9 @@ impl Call<'_> {
         let mut parts = self.parts.clone();
         message::forward(&mut parts, self.facts, &self.forwarding());
         message::set_scheme(&mut parts.uri, lease.is_encrypted());
+        if let Some(number) = self.path.attempt_told() {
+            parts.headers.insert(ATTEMPT_FIELD, u16::from(number).into());
+        }
         if lease.is_mesh()
             && let Some(origin) = self.caller.origin(self.parts)
         {
@@ -397,12 +413,7 @@ impl Call<'_> {
     }
 
     /// To a service that speaks HTTP/2.
-    async fn to_h2(
-        &self,
-        body: &mut RecvStream,
-        lease: &Lease,
-        answered: &Cell<bool>,
-    ) -> Result<(), Failure> {
+    async fn to_h2(&self, body: &mut Upload<'_>, lease: &Lease, attempt: &Attempt) -> Result<(), Missed> {
         let whole = self.facts.framing == Framing::None;
         let mut parts = self.forwarded(lease);
         let is_web = matches!(self.facts.grpc, Some(Dialect::Web(_)));
@@ -411,26 +422,27 @@ impl Call<'_> {
         let (mut response, stream) = lease.send(Request::from_parts(parts, ()), whole)?;
         let alarm = self.path.shard.deadlines.alarm();
         if whole {
-            return self.back_from_h2(&mut response, web, &alarm, &Cell::new(true), answered).await;
+            return self.back_from_h2(&mut response, web, &alarm, &Cell::new(true), attempt).await;
         }
         // Boxed: two directions are much state, which most requests do not need.
-        Box::pin(self.both_h2(body, stream, &mut response, web, &alarm, answered)).await
+        Box::pin(self.both_h2(body, stream, &mut response, web, &alarm, attempt)).await
     }
 
     /// Both directions at once.
     async fn both_h2(
         &self,
-        body: &mut RecvStream,
+        body: &mut Upload<'_>,
         stream: h2::SendStream<Bytes>,
         response: &mut h2::client::ResponseFuture,
         web: Option<Translation>,
         alarm: &Alarm,
-        answered: &Cell<bool>,
-    ) -> Result<(), Failure> {
+        attempt: &Attempt,
+    ) -> Result<(), Missed> {
         let stream = RefCell::new(stream);
         let there_alarm = self.path.shard.deadlines.alarm();
         let sent = Cell::new(false);
-        let back = pin!(self.back_from_h2(response, web, alarm, &sent, answered));
+        attempt.uploads();
+        let back = pin!(self.back_from_h2(response, web, alarm, &sent, attempt));
         let decoder = RefCell::default();
         let mut there = self.there(&there_alarm);
         if web.is_some_and(|web| web.request == Form::Text) {
@@ -439,6 +451,7 @@ impl Call<'_> {
         let there = pin!(async {
             let result = there.h2_to_h2(body, &stream).await;
             sent.set(result.is_ok());
+            attempt.uploaded(self.path.shard.clock.now());
             result
         });
         let (there_result, back_result, back_was_first) = both(there, back, |first| match first {
@@ -446,8 +459,7 @@ impl Call<'_> {
                 stream.borrow_mut().send_reset(Reason::CANCEL);
             }
             First::There(_) if self.path.account.status.get() == 0 => {
-                let timeout = ns(self.path.service.spec.timeouts.response);
-                alarm.by(self.path.shard.clock.now().saturating_add(timeout));
+                alarm.by(self.path.shard.clock.now().saturating_add(self.path.patience_ns()));
             }
             First::There(_) => {}
             // Nobody wants the rest: ends the way there, whatever it waits for.
@@ -458,7 +470,7 @@ impl Call<'_> {
         })
         .await;
         match (there_result, back_result) {
-            (Err(there), Err(_)) if there.side != Side::Upstream && !back_was_first => Err(there),
+            (Err(there), Err(_)) if there.side != Side::Upstream && !back_was_first => Err(there.into()),
             (_, back) => back,
         }
     }
@@ -469,10 +481,14 @@ impl Call<'_> {
         web: Option<Translation>,
         alarm: &Alarm,
         sent: &Cell<bool>,
-        answered: &Cell<bool>,
-    ) -> Result<(), Failure> {
-        let mut response = Some(self.head_from_h2(response, alarm, sent, answered).await?);
-        self.pass_on_from_h2(&mut response, web, alarm).await
+        attempt: &Attempt,
+    ) -> Result<(), Missed> {
+        let mut response = Some(self.head_from_h2(response, alarm, sent, attempt).await?);
+        if response.as_ref().is_some_and(|response| self.path.withholds_typed(response)) {
+            // Dropped: h2 resets the stream if there is more to come.
+            return Err(Missed::Again);
+        }
+        Ok(self.pass_on_from_h2(&mut response, web, alarm).await?)
     }
 
     /// The head of the response that is not an interim one; those have been passed on.
@@ -481,12 +497,12 @@ impl Call<'_> {
         response: &mut h2::client::ResponseFuture,
         alarm: &Alarm,
         sent: &Cell<bool>,
-        answered: &Cell<bool>,
+        attempt: &Attempt,
     ) -> Result<Response<RecvStream>, Failure> {
         let gone = |_| Failure::downstream(Stage::Body, Cause::StreamReset);
         let mut interim = self.view.snapshot.limits.interim_responses_max;
         loop {
-            let next = head(&self.path, alarm, response, sent.get(), answered, &mut interim);
+            let next = head(&self.path, alarm, response, sent.get(), attempt, &mut interim);
             // Hurried by the alarm: h2 needs no more than to be left.
             let (next, reset) =
                 unless_reset(|cx| self.respond.borrow_mut().poll_reset(cx), || alarm.by(0), next).await;

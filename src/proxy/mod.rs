@@ -7,12 +7,15 @@
 
 mod account;
 mod admit;
+mod again;
 mod caller;
 mod connect;
 mod from_h2;
 mod h2_client;
 mod h2_io;
 mod handshake;
+mod judge;
+mod kept;
 mod over_h1;
 mod over_h2;
 mod relay;
@@ -44,11 +47,13 @@ use crate::shard::buffers::Buffers;
 use crate::shard::clock::{NEVER, ns};
 use crate::shard::live::Kind;
 use crate::upstream::pool::Pooled;
+use crate::upstream::retry::Policy;
 use crate::upstream::service::{Attempt, Service};
-use crate::upstream::shared::Lease;
 use crate::upstream::spec::Tls;
 use account::{Account, Shown};
-use connect::{To, Tried};
+use again::Missed;
+use connect::To;
+use kept::Kept;
 use response::Answered;
 use tunnel::{Agreed, Far};
 
@@ -166,7 +171,12 @@ async fn exchange(shard: &Rc<Shard>, downstream: &mut Downstream, asked: &mut As
         None => Err(Some(Failure::local(Stage::Route, Cause::NoRoute))),
         Some(_) if asked.is_too_large() => Err(Some(Failure::downstream(Stage::Head, Cause::BodyTooLarge))),
         Some(service) => {
-            let path = Path { shard, account: &account, service, deadline };
+            let retry = retry_of(route, service);
+            account.repeats.set(
+                asked.method != Method::Other
+                    || downstream.input.get(asked.places.method()).is_some_and(|name| retry.allows(name)),
+            );
+            let path = Path { shard, account: &account, service, deadline, retry };
             let admitted = match path.admit(route) {
                 Ok(None) => Ok(()),
                 // Boxed: seldom needed.
@@ -227,6 +237,12 @@ struct Path<'x> {
     account: &'x Account,
     service: &'x Rc<Service>,
     deadline: u64,
+    retry: &'x Policy,
+}
+
+/// What holds of further attempts: what the route says, or what its service does.
+fn retry_of<'x>(route: Option<&'x Route>, service: &'x Service) -> &'x Policy {
+    route.and_then(|route| route.retry.as_ref()).unwrap_or(&service.spec.retry)
 }
 
 /// The length of the body, when all of it is in the input behind the head.
@@ -247,110 +263,133 @@ async fn whole(
     body: usize,
 ) -> Result<Settled, Failure> {
     request.extend_from_slice(&downstream.input[asked.head_len..asked.head_len + body]);
-    path.account.request_body_bytes.set(body as u64);
-    let mut tried = Tried::new();
-    let mut replayed = false;
-    let mut replays = Replays::default();
     loop {
-        let (attempt, to) = match asked.tunnel.as_deref() {
-            Some(Tunnel::WebSocket(_)) => Box::pin(path.connect_for_websocket(&mut tried, replayed)).await?,
-            Some(Tunnel::Connect) | None => path.connect(&mut tried, replayed).await?,
-        };
-        let mut pooled = match to {
-            To::H1(pooled) => pooled,
-            To::H2(lease) if asked.tunnel.is_some() => {
-                let agreed = tunnel_h2::ask(path, downstream, asked, request, attempt, lease);
-                match Box::pin(agreed).await {
-                    Err(failure) if failure.nothing_was_sent() && !replayed => {
-                        replayed = true;
-                        path.shard.totals.replays.set(path.shard.totals.replays.get() + 1);
-                        continue;
+        let missed = 'attempt: {
+            // In one expression: what is kept in a variable has a place of its own in the future of every connection.
+            let (attempt, to) = match match asked.tunnel.as_deref() {
+                Some(Tunnel::WebSocket(_)) => Box::pin(path.connect_for_websocket()).await,
+                Some(Tunnel::Connect) | None => path.connect(false).await,
+            } {
+                Ok(connected) => connected,
+                Err(failure) => break 'attempt path.missed(failure, false),
+            };
+            path.account.request_body_bytes.set(body as u64);
+            path.tell_attempt(request, body);
+            let mut pooled = match to {
+                To::H1(pooled) => pooled,
+                To::H2(lease) if asked.tunnel.is_some() => {
+                    let agreed = tunnel_h2::ask(path, downstream, asked, request, attempt, lease);
+                    match Box::pin(agreed).await {
+                        Err(failure) if failure.nothing_was_sent() && path.replays_unseen() => {
+                            break 'attempt Missed::Again;
+                        }
+                        result => return result,
                     }
-                    result => return result,
                 }
-            }
-            To::H2(lease) => {
-                // Boxed: a future of another size than what most connections need.
-                let carried = over_h2::carry(path, downstream, asked, request, Some(body), &attempt, &lease);
-                let answered = || path.account.first_byte_at.get() != 0;
-                match Box::pin(carried).await {
-                    Err(failure) if replays.by_http2(failure, &lease, answered(), asked.method) => {
-                        replayed = true;
-                        path.shard.totals.replays.set(path.shard.totals.replays.get() + 1);
-                        continue;
+                To::H2(lease) => {
+                    // Boxed: a future of another size than what most connections need.
+                    let carried =
+                        over_h2::carry(path, downstream, asked, request, Some(body), &attempt, &lease);
+                    match Box::pin(carried).await {
+                        Ok(fate) => return Ok(Settled::Fate(fate)),
+                        Err(missed) => break 'attempt missed,
                     }
-                    result => return result.map(Settled::Fate),
                 }
+            };
+            let began = path.shard.clock.now();
+            let stall = path.service.spec.timeouts.body_stall;
+            let patience = Patience { clock: &path.shard.clock, stall, until: path.deadline };
+            let sent = pooled.connection.writer.write_all(request, 0, patience).await;
+            let unsent = sent == Err(Fault::Unsent);
+            let result = match sent {
+                Err(fault) => Err(Failure::upstream(Stage::Request, cause(fault))),
+                Ok(()) => {
+                    let way =
+                        response::Way { path, asked, request_sent: &Cell::new(true), attempt: &attempt };
+                    response::carry(&way, &mut pooled.connection.reader, &mut downstream.connection.writer)
+                        .await
+                }
+            };
+            path.judge(&attempt, began, result.as_ref().err());
+            let failure = match result {
+                Ok(done) if done.upgrade => {
+                    let far = Far::Connection { pooled, behind: done.behind };
+                    return Ok(Settled::Tunnel(Box::new(Agreed { attempt, far })));
+                }
+                Ok(done) => {
+                    let withheld = done.withheld;
+                    let fate = path.done(pooled, &attempt, &done);
+                    if withheld {
+                        break 'attempt Missed::Again;
+                    }
+                    return Ok(Settled::Fate(fate));
+                }
+                Err(failure) => failure,
+            };
+            // The service closed the connection just when it was used again: nothing says that it saw the request.
+            let went_stale = pooled.reused && !attempt.has_answered() && failure.is_end_of_connection();
+            if went_stale {
+                attempt.pool().learn_death(pooled.idle_ns, path.shard.clock.now());
+            }
+            let may_be_seen_twice = asked.method != Method::Other || unsent;
+            if went_stale && may_be_seen_twice && path.replays_after_death() {
+                Missed::Again
+            } else if asked.tunnel.is_some() {
+                Missed::Failed(failure)
+            } else {
+                path.missed(failure, unsent)
             }
         };
-        let began = path.shard.clock.now();
-        let stall = path.service.spec.timeouts.body_stall;
-        let patience = Patience { clock: &path.shard.clock, stall, until: path.deadline };
-        let sent = pooled.connection.writer.write_all(request, 0, patience).await;
-        let answered = Cell::new(false);
-        let unsent = sent == Err(Fault::Unsent);
-        let result = match sent {
-            Err(fault) => Err(Failure::upstream(Stage::Request, cause(fault))),
-            Ok(()) => {
-                let way = response::Way { path, asked, request_sent: &Cell::new(true), answered: &answered };
-                response::carry(&way, &mut pooled.connection.reader, &mut downstream.connection.writer).await
-            }
-        };
-        path.judge(&attempt, began, answered.get(), result.as_ref().err());
-        let failure = match result {
-            Ok(done) if done.upgrade => {
-                let far = Far::Connection { pooled, behind: done.behind };
-                return Ok(Settled::Tunnel(Box::new(Agreed { attempt, far })));
-            }
-            Ok(done) => return Ok(Settled::Fate(path.done(pooled, &attempt, &done))),
-            Err(failure) => failure,
-        };
-        // The service closed the connection just when it was used again: nothing says that it saw the request.
-        let went_stale = pooled.reused && !answered.get() && failure.is_end_of_connection();
-        if went_stale {
-            attempt.pool().learn_death(pooled.idle_ns, path.shard.clock.now());
+        match missed {
+            Missed::Failed(failure) => return Err(failure),
+            Missed::Again if path.is_to_pause() => Box::pin(path.pause()).await,
+            Missed::Again => {}
         }
-        if !went_stale || !replays.one_more_after_death() || (asked.method == Method::Other && !unsent) {
-            return Err(failure);
-        }
-        replayed = true;
-        path.shard.totals.replays.set(path.shard.totals.replays.get() + 1);
     }
 }
 
-/// A request whose body is still coming: both directions at once, each with its own end.
+/// A request whose body is still coming: again where nothing of it is gone.
 async fn streamed(
     path: &Path<'_>,
     downstream: &mut Downstream,
     asked: &Asked,
     head: &mut Vec<u8>,
 ) -> Result<Fate, Failure> {
+    loop {
+        match stream(path, downstream, asked, head).await {
+            Ok(fate) => return Ok(fate),
+            Err(Missed::Failed(failure)) => return Err(failure),
+            Err(Missed::Again) => path.pause().await,
+        }
+    }
+}
+
+/// One attempt of that: both directions at once, each with its own end.
+async fn stream(
+    path: &Path<'_>,
+    downstream: &mut Downstream,
+    asked: &Asked,
+    head: &mut Vec<u8>,
+) -> Result<Fate, Missed> {
     let Path { shard, account, service, .. } = path;
-    let (mut tried, mut again, mut replays) = (Tried::new(), false, Replays::default());
-    let (attempt, mut pooled) = loop {
-        let (attempt, to) = path.connect(&mut tried, again).await?;
-        let lease = match to {
-            To::H1(pooled) => break (attempt, pooled),
-            To::H2(lease) => lease,
-        };
-        match over_h2::carry(path, downstream, asked, head, None, &attempt, &lease).await {
-            Err(failure)
-                if !account.body_taken.get()
-                    && replays.by_http2(failure, &lease, account.first_byte_at.get() != 0, asked.method) =>
-            {
-                again = true;
-                shard.totals.replays.set(shard.totals.replays.get() + 1);
-            }
-            result => return result,
+    let (attempt, to) = path.connect(false).await.map_err(|failure| path.missed(failure, false))?;
+    path.tell_attempt(head, 0);
+    let mut pooled = match to {
+        To::H1(pooled) => pooled,
+        To::H2(lease) => {
+            return over_h2::carry(path, downstream, asked, head, None, &attempt, &lease).await;
         }
     };
     let began = shard.clock.now();
-    let (request_sent, answered, over) = (Cell::new(false), Cell::new(false), Cell::new(false));
+    let (request_sent, over) = (Cell::new(false), Cell::new(false));
+    attempt.uploads();
     // The head of the request stays where it is, for the log; what is behind it is the body's.
     let behind = downstream.input.len() - asked.head_len;
     let taken =
         if behind <= Buffers::SMALL { shard.buffers.take_small() } else { shard.buffers.take_large() };
     let mut input = taken.ok_or(Failure::local(Stage::Request, Cause::Overloaded))?;
+    let mut kept = Kept::new(path, asked.framing, path.account.repeats.get());
+    kept.read(&downstream.input[asked.head_len..]);
     input.extend_from_slice(&downstream.input[asked.head_len..]);
     downstream.input.truncate(asked.head_len);
     let (caller, origin) = (downstream.connection.control(), pooled.connection.control());
@@ -364,21 +403,22 @@ async fn streamed(
             sent: &request_sent,
             over: &over,
         };
-        let back = response::Way { path, asked, request_sent: &request_sent, answered: &answered };
+        let back = response::Way { path, asked, request_sent: &request_sent, attempt: &attempt };
         let Connection { reader, writer, .. } = &mut downstream.connection;
         let Connection { reader: upstream_reader, writer: upstream_writer, .. } = &mut pooled.connection;
-        let there = pin!(request::carry(&there, reader, upstream_writer, head, &mut input));
+        let there = pin!(request::carry(&there, reader, upstream_writer, head, &mut input, &mut kept));
         let back = pin!(response::carry(&back, upstream_reader, writer));
         both(there, back, |first| match first {
             // Sent: now the service has its time to answer, whatever interim responses there were. A response that is
             // on its way has its own time.
             First::There(Ok(())) if account.status.get() == 0 => {
-                origin.read_by(shard.clock.now().saturating_add(ns(service.spec.timeouts.response)));
+                attempt.uploaded(shard.clock.now());
+                origin.read_by(shard.clock.now().saturating_add(path.patience_ns()));
             }
             First::There(Ok(())) => {}
             // A service that takes no more may have answered already; it will not take forever.
             First::There(Err(failure)) if failure.side == Side::Upstream => {
-                origin.read_by(shard.clock.now().saturating_add(ns(service.spec.timeouts.response)));
+                origin.read_by(shard.clock.now().saturating_add(path.patience_ns()));
             }
             // The caller is gone or talks nonsense: nothing of this may look whole to the service.
             First::There(Err(_)) => origin.shutdown(),
@@ -399,64 +439,37 @@ async fn streamed(
         (Err(there), Err(_)) if there.side != Side::Upstream && !back_was_first => Some(*there),
         (_, Err(back)) => Some(*back),
     };
-    path.judge(&attempt, began, answered.get(), failure.as_ref());
-    match (back_result, failure) {
-        (Ok(done), None) if there_result.is_ok() && !back_was_first => Ok(path.done(pooled, &attempt, &done)),
+    path.judge(&attempt, began, failure.as_ref());
+    let missed = match (back_result, failure) {
+        (Ok(done), None) if done.withheld => {
+            // Its connection is of no more use where the request was not whole.
+            if there_result.is_ok() && !back_was_first {
+                path.done(pooled, &attempt, &done);
+            }
+            Missed::Again
+        }
+        (Ok(done), None) if there_result.is_ok() && !back_was_first => {
+            return Ok(path.done(pooled, &attempt, &done));
+        }
         // Answered before the request was whole: neither connection can be used again (the service's has been ended,
         // even if the last of the request got through just then).
-        (Ok(_), None) => Ok(Fate::Linger),
-        (_, Some(failure)) | (Err(failure), None) => Err(failure),
-    }
-}
-
-/// What was sent again of an exchange.
-#[derive(Default)]
-struct Replays {
-    after_death: bool,
-    refused: bool,
-    going: u8,
-}
-
-impl Replays {
-    /// How often a request is sent again because a connection was going away: the next one may do so, too.
-    const GOING_MAX: u8 = 3;
-
-    /// Whether to send it again because a connection was dead when it was used again: once.
-    fn one_more_after_death(&mut self) -> bool {
-        !std::mem::replace(&mut self.after_death, true)
-    }
-
-    /// Whether to send a request again that failed so by HTTP/2 (RFC 9113 §8.7, RFC 9110 §9.2.2).
-    fn by_http2(&mut self, failure: Failure, lease: &Lease, answered: bool, method: Method) -> bool {
-        if failure.cause == Cause::GoingAway {
-            self.going += 1;
-            return self.going <= Self::GOING_MAX;
+        (Ok(_), None) => return Ok(Fate::Linger),
+        (_, Some(failure)) | (Err(failure), None) => {
+            let went_stale = pooled.reused && !attempt.has_answered() && failure.is_end_of_connection();
+            if went_stale {
+                attempt.pool().learn_death(pooled.idle_ns, shard.clock.now());
+            }
+            if went_stale && asked.method != Method::Other && path.replays_after_death() {
+                Missed::Again
+            } else {
+                path.missed(failure, false)
+            }
         }
-        if failure.nothing_was_sent() {
-            // Once: who refuses for want of room should not be asked more often for it.
-            return !std::mem::replace(&mut self.refused, true);
-        }
-        lease.reused
-            && !answered
-            && method != Method::Other
-            && failure.is_end_of_connection()
-            && self.one_more_after_death()
-    }
+    };
+    Err(kept.put_back(missed, &mut downstream.input, asked.head_len))
 }
 
 impl Path<'_> {
-    /// Tells the balancer how the attempt went.
-    fn judge(&self, attempt: &Attempt, began: u64, answered: bool, failure: Option<&Failure>) {
-        match failure {
-            Some(failure) if failure.side == Side::Upstream => attempt.failed(self.shard.clock.now()),
-            _ if answered => {
-                let first_byte_at = self.account.first_byte_at.get();
-                attempt.answered(first_byte_at.saturating_sub(began), first_byte_at);
-            }
-            _ => {}
-        }
-    }
-
     /// The exchange is over and all is well: what becomes of the two connections.
     fn done(&self, pooled: Pooled, attempt: &Attempt, done: &Answered) -> Fate {
         if done.reusable {

@@ -3,10 +3,11 @@
 use std::cell::{Cell, RefCell};
 use std::pin::pin;
 
-use h2::RecvStream;
 use http::{Response, StatusCode};
 
+use super::again::Missed;
 use super::from_h2::Call;
+use super::kept::Upload;
 use super::relay::unless_reset;
 use super::{First, SHED, both};
 use crate::failure::{Cause, Failure, Side, Stage};
@@ -18,7 +19,7 @@ use crate::http::websocket::Accept;
 use crate::io::timed::{Alarm, OnDeadline};
 use crate::io::{Connection, Patience};
 use crate::shard::buffers::Buffer;
-use crate::shard::clock::{NEVER, ns};
+use crate::shard::clock::NEVER;
 use crate::upstream::pool::Pooled;
 use crate::upstream::service::Attempt;
 
@@ -26,24 +27,26 @@ impl Call<'_> {
     /// To a service that speaks HTTP/1.1.
     pub(super) async fn to_h1(
         &self,
-        body: &mut RecvStream,
+        body: &mut Upload<'_>,
         mut pooled: Pooled,
         attempt: &Attempt,
-        answered: &Cell<bool>,
-    ) -> Result<(), Failure> {
+    ) -> Result<(), Missed> {
         let shard = self.path.shard;
         let shed = Failure::local(Stage::Request, Cause::Overloaded);
         let mut out = shard.buffers.take_small().ok_or(shed)?;
         message::write_h1(self.parts, self.facts, &self.forwarding(), &mut out);
+        self.path.tell_attempt(&mut out, 0);
         let Some(mut input) = shard.buffers.take_small() else {
             shard.buffers.give(out);
-            return Err(SHED);
+            return Err(SHED.into());
         };
-        let result = self.over_h1(body, &mut pooled, &mut out, &mut input, answered).await;
+        let result = self.over_h1(body, &mut pooled, &mut out, &mut input, attempt).await;
         shard.buffers.give(out);
         shard.buffers.give(input);
-        self.done_with_h1(result?, pooled, attempt);
-        Ok(())
+        let done = result?;
+        let withheld = done.withheld;
+        self.done_with_h1(done, pooled, attempt);
+        if withheld { Err(Missed::Again) } else { Ok(()) }
     }
 
     pub(super) fn done_with_h1(&self, done: Done, pooled: Pooled, attempt: &Attempt) {
@@ -55,15 +58,15 @@ impl Call<'_> {
 
     async fn over_h1(
         &self,
-        body: &mut RecvStream,
+        body: &mut Upload<'_>,
         pooled: &mut Pooled,
         out: &mut Buffer,
         input: &mut Buffer,
-        answered: &Cell<bool>,
+        attempt: &Attempt,
     ) -> Result<Done, Failure> {
         if self.facts.framing != Framing::None {
             // Boxed: two directions are much state, which most requests do not need.
-            return Box::pin(self.both_h1(body, pooled, out, input, answered)).await;
+            return Box::pin(self.both_h1(body, pooled, out, input, attempt)).await;
         }
         let shard = self.path.shard;
         let origin = pooled.connection.control();
@@ -73,17 +76,17 @@ impl Call<'_> {
         let patience = Patience { clock: &shard.clock, stall, until: self.path.deadline };
         let sent = writer.write_all(out, 0, patience).await;
         sent.map_err(|fault| Failure::upstream(Stage::Request, super::cause(fault)))?;
-        self.back_from_h1(reader, &origin, input, &alarm, &Cell::new(true), answered).await
+        self.back_from_h1(reader, &origin, input, &alarm, &Cell::new(true), attempt).await
     }
 
     /// Both directions at once.
     async fn both_h1(
         &self,
-        body: &mut RecvStream,
+        body: &mut Upload<'_>,
         pooled: &mut Pooled,
         out: &mut Buffer,
         input: &mut Buffer,
-        answered: &Cell<bool>,
+        attempt: &Attempt,
     ) -> Result<Done, Failure> {
         let shard = self.path.shard;
         let origin = pooled.connection.control();
@@ -92,9 +95,10 @@ impl Call<'_> {
         let there_alarm = shard.deadlines.alarm();
         let there = self.there(&there_alarm);
         let sent = Cell::new(false);
-        let back = pin!(self.back_from_h1(reader, &origin, input, &alarm, &sent, answered));
+        attempt.uploads();
+        let back = pin!(self.back_from_h1(reader, &origin, input, &alarm, &sent, attempt));
         let there = pin!(async {
-            if body.flow_control().used_capacity() == 0 {
+            if !body.is_there() {
                 // The head does not wait for the body: the service may have to say that it wants it.
                 let patience =
                     Patience { clock: &shard.clock, stall: there.write_stall, until: self.path.deadline };
@@ -104,9 +108,10 @@ impl Call<'_> {
             }
             let result = there.h2_to_h1(body, writer, self.facts.framing, out).await;
             sent.set(result.is_ok());
+            attempt.uploaded(shard.clock.now());
             result
         });
-        let answer_by = || shard.clock.now().saturating_add(ns(self.path.service.spec.timeouts.response));
+        let answer_by = || shard.clock.now().saturating_add(self.path.patience_ns());
         let (there_result, back_result, back_was_first) = both(there, back, |first| match first {
             First::There(Err(failure)) if failure.side != Side::Upstream => origin.shutdown(),
             First::There(_) if self.path.account.status.get() == 0 => origin.read_by(answer_by()),
@@ -132,18 +137,31 @@ impl Call<'_> {
         input: &mut Buffer,
         alarm: &Alarm,
         sent: &Cell<bool>,
-        answered: &Cell<bool>,
+        attempt: &Attempt,
     ) -> Result<Done, Failure> {
         let (head, reset) = unless_reset(
             |cx| self.respond.borrow_mut().poll_reset(cx),
             || origin.shutdown(),
-            self.head_from_h1(from, input, sent, answered, None),
+            self.head_from_h1(from, input, sent, attempt, None),
         )
         .await;
         if reset {
             return Err(Failure::downstream(Stage::Response, Cause::StreamReset));
         }
-        self.pass_on_from_h1(&mut head?, from, origin, input, alarm).await
+        let mut answer = head?;
+        if self.path.withholds_typed(&answer.head) {
+            return Ok(self.withheld(&answer, input));
+        }
+        self.pass_on_from_h1(&mut answer, from, origin, input, alarm).await
+    }
+
+    /// A response that is not passed on. Its connection can be used again when all of it has come, and nothing else: no time is
+    /// spent on waiting for the rest.
+    fn withheld(&self, answer: &Answer, input: &mut Buffer) -> Done {
+        let mut reframer = Reframer::new(answer.framing, Framing::UntilClose);
+        let there = reframer.reframe(input, answer.head_len, &self.view.snapshot.limits);
+        let clean = there.is_ok_and(|there| there.ended && there.rest.is_empty());
+        Done { reusable: clean && answer.keep_alive, withheld: true, idle_seconds: answer.idle_seconds }
     }
 
     /// Passes a response on, head and body.
@@ -175,7 +193,7 @@ impl Call<'_> {
                     origin.shutdown();
                     alarm.by(0);
                 },
-                back.h1_to_h2(from, input, &mut reframer, &to),
+                back.h1_to_h2(from, input, &mut reframer, &to, None),
             )
             .await;
             clean = *result.as_ref().unwrap_or(&false);
@@ -183,6 +201,7 @@ impl Call<'_> {
         }
         Ok(Done {
             reusable: clean && answer.keep_alive && answer.framing != Framing::UntilClose,
+            withheld: false,
             idle_seconds: answer.idle_seconds,
         })
     }
@@ -194,7 +213,7 @@ impl Call<'_> {
         from: &mut crate::io::Reader,
         input: &mut Buffer,
         sent: &Cell<bool>,
-        answered: &Cell<bool>,
+        attempt: &Attempt,
         accept: Option<&Accept>,
     ) -> Result<Answer, Failure> {
         let shard = self.path.shard;
@@ -246,7 +265,7 @@ impl Call<'_> {
                 shard.buffers.give(std::mem::replace(input, large));
             }
             let patience = match sent.get() {
-                true => shard.clock.now().saturating_add(ns(self.path.service.spec.timeouts.response)),
+                true => shard.clock.now().saturating_add(self.path.patience_ns()),
                 false => NEVER,
             };
             self.path.account.wait(shard.clock.now());
@@ -256,7 +275,7 @@ impl Call<'_> {
             self.path.account.waited(now);
             match read {
                 Ok(0) => return Err(refused(Cause::Closed)),
-                Ok(_) if !answered.replace(true) => self.path.account.first_byte_at.set(now),
+                Ok(_) if attempt.answers(now) => self.path.account.first_byte_at.set(now),
                 Ok(_) => {}
                 Err(fault) => return Err(refused(super::cause(fault))),
             }
@@ -277,5 +296,7 @@ pub(super) struct Answer {
 /// What became of an upstream HTTP/1.1 connection.
 pub(super) struct Done {
     reusable: bool,
+    /// Whether nothing of the response has gone to the caller, because there is another attempt.
+    withheld: bool,
     idle_seconds: Option<u64>,
 }

@@ -11,6 +11,8 @@ use h2::client::ResponseFuture;
 use h2::{RecvStream, SendStream};
 use http::{HeaderMap, HeaderValue, Response, StatusCode};
 
+use super::again::Missed;
+use super::kept::Kept;
 use super::relay::{Direction, Web};
 use super::{Fate, First, Path, SHED, both};
 use crate::downstream::{Asked, Downstream};
@@ -23,14 +25,14 @@ use crate::http::h2::{self as message, Origin};
 use crate::http::{Framing, Method, Version};
 use crate::io::timed::Alarm;
 use crate::io::{Connection, Patience, Writer};
-use crate::shard::clock::{NEVER, ns};
+use crate::shard::clock::NEVER;
 use crate::upstream::service::Attempt;
 use crate::upstream::shared::Lease;
 
 /// Carries one exchange. `head` is the canonical head, `body` the length of the body where all of it is in the input.
 ///
 /// # Errors
-/// The failure. `StreamRefused` and `GoingAway` say that the service has seen nothing.
+/// What comes of the attempt.
 pub(super) async fn carry(
     path: &Path<'_>,
     downstream: &mut Downstream,
@@ -39,19 +41,30 @@ pub(super) async fn carry(
     body: Option<usize>,
     attempt: &Attempt,
     lease: &Lease,
-) -> Result<Fate, Failure> {
+) -> Result<Fate, Missed> {
     let began = path.shard.clock.now();
-    let answered = Cell::new(false);
-    let result = exchange(path, downstream, asked, head, body, lease, &answered).await;
-    if let Err(failure) = &result
-        && failure.cause == Cause::GoingAway
-    {
-        lease.leave();
-    }
-    path.judge(attempt, began, answered.get(), result.as_ref().err());
-    result
+    // A stream may be refused although some of it has been sent.
+    let mut kept = Kept::new(path, asked.framing, body.is_none());
+    let result = exchange(path, downstream, asked, head, body, lease, attempt, &mut kept).await;
+    let failure = Missed::failure_of(&result);
+    path.judge(attempt, began, failure.as_ref());
+    let missed = match (result, failure) {
+        (Err(_), Some(failure)) => {
+            lease.leave_if_going(failure);
+            match path.replays_by_http2(failure, lease, attempt.has_answered(), asked.method) {
+                true => Missed::Again,
+                false => path.missed(failure, false),
+            }
+        }
+        (result, _) => match result {
+            Ok(fate) => return Ok(fate),
+            Err(missed) => missed,
+        },
+    };
+    Err(kept.put_back(missed, &mut downstream.input, asked.head_len))
 }
 
+#[expect(clippy::too_many_arguments, reason = "what an exchange is made of; kept by the frame above")]
 async fn exchange(
     path: &Path<'_>,
     downstream: &mut Downstream,
@@ -59,11 +72,12 @@ async fn exchange(
     head: &[u8],
     body: Option<usize>,
     lease: &Lease,
-    answered: &Cell<bool>,
-) -> Result<Fate, Failure> {
-    let mut request = message::from_canonical(head, lease.is_mesh().then_some(Origin(asked.version)))
-        .map_err(|cause| Failure::local(Stage::Request, cause))?;
-    message::set_scheme(request.uri_mut(), lease.is_encrypted());
+    attempt: &Attempt,
+    kept: &mut Kept<'_>,
+) -> Result<Fate, Missed> {
+    let mut request =
+        message::from_canonical(head, lease.is_mesh().then_some(Origin(asked.version)), lease.is_encrypted())
+            .map_err(|cause| Failure::local(Stage::Request, cause))?;
     let web = match asked.view.snapshot.translates_grpc_web(&downstream.listener) {
         true => Translation::of_request(request.headers_mut()),
         false => None,
@@ -98,7 +112,7 @@ async fn exchange(
         let octets = &downstream.input[asked.head_len..asked.head_len + length];
         path.account.request_body_bytes.set(length as u64);
         let sent = Cell::new(length == 0);
-        let back = Back { path, asked, alarm: &alarm, answered, sent: &sent, web };
+        let back = Back { path, asked, alarm: &alarm, attempt, sent: &sent, web };
         let back = back.carry(response, &mut downstream.connection.writer);
         if length == 0 {
             return back.await;
@@ -122,13 +136,16 @@ async fn exchange(
         return match (there, back) {
             // What it refused to take is gone from the connection: the next request may come.
             (_, Ok(fate)) => Ok(fate),
-            (Err(failure), Err(_)) if failure.cause == Cause::Timeout => Err(failure),
-            (_, Err(failure)) => Err(failure),
+            (_, Err(Missed::Again)) => Err(Missed::Again),
+            (Err(failure), Err(_)) if failure.cause == Cause::Timeout => Err(failure.into()),
+            (_, Err(missed)) => Err(missed),
         };
     }
     let sent = Cell::new(false);
-    let back = Back { path, asked, alarm: &alarm, answered, sent: &sent, web };
+    attempt.uploads();
+    let back = Back { path, asked, alarm: &alarm, attempt, sent: &sent, web };
     let mut input = path.shard.buffers.take_large().ok_or(SHED)?;
+    kept.read(&downstream.input[asked.head_len..]);
     let behind = downstream.input.len() - asked.head_len;
     input.extend_from_slice(&downstream.input[asked.head_len..]);
     downstream.input.truncate(asked.head_len);
@@ -138,8 +155,10 @@ async fn exchange(
     let (there_result, back_result, back_was_first) = {
         let Connection { reader, writer, .. } = &mut downstream.connection;
         let there = pin!(async {
-            let clean = there.h1_to_h2(reader, &mut input, &mut reframer, &stream).await.map(drop);
+            let clean =
+                there.h1_to_h2(reader, &mut input, &mut reframer, &stream, Some(kept)).await.map(drop);
             sent.set(clean.is_ok());
+            attempt.uploaded(path.shard.clock.now());
             clean
         });
         let back = pin!(back.carry(response, writer));
@@ -155,9 +174,7 @@ async fn exchange(
         })
         .await
     };
-    let taken = !reframer.is_untouched();
-    path.account.body_taken.set(taken);
-    if !taken && behind == 0 {
+    if reframer.is_untouched() && behind == 0 {
         // What is there was room for chunk sizes.
         input.clear();
     }
@@ -166,7 +183,7 @@ async fn exchange(
     match (there_result, back_result) {
         (Ok(()), Ok(fate)) if !back_was_first => Ok(fate),
         (_, Ok(_)) => Ok(Fate::Linger),
-        (Err(there), Err(_)) if there.side != Side::Upstream && !back_was_first => Err(there),
+        (Err(there), Err(_)) if there.side != Side::Upstream && !back_was_first => Err(there.into()),
         (_, Err(back)) => Err(back),
     }
 }
@@ -174,8 +191,7 @@ async fn exchange(
 /// From now on the service has so long for its answer.
 fn wait(path: &Path<'_>, alarm: &Alarm) {
     if path.account.status.get() == 0 {
-        let timeout = ns(path.service.spec.timeouts.response);
-        alarm.by(path.shard.clock.now().saturating_add(timeout));
+        alarm.by(path.shard.clock.now().saturating_add(path.patience_ns()));
     }
 }
 
@@ -184,14 +200,14 @@ pub(super) struct Back<'x> {
     pub(super) path: &'x Path<'x>,
     pub(super) asked: &'x Asked,
     pub(super) alarm: &'x Alarm,
-    pub(super) answered: &'x Cell<bool>,
+    pub(super) attempt: &'x Attempt,
     pub(super) sent: &'x Cell<bool>,
     /// Of a gRPC-Web call.
     pub(super) web: Option<Translation>,
 }
 
 impl Back<'_> {
-    async fn carry(&self, mut response: ResponseFuture, to: &mut Writer) -> Result<Fate, Failure> {
+    async fn carry(&self, mut response: ResponseFuture, to: &mut Writer) -> Result<Fate, Missed> {
         let shard = self.path.shard;
         let mut out = shard.buffers.take_small().ok_or(SHED)?;
         let result = self.carry_with(&mut response, to, &mut out).await;
@@ -204,9 +220,13 @@ impl Back<'_> {
         response: &mut ResponseFuture,
         to: &mut Writer,
         out: &mut Vec<u8>,
-    ) -> Result<Fate, Failure> {
+    ) -> Result<Fate, Missed> {
         let response = self.head(response, to, out).await?;
-        self.pass_on(response, to, out).await
+        if self.path.withholds_typed(&response) {
+            // Dropped: h2 resets the stream if there is more to come.
+            return Err(Missed::Again);
+        }
+        Ok(self.pass_on(response, to, out).await?)
     }
 
     /// The head of the response that is not an interim one; those have been passed on.
@@ -219,7 +239,7 @@ impl Back<'_> {
         let Self { path, asked, .. } = self;
         let mut interim = asked.view.snapshot.limits.interim_responses_max;
         loop {
-            match head(path, self.alarm, response, self.sent.get(), self.answered, &mut interim).await? {
+            match head(path, self.alarm, response, self.sent.get(), self.attempt, &mut interim).await? {
                 Head::Interim(_) if asked.version == Version::Http10 => {}
                 Head::Interim(interim) => {
                     let (parts, ()) = interim.into_parts();
@@ -309,12 +329,12 @@ pub(super) async fn head(
     alarm: &Alarm,
     response: &mut ResponseFuture,
     sent: bool,
-    answered: &Cell<bool>,
+    attempt: &Attempt,
     interim: &mut u16,
 ) -> Result<Head, Failure> {
     let shard = path.shard;
     let patience = match sent {
-        true => shard.clock.now().saturating_add(ns(path.service.spec.timeouts.response)),
+        true => shard.clock.now().saturating_add(path.patience_ns()),
         false => NEVER,
     };
     let since = shard.clock.now();
@@ -324,7 +344,7 @@ pub(super) async fn head(
     path.account.waited_for_http2(since, now, &shard.gathered);
     match next {
         Some(Ok(head)) => {
-            if !answered.replace(true) {
+            if attempt.answers(now) {
                 path.account.first_byte_at.set(now);
             }
             let refused = |cause| Failure::upstream(Stage::Response, cause);
@@ -351,10 +371,12 @@ pub(super) async fn head(
 }
 
 fn poll_head(response: &mut ResponseFuture, cx: &mut Context<'_>) -> Poll<Result<Head, h2::Error>> {
-    if let Poll::Ready(Some(interim)) = response.poll_informational(cx) {
-        return Poll::Ready(interim.map(Head::Interim));
+    match response.poll_informational(cx) {
+        Poll::Ready(Some(interim)) => Poll::Ready(interim.map(Head::Interim)),
+        // The final one is there, or there will be none.
+        Poll::Ready(None) => Pin::new(response).poll(cx).map(|response| response.map(Head::Final)),
+        Poll::Pending => Poll::Pending,
     }
-    Pin::new(response).poll(cx).map(|response| response.map(Head::Final))
 }
 
 /// Whether the first piece of a body has come with its head.
@@ -384,6 +406,6 @@ impl Path<'_> {
                 }
             }
         }
-        Self { shard: self.shard, account: self.account, service: self.service, deadline }
+        Self { shard: self.shard, account: self.account, service: self.service, deadline, retry: self.retry }
     }
 }

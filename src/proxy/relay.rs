@@ -11,10 +11,11 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use h2::{Reason, RecvStream, SendStream};
+use h2::{Reason, SendStream};
 use pin_project_lite::pin_project;
 
 use super::account::Account;
+use super::kept::{Kept, Pieces};
 use crate::failure::{Cause, Failure};
 use crate::http::body::{self, HEADROOM, Reframer, TAILROOM};
 use crate::http::grpc::Messages;
@@ -67,14 +68,14 @@ impl Direction<'_> {
     /// From HTTP/2 to HTTP/2, trailers included.
     pub(super) async fn h2_to_h2(
         &self,
-        from: &mut RecvStream,
+        from: &mut impl Pieces,
         to: &RefCell<SendStream<Bytes>>,
     ) -> Result<(), Failure> {
         while let Some(piece) = self.piece(from).await? {
-            let ended = from.is_end_stream();
+            let ended = from.is_over();
             let length = piece.len();
             self.put(to, self.translate(piece, ended)?, ended).await?;
-            self.release(from, length);
+            from.release(length);
             if ended {
                 return Ok(());
             }
@@ -99,14 +100,14 @@ impl Direction<'_> {
     /// From HTTP/2 to HTTP/1.1. `out` has what is to be sent before: the head, maybe.
     pub(super) async fn h2_to_h1(
         &self,
-        from: &mut RecvStream,
+        from: &mut impl Pieces,
         to: &mut Writer,
         framing: Framing,
         out: &mut Vec<u8>,
     ) -> Result<(), Failure> {
         while let Some(piece) = self.piece(from).await? {
             let piece = self.with_what_follows(piece, from)?;
-            let ended = from.is_end_stream();
+            let ended = from.is_over();
             let length = piece.len();
             let piece = self.translate(piece, ended)?;
             match framing {
@@ -119,11 +120,11 @@ impl Direction<'_> {
                     out.extend_from_slice(b"0\r\n\r\n");
                 }
                 self.write(to, out).await?;
-                self.release(from, length);
+                from.release(length);
                 return Ok(());
             }
             self.write(to, out).await?;
-            self.release(from, length);
+            from.release(length);
         }
         let mut trailers = self.trailers(from).await?;
         if let Some(trailers) = &trailers {
@@ -148,18 +149,22 @@ impl Direction<'_> {
     }
 
     /// From HTTP/1.1 to HTTP/2. `input` holds what was read already; what is left in it afterwards came behind the body.
-    /// Whether nothing did.
+    /// Whether nothing did. Of a request what is read is `kept`.
     pub(super) async fn h1_to_h2(
         &self,
         from: &mut Reader,
         input: &mut Buffer,
         reframer: &mut Reframer,
         to: &RefCell<SendStream<Bytes>>,
+        mut kept: Option<&mut Kept<'_>>,
     ) -> Result<bool, Failure> {
         let sender = |cause| (self.sender)(cause);
         let mut start = 0;
         loop {
             if input.len() > start {
+                if let Some(kept) = &mut kept {
+                    kept.passed_on();
+                }
                 let next = reframer.reframe(input, start, self.limits).map_err(sender)?;
                 let trailers = reframer.typed_trailers(self.limits).map_err(sender)?;
                 self.count(next.content)?;
@@ -204,17 +209,21 @@ impl Direction<'_> {
                     return Ok(false);
                 }
                 Ok(0) => return Err(sender(Cause::Closed)),
-                Ok(_) => {}
+                Ok(_) => {
+                    if let Some(kept) = &mut kept {
+                        kept.read(&input[start..]);
+                    }
+                }
                 Err(fault) => return Err(sender(super::cause(fault))),
             }
         }
     }
 
     /// The next piece of a body that comes by HTTP/2; `None` at its end (trailers may follow).
-    async fn piece(&self, from: &mut RecvStream) -> Result<Option<Bytes>, Failure> {
+    async fn piece(&self, from: &mut impl Pieces) -> Result<Option<Bytes>, Failure> {
         let stall = self.shard.clock.now().saturating_add(ns(self.read_stall));
         self.account.wait(self.shard.clock.now());
-        let data = self.alarm.until(stall.min(self.deadline), poll_fn(|cx| from.poll_data(cx))).await;
+        let data = self.alarm.until(stall.min(self.deadline), poll_fn(|cx| from.poll_piece(cx))).await;
         self.account.waited(self.shard.clock.now());
         match data {
             Some(Some(Ok(piece))) => {
@@ -229,12 +238,12 @@ impl Direction<'_> {
 
     /// A piece and those behind it that are there already, as one: a peer may cut a body into pieces of one octet, and
     /// a write for each would be slower than they come.
-    fn with_what_follows(&self, piece: Bytes, from: &mut RecvStream) -> Result<Bytes, Failure> {
+    fn with_what_follows(&self, piece: Bytes, from: &mut impl Pieces) -> Result<Bytes, Failure> {
         let mut all = BytesMut::new();
         // Whoever waits for more asks again, with a waker.
         let mut cx = Context::from_waker(Waker::noop());
-        while piece.len().max(all.len()) < Buffers::SMALL && !from.is_end_stream() {
-            match from.poll_data(&mut cx) {
+        while piece.len().max(all.len()) < Buffers::SMALL && !from.is_over() {
+            match from.poll_piece(&mut cx) {
                 Poll::Ready(Some(Ok(next))) => {
                     self.count(next.len())?;
                     if all.is_empty() {
@@ -249,9 +258,9 @@ impl Direction<'_> {
         Ok(if all.is_empty() { piece } else { all.freeze() })
     }
 
-    async fn trailers(&self, from: &mut RecvStream) -> Result<Option<http::HeaderMap>, Failure> {
+    async fn trailers(&self, from: &mut impl Pieces) -> Result<Option<http::HeaderMap>, Failure> {
         let stall = self.shard.clock.now().saturating_add(ns(self.read_stall));
-        let trailers = self.alarm.until(stall.min(self.deadline), poll_fn(|cx| from.poll_trailers(cx))).await;
+        let trailers = self.alarm.until(stall.min(self.deadline), poll_fn(|cx| from.poll_end(cx))).await;
         match trailers {
             Some(Ok(trailers)) => {
                 trailers.as_ref().map_or(Ok(()), message::check_values).map_err(self.sender)?;
@@ -347,11 +356,6 @@ impl Direction<'_> {
         self.account.waited(self.shard.clock.now());
         out.clear();
         written.map_err(|fault| (self.receiver)(super::cause(fault)))
-    }
-
-    fn release(&self, from: &mut RecvStream, length: usize) {
-        // Fails for a stream that has ended meanwhile only, and then there is nothing to release.
-        let _ = from.flow_control().release_capacity(length);
     }
 
     fn count(&self, octets: usize) -> Result<(), Failure> {

@@ -3,6 +3,7 @@
 use std::cell::Cell;
 
 use super::account::Account;
+use super::kept::Kept;
 use crate::downstream::Asked;
 use crate::failure::{Cause, Failure, Stage};
 use crate::http::body::{HEADROOM, Reframer, TAILROOM};
@@ -37,11 +38,12 @@ pub(super) async fn carry(
     to: &mut Writer,
     head: &mut Vec<u8>,
     input: &mut Vec<u8>,
+    kept: &mut Kept<'_>,
 ) -> Result<(), Failure> {
     let Some(mut held) = way.shard.buffers.take_large() else {
         return Err(Failure::local(Stage::Request, Cause::Overloaded));
     };
-    let result = way.carry(from, to, head, input, &mut held).await;
+    let result = way.carry(from, to, head, input, &mut held, kept).await;
     way.shard.buffers.give(held);
     result
 }
@@ -54,13 +56,17 @@ impl Way<'_> {
         head: &mut Vec<u8>,
         input: &mut Vec<u8>,
         held: &mut Vec<u8>,
+        kept: &mut Kept<'_>,
     ) -> Result<(), Failure> {
+        // The head stays as it is, for another attempt.
+        let head_len = head.len();
+        let mut head_is_sent = false;
         let mut reframer = Reframer::new(self.asked.framing, self.asked.framing)
             .without_trailers(self.asked.nominated_trailers.to_vec());
         if input.is_empty() {
             // The caller may be waiting for a 100 before it sends more.
+            head_is_sent = true;
             self.send(to, head, 0).await?;
-            head.clear();
         }
         while !reframer.is_ended() {
             held.clear();
@@ -70,20 +76,28 @@ impl Way<'_> {
             }
             if input.is_empty() {
                 self.more_body(from, held).await?;
+                if self.over.get() {
+                    // Came just when the read was cancelled: for another attempt.
+                    input.extend_from_slice(&held[HEADROOM..]);
+                    return Err(Failure::downstream(Stage::Request, Cause::Closed));
+                }
+                kept.read(&held[HEADROOM..]);
             } else {
                 let there = input.len().min(held.capacity() - HEADROOM - TAILROOM);
                 held.extend_from_slice(&input[..there]);
                 input.drain(..there);
             }
+            kept.passed_on();
             let start = self.reframe(&mut reframer, held, input)?;
-            if !head.is_empty() {
+            if !std::mem::replace(&mut head_is_sent, true) {
                 let together = head.len() + (held.len() - start) <= head.capacity();
                 if together {
                     head.extend_from_slice(&held[start..]);
                     held.clear();
                 }
-                self.send(to, head, 0).await?;
-                head.clear();
+                let sent = self.send(to, head, 0).await;
+                head.truncate(head_len);
+                sent?;
                 if together {
                     continue;
                 }

@@ -12,6 +12,7 @@ use crate::io::timed::OnDeadline;
 use crate::io::{Fault, Patience, Reader, Writer};
 use crate::shard::buffers::{Buffer, Buffers};
 use crate::shard::clock::{NEVER, ns};
+use crate::upstream::service::Attempt;
 
 /// What both ends of the way back share.
 pub(super) struct Way<'x> {
@@ -19,8 +20,8 @@ pub(super) struct Way<'x> {
     pub(super) asked: &'x Asked,
     /// Whether all of the request has been sent: a response before that ends the caller's connection.
     pub(super) request_sent: &'x Cell<bool>,
-    /// Whether the service has sent anything: then the request may not be replayed.
-    pub(super) answered: &'x Cell<bool>,
+    /// Is told when the service has sent anything: then the request may not be replayed.
+    pub(super) attempt: &'x Attempt,
 }
 
 /// What is known of a response when its head is there.
@@ -34,6 +35,8 @@ struct Answer {
     status: u16,
     /// Whether the connection is a tunnel from here on: a 101 that was not asked for never gets here.
     upgrade: bool,
+    /// Whether the caller does not get it: there is another attempt.
+    withheld: bool,
     head_len: u32,
     /// Trailers that concern the last hop only. In a word, because the future of every connection has room for them.
     nominated_trailers: Option<Box<Nominated>>,
@@ -50,6 +53,8 @@ pub(super) struct Answered {
     pub(super) close: bool,
     /// Whether the connection is a tunnel from here on.
     pub(super) upgrade: bool,
+    /// Whether nothing of it has gone to the caller, because there is another attempt.
+    pub(super) withheld: bool,
     /// Whether the upstream connection can serve another exchange.
     pub(super) reusable: bool,
     /// After an upgrade: a buffer with what came behind the head.
@@ -71,6 +76,9 @@ pub(super) async fn carry(way: &Way<'_>, from: &mut Reader, to: &mut Writer) -> 
             held.input.drain(..answer.head_len as usize);
             return Ok(answer.ended(false, std::mem::take(&mut held.input)));
         }
+        if answer.withheld {
+            return Ok(answer.ended(way.is_all_here(&mut held, &answer), Buffer::default()));
+        }
         let reusable = way.body(from, to, &mut held, &mut answer).await?;
         Ok(answer.ended(reusable, Buffer::default()))
     }
@@ -82,8 +90,8 @@ pub(super) async fn carry(way: &Way<'_>, from: &mut Reader, to: &mut Writer) -> 
 
 impl Answer {
     fn ended(&self, reusable: bool, behind: Buffer) -> Answered {
-        let Self { idle_seconds, close, upgrade, .. } = *self;
-        Answered { idle_seconds, close, upgrade, reusable, behind }
+        let Self { idle_seconds, close, upgrade, withheld, .. } = *self;
+        Answered { idle_seconds, close, upgrade, withheld, reusable, behind }
     }
 }
 
@@ -144,7 +152,10 @@ impl Way<'_> {
                 || self.path.shard.is_draining()
                 || framing_out == Framing::UntilClose;
             let connected = self.asked.is_connect() && (200..300).contains(&response.status);
-            if connected {
+            let withheld = self.asked.tunnel.is_none() && self.path.withholds_h1(response);
+            if withheld {
+                // Nothing is written.
+            } else if connected {
                 respond::write_connected(&self.path.shard.clock, out);
             } else {
                 let options = ResponseOptions { version: self.asked.version, framing: framing_out, close };
@@ -157,6 +168,7 @@ impl Way<'_> {
                 close,
                 status: if connected { 200 } else { response.status },
                 upgrade: connected || response.status == 101,
+                withheld,
                 // Never more than a large buffer.
                 head_len: response.head_len as u32,
                 nominated_trailers: Some(response.nominated_trailers())
@@ -186,7 +198,7 @@ impl Way<'_> {
             }
         }
         let patience = if self.request_sent.get() {
-            self.path.shard.clock.now().saturating_add(ns(self.path.service.spec.timeouts.response))
+            self.path.shard.clock.now().saturating_add(self.path.patience_ns())
         } else {
             // Begins when the request has been sent: see `Control::read_by`.
             NEVER
@@ -194,8 +206,9 @@ impl Way<'_> {
         match self.read(from, &mut held.input, keep_free, patience).await {
             Ok(0) => Err(Failure::upstream(Stage::Response, Cause::Closed)),
             Ok(_) => {
-                if !self.answered.replace(true) {
-                    self.path.account.first_byte_at.set(self.path.shard.clock.now());
+                let now = self.path.shard.clock.now();
+                if self.attempt.answers(now) {
+                    self.path.account.first_byte_at.set(now);
                 }
                 if held.out.capacity() == 0 {
                     held.out = self.path.shard.buffers.take_small().ok_or(SHED)?;
@@ -251,6 +264,15 @@ impl Way<'_> {
             clean &= self.rest_of_body(from, to, &mut held.input, &mut reframer).await?;
         }
         Ok(clean && answer.keep_alive && answer.framing != Framing::UntilClose)
+    }
+
+    /// Whether all of a response that is not passed on has come, and nothing else, so that its connection can be used again: no
+    /// time is spent on waiting for the rest.
+    fn is_all_here(&self, held: &mut Held, answer: &Answer) -> bool {
+        let limits = &self.asked.view.snapshot.limits;
+        let mut reframer = Reframer::new(answer.framing, Framing::UntilClose);
+        let there = reframer.reframe(&mut held.input, answer.head_len as usize, limits);
+        there.is_ok_and(|there| there.ended && there.rest.is_empty()) && answer.keep_alive
     }
 
     /// Carries what is left of a body; whether nothing came behind it.

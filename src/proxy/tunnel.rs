@@ -16,7 +16,8 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use super::account::Account;
-use super::connect::{To, Tried};
+use super::again::Missed;
+use super::connect::To;
 use super::tunnel_h2::{self, Stream};
 use super::{Fate, Path, Settled, cause};
 use crate::downstream::{self, Asked, Downstream};
@@ -43,11 +44,21 @@ pub(super) async fn connect(
 ) -> Result<Settled, Failure> {
     let Path { shard, account, .. } = path;
     // Never a pooled one: what stands behind it may not be HTTP.
-    let (attempt, to) = path.connect(&mut Tried::new(), true).await?;
+    let (attempt, to) = loop {
+        let failure = match path.connect(true).await {
+            Ok(connected) => break connected,
+            Err(failure) => failure,
+        };
+        match path.missed(failure, false) {
+            Missed::Failed(failure) => return Err(failure),
+            Missed::Again => path.pause().await,
+        }
+    };
     let pooled = match to {
         To::H1(pooled) => pooled,
         To::H2(lease) => return tunnel_h2::ask(path, downstream, asked, head, attempt, lease).await,
     };
+    attempt.answers(shard.clock.now());
     account.first_byte_at.set(shard.clock.now());
     let mut answer = shard.buffers.take_small().ok_or(SHED)?;
     respond::write_connected(&shard.clock, &mut answer);
@@ -119,7 +130,7 @@ pub(super) async fn through<E: End>(
     cut: h2::Reason,
 ) -> Result<(), Failure> {
     let Agreed { attempt, far } = agreed;
-    attempt.goes_on(path.shard.clock.now());
+    attempt.goes_on();
     let Near { end: caller, source, sink, early } = near;
     match far {
         Far::Connection { mut pooled, behind } => {

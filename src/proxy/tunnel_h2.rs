@@ -16,7 +16,8 @@ use h2::{Reason, RecvStream, SendStream};
 use http::request::Parts;
 use http::{Request, Response, StatusCode};
 
-use super::connect::{To, Tried};
+use super::again::Missed;
+use super::connect::To;
 use super::from_h2::Call;
 use super::over_h1::Done;
 use super::over_h2::Back;
@@ -72,38 +73,40 @@ impl Call<'_> {
     /// Serves a CONNECT, extended or plain, that the route allows. `body` is what the caller sends in the tunnel.
     pub(super) async fn tunnel(&self, body: RecvStream, route: &Route) -> Result<(), Failure> {
         let path = &self.path;
-        let mut tried = Tried::new();
-        let mut again = false;
         let agreed = loop {
-            let (attempt, to) = self.connect(&mut tried, again).await?;
+            let (attempt, to) = match self.connect().await {
+                Ok(connected) => connected,
+                Err(failure) => match path.missed(failure, false) {
+                    Missed::Failed(failure) => return Err(failure),
+                    Missed::Again => {
+                        path.pause().await;
+                        continue;
+                    }
+                },
+            };
             let began = path.shard.clock.now();
-            let answered = Cell::new(false);
             let (said, may_repeat) = match to {
                 To::H1(pooled) if self.is_direct() => (Ok(self.directly(pooled)), false),
                 To::H1(pooled) => {
                     let reused = pooled.reused;
-                    let said = self.handshake(pooled, &attempt, &answered).await;
+                    let said = self.handshake(pooled, &attempt).await;
                     let stale = reused
-                        && !answered.get()
+                        && !attempt.has_answered()
                         && matches!(&said, Err(f) if f.side == Side::Upstream && matches!(f.cause, Cause::Closed | Cause::Reset));
                     (said, stale)
                 }
                 To::H2(lease) => {
-                    let said = self.ask(lease, &answered).await;
+                    let said = self.ask(lease, &attempt).await;
                     let unseen = matches!(&said, Err(failure) if failure.nothing_was_sent());
                     (said, unseen)
                 }
             };
-            path.judge(&attempt, began, answered.get(), said.as_ref().err());
+            path.judge(&attempt, began, said.as_ref().err());
             match said {
                 Ok(Said::Yes(head, far)) => break (head, Agreed { attempt, far }),
                 Ok(Said::Otherwise) => return Ok(()),
                 // Nothing of the tunnel has left: what the caller sent in it waits.
-                Err(_) if may_repeat && !again => {
-                    again = true;
-                    let totals = &path.shard.totals;
-                    totals.replays.set(totals.replays.get() + 1);
-                }
+                Err(_) if may_repeat && path.replays_unseen() => {}
                 Err(failure) => return Err(failure),
             }
         };
@@ -147,12 +150,12 @@ impl Call<'_> {
         !self.is_websocket() && !matches!(self.path.service.spec.tls, spec::Tls::Mesh(_))
     }
 
-    async fn connect(&self, tried: &mut Tried, again: bool) -> Result<(Attempt, To), Failure> {
+    async fn connect(&self) -> Result<(Attempt, To), Failure> {
         let connect = async {
             match self.is_websocket() {
                 // Boxed: rare, and larger than what is needed otherwise.
-                true => Box::pin(self.path.connect_for_websocket(tried, again)).await,
-                false => self.path.connect(tried, again || self.is_direct()).await,
+                true => Box::pin(self.path.connect_for_websocket()).await,
+                false => self.path.connect(self.is_direct()).await,
             }
         };
         let (connected, reset) =
@@ -166,19 +169,14 @@ impl Call<'_> {
     }
 
     /// Asks a service that speaks HTTP/1.1.
-    async fn handshake(
-        &self,
-        mut pooled: Pooled,
-        attempt: &Attempt,
-        answered: &Cell<bool>,
-    ) -> Result<Said, Failure> {
+    async fn handshake(&self, mut pooled: Pooled, attempt: &Attempt) -> Result<Said, Failure> {
         let buffers = &self.path.shard.buffers;
         let mut out = buffers.take_small().ok_or(SHED)?;
         let Some(mut input) = buffers.take_small() else {
             buffers.give(out);
             return Err(SHED);
         };
-        let result = self.handshake_with(&mut pooled, answered, &mut out, &mut input).await;
+        let result = self.handshake_with(&mut pooled, attempt, &mut out, &mut input).await;
         buffers.give(out);
         let result = result.map(|said| match said {
             Ok(head) => {
@@ -198,7 +196,7 @@ impl Call<'_> {
     async fn handshake_with(
         &self,
         pooled: &mut Pooled,
-        answered: &Cell<bool>,
+        attempt: &Attempt,
         out: &mut Buffer,
         input: &mut Buffer,
     ) -> Result<Result<Response<()>, Done>, Failure> {
@@ -221,7 +219,7 @@ impl Call<'_> {
         let (answer, reset) = unless_reset(
             |cx| self.respond.borrow_mut().poll_reset(cx),
             || origin.shutdown(),
-            self.head_from_h1(reader, input, &Cell::new(true), answered, accept.as_ref()),
+            self.head_from_h1(reader, input, &Cell::new(true), attempt, accept.as_ref()),
         )
         .await;
         if reset {
@@ -237,12 +235,14 @@ impl Call<'_> {
     }
 
     /// Asks a service that speaks HTTP/2.
-    async fn ask(&self, lease: Lease, answered: &Cell<bool>) -> Result<Said, Failure> {
+    async fn ask(&self, lease: Lease, attempt: &Attempt) -> Result<Said, Failure> {
         let parts = self.forwarded(&lease);
         let (mut response, mut send) = lease.send(Request::from_parts(parts, ()), false)?;
         let alarm = self.path.shard.deadlines.alarm();
-        let result = self.head_from_h2(&mut response, &alarm, &Cell::new(true), answered).await;
-        lease.leave_if_going(&result);
+        let result = self.head_from_h2(&mut response, &alarm, &Cell::new(true), attempt).await;
+        if let Err(failure) = &result {
+            lease.leave_if_going(*failure);
+        }
         let response = result?;
         if response.status().is_success() {
             let (parts, recv) = response.into_parts();
@@ -279,12 +279,13 @@ pub(super) async fn ask(
     lease: Lease,
 ) -> Result<Settled, Failure> {
     let began = path.shard.clock.now();
-    let answered = Cell::new(false);
     let mut out = path.shard.buffers.take_small().ok_or(SHED)?;
-    let said = ask_for_h1(path, downstream, asked, head, &lease, &answered, &mut out).await;
+    let said = ask_for_h1(path, downstream, asked, head, &lease, &attempt, &mut out).await;
     path.shard.buffers.give(out);
-    lease.leave_if_going(&said);
-    path.judge(&attempt, began, answered.get(), said.as_ref().err());
+    if let Err(failure) = &said {
+        lease.leave_if_going(*failure);
+    }
+    path.judge(&attempt, began, said.as_ref().err());
     Ok(match said? {
         Ok((send, recv)) => {
             Settled::Tunnel(Box::new(Agreed { attempt, far: Far::Stream { send, recv, lease } }))
@@ -300,13 +301,13 @@ async fn ask_for_h1(
     asked: &Asked,
     head: &[u8],
     lease: &Lease,
-    answered: &Cell<bool>,
+    attempt: &Attempt,
     out: &mut Buffer,
 ) -> Result<Result<(SendStream<Bytes>, RecvStream), super::Fate>, Failure> {
     let shard = path.shard;
-    let mut request = message::from_canonical(head, lease.is_mesh().then_some(Origin(asked.version)))
+    let origin = lease.is_mesh().then_some(Origin(asked.version));
+    let mut request = message::from_canonical(head, origin, lease.is_encrypted())
         .map_err(|cause| Failure::local(Stage::Request, cause))?;
-    message::set_scheme(request.uri_mut(), lease.is_encrypted());
     let accept = match asked.tunnel.as_deref() {
         Some(Tunnel::WebSocket(accept)) => {
             message::extend_connect(&mut request);
@@ -316,7 +317,7 @@ async fn ask_for_h1(
     };
     let (mut response, mut send) = lease.send(request, false)?;
     let alarm = shard.deadlines.alarm();
-    let back = Back { path, asked, alarm: &alarm, answered, sent: &Cell::new(true), web: None };
+    let back = Back { path, asked, alarm: &alarm, attempt, sent: &Cell::new(true), web: None };
     let writer = &mut downstream.connection.writer;
     let response = back.head(&mut response, writer, out).await?;
     if !response.status().is_success() {

@@ -35,6 +35,7 @@ impl Route {
             timeout: None,
             upgrades: Upgrades::default(),
             tunnel_idle: std::time::Duration::from_secs(3600),
+            retry: None,
             priority: Priority::Default,
         }
     }

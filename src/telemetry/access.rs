@@ -185,6 +185,9 @@ impl AccessLog {
         if line.audited().next().is_some() {
             out.push(b']');
         }
+        if let Some(reason) = ended.retried {
+            let _ = write!(out, ",\"retried\":\"{}\"", reason.label());
+        }
         let _ = write!(
             out,
             ",\"attempts\":{},\"request_bytes\":{},\"response_bytes\":{}",
@@ -243,6 +246,9 @@ impl AccessLog {
                 grpc.request_messages,
                 grpc.response_messages
             );
+        }
+        if let Some(reason) = ended.retried {
+            let _ = write!(out, " retried={}", reason.label());
         }
         if let Some(identity) = line.identity {
             let _ = write!(out, " peer_identity={identity}");
@@ -387,6 +393,7 @@ mod tests {
         Ended {
             status: 200,
             failure: None,
+            retried: None,
             attempts: 1,
             request_body_bytes: 0,
             response_body_bytes: 7,

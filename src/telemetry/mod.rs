@@ -6,6 +6,7 @@
 
 pub mod access;
 pub mod recorder;
+pub mod retries;
 pub mod rules;
 
 use std::sync::Arc;
@@ -89,6 +90,8 @@ pub struct ServiceCounts {
     pub grpc: GrpcCounts,
     /// Attempts beyond the first, of any exchange.
     pub further_attempts: u64,
+    /// Those of them that a retry policy made, and those that it did not.
+    pub retries: retries::RetryCounts,
     /// Bytes of request bodies taken from callers.
     pub request_body_bytes: u64,
     /// Bytes of response bodies sent to callers.
@@ -118,6 +121,7 @@ impl ServiceCounts {
             failures: SmallVec::new(),
             grpc: GrpcCounts::default(),
             further_attempts: 0,
+            retries: retries::RetryCounts::default(),
             request_body_bytes: 0,
             response_body_bytes: 0,
             first_byte: histogram(Self::LATENCY_MAX_NS),
@@ -160,6 +164,7 @@ impl ServiceCounts {
         }
         self.grpc.add(&other.grpc);
         self.further_attempts += other.further_attempts;
+        self.retries.add(&other.retries);
         self.request_body_bytes += other.request_body_bytes;
         self.response_body_bytes += other.response_body_bytes;
         for (mine, theirs) in [
@@ -178,6 +183,7 @@ impl ServiceCounts {
         self.failures.clear();
         self.grpc = GrpcCounts::default();
         self.further_attempts = 0;
+        self.retries = retries::RetryCounts::default();
         self.request_body_bytes = 0;
         self.response_body_bytes = 0;
         self.first_byte.reset();

@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 use smallvec::SmallVec;
 
+use super::retries::Refusal;
 use super::rules::{Outcome, RuleCounts};
 use super::{
     CONNECTION_FAILURES_MAX, DEFAULT_RULE, Interval, NO_SERVICE, OVERFLOW_SERVICE, SERVICES_MAX,
@@ -18,6 +19,7 @@ use crate::authorize::{Policy, RuleId};
 use crate::failure::{Cause, Failure};
 use crate::http::grpc::Status;
 use crate::shard::link::Link;
+use crate::upstream::retry::Reason;
 
 /// A shard's recorder.
 pub struct Recorder {
@@ -48,6 +50,8 @@ pub struct Ended {
     pub failure: Option<Failure>,
     /// Attempts made.
     pub attempts: u32,
+    /// Why the last of them was made, where a retry policy did.
+    pub retried: Option<Reason>,
     /// Bytes of the request's body.
     pub request_body_bytes: u64,
     /// Bytes of the response's body.
@@ -62,6 +66,13 @@ pub struct Ended {
     pub tunnel: bool,
     /// How it ended as a gRPC call, where it is one.
     pub grpc: Option<GrpcEnded>,
+}
+
+impl Ended {
+    /// Whether the caller got what it wanted, as far as one can tell: no failure, no 5xx, no failure of gRPC.
+    pub fn is_good(&self) -> bool {
+        self.failure.is_none() && self.status < 500 && !self.grpc.is_some_and(|grpc| grpc.status.is_error())
+    }
 }
 
 /// One ended gRPC call.
@@ -144,6 +155,9 @@ impl Recorder {
             counts.count_grpc(grpc, class);
         }
         counts.further_attempts += u64::from(ended.attempts.saturating_sub(1));
+        if ended.retried.is_some() && ended.is_good() {
+            counts.retries.succeeded += 1;
+        }
         counts.request_body_bytes += ended.request_body_bytes;
         counts.response_body_bytes += ended.response_body_bytes;
         if let Some(first_byte_ns) = ended.first_byte_ns {
@@ -153,6 +167,21 @@ impl Recorder {
             counts.whole.saturating_record(ended.whole_ns);
             counts.own.saturating_record(ended.own_ns);
         }
+    }
+
+    /// Counts a further attempt.
+    pub fn record_retry(&mut self, slot: u32, reason: Reason) {
+        self.counts(slot).retries.by_reason[reason as usize] += 1;
+    }
+
+    /// Counts a further attempt that there was not.
+    pub fn record_retry_refused(&mut self, slot: u32, refusal: Refusal) {
+        self.counts(slot).retries.refused[refusal as usize] += 1;
+    }
+
+    fn counts(&mut self, slot: u32) -> &mut ServiceCounts {
+        let slot = &mut self.slots[slot as usize];
+        slot.counts.get_or_insert_with(|| self.spare.pop().unwrap_or_default())
     }
 
     /// Counts bytes of an exchange that goes on: of a tunnel, which may last for days.

@@ -1,14 +1,17 @@
 //! Where it goes: the services that control declared, and what one shard knows of each (endpoints, averages, pools).
 
 pub mod admission;
-mod away;
 pub mod balance;
+pub mod breaker;
+pub mod budget;
 pub mod caps;
 pub mod concurrency;
 pub mod gate;
+pub mod health;
 pub mod limiter;
 pub mod line;
 pub mod pool;
+pub mod retry;
 pub mod service;
 pub mod shared;
 pub mod spec;

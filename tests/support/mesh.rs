@@ -12,6 +12,7 @@ use ringmesh::config;
 use ringmesh::shard::link::{Link, Notice, Order};
 use ringmesh::shard::{Plan, spawn};
 use ringmesh::snapshot::Snapshot;
+use ringmesh::telemetry::retries::RetryCounts;
 use ringmesh::telemetry::{GrpcCounts, ShardTotals};
 
 use super::GUARD;
@@ -52,6 +53,7 @@ pub struct Mesh {
     pub link: Arc<Link>,
     thread: Option<JoinHandle<()>>,
     generation: u64,
+    before: Option<Arc<Snapshot>>,
     /// What the shard has now.
     compiled: Option<config::Compiled>,
     seen: Seen,
@@ -78,6 +80,8 @@ pub struct Seen {
     pub latencies: (u64, u64),
     /// gRPC calls.
     pub grpc: GrpcCounts,
+    /// Further attempts.
+    pub retries: RetryCounts,
     /// Totals at the end.
     pub totals: ShardTotals,
     /// Causes of panics.
@@ -187,9 +191,15 @@ impl Config {
         if let Some(format) = &self.access_log {
             text += &format!("\n[access_log]\nformat = {format:?}");
         }
-        text += "\n[[listener]]\naddress = \"127.0.0.1:15001\"\n";
+        text += "\n[[listener]]\nname = \"inbound\"\naddress = \"127.0.0.1:15001\"\n";
         for Service { name, endpoints, keys } in &self.services {
-            text += &format!("[[service]]\nname = {name:?}\nendpoints = {endpoints:?}\n{keys}\n");
+            text += &format!("[[service]]\nname = {name:?}\nendpoints = {endpoints:?}\n");
+            if !keys.contains("retry") {
+                // What a service is asked is asked once, so that it can be counted; tests of retries say what they want.
+                text += "retry = \"off\"\n";
+            }
+            text += keys;
+            text += "\n";
         }
         if self.routes.is_empty() {
             text += &format!("[[route]]\nservice = {:?}\n{}", self.services[0].name, self.tunnels);
@@ -203,8 +213,15 @@ impl Mesh {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let (link, doorbell) = Link::new(0).unwrap();
-        let mut mesh =
-            Self { address, link, thread: None, generation: 0, compiled: None, seen: Seen::default() };
+        let mut mesh = Self {
+            address,
+            link,
+            thread: None,
+            generation: 0,
+            before: None,
+            compiled: None,
+            seen: Seen::default(),
+        };
         mesh.give(config);
         mesh.order(Order::Listen("inbound".into(), listener));
         let plan = Plan {
@@ -290,8 +307,13 @@ impl Mesh {
         if let Some(change) = &config.change {
             change(&mut snapshot);
         }
+        if let Some(before) = &self.before {
+            snapshot.keep_health(before);
+        }
+        let snapshot = Arc::new(snapshot);
+        self.before = Some(Arc::clone(&snapshot));
         self.compiled = Some(loaded.compiled);
-        self.link.publish(Arc::new(snapshot));
+        self.link.publish(snapshot);
     }
 
     fn end(&mut self) {
@@ -342,6 +364,7 @@ impl Seen {
                 self.latencies.0 += service.counts.first_byte.len();
                 self.latencies.1 += service.counts.whole.len();
                 self.grpc.add(&service.counts.grpc);
+                self.retries.add(&service.counts.retries);
                 for (mine, theirs) in self.by_class.iter_mut().zip(service.counts.by_class) {
                     *mine += theirs;
                 }

@@ -8,6 +8,7 @@ use super::super::raw::{ListenerTlsWord, RawEndpoint, RawHttp2, RawListener, Raw
 use super::super::values::Target;
 use super::{From, narrow, numbered_name, value_or};
 use crate::snapshot::{Listener, ListenerTls};
+use crate::upstream::budget;
 use crate::upstream::spec::{self, Address, Endpoint, Service};
 
 /// `None` without an address, which is reported by then.
@@ -65,6 +66,8 @@ pub(super) fn service(raw: RawService, from: &From<'_>) -> CompiledService {
         from.mark_of(http2.ping_interval.as_ref()),
         from.mark_of(http2.ping_timeout.as_ref()),
     ];
+    let (breaker, breaker_marks) = super::breaker::breaker(raw.breaker.as_deref(), from);
+    let retry = raw.retry.map(|raw| super::retry::retry(*raw, from));
     let caps = super::caps::caps(
         raw.caps.map(|boxed| *boxed),
         raw.concurrency.map(|boxed| *boxed),
@@ -112,6 +115,9 @@ pub(super) fn service(raw: RawService, from: &From<'_>) -> CompiledService {
             ping_interval: value_or(http2.ping_interval, defaults::SERVICE_PING_INTERVAL.default),
             ping_timeout: value_or(http2.ping_timeout, defaults::SERVICE_PING_TIMEOUT.default),
         },
+        breaker,
+        retry: retry.as_ref().map_or_else(super::retry::default_policy, |retry| Arc::clone(&retry.policy)),
+        meter: budget::Shared::default(),
         caps: caps.declared(),
     };
     let declared = if named {
@@ -125,7 +131,7 @@ pub(super) fn service(raw: RawService, from: &From<'_>) -> CompiledService {
         service.endpoints = addresses(declared);
         None
     };
-    CompiledService { service: Arc::new(service), declared, edge, caps, marks }
+    CompiledService { service: Arc::new(service), declared, edge, caps, marks, breaker_marks, retry }
 }
 
 /// Endpoints that need no resolving, each address once.

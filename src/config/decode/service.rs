@@ -32,6 +32,7 @@ pub(super) fn service(reader: &mut Reader<'_>, table: &Opened<'_>, place: Place)
             .and_then(|item| reader.choice("service.protocol", item, &PROTOCOL_WORDS)),
         tls: Box::new(super::tls::service(reader, table)),
         http2: table.value("http2").and_then(|item| super::tls::service_http2(reader, item)).map(Box::new),
+        breaker: table.value("breaker").and_then(|item| super::breaker::breaker(reader, item)).map(Box::new),
         caps: table.value("caps").and_then(|item| super::caps::caps(reader, item)).map(Box::new),
         concurrency: table
             .value("concurrency")
@@ -47,6 +48,9 @@ pub(super) fn service(reader: &mut Reader<'_>, table: &Opened<'_>, place: Place)
         connect: None,
         response: None,
         body_stall: None,
+        retry: table
+            .value("retry")
+            .and_then(|item| super::retry::retry(reader, &schema::SERVICE_RETRY, item)),
     };
     if let Some(pool) = table.value("pool").and_then(|item| reader.table(&schema::POOL, item)) {
         raw.idle_max = pool.value("idle_max").and_then(|item| reader.count(&defaults::POOL_IDLE_MAX, item));

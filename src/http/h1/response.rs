@@ -163,6 +163,11 @@ impl<'b> Response<'b> {
         if self.framing == Framing::Chunked { self.connection.nominated_trailers() } else { Vec::new() }
     }
 
+    /// The value of the first line of a field.
+    pub fn field(&self, name: &str) -> Option<&'b [u8]> {
+        self.parts.iter().find(|part| part.name.eq_ignore_ascii_case(name)).map(|part| part.value)
+    }
+
     /// The fields as they came.
     pub(in crate::http) fn parts(&self) -> &[httparse::Header<'b>] {
         self.parts

@@ -1,0 +1,93 @@
+//! `retry` with its defaults filled in. Called by `compile`, once everything is checked.
+
+use std::sync::{Arc, OnceLock};
+
+use super::super::compiled::CompiledRetry;
+use super::super::decode::RETRY_WORDS;
+use super::super::defaults;
+use super::super::raw::{Raw, RawRetry, RetryWord};
+use super::super::report::{Problem, Problems};
+use super::super::values;
+use super::{From, narrow, value_or};
+use crate::upstream::budget::Budget;
+use crate::upstream::retry::{Policy, Reasons, Statuses};
+
+/// What holds where nothing is said: the same for all.
+pub(super) fn default_policy() -> Arc<Policy> {
+    static DEFAULT: OnceLock<Arc<Policy>> = OnceLock::new();
+    Arc::clone(DEFAULT.get_or_init(|| Arc::new(policy(RawRetry::default()))))
+}
+
+pub(super) fn retry(raw: RawRetry, from: &From<'_>) -> CompiledRetry {
+    let marks = [
+        from.mark_of(raw.attempts_max.as_ref().map(|at| at.with(())).or(raw.off).as_ref()),
+        from.mark_of(raw.on.as_ref()),
+        from.mark_of(raw.statuses.as_ref()),
+        from.mark_of(raw.methods.as_ref()),
+        from.mark_of(raw.attempt_timeout.as_ref()),
+        from.mark_of(raw.backoff_base.as_ref()),
+        from.mark_of(raw.backoff_max.as_ref()),
+        from.mark_of(raw.retry_after_max.as_ref()),
+        from.mark_of(raw.body_bytes_max.as_ref()),
+        from.mark_of(raw.budget_percent.as_ref()),
+        from.mark_of(raw.budget_floor.as_ref()),
+        from.mark_of(raw.attempt_header.as_ref()),
+    ];
+    let words = words_of(&raw);
+    let statuses = raw.statuses.map_or(defaults::RETRY_STATUSES, |at| at.value);
+    CompiledRetry {
+        on: words.iter().map(|word| word.word).collect(),
+        statuses,
+        policy: Arc::new(policy(raw)),
+        marks: Box::new(marks),
+    }
+}
+
+/// Reports pauses that do not fit together.
+pub(super) fn check(raw: &Raw, problems: &mut Problems) {
+    let of_services = raw.services.iter().filter_map(|service| service.retry.as_deref());
+    for retry in of_services.chain(raw.routes.iter().filter_map(|route| route.retry.as_deref())) {
+        let base = retry.backoff_base.map_or(defaults::RETRY_BACKOFF_BASE.default, |at| at.value);
+        let max = retry.backoff_max.map_or(defaults::RETRY_BACKOFF_MAX.default, |at| at.value);
+        if base > max
+            && let Some(place) = retry.backoff_base.or(retry.backoff_max).map(|at| at.place)
+        {
+            problems.error(|| {
+                let (base, max) = (values::duration_text(base), values::duration_text(max));
+                Problem::at(place, format!("a first pause of {base} is more than any may be, {max}"))
+                    .help("let retry.backoff_base be no more than retry.backoff_max")
+            });
+        }
+    }
+}
+
+fn words_of(raw: &RawRetry) -> Vec<&'static RetryWord> {
+    match &raw.on {
+        Some(at) => at.value.clone(),
+        None => RETRY_WORDS.iter().filter(|word| defaults::RETRY_ON.contains(&word.word)).collect(),
+    }
+}
+
+fn policy(raw: RawRetry) -> Policy {
+    let words = words_of(&raw);
+    let own = raw.statuses.map_or(defaults::RETRY_STATUSES, |at| at.value);
+    Policy {
+        attempts_max: match raw.off {
+            Some(_) => 1,
+            None => value_or(raw.attempts_max, defaults::RETRY_ATTEMPTS_MAX.default),
+        },
+        on: words.iter().fold(Reasons::NONE, |all, word| all.and(word.reasons)),
+        statuses: words.iter().fold(own, |all: Statuses, word| all.and(word.statuses)),
+        methods: value_or(raw.methods, Vec::new()).into(),
+        attempt_timeout: value_or(raw.attempt_timeout, None),
+        backoff_base: value_or(raw.backoff_base, defaults::RETRY_BACKOFF_BASE.default),
+        backoff_max: value_or(raw.backoff_max, defaults::RETRY_BACKOFF_MAX.default),
+        retry_after_max: value_or(raw.retry_after_max, defaults::RETRY_AFTER_MAX.default),
+        body_bytes_max: narrow(value_or(raw.body_bytes_max, defaults::RETRY_BODY_BYTES_MAX.default)),
+        budget: Budget {
+            millionths: value_or(raw.budget_percent, defaults::RETRY_BUDGET_PERCENT.default),
+            floor: value_or(raw.budget_floor, defaults::RETRY_BUDGET_FLOOR.default),
+        },
+        attempt_field: value_or(raw.attempt_header, defaults::RETRY_ATTEMPT_HEADER),
+    }
+}
