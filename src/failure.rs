@@ -19,6 +19,8 @@ pub enum Stage {
     Route,
     /// Deciding whether the caller may.
     Authorize,
+    /// Deciding whether it comes too soon.
+    Quota,
     /// Waiting for a place at the service.
     Admit,
     /// Choosing an endpoint.
@@ -179,6 +181,8 @@ causes! {
     BodyTooLarge = "body_too_large", 413;
     /// A limit of this proxy on connections or exchanges is reached.
     Overloaded = "overloaded", 503;
+    /// There were as many requests of its kind as there may be in a time (`[[rate_limit]]`).
+    RateLimited = "rate_limited", 429;
     /// The service has as many exchanges as it may have, and as many wait as may.
     QueueFull = "queue_full", 503;
     /// The service had as many exchanges as it may have for as long as one may wait for a place.
@@ -293,6 +297,7 @@ impl Stage {
             Self::Head => "head",
             Self::Route => "route",
             Self::Authorize => "authorize",
+            Self::Quota => "quota",
             Self::Admit => "admit",
             Self::Balance => "balance",
             Self::Connect => "connect",

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use rustls::pki_types::CertificateDer;
 
+use crate::quota::Quota;
 use crate::{authorize, identity, io, route, upstream};
 
 /// Everything that a shard needs to know to serve.
@@ -38,6 +39,8 @@ pub struct Snapshot {
     pub identity: Option<Arc<identity::Credentials>>,
     /// Who may do what.
     pub authorization: Arc<authorize::Policy>,
+    /// What `[[rate_limit]]` declares, with what was taken: `route::Route::quotas` has indices into this list.
+    pub quotas: Arc<[Arc<Quota>]>,
     /// How HTTP/2 is spoken with callers.
     pub http2: Http2,
 }

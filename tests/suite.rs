@@ -88,6 +88,8 @@ mod drain; // the last response says so, the thread ends
 mod pool; // reuse, dead connections, replays, other endpoints
 #[path = "suite/process.rs"]
 mod process; // the real binary, from outside: ports, signals, files, exit codes, and the demo
+#[path = "suite/rate_limit.rs"]
+mod rate_limit; // how many requests there may be in a time
 #[path = "suite/reload.rs"]
 mod reload; // what a new snapshot changes and what it keeps
 #[path = "suite/retries.rs"]

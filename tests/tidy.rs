@@ -22,6 +22,7 @@ const DIRECTIONS: &[Direction] = &[
     Direction {
         from: &[
             "authorize",
+            "quota",
             "route",
             "upstream::admission",
             "upstream::balance",
@@ -91,6 +92,7 @@ const DIRECTIONS: &[Direction] = &[
             "http",
             "io",
             "proxy",
+            "quota",
             "route",
             "shard",
             "snapshot",

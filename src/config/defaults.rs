@@ -314,6 +314,18 @@ pub(super) const ADMISSION_WINDOW: Key<Duration> =
 /// 20 exchanges in the window of a shard: fewer are no statistics. Envoy none by default.
 pub(super) const ADMISSION_EXCHANGES_MIN: Key<u32> = key("service.admission.exchanges_min", 20, 1, 1_000_000);
 
+/// What somebody who limits must say; up to one in a nanosecond a thousand times over.
+pub(super) const RATE_LIMIT_RATE: Key<u32> = key("rate_limit.rate", 100, 1, 1_000_000);
+
+/// A second. Envoy's fill interval has no default and is 50 ms at least.
+pub(super) const RATE_LIMIT_PER: Key<Duration> = key("rate_limit.per", seconds(1), MILLISECOND, DAY);
+
+/// As `rate`, unless it is said.
+pub(super) const RATE_LIMIT_BURST: Key<u32> = key("rate_limit.burst", 100, 1, 10_000_000);
+
+/// 10 000 keys are 320 KiB. Envoy 20 for the values of a wildcard.
+pub(super) const RATE_LIMIT_KEYS_MAX: Key<u32> = key("rate_limit.keys_max", 10_000, 1, 1_000_000);
+
 /// WebSocket, because a client that asks for it has a server that answers; no CONNECT, because a tunnel is out of sight
 /// of all rules. Linkerd and HAProxy the same, Envoy none, nginx must be told.
 pub(super) const UPGRADES: Upgrades = Upgrades { websocket: true, connect: false };
@@ -389,6 +401,10 @@ pub(super) const SERVICES_MAX: usize = 100_000;
 pub(super) const ROUTES_MAX: usize = 100_000;
 /// Each is looked at for each request.
 pub(super) const AUTHORIZATIONS_MAX: usize = 10_000;
+/// Each of those that limit a route is asked for each of its requests.
+pub(super) const RATE_LIMITS_MAX: usize = 1000;
+/// What makes a key.
+pub(super) const RATE_LIMIT_BY_MAX: usize = 8;
 /// Values of one condition of a rule, and identities of a service.
 pub(super) const CONDITION_MAX: usize = 1000;
 /// Tests of fields, of parameters and of cookies of one route: as many as Gateway API takes of each, twice.

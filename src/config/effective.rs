@@ -175,6 +175,12 @@ impl Compiled {
             self.entry(&mut settings, "authorization", &rule.name, values, marks);
         }
         left_out(&mut settings, "authorization", self.authorization.rules().len());
+        for limit in &self.rate_limits {
+            for Extra { key, value, mark } in &limit.shown {
+                let key = format!("rate_limit.{}.{key}", limit.quota.spec.name);
+                settings.push(Setting { key, value: value.clone(), origin: self.origins.origin(*mark) });
+            }
+        }
         settings
     }
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::compiled::TlsVersion;
-use super::decode::{RawAdmission, RawCaps, RawConcurrency};
+use super::decode::{RawAdmission, RawCaps, RawConcurrency, RawRateLimit};
 use super::report::Place;
 use super::values::Target;
 use crate::authorize::{Action, TextMatch, Verdict};
@@ -57,6 +57,7 @@ pub(super) struct Raw {
     pub(super) services: Vec<RawService>,
     pub(super) routes: Vec<RawRoute>,
     pub(super) authorizations: Vec<RawAuthorization>,
+    pub(super) rate_limits: Vec<RawRateLimit>,
     /// Names of the environment variables used.
     pub(super) variables: Vec<Arc<str>>,
 }

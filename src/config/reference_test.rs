@@ -89,6 +89,7 @@ fn every_value_shown_is_the_default() {
         "listener.edge.",
         "listener.mesh.",
         "authorization.note-writers.",
+        "rate_limit.per-tenant.",
     ];
     let only_shown: Vec<&String> = shown.keys().filter(|key| !defaults.contains_key(*key)).collect();
     assert!(only_shown.iter().all(|key| more.iter().any(|entry| key.starts_with(entry))), "{only_shown:?}");

@@ -31,6 +31,7 @@ pub(super) static TOP: Section = Section {
         "service",
         "route",
         "authorization",
+        "rate_limit",
     ],
 };
 pub(super) static ADMIN: Section = Section { path: "admin", header: "[admin]", keys: &["address"] };
@@ -194,6 +195,16 @@ pub(super) static ADMISSION: Section = Section {
     header: "`admission` of a [[service]]",
     keys: &["success_min_percent", "refuse_max_percent", "window", "exchanges_min"],
 };
+pub(super) static RATE_LIMIT: Section = Section {
+    path: "rate_limit",
+    header: "[[rate_limit]]",
+    keys: &["name", "rate", "per", "burst", "by", "routes", "keys_max"],
+};
+pub(super) static RATE_LIMIT_BY: Section = Section {
+    path: "rate_limit.by",
+    header: "an entry of `by` of a [[rate_limit]]",
+    keys: &["header"],
+};
 pub(super) static ROUTE: Section = Section {
     path: "route",
     header: "[[route]]",
@@ -276,6 +287,8 @@ pub(super) static SECTIONS: &[&Section] = &[
     &SPLIT,
     &STICKY,
     &AUTHORIZATION,
+    &RATE_LIMIT,
+    &RATE_LIMIT_BY,
 ];
 
 /// Words of other proxies for what is called otherwise here.

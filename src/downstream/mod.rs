@@ -22,7 +22,8 @@ use crate::identity::{self, ALPN_MESH};
 use crate::io::timed::OnDeadline;
 use crate::io::tls::Tls;
 use crate::io::{Connection, Fault, Waited};
-use crate::route;
+use crate::quota::{self, TooSoon};
+use crate::route::{self, Route};
 use crate::shard::buffers::{Buffer, Buffers};
 use crate::shard::clock::ns;
 use crate::shard::live::{AskAgain, Kind, Open, With};
@@ -146,6 +147,8 @@ pub struct Asked {
     pub keep_alive: bool,
     /// Whether it may be served, and which rules say so.
     pub decision: Decision,
+    /// The limit that it met, if it came too soon.
+    pub too_soon: Option<Box<TooSoon>>,
     /// The tunnel that it would like the connection to become. Boxed: few requests ask for one.
     pub tunnel: Option<Box<Tunnel>>,
     /// Whether it may not go further (OPTIONS with Max-Forwards: 0).
@@ -406,7 +409,13 @@ impl Downstream {
             let chosen =
                 route.and_then(route_of).map(|route| route.choose(&call, || shard.rng(|rng| rng.u64(..))));
             let mut head = Buffer::default();
-            let allowed = chosen.filter(|_| decision.verdict == Verdict::Allow);
+            let too_soon = match route.and_then(route_of) {
+                Some(Route { quotas: Some(of), name, .. }) if decision.verdict == Verdict::Allow => {
+                    quota::charge(&snapshot.quotas, of, name, &call, shard.clock.common())
+                }
+                _ => None,
+            };
+            let allowed = chosen.filter(|_| decision.verdict == Verdict::Allow && too_soon.is_none());
             if let Some(chosen) = allowed {
                 let by = snapshot.identity.as_ref().map(|credentials| &credentials.id);
                 let client_cert = self.identity.as_ref().map(|peer| ClientCert { by, peer });
@@ -446,6 +455,7 @@ impl Downstream {
                 keep_alive: request.keep_alive
                     && self.connection.tls().is_none_or(|tls| started < tls.leave_at()),
                 decision,
+                too_soon,
                 tunnel: match request.upgrade {
                     _ if request.is_connect() => Some(Box::new(Tunnel::Connect)),
                     h1::Upgrade::WebSocket(accept) => Some(Box::new(Tunnel::WebSocket(accept))),

@@ -9,10 +9,12 @@ use std::rc::Rc;
 use super::again::Further;
 use crate::authorize::Decision;
 use crate::downstream::{Asked, Downstream, Places};
-use crate::failure::{Cause, Failure, Side};
+use crate::failure::{Cause, Failure, Side, Stage};
 use crate::http::grpc::{self, Code, Dialect, Messages, Status};
 use crate::http::h1::{Glimpse, glimpse};
+use crate::http::respond::Exceeded;
 use crate::identity::SpiffeId;
+use crate::quota::TooSoon;
 use crate::shard::clock::{NEVER, ns};
 use crate::shard::{Gathered, Shard, View};
 use crate::telemetry::access::Line;
@@ -35,6 +37,8 @@ pub(super) struct Account {
     endpoint: Cell<Option<NonZeroU32>>,
     /// What is known of its attempts, once one has missed.
     pub(super) further: OnceCell<Box<Further>>,
+    /// The limit that it met, if it came too soon.
+    pub(super) too_soon: OnceCell<Box<TooSoon>>,
     /// Whether the request may be done twice.
     pub(super) repeats: Cell<bool>,
     /// Whether something of its body is gone, so that it cannot be sent again.
@@ -69,6 +73,9 @@ struct Tally {
 }
 
 impl Account {
+    /// How a request fails that came too soon.
+    pub(super) const TOO_SOON: Failure = Failure::downstream(Stage::Quota, Cause::RateLimited);
+
     /// Of the time since `started` the caller was waited for so long.
     pub(super) fn new(started: u64, waited_us: u32) -> Self {
         Self { started, waited_ns: (u64::from(waited_us) * 1000).into(), ..Self::default() }
@@ -245,6 +252,24 @@ impl Account {
         })
     }
 
+    /// Notes the limit that it met, if it met one.
+    pub(super) fn note_quota(&self, too_soon: Option<Box<TooSoon>>) {
+        if let Some(too_soon) = too_soon {
+            let _ = self.too_soon.set(too_soon);
+        }
+    }
+
+    /// What the caller is told of that.
+    pub(super) fn exceeded(&self) -> Option<Exceeded<'_>> {
+        let TooSoon { quota, wait_seconds } = &**self.too_soon.get()?;
+        Some(Exceeded {
+            name: &quota.spec.name,
+            quota: quota.spec.burst,
+            window_seconds: quota.window_seconds(),
+            wait_seconds: *wait_seconds,
+        })
+    }
+
     /// Records the exchange in telemetry and access log.
     pub(super) fn close(
         &self,
@@ -299,6 +324,7 @@ impl Account {
                     .zip(self.last_endpoint())
                     .and_then(|(s, e)| s.spec.endpoints.get(e as usize))
                     .map(|e| &e.address),
+                rate_limit: self.too_soon.get().map(|too_soon| &*too_soon.quota.spec.name),
                 ended: &ended,
             };
             shard.access_log.borrow_mut().write(format, &line, &shard.clock, &shard.link);

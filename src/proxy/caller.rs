@@ -91,6 +91,7 @@ pub(super) fn answer(
         head,
         close: false,
         http10: false,
+        quota: account.exceeded(),
         grpc: grpc.zip(failure.map(|failure| account.grpc_code(failure))),
     };
     if grpc.is_some() {

@@ -37,7 +37,8 @@ use crate::http::{Framing, Method};
 use crate::io::gather;
 use crate::io::timed::Alarm;
 use crate::io::tls::Tls;
-use crate::route;
+use crate::quota;
+use crate::route::{self, Route};
 use crate::shard::clock::{NEVER, ns};
 use crate::shard::{Shard, View, task};
 use crate::upstream::service::Attempt;
@@ -217,10 +218,16 @@ async fn served(
     });
     let decision = checked.is_ok().then(|| caller.authorize(shard, &view.snapshot.authorization, &asked));
     let denied = decision.as_ref().is_some_and(|decision| decision.verdict == Verdict::Deny);
+    if let Some((Route { quotas: Some(of), name, .. }, _)) = &service
+        && !(denied || was_reset || checked.is_err())
+    {
+        account.note_quota(quota::charge(&view.snapshot.quotas, of, name, &asked, shard.clock.common()));
+    }
     let result = match (&checked, &service) {
         (Err(cause), _) => Err(Some(Failure::downstream(Stage::Head, *cause))),
         _ if was_reset => Err(Some(Failure::downstream(Stage::Head, Cause::StreamReset))),
         _ if denied => Err(Some(Failure::downstream(Stage::Authorize, Cause::Denied))),
+        _ if account.too_soon.get().is_some() => Err(Some(Account::TOO_SOON)),
         (Ok(facts), _) if facts.max_forwards == Some(0) => Err(None),
         (Ok(facts), to)
             if let Some(failure) = tunnel_h2::refused(facts.tunnel, to.as_ref().map(|(route, _)| *route)) =>

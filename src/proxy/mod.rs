@@ -157,6 +157,7 @@ async fn exchange(shard: &Rc<Shard>, downstream: &mut Downstream, asked: &mut As
     let service = asked.service.map(|id| shard.service(&asked.view, id));
     let deadline = route.and_then(|r| r.timeout).map_or(NEVER, |t| asked.started.saturating_add(ns(t)));
     let mut head = std::mem::take(&mut asked.head);
+    account.note_quota(asked.too_soon.take());
     // Bytes of the body that are in the input, when all are; what is streamed takes its bytes from there itself.
     let mut body = whole_body(asked, &downstream.input);
     // What was sent in the hope of a tunnel must not be read as a request if none comes about.
@@ -166,6 +167,7 @@ async fn exchange(shard: &Rc<Shard>, downstream: &mut Downstream, asked: &mut As
         _ if asked.decision.verdict == Verdict::Deny => {
             Err(Some(Failure::downstream(Stage::Authorize, Cause::Denied)))
         }
+        _ if account.too_soon.get().is_some() => Err(Some(Account::TOO_SOON)),
         _ if asked.answer_here => Err(None),
         _ if let Some(cause) = tunnel_refused(asked, route) => Err(Some(Failure::local(Stage::Route, cause))),
         None => Err(Some(Failure::local(Stage::Route, Cause::NoRoute))),
@@ -509,6 +511,7 @@ async fn answer(
         head: asked.method == Method::Head,
         close,
         http10: asked.version == Version::Http10,
+        quota: account.exceeded(),
         grpc: failure.and_then(|failure| as_grpc(downstream, asked, account, failure)),
     };
     account.status.set(failure.map_or(200, |failure| respond::status(failure, told)));
@@ -557,6 +560,7 @@ async fn refuse(
             head: downstream.input.trim_ascii_start().starts_with(b"HEAD "),
             close: true,
             http10: false,
+            quota: None,
             grpc: None,
         };
         tell(shard, downstream, Some(failure), told).await;

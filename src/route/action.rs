@@ -37,6 +37,7 @@ impl Route {
             tunnel_idle: std::time::Duration::from_secs(3600),
             retry: None,
             priority: Priority::Default,
+            quotas: None,
         }
     }
 

@@ -47,6 +47,8 @@ pub struct Route {
     pub retry: Option<Arc<retry::Policy>>,
     /// Who gives way where there is not enough for all.
     pub priority: Priority,
+    /// How often it may be taken: indices into `Snapshot::quotas`; `None` where nothing says.
+    pub quotas: Option<Box<[u32]>>,
 }
 
 /// Who gives way to whom where there is not enough for all.

@@ -46,6 +46,11 @@ impl Clock {
         self.origin_ns
     }
 
+    /// As [`Self::now`], but the same for all shards.
+    pub fn common(&self) -> u64 {
+        self.origin_ns.saturating_add(self.now())
+    }
+
     /// The time at the start of the present poll, ns.
     pub fn now(&self) -> u64 {
         self.now_ns.get()

@@ -44,6 +44,7 @@ fn snapshot(generation: u64, rules: Vec<Rule>) -> Arc<Snapshot> {
         access_log: None,
         identity: None,
         authorization: Arc::new(Policy::new(rules, Verdict::Allow).unwrap()),
+        quotas: Arc::default(),
         http2: Http2::default(),
     })
 }

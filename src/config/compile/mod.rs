@@ -11,6 +11,7 @@ mod breaker;
 mod caps;
 mod matching;
 mod policy;
+mod rate_limit;
 mod retry;
 mod service;
 
@@ -18,6 +19,7 @@ pub(super) use breaker::values as breaker_values;
 pub(super) use caps::{CompiledCaps, warn as warn_of_caps};
 pub(super) use matching::warn as warn_of_matching;
 pub(super) use policy::warn as warn_of_policy;
+pub(super) use rate_limit::CompiledRateLimit;
 
 use super::compiled::{AccessLog, Compiled, CompiledRoute, Mark, Origins, Settings};
 use super::defaults::{self, Key};
@@ -45,6 +47,7 @@ pub(super) fn compile(raw: Raw, sources: &[Source], problems: &mut Problems) -> 
         caps::check(concurrency, problems);
     }
     policy::check(&raw, problems);
+    rate_limit::check(&raw, problems);
     breaker::check(&raw.services, problems);
     retry::check(&raw, problems);
     if problems.errors() == 0 {
@@ -67,6 +70,7 @@ fn check_names(raw: &Raw, problems: &mut Problems) {
     unique("route", raw.routes.iter().map(|route| route.name.as_ref()), true, problems);
     let rules = raw.authorizations.iter().map(|rule| rule.name.as_ref());
     unique("authorization", rules, true, problems);
+    unique("rate_limit", raw.rate_limits.iter().map(|limit| limit.name.as_ref()), true, problems);
 }
 
 /// No two of a kind have the same name. What has none is called by its number, and may clash with a given name.
@@ -263,7 +267,7 @@ fn assemble(raw: Raw, found: &[Vec<u32>], table: TableBuilder, sources: &[Source
         .collect();
     let services: Vec<_> = raw.services.into_iter().map(|raw| service::service(raw, &from)).collect();
     let names: Vec<Arc<str>> = services.iter().map(|compiled| Arc::clone(&compiled.service.name)).collect();
-    let routes: Vec<CompiledRoute> = raw
+    let mut routes: Vec<CompiledRoute> = raw
         .routes
         .into_iter()
         .enumerate()
@@ -273,6 +277,7 @@ fn assemble(raw: Raw, found: &[Vec<u32>], table: TableBuilder, sources: &[Source
             route(raw, index, action, Arc::clone(matching), &from)
         })
         .collect();
+    let rate_limits = rate_limit::rate_limits(raw.rate_limits, &mut routes, &from);
     let table = Arc::new(table.build(routes.iter().map(|compiled| compiled.route.clone()).collect()));
     let default =
         from.value("authorization_default", raw.authorization_default, || defaults::AUTHORIZATION_DEFAULT);
@@ -294,6 +299,7 @@ fn assemble(raw: Raw, found: &[Vec<u32>], table: TableBuilder, sources: &[Source
             authorize::Policy::new(Vec::new(), authorize::Verdict::Deny).unwrap_or_default()
         })),
         rule_marks,
+        rate_limits,
         limits,
         timeouts,
         http2,
@@ -421,6 +427,7 @@ fn route(
             tunnel_idle: value_or(raw.tunnel_idle, defaults::TUNNEL_IDLE.default),
             retry: retry.as_ref().map(|retry| Arc::clone(&retry.policy)),
             priority: value_or(raw.priority, Priority::Default),
+            quotas: None,
         },
         matching,
         marks,

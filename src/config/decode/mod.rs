@@ -13,12 +13,14 @@ mod breaker;
 mod caps;
 mod matching;
 mod policy;
+mod rate_limit;
 mod retry;
 mod service;
 mod tls;
 
 pub(super) use caps::{PRIORITY_WORDS, RawAdmission, RawCaps, RawConcurrency};
 pub(super) use policy::ACTION_WORDS;
+pub(super) use rate_limit::{RawRateLimit, text as by_text};
 pub(super) use retry::RETRY_WORDS;
 pub(super) use service::PROTOCOL_WORDS;
 pub(super) use tls::{LISTENER_TLS_WORDS, SERVICE_TLS_WORDS, SOURCE_WORDS, VERSION_WORDS};
@@ -106,6 +108,12 @@ pub(super) fn file<'t>(reader: &mut Reader<'_>, table: &'t DeTable<'t>, raw: &mu
         let left = defaults::AUTHORIZATIONS_MAX - raw.authorizations.len();
         for (table, place) in reader.tables(&schema::AUTHORIZATION, item, left) {
             raw.authorizations.push(policy::authorization(reader, &table, place));
+        }
+    }
+    if let Some(item) = top.value("rate_limit") {
+        let left = defaults::RATE_LIMITS_MAX - raw.rate_limits.len();
+        for (table, place) in reader.tables(&schema::RATE_LIMIT, item, left) {
+            raw.rate_limits.push(rate_limit::rate_limit(reader, &table, place));
         }
     }
 }

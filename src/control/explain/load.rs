@@ -1,4 +1,5 @@
-//! How much a service is given at a time, and who gives way: what `policies` tells of caps, queue, and what is learnt.
+//! How much a route and a service are given, and who gives way: what `policies` tells of rate limits, caps, queue, and what is
+//! learnt.
 
 use std::time::Duration;
 
@@ -6,22 +7,46 @@ use serde_json::{Value, json};
 
 use super::Line;
 use super::policies::{At, Chosen, limit};
-use crate::config::PRIORITY_WORDS;
+use crate::quota::{By, Spec};
 use crate::route::Priority;
 use crate::upstream::caps::Caps;
 
-fn word(priority: Priority) -> &'static str {
-    PRIORITY_WORDS.iter().find(|(_, of)| *of == priority).map_or("", |(word, _)| word)
+pub(super) fn priority(chosen: &Chosen<'_>) -> Option<Line> {
+    let (word, means) = match chosen.route.priority {
+        Priority::Critical => ("critical", "gives way to nobody"),
+        Priority::Default => return None,
+        Priority::Sheddable => ("sheddable", "gives way to everybody"),
+    };
+    Some(Line::new("priority", format!("{word}: {means}"), json!({ "priority": word })))
 }
 
-pub(super) fn priority(chosen: &Chosen<'_>) -> Option<Line> {
-    let priority = chosen.route.priority;
-    let text = match priority {
-        Priority::Critical => "critical: gives way to nobody",
-        Priority::Default => return None,
-        Priority::Sheddable => "sheddable: gives way to everybody",
-    };
-    Some(Line::new("priority", text, json!({ "priority": word(priority) })))
+pub(super) fn rate_limits(chosen: &Chosen<'_>) -> Option<Line> {
+    let ids = chosen.route.quotas.as_deref()?;
+    let of = || ids.iter().filter_map(|id| chosen.snapshot.quotas.get(*id as usize));
+    let told = of().map(|quota| {
+        let Spec { name, rate, per_ns, burst, by, .. } = &quota.spec;
+        let by = match by.is_empty() {
+            true => String::new(),
+            false => format!(" for each {}", by.iter().map(word_of).collect::<Vec<_>>().join(" and ")),
+        };
+        format!("{name}: {rate} in {}, {burst} at once{by}", time(*per_ns).0)
+    });
+    let text = told.collect::<Vec<_>>().join("; ");
+    let json = of().map(|quota| {
+        let Spec { name, rate, per_ns, burst, by, .. } = &quota.spec;
+        let by: Vec<String> = by.iter().map(word_of).collect();
+        json!({ "name": &**name, "rate": rate, "per_seconds": time(*per_ns).1, "burst": burst, "by": by })
+    });
+    Some(Line::new("rate limits", text, json.collect()))
+}
+
+fn word_of(by: &By) -> String {
+    match by {
+        By::Route => "route".into(),
+        By::Identity => "identity".into(),
+        By::Source => "source".into(),
+        By::Header(name) => name.to_string(),
+    }
 }
 
 fn ceiling(max: u32) -> Value {
@@ -34,7 +59,8 @@ fn time(ns: u64) -> (String, Value) {
 
 pub(super) fn caps(_: &Chosen<'_>, At { service, .. }: &At<'_>) -> Option<Line> {
     let Caps { exchanges_max, pending_max, patience, retries_max, counts, .. } = &**service.caps.as_ref()?;
-    let ((timeout, timeout_json), (target, target_json)) = (time(patience.timeout_ns), time(patience.target_ns));
+    let ((timeout, timeout_json), (target, target_json)) =
+        (time(patience.timeout_ns), time(patience.target_ns));
     let (taken, waiting) = (counts.exchanges.taken(), counts.exchanges.waiting());
     let mut parts = Vec::new();
     if counts.exchanges.ceiling() != u32::MAX {
