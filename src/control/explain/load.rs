@@ -6,22 +6,16 @@ use serde_json::{Value, json};
 
 use super::Line;
 use super::policies::{At, Chosen, limit};
-use crate::config::PRIORITY_WORDS;
 use crate::route::Priority;
 use crate::upstream::caps::Caps;
 
-fn word(priority: Priority) -> &'static str {
-    PRIORITY_WORDS.iter().find(|(_, of)| *of == priority).map_or("", |(word, _)| word)
-}
-
 pub(super) fn priority(chosen: &Chosen<'_>) -> Option<Line> {
-    let priority = chosen.route.priority;
-    let text = match priority {
-        Priority::Critical => "critical: gives way to nobody",
+    let (word, means) = match chosen.route.priority {
+        Priority::Critical => ("critical", "gives way to nobody"),
         Priority::Default => return None,
-        Priority::Sheddable => "sheddable: gives way to everybody",
+        Priority::Sheddable => ("sheddable", "gives way to everybody"),
     };
-    Some(Line::new("priority", text, json!({ "priority": word(priority) })))
+    Some(Line::new("priority", format!("{word}: {means}"), json!({ "priority": word })))
 }
 
 fn ceiling(max: u32) -> Value {
