@@ -24,6 +24,7 @@ mod log;
 mod log_writer;
 pub mod machine;
 mod pages;
+mod probe;
 mod quotas;
 mod reload;
 mod run;

@@ -7,6 +7,7 @@ use http::{Response, StatusCode};
 
 use super::again::Missed;
 use super::from_h2::Call;
+use super::judge::note_wish;
 use super::kept::Upload;
 use super::relay::unless_reset;
 use super::{First, SHED, both};
@@ -180,6 +181,7 @@ impl Call<'_> {
         let mut reframer = Reframer::new(answer.framing, Framing::UntilClose)
             .without_trailers(std::mem::take(&mut answer.nominated_trailers));
         let ended = adopted || matches!(answer.framing, Framing::None | Framing::Length(0));
+        self.caller.repeats.borrow_mut().mark(&mut parts.headers);
         let begun = self.respond.borrow_mut().send_response(Response::from_parts(parts, ()), ended);
         let to = RefCell::new(begun.map_err(|_| Failure::downstream(Stage::Body, Cause::StreamReset))?);
         self.path.account.status.set(status);
@@ -251,7 +253,10 @@ impl Call<'_> {
                     told.map_err(|_| Failure::downstream(Stage::Response, Cause::StreamReset))?;
                     continue;
                 }
-                Parsed::Whole(Ok(answer)) => return Ok(answer),
+                Parsed::Whole(Ok(answer)) => {
+                    note_wish(attempt, answer.head.headers());
+                    return Ok(answer);
+                }
                 Parsed::Whole(Err(cause)) | Parsed::Refused(cause) => return Err(refused(cause)),
                 Parsed::Partial => {}
             }

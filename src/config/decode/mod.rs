@@ -13,6 +13,7 @@ mod breaker;
 mod caps;
 mod matching;
 mod policy;
+mod probe;
 mod rate_limit;
 mod retry;
 mod service;
@@ -20,6 +21,7 @@ mod tls;
 
 pub(super) use caps::{PRIORITY_WORDS, RawAdmission, RawCaps, RawConcurrency};
 pub(super) use policy::ACTION_WORDS;
+pub(super) use probe::{PROBE_WORDS, START_WORDS};
 pub(super) use rate_limit::{RawRateLimit, text as by_text};
 pub(super) use retry::RETRY_WORDS;
 pub(super) use service::PROTOCOL_WORDS;
