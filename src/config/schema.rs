@@ -221,11 +221,8 @@ pub(super) static RATE_LIMIT: Section = Section {
     header: "[[rate_limit]]",
     keys: &["name", "rate", "per", "burst", "by", "routes", "keys_max"],
 };
-pub(super) static RATE_LIMIT_BY: Section = Section {
-    path: "rate_limit.by",
-    header: "an entry of `by` of a [[rate_limit]]",
-    keys: &["header"],
-};
+pub(super) static RATE_LIMIT_BY: Section =
+    Section { path: "rate_limit.by", header: "an entry of `by` of a [[rate_limit]]", keys: &["header"] };
 pub(super) static ROUTE: Section = Section {
     path: "route",
     header: "[[route]]",

@@ -84,7 +84,9 @@ pub fn code_of(failure: Failure) -> Code {
         Cause::NoRoute => Code::Unimplemented,
         Cause::Timeout => Code::DeadlineExceeded,
         Cause::Denied => Code::PermissionDenied,
-        Cause::RateLimited | Cause::BodyTooLarge | Cause::HeadTooLarge | Cause::Flood => Code::ResourceExhausted,
+        Cause::RateLimited | Cause::BodyTooLarge | Cause::HeadTooLarge | Cause::Flood => {
+            Code::ResourceExhausted
+        }
         _ if failure.side == Side::Downstream => code_of_status(failure.status()),
         _ => Code::Unavailable,
     }

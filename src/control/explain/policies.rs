@@ -28,7 +28,8 @@ pub(super) struct Chosen<'s> {
 }
 
 /// What applies whatever service it is.
-const OF_ROUTE: [fn(&Chosen<'_>) -> Option<Line>; 5] = [load::rate_limits, load::priority, service, route_timeout, upgrades];
+const OF_ROUTE: [fn(&Chosen<'_>) -> Option<Line>; 5] =
+    [load::rate_limits, load::priority, service, route_timeout, upgrades];
 
 /// What applies on the way to a service.
 const OF_SERVICE: [fn(&Chosen<'_>, &At<'_>) -> Option<Line>; 9] = [
