@@ -86,9 +86,10 @@ fn how_much_a_service_is_given_is_told_where_that_is_bounded() {
                 [[route]]\nservice = \"app\"\npriority = \"sheddable\"\n[[route]]\npath_prefix = \"/free\"\nservice = \"free\"\n";
     let lines = |url| {
         let told = told(text, url, false);
-        let lines = told.lines.into_iter().filter(|line| {
-            ["priority", "caps", "concurrency", "admission"].contains(&line.name)
-        });
+        let lines = told
+            .lines
+            .into_iter()
+            .filter(|line| ["priority", "caps", "concurrency", "admission"].contains(&line.name));
         lines.map(|line| format!("{}: {}", line.name, line.text)).collect::<Vec<_>>()
     };
     assert_eq!(

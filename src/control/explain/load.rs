@@ -28,7 +28,8 @@ fn time(ns: u64) -> (String, Value) {
 
 pub(super) fn caps(_: &Chosen<'_>, At { service, .. }: &At<'_>) -> Option<Line> {
     let Caps { exchanges_max, pending_max, patience, retries_max, counts, .. } = &**service.caps.as_ref()?;
-    let ((timeout, timeout_json), (target, target_json)) = (time(patience.timeout_ns), time(patience.target_ns));
+    let ((timeout, timeout_json), (target, target_json)) =
+        (time(patience.timeout_ns), time(patience.target_ns));
     let (taken, waiting) = (counts.exchanges.taken(), counts.exchanges.waiting());
     let mut parts = Vec::new();
     if counts.exchanges.ceiling() != u32::MAX {
