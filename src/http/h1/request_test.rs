@@ -482,6 +482,7 @@ fn every_cause_that_a_request_head_can_have_is_in_the_table() {
         Cause::TooManyInterim,
         Cause::BodyTooLarge,
         Cause::Overloaded,
+        Cause::RateLimited,
         Cause::QueueFull,
         Cause::QueueTimeout,
         Cause::NotAdmitted,
