@@ -21,7 +21,7 @@ fn quota(name: &str, burst: u32, by: &[By]) -> Arc<Quota> {
 
 /// How many requests like this pass one limit of two by `by`, on that route.
 fn pass(quotas: &[Arc<Quota>], route: &str, peer: Option<&str>, source: &str, lines: &Lines) -> usize {
-    let peer = peer.map(|id| id.parse::<SpiffeId>().unwrap());
+    let peer = peer.map(|id| SpiffeId::parse(id).unwrap());
     let source = source.parse().unwrap();
     let caller = Caller { listener: "in", port: 1, source, peer: peer.as_ref() };
     let call = Call { caller, method: b"GET", path: b"/", fields: lines };

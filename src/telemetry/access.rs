@@ -396,6 +396,7 @@ mod tests {
             route: Some("r"),
             service: Some("s"),
             endpoint: None,
+            rate_limit: None,
             ended,
         }
     }

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 mod action;
 mod breaker;
+mod canary;
 mod caps;
 mod matching;
 mod policy;
@@ -15,7 +16,9 @@ mod probe;
 mod rate_limit;
 mod retry;
 mod service;
+mod shown;
 
+pub(super) use action::warn as warn_of_actions;
 pub(super) use breaker::values as breaker_values;
 pub(super) use caps::{CompiledCaps, warn as warn_of_caps};
 pub(super) use matching::warn as warn_of_matching;
@@ -50,6 +53,7 @@ pub(super) fn compile(raw: Raw, sources: &[Source], problems: &mut Problems) -> 
     }
     policy::check(&raw, problems);
     rate_limit::check(&raw, problems);
+    canary::check(&raw, problems);
     breaker::check(&raw.services, problems);
     probe::check(&raw.services, problems);
     retry::check(&raw, problems);
@@ -71,6 +75,7 @@ fn check_names(raw: &Raw, problems: &mut Problems) {
     unique("listener", listeners, true, problems);
     unique("service", raw.services.iter().map(|service| service.name.as_ref()), false, problems);
     unique("route", raw.routes.iter().map(|route| route.name.as_ref()), true, problems);
+    unique("canary", raw.canaries.iter().map(|canary| canary.name.as_ref()), false, problems);
     let rules = raw.authorizations.iter().map(|rule| rule.name.as_ref());
     unique("authorization", rules, true, problems);
     unique("rate_limit", raw.rate_limits.iter().map(|limit| limit.name.as_ref()), true, problems);
@@ -281,6 +286,7 @@ fn assemble(raw: Raw, found: &[Vec<u32>], table: TableBuilder, sources: &[Source
         })
         .collect();
     let rate_limits = rate_limit::rate_limits(raw.rate_limits, &mut routes, &from);
+    let canaries = raw.canaries.into_iter().map(|raw| canary::canary(raw, &from)).collect();
     let table = Arc::new(table.build(routes.iter().map(|compiled| compiled.route.clone()).collect()));
     let default =
         from.value("authorization_default", raw.authorization_default, || defaults::AUTHORIZATION_DEFAULT);
@@ -296,6 +302,7 @@ fn assemble(raw: Raw, found: &[Vec<u32>], table: TableBuilder, sources: &[Source
         listeners,
         services,
         routes,
+        canaries,
         table,
         authorization: Arc::new(authorize::Policy::new(rules, default).unwrap_or_else(|_| {
             // No file has more rules than `decode` takes; if one had, nobody would be let in.
@@ -406,7 +413,8 @@ fn route(
     from: &From<'_>,
 ) -> CompiledRoute {
     let mut extras = matching::shown(&raw, &matching, from);
-    extras.extend(action::shown(&raw, from));
+    extras.extend(action::extras(&raw, from));
+    let changes = action::changes(&raw);
     let marks = [
         from.mark_of(raw.hosts.as_ref()),
         from.mark_of(raw.path.as_ref().or(raw.path_prefix.as_ref()))
@@ -425,6 +433,7 @@ fn route(
         route: Route {
             name,
             action,
+            changes,
             timeout,
             upgrades: value_or(raw.upgrades, defaults::UPGRADES),
             tunnel_idle: value_or(raw.tunnel_idle, defaults::TUNNEL_IDLE.default),
