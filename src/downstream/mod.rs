@@ -23,7 +23,7 @@ use crate::identity::{self, ALPN_MESH};
 use crate::io::timed::OnDeadline;
 use crate::io::tls::Tls;
 use crate::io::{Connection, Fault, Waited};
-use crate::quota::{self, TooSoon};
+use crate::quota;
 use crate::route::split::Chosen;
 use crate::route::text::Seen;
 use crate::route::{self, Route};
@@ -153,8 +153,6 @@ pub struct Asked {
     pub keep_alive: bool,
     /// Whether it may be served, and which rules say so.
     pub decision: Decision,
-    /// The limit that it met, if it came too soon.
-    pub too_soon: Option<Box<TooSoon>>,
     /// The tunnel that it would like the connection to become. Boxed: few requests ask for one.
     pub tunnel: Option<Box<Tunnel>>,
     /// Whether it may not go further (OPTIONS with Max-Forwards: 0).
@@ -432,7 +430,7 @@ impl Downstream {
             let decision = self.authorize(shard, &snapshot.authorization, &call);
             let chosen = route.and_then(|route| route.choose(&call, || shard.rng(|rng| rng.u64(..))));
             let allowed = decision.verdict == Verdict::Allow;
-            let turn = match route.filter(|route| allowed && !route.is_plain()) {
+            let mut turn = match route.filter(|route| allowed && !route.is_plain()) {
                 Some(route) => self.turn(snapshot, route, chosen.as_ref(), &call, request)?,
                 None => None,
             };
@@ -444,7 +442,9 @@ impl Downstream {
                 }
                 _ => None,
             };
-            if let Some(chosen) = chosen.filter(|_| goes_on && too_soon.is_none()) {
+            let goes_on = goes_on && too_soon.is_none();
+            Turn::note_quota(&mut turn, too_soon);
+            if let Some(chosen) = chosen.filter(|_| goes_on) {
                 let by = snapshot.identity.as_ref().map(|credentials| &credentials.id);
                 let client_cert = self.identity.as_ref().map(|peer| ClientCert { by, peer });
                 // Room for what is added to the head, and for a short body behind it.
@@ -492,7 +492,6 @@ impl Downstream {
                 keep_alive: request.keep_alive
                     && self.connection.tls().is_none_or(|tls| started < tls.leave_at()),
                 decision,
-                too_soon,
                 tunnel: match request.upgrade {
                     _ if request.is_connect() => Some(Box::new(Tunnel::Connect)),
                     h1::Upgrade::WebSocket(accept) => Some(Box::new(Tunnel::WebSocket(accept))),

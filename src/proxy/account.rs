@@ -9,12 +9,10 @@ use std::rc::Rc;
 use super::again::Further;
 use crate::authorize::Decision;
 use crate::downstream::{Asked, Downstream, Places};
-use crate::failure::{Cause, Failure, Side, Stage};
+use crate::failure::{Cause, Failure, Side};
 use crate::http::grpc::{self, Code, Dialect, Messages, Status};
 use crate::http::h1::{Glimpse, glimpse};
-use crate::http::respond::Exceeded;
 use crate::identity::SpiffeId;
-use crate::quota::TooSoon;
 use crate::shard::clock::{NEVER, ns};
 use crate::shard::{Gathered, Shard, View};
 use crate::telemetry::access::Line;
@@ -37,8 +35,6 @@ pub(super) struct Account {
     endpoint: Cell<Option<NonZeroU32>>,
     /// What is known of its attempts, once one has missed.
     pub(super) further: OnceCell<Box<Further>>,
-    /// The limit that it met, if it came too soon.
-    pub(super) too_soon: OnceCell<Box<TooSoon>>,
     /// Whether the request may be done twice.
     pub(super) repeats: Cell<bool>,
     /// Whether something of its body is gone, so that it cannot be sent again.
@@ -54,7 +50,7 @@ pub(super) struct Account {
     /// Waits for either peer that are going on, since when there is at least one, and the sum of those that are over.
     waiting: Cell<u16>,
     /// Its place at a service that may be given so much at a time.
-    pub(super) place: Cell<Option<Pass>>,
+    pub(super) place: Cell<Pass>,
     waiting_since: Cell<u64>,
     waited_ns: Cell<u64>,
     /// 4 s at most.
@@ -73,9 +69,6 @@ struct Tally {
 }
 
 impl Account {
-    /// How a request fails that came too soon.
-    pub(super) const TOO_SOON: Failure = Failure::downstream(Stage::Quota, Cause::RateLimited);
-
     /// Of the time since `started` the caller was waited for so long.
     pub(super) fn new(started: u64, waited_us: u32) -> Self {
         Self { started, waited_ns: (u64::from(waited_us) * 1000).into(), ..Self::default() }
@@ -182,9 +175,7 @@ impl Account {
 
     /// Gives its place at the service back, if it has one.
     fn give_place_back(&self, outcome: Outcome, now: u64) {
-        if let Some(place) = self.place.take() {
-            place.end(outcome, now);
-        }
+        self.place.take().end(outcome, now);
     }
 
     /// What the end of the exchange tells of the service: an error is no latency, however soon it came; that no answer came in
@@ -252,24 +243,6 @@ impl Account {
         })
     }
 
-    /// Notes the limit that it met, if it met one.
-    pub(super) fn note_quota(&self, too_soon: Option<Box<TooSoon>>) {
-        if let Some(too_soon) = too_soon {
-            let _ = self.too_soon.set(too_soon);
-        }
-    }
-
-    /// What the caller is told of that.
-    pub(super) fn exceeded(&self) -> Option<Exceeded<'_>> {
-        let TooSoon { quota, wait_seconds } = &**self.too_soon.get()?;
-        Some(Exceeded {
-            name: &quota.spec.name,
-            quota: quota.spec.burst,
-            window_seconds: quota.window_seconds(),
-            wait_seconds: *wait_seconds,
-        })
-    }
-
     /// Records the exchange in telemetry and access log.
     pub(super) fn close(
         &self,
@@ -324,7 +297,7 @@ impl Account {
                     .zip(self.last_endpoint())
                     .and_then(|(s, e)| s.spec.endpoints.get(e as usize))
                     .map(|e| &e.address),
-                rate_limit: self.too_soon.get().map(|too_soon| &*too_soon.quota.spec.name),
+                rate_limit: shown.rate_limit,
                 ended: &ended,
             };
             shard.access_log.borrow_mut().write(format, &line, &shard.clock, &shard.link);
@@ -343,6 +316,8 @@ pub(super) struct Shown<'x> {
     pub(super) route: Option<u32>,
     pub(super) identity: Option<&'x SpiffeId>,
     pub(super) decision: Option<&'x Decision>,
+    /// The limit by which it came too soon.
+    pub(super) rate_limit: Option<&'x str>,
     /// What the caller spoke; a ringmesh says what its own caller did.
     pub(super) protocol: &'static str,
 }
@@ -368,6 +343,7 @@ impl<'x> Shown<'x> {
             route: asked.and_then(|a| a.route.id()),
             identity: downstream.identity.as_ref().map(|peer| &peer.id),
             decision: asked.map(|a| &a.decision),
+            rate_limit: asked.and_then(|a| a.turn.as_ref()?.rate_limit()),
             protocol: asked.map_or("", |a| a.version.name()),
         }
     }

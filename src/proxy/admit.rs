@@ -30,7 +30,7 @@ impl Path<'_> {
         let chance = || self.shard.rng(fastrand::Rng::f64);
         match limiter.enter(priority, self.shard.clock.now(), chance) {
             Entry::In(pass) => {
-                self.account.place.set(Some(pass));
+                self.account.place.set(pass);
                 Ok(None)
             }
             Entry::Wait(waiting) => Ok(Some(waiting)),
@@ -87,7 +87,7 @@ impl Path<'_> {
     fn took(&self, place: Option<<Waiting as Future>::Output>) -> Result<(), Failure> {
         match place {
             Some(Ok(pass)) => {
-                self.account.place.set(Some(pass));
+                self.account.place.set(pass);
                 Ok(())
             }
             Some(Err(cause)) => Err(refused(cause)),

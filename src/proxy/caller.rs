@@ -21,7 +21,7 @@ use crate::http::grpc::Dialect;
 use crate::http::h2::{self as message, Facts, Origin};
 use crate::http::respond::{self, Told};
 use crate::identity;
-use crate::quota::{self, TooSoon};
+use crate::quota;
 use crate::route::text::Seen;
 use crate::route::{self, Route};
 use crate::shard::buffers::Buffers;
@@ -73,7 +73,7 @@ impl Caller {
         let chosen = route.and_then(|route| route.choose(&call, || shard.rng(|rng| rng.u64(..))));
         let service = chosen.map(|chosen| shard.service(view, chosen.service));
         let Ok(facts) = checked else {
-            return Judged { route: id, service, decision: None, too_soon: None, turn: None };
+            return Judged { route: id, service, decision: None, turn: None };
         };
         let decision = self.authorize(shard, &snapshot.authorization, &call);
         let too_soon = match route {
@@ -102,11 +102,12 @@ impl Caller {
                 _ => Ok(turn),
             }
         });
-        let turn = turn.unwrap_or_else(|cause| {
+        let mut turn = turn.unwrap_or_else(|cause| {
             *checked = Err(cause);
             None
         });
-        Judged { route: id, service, decision: Some(decision), too_soon, turn }
+        Turn::note_quota(&mut turn, too_soon);
+        Judged { route: id, service, decision: Some(decision), turn }
     }
 
     /// As rules and routes see it.
@@ -142,8 +143,6 @@ pub(super) struct Judged {
     pub(super) route: Option<u32>,
     pub(super) service: Option<Rc<Service>>,
     pub(super) decision: Option<Decision>,
-    /// The limit that it met, if it came too soon.
-    pub(super) too_soon: Option<Box<TooSoon>>,
     pub(super) turn: Option<Box<Turn>>,
 }
 
@@ -169,7 +168,7 @@ pub(super) fn answer(
         head,
         close: false,
         http10: false,
-        quota: account.exceeded(),
+        quota: turn.and_then(Turn::exceeded),
         grpc: grpc.zip(failure.map(|failure| account.grpc_code(failure))),
     };
     if grpc.is_some() {

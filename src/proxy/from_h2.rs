@@ -25,7 +25,7 @@ use super::kept::Upload;
 use super::over_h2::{Head, give_up, head};
 use super::relay::{Direction, Web, unless_reset};
 use super::tunnel_h2;
-use super::{First, InProgress, Path, blamed, both, retry_of, without_service};
+use super::{First, InProgress, Path, TOO_SOON, blamed, both, retry_of, without_service};
 use crate::authorize::Verdict;
 use crate::downstream::turn::Turn;
 use crate::downstream::{Downstream, Edge, Protocol};
@@ -202,9 +202,7 @@ async fn served(
     if grpc == Some(Dialect::Native) {
         account.begin_grpc();
     }
-    let Judged { route, service, decision, too_soon, turn } =
-        caller.judge(shard, view, &mut checked, parts, host);
-    account.note_quota(too_soon);
+    let Judged { route, service, decision, turn } = caller.judge(shard, view, &mut checked, parts, host);
     let to = route.and_then(|id| view.snapshot.routes.route(id));
     let denied = decision.as_ref().is_some_and(|decision| decision.verdict == Verdict::Deny);
     let answers = turn.as_ref().is_some_and(|turn| turn.is_answer());
@@ -212,7 +210,7 @@ async fn served(
         (Err(cause), _) => Err(Some(Failure::downstream(Stage::Head, *cause))),
         _ if was_reset => Err(Some(Failure::downstream(Stage::Head, Cause::StreamReset))),
         _ if denied => Err(Some(Failure::downstream(Stage::Authorize, Cause::Denied))),
-        _ if account.too_soon.get().is_some() => Err(Some(Account::TOO_SOON)),
+        _ if turn.as_ref().is_some_and(|turn| turn.is_too_soon()) => Err(Some(TOO_SOON)),
         (Ok(facts), _) if facts.max_forwards == Some(0) || answers => Err(None),
         (Ok(facts), _) if let Some(failure) = tunnel_h2::refused(facts.tunnel, to) => Err(Some(failure)),
         (Ok(_), None) => Err(Some(without_service(to))),
@@ -262,6 +260,7 @@ async fn served(
         route,
         identity: caller.identity.as_ref().map(|peer| &peer.id),
         decision: decision.as_ref(),
+        rate_limit: turn.as_ref().and_then(|turn| turn.rate_limit()),
         protocol: caller.origin(parts).map_or("HTTP/2", |origin| origin.0.name()),
     };
     account.leaves_later(&shard.gathered);

@@ -57,6 +57,9 @@ use kept::Kept;
 use response::Answered;
 use tunnel::{Agreed, Far};
 
+/// There were as many of its kind as there may be in a time.
+const TOO_SOON: Failure = Failure::downstream(Stage::Quota, Cause::RateLimited);
+
 /// There is no memory for one more buffer.
 const SHED: Failure = Failure::local(Stage::Response, Cause::Overloaded);
 
@@ -157,7 +160,6 @@ async fn exchange(shard: &Rc<Shard>, downstream: &mut Downstream, asked: &mut As
     let service = asked.service.id().map(|id| shard.service(&asked.view, id));
     let deadline = route.and_then(|r| r.timeout).map_or(NEVER, |t| asked.started.saturating_add(ns(t)));
     let mut head = std::mem::take(&mut asked.head);
-    account.note_quota(asked.too_soon.take());
     // Bytes of the body that are in the input, when all are; what is streamed takes its bytes from there itself.
     let mut body = whole_body(asked, &downstream.input);
     // What was sent in the hope of a tunnel must not be read as a request if none comes about.
@@ -167,7 +169,7 @@ async fn exchange(shard: &Rc<Shard>, downstream: &mut Downstream, asked: &mut As
         _ if asked.decision.verdict == Verdict::Deny => {
             Err(Some(Failure::downstream(Stage::Authorize, Cause::Denied)))
         }
-        _ if account.too_soon.get().is_some() => Err(Some(Account::TOO_SOON)),
+        _ if asked.turn.as_ref().is_some_and(|turn| turn.is_too_soon()) => Err(Some(TOO_SOON)),
         _ if asked.answer_here || asked.turn.as_ref().is_some_and(|turn| turn.is_answer()) => Err(None),
         _ if let Some(cause) = tunnel_refused(asked, route) => Err(Some(Failure::local(Stage::Route, cause))),
         None => Err(Some(without_service(route))),
@@ -516,7 +518,7 @@ async fn answer(
         head: asked.method == Method::Head,
         close,
         http10: asked.version == Version::Http10,
-        quota: account.exceeded(),
+        quota: asked.turn.as_ref().and_then(|turn| turn.exceeded()),
         grpc: failure.and_then(|failure| {
             let dialect = dialect(downstream, asked, account)?;
             Some((dialect, account.grpc_code(failure)))

@@ -61,7 +61,8 @@ pub enum Entry {
     Refused(Cause),
 }
 
-/// A place. Given back when dropped.
+/// A place, or none. Given back when dropped.
+#[derive(Default)]
 pub struct Pass(Option<Box<Held>>);
 
 struct Held {
