@@ -233,6 +233,10 @@ pub(super) const SPLIT_WEIGHT: Key<u32> = key("route.split.weight", 1, 0, Split:
 /// hints show). Envoy 15 s, Istio and Linkerd none, HAProxy and nginx none.
 pub(super) const ROUTE_TIMEOUT: Key<Duration> = key("route.timeout", seconds(30), MILLISECOND, DAY);
 
+/// Off: who may say how long others work for him must be trusted. gRPC's own deadlines are always passed on. Envoy sends and
+/// honours such fields at all times, Linkerd only its own.
+pub(super) const DEADLINE_HEADER: bool = false;
+
 // --- further attempts ---
 
 /// 3 attempts at most, the first included: one bad endpoint of ten is met twice in a row by one request of a hundred, three

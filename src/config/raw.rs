@@ -292,6 +292,7 @@ pub(super) struct RawRoute {
     /// The longest there is: `"off"`.
     pub(super) tunnel_idle: Option<At<Duration>>,
     pub(super) retry: Option<Box<RawRetry>>,
+    pub(super) deadline_header: Option<At<bool>>,
     /// Whether hosts and path are free of errors, so that it can be compared with other routes.
     pub(super) match_is_right: bool,
 }

@@ -167,6 +167,7 @@ pub(super) static ROUTE: Section = Section {
         "upgrades",
         "tunnel_idle",
         "retry",
+        "deadline_header",
     ],
 };
 pub(super) static SPLIT: Section = Section {

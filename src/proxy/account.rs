@@ -35,6 +35,8 @@ pub(super) struct Account {
     pub(super) further: OnceCell<Box<Further>>,
     /// Whether the request may be done twice.
     pub(super) repeats: Cell<bool>,
+    /// Whether the service is told what is left of its time.
+    pub(super) tells_deadline: Cell<bool>,
     /// Whether something of its body is gone, so that it cannot be sent again.
     pub(super) body_is_gone: Cell<bool>,
     /// Bytes of the request's body that were passed on.

@@ -17,7 +17,7 @@ use http::request::Parts;
 use http::{Request, Response};
 
 use super::account::{Account, Shown};
-use super::again::{ATTEMPT_FIELD, Missed};
+use super::again::Missed;
 use super::caller::{Caller, answer};
 use super::connect::To;
 use super::h2_io::{Floods, Keepalive, Lent, Place, SMALL_FRAMES_MAX, unless_stopped};
@@ -25,7 +25,7 @@ use super::kept::Upload;
 use super::over_h2::{Head, give_up, head};
 use super::relay::{Direction, Web, unless_reset};
 use super::tunnel_h2;
-use super::{First, InProgress, Path, blamed, both, retry_of};
+use super::{First, InProgress, Path, blamed, both, retry_of, told};
 use crate::authorize::Verdict;
 use crate::downstream::{Downstream, Edge, Protocol};
 use crate::failure::{Cause, Failure, Side, Stage};
@@ -229,6 +229,11 @@ async fn served(
             if facts.grpc.is_some() {
                 deadline = deadline.min(account.grpc_deadline(&parts.headers));
             }
+            if route.deadline_field {
+                account.tells_deadline.set(true);
+                let value = parts.headers.get(told::DEADLINE).map(http::HeaderValue::as_bytes);
+                deadline = deadline.min(told::deadline(account.started, value));
+            }
             let retry = retry_of(Some(*route), service);
             account
                 .repeats
@@ -353,9 +358,7 @@ impl Call<'_> {
         let mut parts = self.parts.clone();
         message::forward(&mut parts, self.facts, &self.forwarding());
         message::set_scheme(&mut parts.uri, lease.is_encrypted());
-        if let Some(number) = self.path.attempt_told() {
-            parts.headers.insert(ATTEMPT_FIELD, u16::from(number).into());
-        }
+        self.path.tell_attempt_typed(&mut parts.headers);
         if lease.is_mesh()
             && let Some(origin) = self.caller.origin(self.parts)
         {

@@ -19,6 +19,7 @@ mod over_h2;
 mod relay;
 mod request;
 mod response;
+mod told;
 mod tunnel;
 mod tunnel_h2;
 
@@ -153,8 +154,12 @@ async fn exchange(shard: &Rc<Shard>, downstream: &mut Downstream, asked: &mut As
     let account = Account::new(asked.started, asked.head_waited_us);
     let route = asked.route.and_then(|id| asked.view.snapshot.routes.routes().get(id as usize));
     let service = asked.service.map(|id| shard.service(&asked.view, id));
-    let deadline = route.and_then(|r| r.timeout).map_or(NEVER, |t| asked.started.saturating_add(ns(t)));
+    let mut deadline = route.and_then(|r| r.timeout).map_or(NEVER, |t| asked.started.saturating_add(ns(t)));
     let mut head = std::mem::take(&mut asked.head);
+    if route.is_some_and(|route| route.deadline_field) {
+        account.tells_deadline.set(true);
+        deadline = deadline.min(told::deadline(asked.started, told::value(&head, told::DEADLINE)));
+    }
     // Bytes of the body that are in the input, when all are; what is streamed takes its bytes from there itself.
     let mut body = whole_body(asked, &downstream.input);
     // What was sent in the hope of a tunnel must not be read as a request if none comes about.

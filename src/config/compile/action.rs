@@ -57,5 +57,8 @@ pub(super) fn shown(raw: &RawRoute, from: &From<'_>) -> Vec<Extra> {
         };
         add("sticky", format!("{{ {text} }}"), from.mark_of(Some(sticky)));
     }
+    if let Some(at) = &raw.deadline_header {
+        add("deadline_header", at.value.to_string(), from.mark_of(Some(at)));
+    }
     extras
 }

@@ -448,6 +448,7 @@ fn route(raw: RawRoute, index: usize, action: Action, from: &From<'_>) -> Compil
             upgrades: value_or(raw.upgrades, defaults::UPGRADES),
             tunnel_idle: value_or(raw.tunnel_idle, defaults::TUNNEL_IDLE.default),
             retry: retry.as_ref().map(|retry| Arc::clone(&retry.policy)),
+            deadline_field: value_or(raw.deadline_header, defaults::DEADLINE_HEADER),
         },
         hosts: hosts.into(),
         path,

@@ -386,6 +386,9 @@ fn route(reader: &mut Reader<'_>, table: &Opened<'_>, place: Place) -> RawRoute 
                 None => reader.duration(key, item),
             }
         }),
+        deadline_header: table
+            .value("deadline_header")
+            .and_then(|item| reader.flag("route.deadline_header", item)),
         retry: table.value("retry").and_then(|item| retry::retry(reader, &schema::ROUTE_RETRY, item)),
         match_is_right,
     }
