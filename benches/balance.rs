@@ -83,5 +83,6 @@ fn service(balance: Balance, endpoints: usize, weight: u16) -> Service {
         http2: Http2::default(),
         retry: Arc::new(Policy::off()),
         meter: Shared::default(),
+        caps: None,
     }
 }

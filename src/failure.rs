@@ -19,6 +19,8 @@ pub enum Stage {
     Route,
     /// Deciding whether the caller may.
     Authorize,
+    /// Waiting for a place at the service.
+    Admit,
     /// Choosing an endpoint.
     Balance,
     /// Opening a connection to the endpoint.
@@ -177,6 +179,10 @@ causes! {
     BodyTooLarge = "body_too_large", 413;
     /// A limit of this proxy on connections or exchanges is reached.
     Overloaded = "overloaded", 503;
+    /// The service has as many exchanges as it may have, and as many wait as may.
+    QueueFull = "queue_full", 503;
+    /// The service had as many exchanges as it may have for as long as one may wait for a place.
+    QueueTimeout = "queue_timeout", 503;
 
     // --- the network and the peers ---
     /// A timeout ran out.
@@ -285,6 +291,7 @@ impl Stage {
             Self::Head => "head",
             Self::Route => "route",
             Self::Authorize => "authorize",
+            Self::Admit => "admit",
             Self::Balance => "balance",
             Self::Connect => "connect",
             Self::Request => "request",

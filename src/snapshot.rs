@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use rustls::pki_types::CertificateDer;
 
-use crate::{authorize, identity, route, upstream};
+use crate::{authorize, identity, io, route, upstream};
 
 /// Everything that a shard needs to know to serve.
 #[derive(Debug)]
@@ -125,6 +125,18 @@ pub struct Termination {
     pub leaf: Arc<CertificateDer<'static>>,
     /// What tells two of them apart: a hash of all that went in.
     pub digest: [u8; 32],
+}
+
+impl Termination {
+    /// What is shown to callers. Which name they ask for is noted: a connection is for that host, and those of `leaf`.
+    pub fn new(
+        mut server: rustls::ServerConfig,
+        leaf: Arc<CertificateDer<'static>>,
+        digest: [u8; 32],
+    ) -> Self {
+        server.cert_resolver = Arc::new(io::sni::Noted(server.cert_resolver));
+        Self { server: Arc::new(server), leaf, digest }
+    }
 }
 
 impl PartialEq for Termination {

@@ -571,6 +571,7 @@ fn service(balance: Balance, weights: &[u16]) -> Service {
         http2: Http2::default(),
         retry: Arc::new(Policy::off()),
         meter: Shared::default(),
+        caps: None,
     }
 }
 

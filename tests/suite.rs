@@ -47,6 +47,8 @@ mod h2_frames; // g01 to g11, g20, g25: what a caller may send
 mod h2_messages; // s3, g12 to g17, g24: malformed messages, and what translation makes of good ones
 #[path = "suite/h2_services.rs"]
 mod h2_services; // g18 to g23 and below a15: services that do it badly
+#[path = "suite/h2_unsent.rs"]
+mod h2_unsent; // g22: nothing has left for the service, or not all that may be
 #[path = "suite/http2.rs"]
 mod http2; // from callers and to services, and every translation
 #[path = "suite/http2_floods.rs"]
@@ -69,6 +71,8 @@ mod grpc_web; // gRPC from browsers
 mod access_log; // what a line says, also of what was refused
 #[path = "suite/authorize.rs"]
 mod authorize; // who may do what: rules, spellings, what the caller, the log and the metrics are told
+#[path = "suite/caps.rs"]
+mod caps; // how much a service is given at a time, who waits, who is turned away
 #[path = "suite/docs.rs"]
 mod docs; // the documents say what the code does
 #[path = "suite/drain.rs"]

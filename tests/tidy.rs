@@ -27,6 +27,10 @@ const DIRECTIONS: &[Direction] = &[
             "upstream::balance",
             "upstream::budget",
             "upstream::retry",
+            "upstream::caps",
+            "upstream::gate",
+            "upstream::limiter",
+            "upstream::line",
             "upstream::spec",
         ],
         not: &[

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use rustls::pki_types::ServerName;
 
+use super::compile::CompiledCaps;
 use super::defaults;
 use super::raw::{Destination, Shards};
 use super::values::Target;
@@ -16,6 +17,7 @@ use crate::identity::{SpiffeId, TrustDomain};
 use crate::route::{HostMatch, PathMatch, Route, TableBuilder};
 use crate::shard::RuntimeChoice;
 use crate::snapshot::{AccessLogFormat, Forwarding, Http2, Limits, Listener, Snapshot, Timeouts};
+use crate::upstream::caps::Caps;
 use crate::upstream::retry::{Policy, Statuses};
 use crate::upstream::spec::{Address, Endpoint, Protocol, Service};
 
@@ -218,14 +220,22 @@ impl Compiled {
     }
 
     /// Takes from the `running` configuration every service that is the same here, so that it is in memory once, and of those
-    /// that have changed what is counted of them.
+    /// that have changed what is counted of them: their new ceilings hold for that from now on.
     pub fn share(&mut self, running: &Self) {
         let known: std::collections::HashMap<&str, &Arc<Service>> =
             running.services.iter().map(|compiled| (&*compiled.service.name, &compiled.service)).collect();
         for compiled in &mut self.services {
             match known.get(&*compiled.service.name) {
                 Some(same) if **same == compiled.service => compiled.service = Arc::clone(same),
-                Some(before) => Arc::make_mut(&mut compiled.service).meter = before.meter.clone(),
+                Some(before) => {
+                    let service = Arc::make_mut(&mut compiled.service);
+                    service.meter = before.meter.clone();
+                    if let (Some(before), Some(caps)) = (&before.caps, &service.caps) {
+                        let caps = Caps { counts: before.counts.clone(), ..Caps::clone(caps) };
+                        caps.apply();
+                        service.caps = Some(Arc::new(caps));
+                    }
+                }
                 None => {}
             }
         }
@@ -300,6 +310,8 @@ pub(super) struct CompiledService {
     pub(super) declared: Option<Box<[Declared]>>,
     /// With `tls = "edge"` only.
     pub(super) edge: Option<EdgeFiles>,
+    /// How much it is given at a time.
+    pub(super) caps: CompiledCaps,
     /// Where its values came from, in the order of `effective::SERVICE_KEYS`.
     pub(super) marks: [Mark; 20],
     /// If it says something of it itself.
@@ -355,7 +367,7 @@ pub(super) struct CompiledRoute {
     pub(super) hosts: Box<[HostMatch]>,
     pub(super) path: PathMatch,
     /// Where its values came from, in the order of `effective::ROUTE_KEYS`.
-    pub(super) marks: [Mark; 6],
+    pub(super) marks: [Mark; 7],
     /// If it says something of it itself.
     pub(super) retry: Option<CompiledRetry>,
     /// What it has that few routes have, as it is shown.

@@ -217,6 +217,25 @@ pub(super) const SERVICE_PING_INTERVAL: Key<Duration> =
 pub(super) const SERVICE_PING_TIMEOUT: Key<Duration> =
     Key { name: "service.http2.ping_timeout", ..PING_TIMEOUT };
 
+/// No ceiling: what a service bears only its operator knows, and a wrong number is an outage that nobody asked for. Envoy
+/// 1024 requests for each service, which Istio raises to 2^32; Linkerd 100 000 for the proxy; HAProxy must be told.
+pub(super) const CAPS_EXCHANGES_MAX: Key<u32> = key("service.caps.exchanges_max", u32::MAX, 1, 10_000_000);
+
+/// 1024 wait at most: 16 MiB of heads. Envoy 1024, Consul the same by way of it.
+pub(super) const CAPS_PENDING_MAX: Key<u32> = key("service.caps.pending_max", 1024, 0, 1_000_000);
+
+/// 100 ms: a burst that lasts longer is too much load. Envoy does not let requests wait for others to end, HAProxy
+/// `timeout queue`, or that of connecting.
+pub(super) const CAPS_QUEUE_TIMEOUT: Key<Duration> =
+    key("service.caps.queue_timeout", Duration::from_millis(100), MILLISECOND, seconds(3600));
+
+/// 5 ms: as CoDel, and as Facebook uses it for requests. No neighbour has it.
+pub(super) const CAPS_QUEUE_TARGET: Key<Duration> =
+    key("service.caps.queue_target", Duration::from_millis(5), MILLISECOND, seconds(3600));
+
+/// No ceiling: the budget of retries is the better one. Envoy 3, which Istio raises to 2^32.
+pub(super) const CAPS_RETRIES_MAX: Key<u32> = key("service.caps.retries_max", u32::MAX, 0, 10_000_000);
+
 /// WebSocket, because a client that asks for it has a server that answers; no CONNECT, because a tunnel is out of sight
 /// of all rules. Linkerd and HAProxy the same, Envoy none, nginx must be told.
 pub(super) const UPGRADES: Upgrades = Upgrades { websocket: true, connect: false };

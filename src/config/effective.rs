@@ -10,8 +10,8 @@ use super::compiled::{
     Origins, Settings,
 };
 use super::decode::{
-    ACTION_WORDS, BALANCE_WORDS, FORWARDED_WORDS, LISTENER_TLS_WORDS, PROTOCOL_WORDS, RUNTIME_WORDS,
-    SERVICE_TLS_WORDS, SOURCE_WORDS, VERDICT_WORDS, VERSION_WORDS,
+    ACTION_WORDS, BALANCE_WORDS, FORWARDED_WORDS, LISTENER_TLS_WORDS, PRIORITY_WORDS, PROTOCOL_WORDS,
+    RUNTIME_WORDS, SERVICE_TLS_WORDS, SOURCE_WORDS, VERDICT_WORDS, VERSION_WORDS,
 };
 use super::policy_text::match_text;
 use super::raw::{Destination, ListenerTlsWord, ServiceTlsWord, Shards, SourceWord};
@@ -126,6 +126,9 @@ impl Compiled {
             let name = &compiled.service.name;
             self.entry(&mut settings, "service", name, SERVICE_KEYS.into_iter().zip(values), &compiled.marks);
             self.retry(&mut settings, ("service", name), &compiled.service.retry, compiled.retry.as_ref());
+            for (key, value, mark) in compiled.caps.shown() {
+                self.entry(&mut settings, "service", name, [(key, Some(value))], &[mark]);
+            }
         }
         left_out(&mut settings, "service", self.services.len());
         for compiled in self.routes.iter().take(EFFECTIVE_ENTRIES_MAX) {
@@ -223,7 +226,7 @@ impl Compiled {
             .collect()
     }
 
-    fn route_values(&self, compiled: &CompiledRoute) -> [(&'static str, Option<String>); 6] {
+    fn route_values(&self, compiled: &CompiledRoute) -> [(&'static str, Option<String>); 7] {
         let path = match &compiled.path {
             PathMatch::Exact(path) => ("path", Some(quoted(path))),
             PathMatch::Prefix(prefix) => ("path_prefix", Some(quoted(prefix))),
@@ -254,6 +257,7 @@ impl Compiled {
             ("timeout", Some(quoted(&timeout))),
             ("upgrades", Some(list(upgrades.iter().map(|word| quoted(word)), upgrades.len()))),
             ("tunnel_idle", Some(quoted(&tunnel_idle))),
+            ("priority", Some(quoted(written(&PRIORITY_WORDS, &compiled.route.priority)))),
         ]
     }
 }

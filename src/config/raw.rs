@@ -7,12 +7,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::compiled::TlsVersion;
+use super::decode::RawCaps;
 use super::report::Place;
 use super::values::Target;
 use crate::authorize::{Action, TextMatch, Verdict};
 use crate::identity::{IdMatch, SpiffeId, TrustDomain};
 use crate::route::split::Sticky;
-use crate::route::{HostMatch, Upgrades};
+use crate::route::{HostMatch, Priority, Upgrades};
 use crate::shard::RuntimeChoice;
 use crate::snapshot::{AccessLogFormat, ForwardedFields};
 use crate::upstream::retry::{Reasons, Statuses};
@@ -214,6 +215,7 @@ pub(super) struct RawService {
     /// `tls` and what goes with some of its values only; boxed, because most services have none of it.
     pub(super) tls: Box<RawServiceTls>,
     pub(super) http2: Option<Box<RawHttp2>>,
+    pub(super) caps: Option<Box<RawCaps>>,
     pub(super) idle_max: Option<At<u32>>,
     pub(super) idle_timeout: Option<At<Duration>>,
     pub(super) connections_max: Option<At<u32>>,
@@ -293,6 +295,7 @@ pub(super) struct RawRoute {
     pub(super) tunnel_idle: Option<At<Duration>>,
     pub(super) retry: Option<Box<RawRetry>>,
     pub(super) deadline_header: Option<At<bool>>,
+    pub(super) priority: Option<At<Priority>>,
     /// Whether hosts and path are free of errors, so that it can be compared with other routes.
     pub(super) match_is_right: bool,
 }

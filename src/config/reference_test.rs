@@ -75,6 +75,9 @@ fn every_value_shown_is_the_default() {
         "route.app-split-by-identity.",
         "route.app-in-mesh.",
         "route.app-outside.",
+        // Shown where something is said of it; that it is the default has a test of its own.
+        "service.app.retry.",
+        "route.app.deadline_header",
         "service.in-mesh.",
         "service.outside.",
         "listener.edge.",

@@ -104,6 +104,7 @@ pub(super) static SERVICE: Section = Section {
         "timeouts",
         "http2",
         "retry",
+        "caps",
     ],
 };
 pub(super) static ENDPOINT: Section = Section {
@@ -152,6 +153,11 @@ pub(super) static SERVICE_RETRY: Section =
     Section { path: "service.retry", header: "`retry` of a [[service]]", keys: RETRY_KEYS };
 pub(super) static ROUTE_RETRY: Section =
     Section { path: "route.retry", header: "`retry` of a [[route]]", keys: RETRY_KEYS };
+pub(super) static CAPS: Section = Section {
+    path: "service.caps",
+    header: "`caps` of a [[service]]",
+    keys: &["exchanges_max", "pending_max", "queue_timeout", "queue_target", "retries_max"],
+};
 pub(super) static ROUTE: Section = Section {
     path: "route",
     header: "[[route]]",
@@ -168,6 +174,7 @@ pub(super) static ROUTE: Section = Section {
         "tunnel_idle",
         "retry",
         "deadline_header",
+        "priority",
     ],
 };
 pub(super) static SPLIT: Section = Section {
@@ -204,6 +211,7 @@ pub(super) static SECTIONS: &[&Section] = &[
     &SERVICE_TIMEOUTS,
     &SERVICE_HTTP2,
     &SERVICE_RETRY,
+    &CAPS,
     &ROUTE,
     &ROUTE_RETRY,
     &SPLIT,

@@ -43,6 +43,9 @@ pub(super) fn warn(raw: &Raw, found: &[Vec<u32>], problems: &mut Problems) {
         }
         of_endpoints(service, &listening, problems);
         of_pool(service, problems);
+        if let Some(caps) = &service.caps {
+            super::compile::warn_of_caps(caps, problems);
+        }
     }
     let target_bytes_max =
         raw.limits.target_bytes_max.map_or(defaults::TARGET_BYTES_MAX.default, |at| at.value);

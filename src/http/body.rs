@@ -70,6 +70,16 @@ impl Reframer {
         }
     }
 
+    /// Whether nothing of the body has come, and the next connection can have all of it.
+    pub fn is_untouched(&self) -> bool {
+        match self.from {
+            Framing::None => true,
+            Framing::Length(all) => self.left == all,
+            Framing::Chunked => self.decoder == ChunkedDecoder::default(),
+            Framing::UntilClose => false,
+        }
+    }
+
     /// Whether the end of the connection is the end of the body.
     pub fn ends_with_connection(&self) -> bool {
         self.from == Framing::UntilClose
@@ -254,7 +264,7 @@ fn write_trailers(
 }
 
 /// Reads the chunked coding. Strict: hexadecimal digits, CRLF, nothing else (RFC 9112 §7.1 with §2.2).
-#[derive(Debug, Default)]
+#[derive(Debug, Default, PartialEq, Eq)]
 struct ChunkedDecoder {
     state: State,
     /// Of the present chunk: its size so far, then what is left of its data.

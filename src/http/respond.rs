@@ -7,7 +7,7 @@ use bytes::Bytes;
 
 use super::fields::write_u64;
 use super::grpc::{self, Code, Dialect};
-use crate::failure::{Failure, Side};
+use crate::failure::{Cause, Failure, Side};
 use crate::shard::clock::Clock;
 
 /// The name of the field that tells which hop failed and why.
@@ -37,6 +37,11 @@ pub fn write_failure(failure: Failure, told: Told<'_>, clock: &Clock, out: &mut 
     if status(failure, told) == 405 {
         // RFC 9110 §15.5.6 wants to be told what is allowed.
         out.extend_from_slice(b"allow: GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS\r\n");
+    }
+    if let Some(seconds) = retry_after(failure) {
+        out.extend_from_slice(b"retry-after: ");
+        out.extend_from_slice(seconds.as_bytes());
+        out.extend_from_slice(b"\r\n");
     }
     if told.failure_field {
         out.extend_from_slice(FAILURE_FIELD.as_bytes());
@@ -69,6 +74,12 @@ pub fn status(failure: Failure, told: Told<'_>) -> u16 {
     if told.grpc.is_some() { 200 } else { failure.status() }
 }
 
+/// When to come again, for those who were turned away because there is too much for now: seconds is all that can be said, and
+/// one is the least.
+fn retry_after(failure: Failure) -> Option<&'static str> {
+    matches!(failure.cause, Cause::QueueFull | Cause::QueueTimeout).then_some("1")
+}
+
 /// The response for a failure, for a caller that speaks HTTP/2.
 pub fn typed_failure(failure: Failure, told: Told<'_>, clock: &Clock) -> (http::Response<()>, Bytes) {
     let mut label = Vec::with_capacity(64);
@@ -87,6 +98,9 @@ pub fn typed_failure(failure: Failure, told: Told<'_>, clock: &Clock) -> (http::
         }
     };
     add("date", &date);
+    if let Some(seconds) = retry_after(failure) {
+        add("retry-after", seconds.as_bytes());
+    }
     if told.failure_field {
         add(FAILURE_FIELD, &label);
     }

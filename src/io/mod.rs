@@ -7,6 +7,8 @@
 
 pub mod gather;
 pub mod idle;
+mod records;
+pub mod sni;
 pub(crate) mod sys;
 pub mod timed;
 pub mod tls;
@@ -384,7 +386,7 @@ impl Joint {
         self.tls().is_some_and(|tls| {
             let ready = tls.is_ready();
             if !ready {
-                tls.rest();
+                tls.rest(self.ticket.socket());
             }
             ready
         })

@@ -1,29 +1,32 @@
-//! TLS on a connection: rustls does the records, this file carries them between it and the socket.
+//! TLS on a connection: [`super::records`] does the records, this file carries them between it and the socket.
 //!
 //! No buffer is held for ciphertext. A read puts it into the caller's buffer and [`Tls::took`] decrypts it in place, which
 //! fits because a record's plaintext is shorter than the record; a write encrypts up to [`SEALED_MAX`] at a time into one
 //! buffer that is freed when the kernel has it. Both halves of a connection work at the same time: all that they share
 //! lies behind one `RefCell` that is borrowed for single statements. What rustls wants to say by itself (an alert, new
-//! keys, the end) leaves at once when nothing is being written, without a wait, else behind that.
+//! keys, the end) leaves at once when nothing is being written, without a wait, else behind that; a session ticket leaves
+//! with the first answer.
 //!
 //! Refuses to know certificates: whom a peer may be is decided by the configurations and by whoever asks afterwards.
 
 use std::cell::{Cell, OnceCell, RefCell};
-use std::io::{self, BufRead, Read, Write};
+use std::io;
 use std::os::fd::RawFd;
 use std::sync::Arc;
 
 use monoio::buf::IoBuf;
 use monoio::io::AsyncWriteRent;
+use rustls::client::UnbufferedClientConnection;
 use rustls::pki_types::{CertificateDer, ServerName};
-use rustls::{ClientConfig, ClientConnection, ProtocolVersion, ServerConfig, ServerConnection};
+use rustls::server::UnbufferedServerConnection;
+use rustls::{ClientConfig, ProtocolVersion, ServerConfig};
 
+use super::records::{Records, Side};
 use super::timed::OnDeadline;
-use super::{Connection, Fault, WriteHalf, sys};
+use super::{Connection, Fault, WriteHalf, sni, sys};
 use crate::shard::clock::NEVER;
 
-/// Plaintext that is encrypted for one write: four whole records, which is what rustls holds back at most and half of what
-/// a socket takes at once.
+/// Plaintext that is encrypted for one write: four whole records, half of what a socket takes at once.
 const SEALED_MAX: usize = 64 * 1024;
 
 /// Why a handshake did not succeed.
@@ -46,7 +49,7 @@ pub struct Tls {
 }
 
 struct State {
-    rustls: rustls::Connection,
+    records: Records,
     /// Ciphertext on its way to the socket, and how much of it is there already.
     out: Vec<u8>,
     out_at: usize,
@@ -54,25 +57,24 @@ struct State {
     sending: bool,
     /// Nothing may be sent any more: the stream of records is cut, or its end was said.
     mute: bool,
-    /// How reading ended, once it has.
-    end: Option<Result<(), Fault>>,
-    /// Ciphertext that rustls had no room for; as good as never.
-    stash: Vec<u8>,
+    /// The name that a caller asked for.
+    sni: Option<Box<str>>,
 }
 
 impl Connection {
-    /// Makes this the server's side of TLS. `seen` is what was read from the connection already.
+    /// Makes this the server's side of TLS. `input` is what was read from the connection already; the handshake is read
+    /// into it, and what is there in the end came behind it, decrypted.
     ///
     /// # Errors
     /// With the reason; the peer has been told it by an alert, if it still listens.
     pub async fn accept_tls(
         &mut self,
         config: Arc<ServerConfig>,
-        seen: &[u8],
+        input: &mut Vec<u8>,
         deadline: u64,
     ) -> Result<(), TlsFault> {
-        let rustls = ServerConnection::new(config).map_err(TlsFault::Tls)?;
-        self.handshake(rustls::Connection::Server(rustls), seen, deadline).await
+        let rustls = UnbufferedServerConnection::new(config).map_err(TlsFault::Tls)?;
+        self.handshake(State::new(Side::Server(rustls)), input, deadline).await
     }
 
     /// Makes this the client's side of TLS with a server of that name.
@@ -85,8 +87,17 @@ impl Connection {
         name: ServerName<'static>,
         deadline: u64,
     ) -> Result<(), TlsFault> {
-        let rustls = ClientConnection::new(config, name).map_err(TlsFault::Tls)?;
-        self.handshake(rustls::Connection::Client(rustls), &[], deadline).await
+        // A flight with a chain of two certificates; longer ones take more reads.
+        const READ: usize = 4 * 1024;
+        let rustls = UnbufferedClientConnection::new(config, name).map_err(TlsFault::Tls)?;
+        let mut state = State::new(Side::Client(rustls));
+        state.records.take_said();
+        let mut input = Vec::with_capacity(READ);
+        self.handshake(state, &mut input, deadline).await?;
+        if let Some(tls) = self.tls() {
+            tls.state.borrow_mut().records.hold(&input);
+        }
+        Ok(())
     }
 
     /// The encrypted state, where there is one.
@@ -96,34 +107,29 @@ impl Connection {
 
     async fn handshake(
         &mut self,
-        mut rustls: rustls::Connection,
-        seen: &[u8],
+        mut state: State,
+        input: &mut Vec<u8>,
         deadline: u64,
     ) -> Result<(), TlsFault> {
-        // A flight with a chain of two certificates; longer ones take more reads.
-        const READ: usize = 4 * 1024;
-        rustls.set_buffer_limit(Some(SEALED_MAX));
-        let mut state = State::new(rustls);
-        let mut fed = state.feed(seen);
-        let mut buffer = Vec::with_capacity(READ);
         loop {
-            if let Err(error) = fed {
+            if let Err(error) = state.take_in(input) {
                 state.say_now(self.reader.joint.ticket.socket());
                 return Err(TlsFault::Tls(error));
+            }
+            if state.records.may_wait() {
+                break;
             }
             while let Some((out, at)) = state.seal(&[], &mut 0).map_err(TlsFault::Io)? {
                 let out = self.write_record(out, at, deadline, &mut state).await;
                 out.map_err(TlsFault::Io)?;
             }
-            if !state.rustls.is_handshaking() {
+            if !state.records.agreed().is_handshaking() {
                 break;
             }
-            buffer.clear();
             // An alert can still be sent when the deadline has come.
-            let n = self.reader.read(&mut buffer, 0, deadline, OnDeadline::ShutdownRead).await;
-            match n.map_err(TlsFault::Io)? {
-                0 => return Err(TlsFault::Io(Fault::Closed)),
-                _ => fed = state.feed(&buffer),
+            let n = self.reader.read(input, 0, deadline, OnDeadline::ShutdownRead).await;
+            if n.map_err(TlsFault::Io)? == 0 || state.records.end.is_some() {
+                return Err(TlsFault::Io(Fault::Closed));
             }
         }
         self.reader.joint.set_tls(Tls::new(state));
@@ -159,15 +165,12 @@ impl Connection {
 }
 
 impl Tls {
-    fn new(state: State) -> Self {
-        let sni = match &state.rustls {
-            rustls::Connection::Server(server) => server.server_name().map(Into::into),
-            rustls::Connection::Client(_) => None,
-        };
+    fn new(mut state: State) -> Self {
+        let agreed = state.records.agreed();
         Self {
-            alpn: state.rustls.alpn_protocol().map(Into::into),
-            sni,
-            version: state.rustls.protocol_version(),
+            alpn: agreed.alpn_protocol().map(Into::into),
+            version: agreed.protocol_version(),
+            sni: state.sni.take(),
             leave_at: Cell::new(NEVER),
             shown: OnceCell::new(),
             state: RefCell::new(state),
@@ -179,7 +182,7 @@ impl Tls {
         self.alpn.as_deref()
     }
 
-    /// The name that a caller asked for by SNI.
+    /// The name that a caller asked for by SNI, where its certificate was picked by [`sni::Noted`].
     pub fn sni(&self) -> Option<&str> {
         self.sni.as_deref()
     }
@@ -212,7 +215,7 @@ impl Tls {
     /// What the peer presented, leaf first; empty when it presented nothing.
     pub fn peer_certificates(&self) -> Vec<CertificateDer<'static>> {
         let state = self.state.borrow();
-        let chain = state.rustls.peer_certificates().unwrap_or_default();
+        let chain = state.records.agreed().peer_certificates().unwrap_or_default();
         chain.iter().map(|certificate| certificate.clone().into_owned()).collect()
     }
 
@@ -223,8 +226,8 @@ impl Tls {
 
     /// Whether a read would give something without asking the socket.
     pub(super) fn is_ready(&self) -> bool {
-        let mut state = self.state.borrow_mut();
-        state.end.is_some() || state.has_plaintext()
+        let records = &self.state.borrow().records;
+        records.end.is_some() || records.has_plaintext()
     }
 
     /// Decrypts the last `n` bytes of `buffer` in place; `None` when more is needed for a whole record. No bytes are the
@@ -240,10 +243,14 @@ impl Tls {
         let from = buffer.len() - n;
         if n == 0 {
             // Without close_notify before it: cut, or somebody wants it to look whole.
-            state.end.get_or_insert(Err(Fault::Closed));
+            state.records.end.get_or_insert(Err(Fault::Closed));
         } else {
-            state.decrypt(buffer, from);
-            state.say_now(socket);
+            let said = state.records.said.len();
+            // Noted as its end.
+            let _ = state.records.decrypt(buffer, from);
+            if state.records.said.len() > said {
+                state.say_now(socket);
+            }
         }
         let there = buffer.len() - from;
         match state.ready(buffer, keep_free) {
@@ -277,16 +284,15 @@ impl Tls {
     pub(super) fn close(&self, socket: RawFd) {
         let mut state = self.state.borrow_mut();
         if !state.mute && !state.sending {
-            state.rustls.send_close_notify();
+            state.records.close();
             state.say_now(socket);
             state.mute = true;
         }
     }
 
-    /// The connection is going to be idle: what is held for the next record is given back but for a small read.
-    pub(super) fn rest(&self) {
-        // rustls shrinks its buffer when it is about to read.
-        let _ = self.state.borrow_mut().rustls.read_tls(&mut NotNow);
+    /// The connection is going to be idle: what waits to leave with an answer leaves now.
+    pub(super) fn rest(&self, socket: RawFd) {
+        self.state.borrow_mut().say_now(socket);
     }
 
     /// Whether what waits in the socket of a connection at rest is TLS's own business (session tickets, new keys), and
@@ -295,17 +301,21 @@ impl Tls {
         // A peer that has more to say than that while nothing is asked of it is not worth keeping.
         const READS_MAX: usize = 8;
         let mut state = self.state.borrow_mut();
-        let mut bytes = [0; 2048];
+        let mut bytes = Vec::new();
         for _ in 0..READS_MAX {
+            bytes.resize(2048, 0);
             match sys::receive_now(socket, &mut bytes) {
                 Ok(n) if n > 0 => {
-                    if state.feed(&bytes[..n]).is_err() || state.has_plaintext() || state.end.is_some() {
+                    bytes.truncate(n);
+                    let fed = state.records.decrypt(&mut bytes, 0);
+                    state.records.hold(&bytes);
+                    if fed.is_err() || state.records.has_plaintext() || state.records.end.is_some() {
                         return false;
                     }
                     state.say_now(socket);
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    return !state.has_plaintext() && state.end.is_none();
+                    return !state.records.has_plaintext() && state.records.end.is_none();
                 }
                 Ok(_) | Err(_) => return false,
             }
@@ -315,99 +325,28 @@ impl Tls {
 }
 
 impl State {
-    fn new(rustls: rustls::Connection) -> Self {
-        Self { rustls, out: Vec::new(), out_at: 0, sending: false, mute: false, end: None, stash: Vec::new() }
+    fn new(side: Side) -> Self {
+        let records = Records::new(side);
+        Self { records, out: Vec::new(), out_at: 0, sending: false, mute: false, sni: None }
     }
 
-    /// Hands plaintext over that rustls holds, or the end of the stream.
+    /// Takes in what came of the handshake; what is left in `input` came behind it.
+    fn take_in(&mut self, input: &mut Vec<u8>) -> Result<(), rustls::Error> {
+        let done = self.records.decrypt(input, 0);
+        self.sni = sni::take().or_else(|| self.sni.take());
+        done
+    }
+
+    /// Hands plaintext over that is held, or the end of the stream.
     fn ready(&mut self, buffer: &mut Vec<u8>, keep_free: usize) -> Option<Result<usize, Fault>> {
-        let before = buffer.len();
-        loop {
-            let room = buffer.capacity().saturating_sub(keep_free).saturating_sub(buffer.len());
-            if room == 0 {
-                return Some(Ok(buffer.len() - before));
-            }
-            match self.rustls.reader().fill_buf() {
-                Ok(chunk) if !chunk.is_empty() => {
-                    let n = chunk.len().min(room);
-                    buffer.extend_from_slice(&chunk[..n]);
-                    self.rustls.reader().consume(n);
-                }
-                _ if !self.stash.is_empty() && self.end.is_none() => {
-                    let stash = std::mem::take(&mut self.stash);
-                    let _ = self.feed(&stash);
-                }
-                _ if buffer.len() > before => return Some(Ok(buffer.len() - before)),
-                _ => return self.end.map(|end| end.map(|()| 0)),
-            }
+        let room = buffer.capacity().saturating_sub(keep_free).saturating_sub(buffer.len());
+        if room == 0 {
+            return Some(Ok(0));
         }
-    }
-
-    fn has_plaintext(&mut self) -> bool {
-        !self.stash.is_empty() || self.rustls.reader().fill_buf().is_ok_and(|chunk| !chunk.is_empty())
-    }
-
-    /// Decrypts what stands in `buffer` from `from` on into the same place. Plaintext that is longer than the ciphertext
-    /// was (the first half of its record came before) stays in rustls.
-    fn decrypt(&mut self, buffer: &mut Vec<u8>, from: usize) {
-        let (mut at, mut plain) = (from, from);
-        while at < buffer.len() && self.end.is_none() {
-            match self.feed_once(&buffer[at..]) {
-                Ok(Some(n)) => at += n,
-                Ok(None) => {
-                    self.stash.extend_from_slice(&buffer[at..]);
-                    at = buffer.len();
-                }
-                // Noted in `end`.
-                Err(_) => at = buffer.len(),
-            }
-            if plain < at {
-                // Nothing to read is an error to it, and so is a cut stream: both are known.
-                plain += self.rustls.reader().read(&mut buffer[plain..at]).unwrap_or(0);
-            }
+        if self.records.has_plaintext() {
+            return Some(Ok(self.records.hand_over(buffer, room)));
         }
-        buffer.truncate(plain);
-    }
-
-    /// Takes all of some ciphertext in.
-    fn feed(&mut self, mut bytes: &[u8]) -> Result<(), rustls::Error> {
-        while !bytes.is_empty() && self.end.is_none() {
-            match self.feed_once(bytes)? {
-                Some(n) => bytes = &bytes[n..],
-                None => {
-                    self.stash.extend_from_slice(bytes);
-                    return Ok(());
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Takes some ciphertext in; how much, or `None` when rustls has no room before its plaintext is read.
-    fn feed_once(&mut self, mut bytes: &[u8]) -> Result<Option<usize>, rustls::Error> {
-        match self.rustls.read_tls(&mut bytes) {
-            Ok(n) if n > 0 => {
-                match self.rustls.process_new_packets() {
-                    Ok(state) if state.peer_has_closed() => self.end = Some(Ok(())),
-                    Ok(_) => {}
-                    Err(error) => {
-                        let fault = match error {
-                            rustls::Error::AlertReceived(_) => Fault::Alert,
-                            _ => Fault::Reset,
-                        };
-                        self.end = Some(Err(fault));
-                        return Err(error);
-                    }
-                }
-                Ok(Some(n))
-            }
-            Err(error) if error.kind() == io::ErrorKind::Other => Ok(None),
-            // A message that is longer than any may be.
-            Ok(_) | Err(_) => {
-                self.end = Some(Err(Fault::Reset));
-                Err(rustls::Error::PeerSentOversizedRecord)
-            }
-        }
+        self.records.end.map(|end| end.map(|()| 0))
     }
 
     fn seal(&mut self, plain: &[u8], at: &mut usize) -> Result<Option<(Vec<u8>, usize)>, Fault> {
@@ -415,19 +354,14 @@ impl State {
             return Err(Fault::Reset);
         }
         if self.out_at >= self.out.len() {
-            self.out.clear();
-            self.out_at = 0;
             if *at < plain.len() {
-                let part = &plain[*at..plain.len().min(*at + SEALED_MAX)];
-                match self.rustls.writer().write(part) {
-                    Ok(n) if n > 0 => *at += n,
-                    // Reading has found that the stream is broken.
-                    Ok(_) | Err(_) => return Err(Fault::Reset),
-                }
-                // A header and a tag for each record.
-                self.out.reserve(part.len() + part.len() / 256 + 64);
+                let to = plain.len().min(*at + SEALED_MAX);
+                // Reading may have found that the stream is broken.
+                self.records.encrypt(&plain[*at..to])?;
+                *at = to;
             }
-            self.take_records();
+            self.out = std::mem::take(&mut self.records.said);
+            self.out_at = 0;
         }
         if self.out_at >= self.out.len() {
             self.out = Vec::new();
@@ -448,7 +382,12 @@ impl State {
         if self.sending || self.mute {
             return;
         }
-        self.take_records();
+        if self.out_at >= self.out.len() {
+            self.out = std::mem::take(&mut self.records.said);
+            self.out_at = 0;
+        } else {
+            self.out.append(&mut self.records.said);
+        }
         if self.out_at < self.out.len() {
             match sys::send_now(socket, &self.out[self.out_at..]) {
                 Ok(n) => self.out_at += n,
@@ -461,13 +400,6 @@ impl State {
             self.out_at = 0;
         }
     }
-
-    fn take_records(&mut self) {
-        while self.rustls.wants_write() {
-            // Writing into a Vec cannot fail.
-            let _ = self.rustls.write_tls(&mut self.out);
-        }
-    }
 }
 
 impl std::fmt::Display for TlsFault {
@@ -478,15 +410,6 @@ impl std::fmt::Display for TlsFault {
             Self::Io(_) => f.write_str("the peer reset the connection within the handshake"),
             Self::Tls(error) => error.fmt(f),
         }
-    }
-}
-
-/// A source that has nothing yet.
-struct NotNow;
-
-impl Read for NotNow {
-    fn read(&mut self, _: &mut [u8]) -> io::Result<usize> {
-        Err(io::ErrorKind::WouldBlock.into())
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::cell::{Cell, OnceCell};
 use std::net::SocketAddr;
+use std::num::NonZeroU32;
 use std::ops::Range;
 use std::rc::Rc;
 
@@ -16,10 +17,11 @@ use crate::shard::clock::{NEVER, ns};
 use crate::shard::{Gathered, Shard, View};
 use crate::telemetry::access::Line;
 use crate::telemetry::recorder::{Ended, GrpcEnded};
+use crate::upstream::limiter::Pass;
 use crate::upstream::service::Service;
 
 /// An exchange's account. `Cell`s, because both directions of a streamed exchange write into it.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(super) struct Account {
     /// When the request's first byte was here.
     pub(super) started: u64,
@@ -29,8 +31,8 @@ pub(super) struct Account {
     pub(super) status: Cell<u16>,
     /// Attempts made.
     pub(super) attempts: Cell<u16>,
-    /// The endpoint of the last attempt.
-    pub(super) endpoint: Cell<Option<u32>>,
+    /// The endpoint of the last attempt, plus one: an `Option<u32>` takes twice the room, and there is one per connection.
+    endpoint: Cell<Option<NonZeroU32>>,
     /// What is known of its attempts, once one has missed.
     pub(super) further: OnceCell<Box<Further>>,
     /// Whether the request may be done twice.
@@ -49,9 +51,12 @@ pub(super) struct Account {
     grpc: OnceCell<Box<Tally>>,
     /// Waits for either peer that are going on, since when there is at least one, and the sum of those that are over.
     waiting: Cell<u16>,
+    /// Its place at a service that may be given so much at a time.
+    pub(super) place: Cell<Option<Pass>>,
     waiting_since: Cell<u64>,
     waited_ns: Cell<u64>,
-    leaving_ns: Cell<u64>,
+    /// 4 s at most.
+    leaving_ns: Cell<u32>,
 }
 
 /// What is noted of a gRPC call.
@@ -69,6 +74,24 @@ impl Account {
     /// Of the time since `started` the caller was waited for so long.
     pub(super) fn new(started: u64, waited_us: u32) -> Self {
         Self { started, waited_ns: (u64::from(waited_us) * 1000).into(), ..Self::default() }
+    }
+
+    /// An attempt begins, on that endpoint. What was noted of the one before says nothing any more.
+    pub(super) fn attempt(&self, endpoint: u32) {
+        self.attempts.set(self.attempts.get() + 1);
+        self.endpoint.set(NonZeroU32::new(endpoint.saturating_add(1)));
+        if self.further.get().is_some() {
+            self.first_byte_at.set(0);
+            self.request_body_bytes.set(0);
+            if let Some(messages) = self.request_messages() {
+                messages.take();
+            }
+        }
+    }
+
+    /// The endpoint of the last attempt.
+    pub(super) fn last_endpoint(&self) -> Option<u32> {
+        self.endpoint.get().map(|endpoint| endpoint.get() - 1)
     }
 
     /// A wait for a peer begins. Waits that overlap count once.
@@ -97,7 +120,7 @@ impl Account {
 
     /// What is sent to the caller by HTTP/2 leaves after the exchange has ended: so long after that, as far as one can tell.
     pub(super) fn leaves_later(&self, gathered: &Gathered) {
-        self.leaving_ns.set(gathered.departing_ns.get());
+        self.leaving_ns.set(u32::try_from(gathered.departing_ns.get()).unwrap_or(u32::MAX));
     }
 
     /// It is a gRPC call.
@@ -144,7 +167,16 @@ impl Account {
     /// The exchange is a tunnel from here on: one long wait. Its bytes are recorded while it lives.
     pub(super) fn tunnel_begins(&self, now: u64) {
         self.tunnel.set(true);
+        // How long it lasts is up to its ends: it counts as a connection, not as an exchange.
+        self.give_place_back(now);
         self.wait(now);
+    }
+
+    /// Gives its place at the service back, if it has one.
+    fn give_place_back(&self, now: u64) {
+        if let Some(place) = self.place.take() {
+            place.end(now);
+        }
     }
 
     /// Notes how a stream failed.
@@ -198,7 +230,8 @@ impl Account {
         failure: Option<Failure>,
     ) {
         let now = shard.clock.now();
-        let whole_ns = now - self.started + self.leaving_ns.get();
+        self.give_place_back(now);
+        let whole_ns = now - self.started + u64::from(self.leaving_ns.get());
         let first_byte_ns = match self.first_byte_at.get() {
             0 => None,
             at => Some(at - self.started),
@@ -238,7 +271,7 @@ impl Account {
                 route: route.map(|r| &*r.name),
                 service: service.map(|s| &*s.spec.name),
                 endpoint: service
-                    .zip(self.endpoint.get())
+                    .zip(self.last_endpoint())
                     .and_then(|(s, e)| s.spec.endpoints.get(e as usize))
                     .map(|e| &e.address),
                 ended: &ended,

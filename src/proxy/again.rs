@@ -12,17 +12,17 @@ use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::future::pending;
 
-use super::{Path, told};
 use super::account::Account;
 use super::connect::Tried;
+use super::{Path, told};
 use crate::failure::{Cause, Failure};
 use crate::http::grpc;
 use crate::http::{Method, h1};
 use crate::shard::clock::{NEVER, ns};
 use crate::telemetry::retries::Refusal;
-use crate::upstream::budget;
 use crate::upstream::retry::{After, Head, Reason};
 use crate::upstream::shared::Lease;
+use crate::upstream::{budget, limiter};
 
 /// How an attempt ended that brought nothing to the caller.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,8 +66,8 @@ pub(super) struct Further {
     retries: Cell<u8>,
     reason: Cell<Option<Reason>>,
     at: Cell<u64>,
-    /// The place in the budget of the one that is waiting or under way.
-    place: Cell<Option<budget::Further>>,
+    /// The places, in the budget and among what the service may be given, of the one that is waiting or under way.
+    place: Cell<Option<(budget::Further, Option<limiter::Retry>)>>,
 }
 
 impl fmt::Debug for Further {
@@ -107,6 +107,16 @@ impl Path<'_> {
     /// Endpoints that were tried in vain, besides those before.
     pub(super) fn avoid(&self, tried: Tried) {
         *self.account.make_further().tried.borrow_mut() = tried;
+    }
+
+    /// The endpoint of the last attempt, besides those before.
+    pub(super) fn avoid_last(&self) {
+        let mut tried = self.account.make_further().tried.borrow_mut();
+        if let Some(endpoint) = self.account.last_endpoint()
+            && !tried.contains(&endpoint)
+        {
+            tried.push(endpoint);
+        }
     }
 
     /// Whether to send a request again because its connection was dead when it was used again: once.
@@ -249,17 +259,19 @@ impl Path<'_> {
         // That of the attempt before, which is over.
         further.place.set(None);
         let Some(place) = service.gauge.further(self.retry.budget) else { return refused(Refusal::Budget) };
-        further.place.set(Some(place));
+        let capped = match &service.limiter {
+            None => None,
+            Some(limiter) => match limiter.retry() {
+                None => return refused(Refusal::Caps),
+                capped => capped,
+            },
+        };
+        further.place.set(Some((place, capped)));
         further.retries.set(retries + 1);
         further.reason.set(Some(reason));
         further.at.set(at);
         further.fresh.set(false);
-        if let Some(endpoint) = account.endpoint.get() {
-            let mut tried = further.tried.borrow_mut();
-            if !tried.contains(&endpoint) {
-                tried.push(endpoint);
-            }
-        }
+        self.avoid_last();
         shard.recorder.borrow_mut().record_retry(service.recorder_slot, reason);
         true
     }
@@ -309,7 +321,10 @@ impl Path<'_> {
 
     /// Waits until the next attempt is due. May be dropped.
     pub(super) async fn pause(&self) {
-        let Some(at) = self.account.further().map(|further| further.at.get()) else { return };
+        if !self.is_to_pause() {
+            return;
+        }
+        let at = self.account.further().map_or(0, |further| further.at.get());
         self.account.wait(self.shard.clock.now());
         let _: Option<()> = self.shard.deadlines.alarm().until(at, pending()).await;
         self.account.waited(self.shard.clock.now());
@@ -320,19 +335,6 @@ impl Account {
     /// What is known of its attempts, once one has missed.
     pub(super) fn further(&self) -> Option<&Further> {
         self.further.get().map(|further| &**further)
-    }
-
-    /// Another attempt begins: what was noted of the one before says nothing any more.
-    pub(super) fn begin_attempt(&self, endpoint: u32) {
-        self.attempts.set(self.attempts.get() + 1);
-        self.endpoint.set(Some(endpoint));
-        if self.further.get().is_some() {
-            self.first_byte_at.set(0);
-            self.request_body_bytes.set(0);
-            if let Some(messages) = self.request_messages() {
-                messages.take();
-            }
-        }
     }
 
     fn make_further(&self) -> &Further {

@@ -103,7 +103,7 @@ impl Path<'_> {
 
     fn pick(&self, tried: &Tried, now: u64) -> Option<Attempt> {
         let attempt = self.shard.rng(|rng| self.service.pick(now, rng, tried))?;
-        self.account.begin_attempt(attempt.endpoint);
+        self.account.attempt(attempt.endpoint);
         Some(attempt)
     }
 
@@ -170,23 +170,39 @@ impl Path<'_> {
     /// As [`Path::connect`], for a WebSocket handshake. An endpoint that has chosen HTTP/2 and takes no WebSockets by it gets
     /// a connection on which HTTP/1.1 is spoken, where the service leaves the choice.
     pub(super) async fn connect_for_websocket(&self) -> Result<(Attempt, To), Failure> {
-        let (attempt, to) = self.connect(false).await?;
-        let To::H2(lease) = to else { return Ok((attempt, to)) };
-        let now = self.shard.clock.now();
-        let deadline = now.saturating_add(crate::shard::clock::ns(self.connect_timeout(now)));
-        self.account.wait(now);
-        let takes = self.shard.deadlines.alarm().until(deadline, Box::pin(lease.takes_websockets())).await;
-        self.account.waited(self.shard.clock.now());
-        match takes {
-            Some(true) => Ok((attempt, To::H2(lease))),
-            Some(false) if self.service.spec.protocol == Protocol::Auto => {
-                drop(lease);
-                let pooled = self.open_http1(&attempt).await?;
-                Ok((attempt, To::H1(pooled)))
+        let mut failure = Failure::upstream(Stage::Balance, Cause::NoEndpoint);
+        for _ in 0..self.service.spec.connect_attempts_max {
+            let (attempt, to) = self.connect(false).await?;
+            let To::H2(lease) = to else { return Ok((attempt, to)) };
+            let now = self.shard.clock.now();
+            let deadline = now.saturating_add(crate::shard::clock::ns(self.connect_timeout(now)));
+            self.account.wait(now);
+            let takes =
+                self.shard.deadlines.alarm().until(deadline, Box::pin(lease.takes_websockets())).await;
+            self.account.waited(self.shard.clock.now());
+            failure = match takes {
+                Some(true) => return Ok((attempt, To::H2(lease))),
+                Some(false) if self.service.spec.protocol == Protocol::Auto => {
+                    drop(lease);
+                    match self.open_http1(&attempt).await {
+                        Ok(pooled) => return Ok((attempt, To::H1(pooled))),
+                        Err(failure) if failure.side == Side::Local => return Err(failure),
+                        Err(failure) => failure,
+                    }
+                }
+                Some(false) => return Err(Failure::upstream(Stage::Request, Cause::UpgradeRefused)),
+                None => Failure::upstream(Stage::Connect, Cause::Timeout),
+            };
+            // Nothing was sent: the next endpoint may have it.
+            if failure.cause != Cause::Overloaded {
+                attempt.unreachable(self.shard.clock.now());
             }
-            Some(false) => Err(Failure::upstream(Stage::Request, Cause::UpgradeRefused)),
-            None => Err(Failure::upstream(Stage::Connect, Cause::Timeout)),
+            self.avoid_last();
+            if self.shard.clock.now() >= self.deadline {
+                break;
+            }
         }
+        Err(failure)
     }
 
     async fn open_http1(&self, attempt: &Attempt) -> Result<Pooled, Failure> {

@@ -240,7 +240,14 @@ async fn served(
                 .set(facts.method != Method::Other || retry.allows(parts.method.as_str().as_bytes()));
             let path = Path { shard, account, service, deadline, retry };
             let call = Call { path, caller, view, parts, facts, respond };
+            let admitted = match call.path.admit(Some(*route)) {
+                Ok(None) => Ok(()),
+                // Boxed: seldom needed.
+                Ok(Some(waiting)) => Box::pin(call.wait_for_place(waiting)).await,
+                Err(failure) => Err(failure),
+            };
             let result = match facts.tunnel {
+                _ if let Err(failure) = admitted => Err(failure),
                 None => call.carry(&mut body).await,
                 // Boxed: a tunnel is rare, and large.
                 Some(_) => Box::pin(call.tunnel(body, route)).await,
@@ -408,9 +415,7 @@ impl Call<'_> {
         let is_web = matches!(self.facts.grpc, Some(Dialect::Web(_)));
         let web = if is_web { Translation::of_request(&mut parts.headers) } else { None };
         self.path.of_call(&mut parts.headers);
-        let sent = lease.send(Request::from_parts(parts, ()), whole);
-        let (mut response, stream) =
-            sent.map_err(|error| Failure::upstream(Stage::Request, message::cause(&error)))?;
+        let (mut response, stream) = lease.send(Request::from_parts(parts, ()), whole)?;
         let alarm = self.path.shard.deadlines.alarm();
         if whole {
             return self.back_from_h2(&mut response, web, &alarm, &Cell::new(true), answered).await;

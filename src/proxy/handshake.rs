@@ -92,9 +92,8 @@ pub(super) async fn with_caller(shard: &Rc<Shard>, downstream: &mut Downstream, 
     }
     let open = Handshaking::count(shard);
     let deadline = shard.clock.after(view.snapshot.timeouts.handshake);
-    let done = downstream.connection.accept_tls(config, &downstream.input, deadline).await;
+    let done = downstream.connection.accept_tls(config, &mut downstream.input, deadline).await;
     drop(open);
-    downstream.input.clear();
     let peer = match done {
         Err(fault) => Err((why(&fault), fault.to_string())),
         Ok(()) if mutual => verified(shard, downstream.connection.tls(), own.as_deref()).map(Some),

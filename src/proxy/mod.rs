@@ -6,6 +6,7 @@
 //! answers what failed, and records it.
 
 mod account;
+mod admit;
 mod again;
 mod caller;
 mod connect;
@@ -180,7 +181,14 @@ async fn exchange(shard: &Rc<Shard>, downstream: &mut Downstream, asked: &mut As
                     || downstream.input.get(asked.places.method()).is_some_and(|name| retry.allows(name)),
             );
             let path = Path { shard, account: &account, service, deadline, retry };
+            let admitted = match path.admit(route) {
+                Ok(None) => Ok(()),
+                // Boxed: seldom needed.
+                Ok(Some(waiting)) => Box::pin(path.wait_for_place(waiting, downstream)).await,
+                Err(failure) => Err(failure),
+            };
             let settled = match body.filter(|n| *n <= head.capacity() - head.len()) {
+                _ if let Err(failure) = admitted => Err(failure),
                 // To a service of the mesh it goes on as a request.
                 _ if asked.is_connect() && !matches!(service.spec.tls, Tls::Mesh(_)) => {
                     Box::pin(tunnel::connect(&path, downstream, asked, &head)).await

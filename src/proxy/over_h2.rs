@@ -86,9 +86,7 @@ async fn exchange(
     let path = &path.of_call(request.headers_mut());
     let decoder = RefCell::default();
     let ended = matches!((asked.framing, body), (Framing::None, _) | (_, Some(0)));
-    let sent = lease.send(request, ended);
-    let (response, stream) =
-        sent.map_err(|error| Failure::upstream(Stage::Request, message::cause(&error)))?;
+    let (response, stream) = lease.send(request, ended)?;
     let stream = RefCell::new(stream);
     let alarm = path.shard.deadlines.alarm();
     let there_alarm = path.shard.deadlines.alarm();
@@ -148,13 +146,14 @@ async fn exchange(
     let back = Back { path, asked, alarm: &alarm, answered, sent: &sent, web };
     let mut input = path.shard.buffers.take_large().ok_or(SHED)?;
     kept.read(&downstream.input[asked.head_len..]);
+    let behind = downstream.input.len() - asked.head_len;
     input.extend_from_slice(&downstream.input[asked.head_len..]);
     downstream.input.truncate(asked.head_len);
     let caller = downstream.connection.control();
+    let mut reframer =
+        Reframer::new(asked.framing, Framing::UntilClose).without_trailers(asked.nominated_trailers.to_vec());
     let (there_result, back_result, back_was_first) = {
         let Connection { reader, writer, .. } = &mut downstream.connection;
-        let mut reframer = Reframer::new(asked.framing, Framing::UntilClose)
-            .without_trailers(asked.nominated_trailers.to_vec());
         let there = pin!(async {
             let clean =
                 there.h1_to_h2(reader, &mut input, &mut reframer, &stream, Some(kept)).await.map(drop);
@@ -174,6 +173,10 @@ async fn exchange(
         })
         .await
     };
+    if reframer.is_untouched() && behind == 0 {
+        // What is there was room for chunk sizes.
+        input.clear();
+    }
     downstream.input.append(&mut input);
     path.shard.buffers.give(input);
     match (there_result, back_result) {

@@ -11,7 +11,8 @@ pub(super) const DEADLINE: &str = "x-envoy-expected-rq-timeout-ms";
 
 /// When a request that began then must have ended by what its caller says; [`NEVER`] where that is nothing, or no number.
 pub(super) fn deadline(started: u64, value: Option<&[u8]>) -> u64 {
-    let ms = value.and_then(|value| std::str::from_utf8(value).ok()).and_then(|text| text.trim().parse().ok());
+    let ms =
+        value.and_then(|value| std::str::from_utf8(value).ok()).and_then(|text| text.trim().parse().ok());
     ms.map_or(NEVER, |ms| started.saturating_add(ns(Duration::from_millis(ms))))
 }
 

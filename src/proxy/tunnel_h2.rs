@@ -243,9 +243,7 @@ impl Call<'_> {
     /// Asks a service that speaks HTTP/2.
     async fn ask(&self, lease: Lease, answered: &Cell<bool>) -> Result<Said, Failure> {
         let parts = self.forwarded(&lease);
-        let sent = lease.send(Request::from_parts(parts, ()), false);
-        let (mut response, mut send) =
-            sent.map_err(|error| Failure::upstream(Stage::Request, message::cause(&error)))?;
+        let (mut response, mut send) = lease.send(Request::from_parts(parts, ()), false)?;
         let alarm = self.path.shard.deadlines.alarm();
         let result = self.head_from_h2(&mut response, &alarm, &Cell::new(true), answered).await;
         if let Err(failure) = &result {
@@ -324,9 +322,7 @@ async fn ask_for_h1(
         }
         Some(Tunnel::Connect) | None => None,
     };
-    let sent = lease.send(request, false);
-    let (mut response, mut send) =
-        sent.map_err(|error| Failure::upstream(Stage::Request, message::cause(&error)))?;
+    let (mut response, mut send) = lease.send(request, false)?;
     let alarm = shard.deadlines.alarm();
     let back = Back { path, asked, alarm: &alarm, answered, sent: &Cell::new(true), web: None };
     let writer = &mut downstream.connection.writer;

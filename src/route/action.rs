@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::split::{Chosen, Split};
-use super::{Route, Upgrades};
+use super::{Priority, Route, Upgrades};
 use crate::authorize::{Call, Fields};
 
 /// What a route does with its requests.
@@ -37,6 +37,7 @@ impl Route {
             tunnel_idle: std::time::Duration::from_secs(3600),
             retry: None,
             deadline_field: false,
+            priority: Priority::Default,
         }
     }
 

@@ -33,6 +33,25 @@ pub struct Route {
     pub retry: Option<Arc<retry::Policy>>,
     /// Whether the caller may say when it stops waiting, and the service is told what is left.
     pub deadline_field: bool,
+    /// Who gives way where there is not enough for all.
+    pub priority: Priority,
+}
+
+/// Who gives way to whom where there is not enough for all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub enum Priority {
+    /// To nobody.
+    Critical,
+    /// To what is critical.
+    #[default]
+    Default,
+    /// To everybody: what can be done later, or not at all.
+    Sheddable,
+}
+
+impl Priority {
+    /// How many there are.
+    pub const COUNT: usize = 3;
 }
 
 /// What a connection may be turned into.

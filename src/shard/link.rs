@@ -1,7 +1,8 @@
 //! The two-way connection between control and one shard: latest-wins snapshot, bounded queues, a doorbell.
 //!
 //! Control never touches what a shard owns and never wakes one of its tasks (the runtime forbids it): it leaves
-//! something here and rings, which is one byte on a socket pair that the shard reads through its ring. A shard never
+//! something here and rings, which is one byte on a socket pair that the shard reads through its ring. Other shards ring,
+//! too, when they hand over a place at a service (`upstream::gate`). A shard never
 //! waits for control: a full queue means "keep it and try at the next tick", or "drop and count" where the queue's
 //! field says so.
 
@@ -16,6 +17,7 @@ use crossbeam::queue::ArrayQueue;
 use crate::failure::{Cause, Failure};
 use crate::snapshot::Snapshot;
 use crate::telemetry::Interval;
+use crate::upstream::gate::Bell;
 
 /// Shared by control and one shard.
 pub struct Link {
@@ -168,6 +170,13 @@ impl Link {
     fn ring(&self) {
         // WouldBlock: bytes are waiting already. Any other error: the shard is gone, which control sees by `ended`.
         let _ = (&self.doorbell).write(&[1]);
+    }
+}
+
+/// Another shard has handed a place at a service to this one.
+impl Bell for Link {
+    fn ring(&self) {
+        Self::ring(self);
     }
 }
 

@@ -18,6 +18,7 @@ use crate::snapshot::Snapshot;
 use crate::telemetry::access::AccessLog;
 use crate::telemetry::recorder::{NO_SERVICE_SLOT, Recorder};
 use crate::telemetry::{CONNECTION_FAILURES_MAX, FLOODS, ShardTotals};
+use crate::upstream::limiter::Doors;
 use crate::upstream::pool::Tally;
 use crate::upstream::service::Service;
 
@@ -56,6 +57,8 @@ pub struct Shard {
     view: RefCell<Rc<View>>,
     /// Services that are gone from the configuration but may have exchanges in flight.
     vanished: RefCell<Vec<Rc<Service>>>,
+    /// Who waits for a place at a service.
+    pub(super) doors: Rc<Doors>,
     draining: Cell<bool>,
 }
 
@@ -138,6 +141,7 @@ impl Shard {
             rng: RefCell::new(fastrand::Rng::new()),
             view: RefCell::new(Rc::new(View::new(snapshot, Arc::clone(&link)))),
             vanished: RefCell::default(),
+            doors: Doors::new(Arc::<Link>::clone(&link)),
             draining: Cell::new(false),
             link,
         }
@@ -169,7 +173,7 @@ impl Shard {
                         let carried = if same {
                             Rc::clone(service)
                         } else {
-                            Rc::new(Service::carried_over(service, Arc::clone(spec)))
+                            Rc::new(Service::carried_over(service, Arc::clone(spec), &self.doors))
                         };
                         kept.insert(id, carried);
                     }
@@ -192,7 +196,7 @@ impl Shard {
         }
         let spec = &view.snapshot.services[id as usize];
         let slot = self.recorder.borrow_mut().slot(&spec.name);
-        let service = Rc::new(Service::new(Arc::clone(spec), slot));
+        let service = Rc::new(Service::new(Arc::clone(spec), slot, &self.doors));
         view.services.borrow_mut().insert(id, Rc::clone(&service));
         service
     }

@@ -16,11 +16,14 @@ pub enum Refusal {
     Deadline,
     /// The service asked to be left alone for longer than is waited for.
     Asked,
+    /// The service is given as many as `caps.retries_max` lets it.
+    Caps,
 }
 
 impl Refusal {
     /// All of them, in the order of their numbers.
-    pub const ALL: [Self; 5] = [Self::Attempts, Self::Budget, Self::Body, Self::Deadline, Self::Asked];
+    pub const ALL: [Self; 6] =
+        [Self::Attempts, Self::Budget, Self::Body, Self::Deadline, Self::Asked, Self::Caps];
 
     /// The word in metrics.
     pub const fn label(self) -> &'static str {
@@ -30,6 +33,7 @@ impl Refusal {
             Self::Body => "body",
             Self::Deadline => "deadline",
             Self::Asked => "retry_after",
+            Self::Caps => "caps",
         }
     }
 }

@@ -3,6 +3,10 @@
 mod away;
 pub mod balance;
 pub mod budget;
+pub mod caps;
+pub mod gate;
+pub mod limiter;
+pub mod line;
 pub mod pool;
 pub mod retry;
 pub mod service;

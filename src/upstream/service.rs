@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use super::balance::{Balancer, Outcome};
 use super::budget::Gauge;
+use super::limiter::{Doors, Limiter};
 use super::pool::Pool;
 use super::shared::SharedPool;
 use super::spec;
@@ -19,6 +20,8 @@ pub struct Service {
     pub recorder_slot: u32,
     /// Its attempts in progress on this shard.
     pub gauge: Rc<Gauge>,
+    /// Lets in as many exchanges as the service may be given; `None` where it is given whatever comes.
+    pub limiter: Option<Rc<Limiter>>,
     balancer: RefCell<Balancer>,
     /// By endpoint. Shared with the service's state of an earlier snapshot as long as its exchanges last.
     pools: Vec<Rc<Pools>>,
@@ -44,16 +47,17 @@ pub struct Attempt {
 }
 
 impl Service {
-    /// A service that has seen nothing.
-    pub fn new(spec: Arc<spec::Service>, recorder_slot: u32) -> Self {
+    /// A service that has seen nothing. `doors` are those of its shard.
+    pub fn new(spec: Arc<spec::Service>, recorder_slot: u32, doors: &Rc<Doors>) -> Self {
+        let limiter = spec.caps.as_ref().map(|caps| Limiter::new(Arc::clone(caps), doors));
         let balancer = RefCell::new(Balancer::new(&spec));
         let pools = spec.endpoints.iter().map(|_| Rc::default()).collect();
         let gauge = Rc::new(Gauge::new(&spec.meter));
-        Self { spec, recorder_slot, gauge, balancer, pools }
+        Self { spec, recorder_slot, gauge, limiter, balancer, pools }
     }
 
     /// The same service under a new declaration: endpoints that are still there keep pools and averages.
-    pub fn carried_over(old: &Self, spec: Arc<spec::Service>) -> Self {
+    pub fn carried_over(old: &Self, spec: Arc<spec::Service>, doors: &Rc<Doors>) -> Self {
         let places = spec::former_places(&old.spec.endpoints, &spec.endpoints);
         let mut balancer = Balancer::new(&spec);
         balancer.carry_over(&old.balancer.borrow(), &places);
@@ -69,9 +73,23 @@ impl Service {
             gone.h1.close_idle();
             gone.h2.leave();
         }
+        let limiter = match (&old.limiter, &spec.caps) {
+            (Some(limiter), Some(caps)) if limiter.counts(caps) => {
+                limiter.adopt(Arc::clone(caps));
+                Some(Rc::clone(limiter))
+            }
+            (_, caps) => caps.as_ref().map(|caps| Limiter::new(Arc::clone(caps), doors)),
+        };
         // What is in progress goes on being counted where it was.
         let gauge = Rc::clone(&old.gauge);
-        Self { spec, recorder_slot: old.recorder_slot, gauge, balancer: RefCell::new(balancer), pools }
+        Self {
+            spec,
+            recorder_slot: old.recorder_slot,
+            gauge,
+            limiter,
+            balancer: RefCell::new(balancer),
+            pools,
+        }
     }
 
     /// Chooses an endpoint for an attempt, none of `tried`.
@@ -195,7 +213,7 @@ mod tests {
         ];
         for ports in lists {
             let old = seen(&[1, 2, 3, 4]);
-            let new = Service::carried_over(&old, declared(ports));
+            let new = Service::carried_over(&old, declared(ports), &silent());
             assert_eq!(new.pools.len(), ports.len());
             let balancer = new.balancer.borrow();
             for (n, port) in ports.iter().enumerate() {
@@ -214,7 +232,7 @@ mod tests {
         let mut ports: Vec<u16> = (1..=10_000).collect();
         let old = seen(&ports);
         ports.rotate_left(4_321);
-        let new = Service::carried_over(&old, declared(&ports));
+        let new = Service::carried_over(&old, declared(&ports), &silent());
         for (n, port) in ports.iter().enumerate() {
             assert!(Rc::ptr_eq(&new.pools[n], &old.pools[usize::from(*port) - 1]), "{port}");
         }
@@ -224,7 +242,7 @@ mod tests {
     fn an_address_that_is_listed_twice_has_two_pools() {
         for (before, after) in [(&[1, 1, 2], &[2, 1, 1]), (&[1, 2, 3], &[1, 1, 1]), (&[1, 1, 1], &[2, 3, 1])]
         {
-            let new = Service::carried_over(&seen(before), declared(after));
+            let new = Service::carried_over(&seen(before), declared(after), &silent());
             let different = |a: usize, b: usize| !Rc::ptr_eq(&new.pools[a], &new.pools[b]);
             assert!(different(0, 1) && different(1, 2) && different(0, 2), "{before:?} {after:?}");
         }
@@ -232,13 +250,21 @@ mod tests {
 
     /// A service of which every endpoint has answered within as many milliseconds as its port says.
     fn seen(ports: &[u16]) -> Service {
-        let service = Service::new(declared(ports), 0);
+        let service = Service::new(declared(ports), 0, &silent());
         for (n, port) in ports.iter().enumerate() {
             let mut balancer = service.balancer.borrow_mut();
             balancer.started(n, 0);
             balancer.ended(n, 0, Outcome::Answered { latency_ns: u64::from(*port) * MS });
         }
         service
+    }
+
+    fn silent() -> Rc<Doors> {
+        struct Silent;
+        impl crate::upstream::gate::Bell for Silent {
+            fn ring(&self) {}
+        }
+        Doors::new(Arc::new(Silent))
     }
 
     fn declared(ports: &[u16]) -> Arc<spec::Service> {

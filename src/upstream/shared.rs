@@ -2,12 +2,13 @@
 //!
 //! The connection that is busiest and still has room gets the next exchange, so that as few as possible are open and
 //! what they carry leaves together. One is opened when all are full, up to a limit; beyond it an exchange waits for room,
-//! for as long as it may wait for a connection. One that the peer is closing gets nothing new. Refuses to drive
+//! for as long as it may wait for a connection. One that the peer is closing gets nothing new. Until the peer has said how
+//! many it takes, a connection carries the one that it was opened for; nobody opens another meanwhile. Refuses to drive
 //! connections: that is the task of `proxy::h2_client`.
 
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
-use std::rc::Rc;
+use std::rc::{Rc, Weak};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
@@ -17,7 +18,8 @@ use h2::client::{ResponseFuture, SendRequest};
 use http::Request;
 
 use super::spec;
-use crate::failure::{Cause, Failure};
+use crate::failure::{Cause, Failure, Stage};
+use crate::http::h2 as message;
 
 /// The shared connections of an endpoint.
 #[derive(Default)]
@@ -50,6 +52,7 @@ pub struct Shared {
     unsettled: RefCell<Vec<Waker>>,
     /// Whether it is encrypted.
     encrypted: bool,
+    pool: Weak<SharedPool>,
 }
 
 /// A place on a shared connection for one exchange; given back when dropped.
@@ -75,11 +78,13 @@ impl SharedPool {
         Some(Lease { shared: Rc::clone(busiest), pool: Rc::clone(self), reused: true })
     }
 
-    /// Leave to open one more; `None` when as many as may be are open, or when one is being opened by another exchange
-    /// (what it brings should be tried first).
+    /// Leave to open one more; `None` when as many as may be are open, or when one is being opened by another exchange or
+    /// its peer has not yet said how many it takes (what it brings should be tried first).
     pub fn open_one(self: &Rc<Self>, limits: &spec::Http2) -> Option<Opening> {
-        let open = u32::try_from(self.open.borrow().len()).unwrap_or(u32::MAX);
-        if self.connecting.get() > 0 || open >= limits.connections_max {
+        let open = self.open.borrow();
+        let full = u32::try_from(open.len()).unwrap_or(u32::MAX) >= limits.connections_max;
+        let begins = open.iter().any(|shared| !shared.settled.get() && !shared.leaving.get());
+        if self.connecting.get() > 0 || full || begins {
             return None;
         }
         self.connecting.set(1);
@@ -120,6 +125,7 @@ impl SharedPool {
             settled: Cell::new(false),
             unsettled: RefCell::default(),
             encrypted,
+            pool: Rc::downgrade(self),
         });
         self.open.borrow_mut().push(Rc::clone(&shared));
         (Rc::clone(&shared), Lease { shared, pool: Rc::clone(self), reused: false })
@@ -186,6 +192,8 @@ impl Shared {
             for waker in self.unsettled.take() {
                 waker.wake();
             }
+            // There may be room now.
+            self.pool.upgrade().into_iter().for_each(|pool| pool.tell());
         }
     }
 
@@ -221,7 +229,11 @@ impl Shared {
     }
 
     fn has_room(&self, limits: &spec::Http2) -> bool {
-        let theirs = self.send.borrow().as_ref().map_or(0, SendRequest::current_max_send_streams);
+        let theirs = match self.settled.get() {
+            true => self.send.borrow().as_ref().map_or(0, SendRequest::current_max_send_streams),
+            // More would wait within h2, if it turns out that the peer takes fewer, although others could have them.
+            false => 1,
+        };
         let most = usize::try_from(limits.streams_max).unwrap_or(usize::MAX).min(theirs);
         (self.exchanges.get() as usize) < most
     }
@@ -231,16 +243,23 @@ impl Lease {
     /// Sends a request; `ended` is whether it has no body.
     ///
     /// # Errors
-    /// As h2 says: the connection is over, or the peer is closing it.
+    /// `GoingAway` when the connection is over, or the peer is closing it: nothing of the request has left.
     pub fn send(
         &self,
         request: Request<()>,
         ended: bool,
-    ) -> Result<(ResponseFuture, SendStream<Bytes>), h2::Error> {
+    ) -> Result<(ResponseFuture, SendStream<Bytes>), Failure> {
         // A handle of its own: h2 refuses a request while the one before it on the same handle waits for a place of
         // the peer's, which it does where a stream that was reset still counts. The queue is as long as there are leases.
         let send = self.shared.send.borrow().clone();
-        send.map_or(Err(h2::Reason::REFUSED_STREAM.into()), |mut send| send.send_request(request, ended))
+        let sent = send.map_or(Err(None), |mut send| send.send_request(request, ended).map_err(Some));
+        sent.map_err(|error| {
+            let cause = match error {
+                Some(error) if !self.shared.is_leaving() => message::cause(&error),
+                _ => Cause::GoingAway,
+            };
+            Failure::upstream(Stage::Request, cause)
+        })
     }
 
     /// Whether the peer takes WebSockets (RFC 8441 §3). Waits until it has said what it offers; may be dropped.

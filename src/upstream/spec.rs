@@ -6,6 +6,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::caps::Caps;
 use super::{budget, retry};
 use crate::identity::IdMatch;
 
@@ -34,6 +35,8 @@ pub struct Service {
     pub retry: Arc<retry::Policy>,
     /// Its attempts in progress, of all shards; kept as long as there is a service of this name.
     pub meter: budget::Shared,
+    /// How much it may be given at a time; `None` for whatever comes.
+    pub caps: Option<Arc<Caps>>,
 }
 
 /// Which HTTP a service speaks.
@@ -222,6 +225,7 @@ pub(super) mod testing {
             http2: Http2::default(),
             retry: Arc::new(retry::Policy::off()),
             meter: budget::Shared::default(),
+            caps: None,
         }
     }
 

@@ -307,14 +307,14 @@ fn an_early_answer_is_followed_by_another_attempt_while_the_body_still_comes() {
 fn the_budget_bounds_further_attempts_at_a_time() {
     // Ten requests fail, and what is sent once more is not answered until all of them have.
     let gate = Arc::new(Gate::default());
-    let (theirs, asked) = (Arc::clone(&gate), AtomicUsize::new(0));
-    let origin = Origin::answering(move |_| {
-        if asked.fetch_add(1, Ordering::AcqRel) >= 10 {
+    let theirs = Arc::clone(&gate);
+    let origin = Origin::answering(move |request| {
+        if request.one("x-envoy-attempt-count").unwrap() == "2" {
             theirs.pass();
         }
         S503.as_bytes().to_vec()
     });
-    let keys = "retry = { attempts_max = 2, backoff_base = \"0s\", budget_percent = 0, budget_floor = 3 }\n";
+    let keys = "retry = { attempts_max = 2, backoff_base = \"0s\", budget_percent = 0, budget_floor = 3, attempt_header = true }\n";
     let mut mesh = before(&origin, keys);
     let mut clients: Vec<_> = (0..10).map(|_| mesh.client()).collect();
     for client in &mut clients {
@@ -561,7 +561,9 @@ fn a_deadline_is_passed_on_and_cuts_the_work_on_both_sides() {
             let mesh = Config::default().service("app", &[&origin], keys).routes(routes).start();
             if way == 0 {
                 let mut client = mesh.client();
-                client.send(format!("GET /x HTTP/1.1\r\nHost: a\r\nX-Envoy-Expected-Rq-Timeout-Ms: {said}\r\n\r\n"));
+                client.send(format!(
+                    "GET /x HTTP/1.1\r\nHost: a\r\nX-Envoy-Expected-Rq-Timeout-Ms: {said}\r\n\r\n"
+                ));
                 assert_eq!(client.response().status(), 200);
             } else {
                 let mut asking = request("GET", "/x");

@@ -1,6 +1,7 @@
 //! Tunnels of which one end or both are HTTP/2, rows w01 to w13 and g21: extended CONNECT, CONNECT, and what passes between
 //! them and what HTTP/1.1 has for the same. Also between two proxies of a mesh, where the way between them does not show.
 
+use std::net::TcpStream;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -921,6 +922,69 @@ fn a_peer_that_takes_no_websockets_by_http2_is_asked_by_http11_or_not_at_all() {
     drop((client, stream));
     assert!(there.finish().failures.is_empty(), "it was not asked");
     assert_eq!(failures(here.finish()), ["request.upstream.upgrade_refused"]);
+}
+
+#[test]
+fn another_endpoint_is_tried_when_one_that_takes_no_websockets_by_http2_cannot_be_asked_by_http11() {
+    const ALPN: &[&[u8]] = &[b"h2", b"http/1.1"];
+    let authority = Authority::new("mesh");
+    let far = Far::h1(Play::Echo);
+    let there = |websockets: bool| {
+        let theirs = authority.credentials(FAR, &authority.workload(FAR), ALPN);
+        let there = far.config().tunnels(websockets, true, HOUR).forwarding("via = \"far\"\n");
+        let there = there.change(move |snapshot| {
+            snapshot.listeners[0].tls = ListenerTls::Strict;
+            snapshot.identity = Some(Arc::clone(&theirs));
+        });
+        there.start()
+    };
+    let (without, with) = (there(false), there(true));
+    // One connection gets through, the one by HTTP/2; those after it do not.
+    let narrow = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let (narrow_address, behind) = (narrow.local_addr().unwrap(), without.address);
+    let relay = std::thread::spawn(move || {
+        let (caller, _) = narrow.accept().unwrap();
+        let service = TcpStream::connect(behind).unwrap();
+        let ways =
+            [(caller.try_clone(), service.try_clone()), (Ok(service), Ok(caller))].map(|(from, to)| {
+                let (mut from, mut to) = (from.unwrap(), to.unwrap());
+                std::thread::spawn(move || {
+                    let _ = std::io::copy(&mut from, &mut to);
+                    let _ = to.shutdown(std::net::Shutdown::Write);
+                })
+            });
+        let (refused, _) = narrow.accept().unwrap();
+        drop((refused, narrow));
+        for way in ways {
+            way.join().unwrap();
+        }
+    });
+    let ours = authority.credentials(NEAR, &authority.workload(NEAR), ALPN);
+    let here = Config::default()
+        .service_at(
+            "app",
+            &[&narrow_address.to_string(), &with.address.to_string()],
+            "balance = \"round-robin\"\nconnect_attempts_max = 2\n",
+        )
+        .tunnels(true, true, HOUR)
+        .change(move |snapshot| {
+            Arc::make_mut(&mut snapshot.services[0]).tls = Tls::Mesh(Vec::new());
+            snapshot.identity = Some(Arc::clone(&ours));
+        })
+        .start();
+    // In turn, so that one of two begins with the endpoint that is of no use.
+    for _ in 0..2 {
+        let mut near = Near::h1_websocket(&here);
+        near.there_and_back(b"there and back");
+        drop(near);
+        far.fate();
+    }
+    let here = here.finish();
+    relay.join().unwrap();
+    assert!(here.failures.is_empty(), "{:?}", here.failures);
+    for there in [without, with] {
+        there.finish();
+    }
 }
 
 #[test]

@@ -161,7 +161,7 @@ impl Leaf {
         let mut server = self.server();
         server.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
         let leaf = Arc::new(self.chain[0].clone());
-        Termination { server: Arc::new(server), leaf, digest: [1; 32] }
+        Termination::new(server, leaf, [1; 32])
     }
 
     /// A server that asks nobody for a certificate.

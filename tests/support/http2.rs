@@ -241,13 +241,15 @@ impl Raw {
         raw
     }
 
-    /// The other end: reads the preface, and sends settings.
-    fn accepted(stream: TcpStream, settings: &[(u16, u32)]) -> Option<Self> {
+    /// The other end: reads the preface, and sends settings, where there are any.
+    fn accepted(stream: TcpStream, settings: Option<&[(u16, u32)]>) -> Option<Self> {
         let mut raw = Self::of(stream);
         let mut preface = [0; 24];
         raw.stream.read_exact(&mut preface).ok()?;
         assert_eq!(&preface, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n");
-        raw.settings(settings);
+        if let Some(settings) = settings {
+            raw.settings(settings);
+        }
         Some(raw)
     }
 
@@ -463,6 +465,18 @@ impl RawService {
     /// As [`RawService::scripted`], with settings.
     pub fn with(
         settings: &'static [(u16, u32)],
+        script: impl Fn(usize, &mut Raw) + Send + Sync + 'static,
+    ) -> Self {
+        Self::run(Some(settings), script)
+    }
+
+    /// As [`RawService::scripted`], but settings are the script's business.
+    pub fn without_settings(script: impl Fn(usize, &mut Raw) + Send + Sync + 'static) -> Self {
+        Self::run(None, script)
+    }
+
+    fn run(
+        settings: Option<&'static [(u16, u32)]>,
         script: impl Fn(usize, &mut Raw) + Send + Sync + 'static,
     ) -> Self {
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();

@@ -53,6 +53,8 @@ pub struct Mesh {
     pub link: Arc<Link>,
     thread: Option<JoinHandle<()>>,
     generation: u64,
+    /// What the shard has now.
+    compiled: Option<config::Compiled>,
     seen: Seen,
 }
 
@@ -210,7 +212,8 @@ impl Mesh {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let (link, doorbell) = Link::new(0).unwrap();
-        let mut mesh = Self { address, link, thread: None, generation: 0, seen: Seen::default() };
+        let mut mesh =
+            Self { address, link, thread: None, generation: 0, compiled: None, seen: Seen::default() };
         mesh.give(config);
         mesh.order(Order::Listen("inbound".into(), listener));
         let plan = Plan {
@@ -283,9 +286,12 @@ impl Mesh {
 
     fn give(&mut self, config: &Config) {
         let text = config.text();
-        let loaded = config::parse("test.toml", &text, &|_| None)
+        let mut loaded = config::parse("test.toml", &text, &|_| None)
             .unwrap_or_else(|report| panic!("{report}\nin:\n{text}"));
         self.generation += 1;
+        if let Some(running) = &self.compiled {
+            loaded.compiled.share(running);
+        }
         let mut snapshot = loaded.compiled.snapshot(self.generation, &|_, _| Vec::new());
         // It is found by its name when a connection comes.
         snapshot.listeners[0].name = "inbound".into();
@@ -293,6 +299,7 @@ impl Mesh {
         if let Some(change) = &config.change {
             change(&mut snapshot);
         }
+        self.compiled = Some(loaded.compiled);
         self.link.publish(Arc::new(snapshot));
     }
 

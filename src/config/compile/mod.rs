@@ -7,9 +7,12 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 mod action;
+mod caps;
 mod policy;
 mod retry;
 mod service;
+
+pub(super) use caps::{CompiledCaps, warn as warn_of_caps};
 
 pub(super) use policy::warn as warn_of_policy;
 
@@ -21,7 +24,7 @@ use super::report::{Place, Problem, Problems, Source};
 use super::values;
 use super::warn;
 use crate::authorize;
-use crate::route::{Action, HostMatch, PathMatch, Route};
+use crate::route::{Action, HostMatch, PathMatch, Priority, Route};
 use crate::snapshot::{Forwarding, Http2, Limits, Timeouts};
 
 /// Everything checked; `None` when `problems` has errors.
@@ -425,6 +428,7 @@ fn route(raw: RawRoute, index: usize, action: Action, from: &From<'_>) -> Compil
         from.mark_of(raw.timeout.as_ref()),
         from.mark_of(raw.upgrades.as_ref()),
         from.mark_of(raw.tunnel_idle.as_ref()),
+        from.mark_of(raw.priority.as_ref()),
     ];
     let path = match (raw.path, raw.path_prefix) {
         (Some(path), _) => PathMatch::Exact(path.value),
@@ -449,6 +453,7 @@ fn route(raw: RawRoute, index: usize, action: Action, from: &From<'_>) -> Compil
             tunnel_idle: value_or(raw.tunnel_idle, defaults::TUNNEL_IDLE.default),
             retry: retry.as_ref().map(|retry| Arc::clone(&retry.policy)),
             deadline_field: value_or(raw.deadline_header, defaults::DEADLINE_HEADER),
+            priority: value_or(raw.priority, Priority::Default),
         },
         hosts: hosts.into(),
         path,

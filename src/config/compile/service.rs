@@ -67,6 +67,7 @@ pub(super) fn service(raw: RawService, from: &From<'_>) -> CompiledService {
         from.mark_of(http2.ping_timeout.as_ref()),
     ];
     let retry = raw.retry.map(|raw| super::retry::retry(*raw, from));
+    let caps = super::caps::caps(raw.caps.map(|boxed| *boxed), from);
     let tls = *raw.tls;
     let (tls, edge) = match value_or(tls.tls, ServiceTlsWord::Off) {
         ServiceTlsWord::Off => (spec::Tls::Off, None),
@@ -110,6 +111,7 @@ pub(super) fn service(raw: RawService, from: &From<'_>) -> CompiledService {
         },
         retry: retry.as_ref().map_or_else(super::retry::default_policy, |retry| Arc::clone(&retry.policy)),
         meter: budget::Shared::default(),
+        caps: caps.declared(),
     };
     let declared = if named {
         Some(
@@ -122,7 +124,7 @@ pub(super) fn service(raw: RawService, from: &From<'_>) -> CompiledService {
         service.endpoints = addresses(declared);
         None
     };
-    CompiledService { service: Arc::new(service), declared, edge, marks, retry }
+    CompiledService { service: Arc::new(service), declared, edge, caps, marks, retry }
 }
 
 /// Endpoints that need no resolving, each address once.

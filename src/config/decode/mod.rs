@@ -9,11 +9,13 @@ use std::time::Duration;
 use toml::de::{DeTable, DeValue};
 
 mod action;
+mod caps;
 mod policy;
 mod retry;
 mod service;
 mod tls;
 
+pub(super) use caps::{PRIORITY_WORDS, RawCaps};
 pub(super) use policy::ACTION_WORDS;
 pub(super) use retry::RETRY_WORDS;
 pub(super) use service::PROTOCOL_WORDS;
@@ -390,6 +392,9 @@ fn route(reader: &mut Reader<'_>, table: &Opened<'_>, place: Place) -> RawRoute 
             .value("deadline_header")
             .and_then(|item| reader.flag("route.deadline_header", item)),
         retry: table.value("retry").and_then(|item| retry::retry(reader, &schema::ROUTE_RETRY, item)),
+        priority: table
+            .value("priority")
+            .and_then(|item| reader.choice("route.priority", item, &PRIORITY_WORDS)),
         match_is_right,
     }
 }

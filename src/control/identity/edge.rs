@@ -152,7 +152,7 @@ fn termination(
     server.ticketer = Ticketer::new().map_err(tls)?;
     server.send_tls13_tickets = 1;
     server.max_early_data_size = 0;
-    Ok((Termination { server: Arc::new(server), leaf, digest }, facts))
+    Ok((Termination::new(server, leaf, digest), facts))
 }
 
 /// Roots that several services have are in memory once.

@@ -482,6 +482,8 @@ fn every_cause_that_a_request_head_can_have_is_in_the_table() {
         Cause::TooManyInterim,
         Cause::BodyTooLarge,
         Cause::Overloaded,
+        Cause::QueueFull,
+        Cause::QueueTimeout,
         Cause::Timeout,
         Cause::Closed,
         Cause::Reset,

@@ -5,6 +5,9 @@ use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
+use std::time::{Duration, SystemTime};
+
+use rustix::process::Signal;
 
 use super::binary::{Folder, Running, eventually, page};
 use super::peers::Load;
@@ -331,4 +334,56 @@ fn t31_a_root_is_replaced_under_load_and_whoever_stays_with_the_old_one_is_cut()
     let load = Load::start(near.listener("in"), 4);
     until_warm(&load);
     none(&load.stop());
+}
+
+/// Both at once, as fast as they are taken: certificates that end soon are replaced on both sides, in an order that differs
+/// from time to time, while the files of both proxies change and SIGHUP comes.
+#[test]
+fn t31_rotations_and_reloads_in_a_tight_loop_fail_no_request() {
+    let folder = Folder::new();
+    let authority = Authority::new("mesh");
+    let leaf = |id: &str| {
+        authority.leaf(|params| {
+            params.subject_alt_names = vec![uri(id)];
+            params.not_after = (SystemTime::now() + Duration::from_secs(10)).into();
+        })
+    };
+    let renew = |name: &str, id: &str| write(&folder, name, &leaf(id), &[&authority]);
+    renew("near", NEAR);
+    renew("far", FAR);
+    let origin = super::peers::Origin::start("hello");
+    let far = proxy(&folder, "far", "strict", &to("app", &origin.address.to_string(), ""));
+    let mesh = format!("tls = \"mesh\"\nidentities = [\"{FAR}\"]\ntimeouts = {{ connect = \"60s\" }}");
+    let near = proxy(&folder, "near", "off", &to("app", &far.listener("in").to_string(), &mesh));
+    let files = ["near", "far"]
+        .map(|name| (name, std::fs::read_to_string(folder.path(&format!("{name}.toml"))).unwrap()));
+    let load = Load::start(near.listener("in"), 4);
+    until_warm(&load);
+    for round in 0..100 {
+        let before = (near.generation(), far.generation());
+        let both = [("near", NEAR), ("far", FAR)];
+        for (name, id) in if round % 2 == 0 { both } else { [both[1], both[0]] } {
+            renew(name, id);
+        }
+        for (name, text) in &files {
+            folder
+                .write(&format!("{name}.toml"), &format!("{text}[timeouts]\nidle = \"{}s\"\n", 100 + round));
+        }
+        near.signal(Signal::HUP);
+        far.signal(Signal::HUP);
+        eventually("the files are taken", || {
+            (near.generation() > before.0 && far.generation() > before.1).then_some(())
+        });
+    }
+    let answered = load.answered();
+    eventually("the load goes on", || (load.answered() > answered + 200).then_some(()));
+    none(&load.stop());
+    for proxy in [&near, &far] {
+        let (_, metrics) = proxy.page("/metrics");
+        let failed = |line: &&str| {
+            line.starts_with("ringmesh_failures_total")
+                || line.starts_with("ringmesh_connection_failures_total")
+        };
+        assert_eq!(metrics.lines().filter(failed).collect::<Vec<_>>(), Vec::<&str>::new());
+    }
 }

@@ -1,0 +1,110 @@
+//! At the door of a service that may be given so much at a time: before anything is done for an exchange upstream.
+//!
+//! Who finds no place waits, for as long as the service's queue lets it, and leaves when its caller does. The place is kept
+//! in the account of the exchange and given back when that is closed; a tunnel gives it back when it begins.
+//! Both callers come by here; where nothing is configured it is one branch.
+
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::task::Poll;
+
+use super::Path;
+use super::from_h2::Call;
+use super::relay::unless_reset;
+use crate::downstream::Downstream;
+use crate::failure::{Cause, Failure, Stage};
+use crate::io::{Connection, Fault};
+use crate::route::Route;
+use crate::shard::clock::NEVER;
+use crate::upstream::limiter::{Entry, Waiting};
+
+const fn refused(cause: Cause) -> Failure {
+    Failure::local(Stage::Admit, cause)
+}
+
+impl Path<'_> {
+    /// Takes a place at the service, or a place among those who wait for one.
+    pub(super) fn admit(&self, route: Option<&Route>) -> Result<Option<Waiting>, Failure> {
+        let Some(limiter) = &self.service.limiter else { return Ok(None) };
+        let priority = route.map_or_else(Default::default, |route| route.priority);
+        match limiter.enter(priority, self.shard.clock.now()) {
+            Entry::In(pass) => {
+                self.account.place.set(Some(pass));
+                Ok(None)
+            }
+            Entry::Wait(waiting) => Ok(Some(waiting)),
+            Entry::Refused(cause) => Err(refused(cause)),
+        }
+    }
+
+    /// Waits for the place. A caller by HTTP/1.1 that closes its side meanwhile has gone; what it sends is kept for later.
+    pub(super) async fn wait_for_place(
+        &self,
+        waiting: Waiting,
+        downstream: &mut Downstream,
+    ) -> Result<(), Failure> {
+        let caller = downstream.connection.control();
+        let Downstream { connection: Connection { reader, .. }, input, .. } = downstream;
+        let has_room = input.len() < input.capacity();
+        let mut gone = pin!(async {
+            match has_room {
+                // Without room nothing can be read, not even the end.
+                false => Err(Fault::Cancelled),
+                true => reader.read_cancelable(input, 0, NEVER).await,
+            }
+        });
+        let alarm = self.shard.deadlines.alarm();
+        let result = {
+            let mut place = pin!(alarm.until(waiting.until_ns.min(self.deadline), waiting));
+            let mut watched = true;
+            poll_fn(|cx| {
+                if let Poll::Ready(place) = place.as_mut().poll(cx) {
+                    return Poll::Ready(Some((place, watched)));
+                }
+                if watched && let Poll::Ready(read) = gone.as_mut().poll(cx) {
+                    watched = false;
+                    if matches!(read, Ok(0) | Err(Fault::Closed | Fault::Reset | Fault::Alert)) {
+                        return Poll::Ready(None);
+                    }
+                }
+                Poll::Pending
+            })
+            .await
+        };
+        match result {
+            None => Err(Failure::downstream(Stage::Admit, Cause::Closed)),
+            Some((place, watched)) => {
+                if watched {
+                    caller.cancel_read();
+                    let _ = gone.await;
+                }
+                self.took(place)
+            }
+        }
+    }
+
+    fn took(&self, place: Option<<Waiting as Future>::Output>) -> Result<(), Failure> {
+        match place {
+            Some(Ok(pass)) => {
+                self.account.place.set(Some(pass));
+                Ok(())
+            }
+            Some(Err(cause)) => Err(refused(cause)),
+            None => Err(refused(Cause::QueueTimeout)),
+        }
+    }
+}
+
+impl Call<'_> {
+    /// Waits for the place; no longer once the caller has reset the stream.
+    pub(super) async fn wait_for_place(&self, waiting: Waiting) -> Result<(), Failure> {
+        let alarm = self.path.shard.deadlines.alarm();
+        let place = alarm.until(waiting.until_ns.min(self.path.deadline), waiting);
+        let reset = |cx: &mut std::task::Context<'_>| self.respond.borrow_mut().poll_reset(cx);
+        let (place, was_reset) = unless_reset(reset, || alarm.by(0), place).await;
+        if was_reset {
+            return Err(Failure::downstream(Stage::Admit, Cause::StreamReset));
+        }
+        self.path.took(place)
+    }
+}

@@ -1,0 +1,110 @@
+use super::*;
+use crate::upstream::caps::Counts;
+use crate::upstream::line::Patience;
+
+const MS: u64 = 1_000_000;
+
+struct Silent;
+
+impl Bell for Silent {
+    fn ring(&self) {}
+}
+
+fn door(exchanges_max: u32, pending_max: u32) -> (Rc<Limiter>, Arc<Caps>) {
+    let patience = Patience { timeout_ns: 100 * MS, target_ns: 5 * MS };
+    let caps = Arc::new(Caps { exchanges_max, pending_max, patience, retries_max: 1, counts: Counts::new() });
+    caps.apply();
+    (Limiter::new(Arc::clone(&caps), &Doors::new(Arc::new(Silent))), caps)
+}
+
+fn enter(limiter: &Rc<Limiter>, priority: Priority, now: u64) -> Entry {
+    limiter.enter(priority, now)
+}
+
+fn inside(entry: Entry) -> Pass {
+    match entry {
+        Entry::In(pass) => pass,
+        Entry::Wait(_) => panic!("it waits"),
+        Entry::Refused(cause) => panic!("{}", cause.label()),
+    }
+}
+
+fn waits(entry: Entry) -> Waiting {
+    match entry {
+        Entry::Wait(waiting) => waiting,
+        Entry::In(_) => panic!("it is let in"),
+        Entry::Refused(cause) => panic!("{}", cause.label()),
+    }
+}
+
+fn told(waiting: &mut Waiting) -> Option<Result<Pass, Cause>> {
+    match Pin::new(waiting).poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(told) => Some(told),
+        Poll::Pending => None,
+    }
+}
+
+#[test]
+fn who_leaves_the_line_gives_its_place_there_back_and_whoever_was_granted_in_vain_hands_it_on() {
+    let (limiter, caps) = door(1, 2);
+    let pass = inside(enter(&limiter, Priority::Default, 0));
+    let (first, mut second) =
+        (waits(enter(&limiter, Priority::Default, 0)), waits(enter(&limiter, Priority::Default, 0)));
+    assert!(matches!(enter(&limiter, Priority::Default, 0), Entry::Refused(Cause::QueueFull)));
+    drop(first);
+    assert_eq!(caps.counts.exchanges.waiting(), 1);
+    let third = waits(enter(&limiter, Priority::Default, 0));
+    drop(pass);
+    let second_pass = told(&mut second).unwrap().ok().unwrap();
+    drop(second_pass);
+    // The third was granted it and has not looked yet.
+    assert_eq!(caps.counts.exchanges.taken(), 1);
+    drop(third);
+    let gate = &caps.counts.exchanges;
+    assert_eq!((gate.taken(), gate.waiting(), gate.tickets()), (0, 0, 0));
+}
+
+#[test]
+fn in_a_full_line_the_important_take_the_place_of_the_less_important() {
+    let (limiter, caps) = door(1, 1);
+    let pass = inside(enter(&limiter, Priority::Sheddable, 0));
+    let mut low = waits(enter(&limiter, Priority::Sheddable, 0));
+    let mut high = waits(enter(&limiter, Priority::Critical, 0));
+    assert!(matches!(told(&mut low), Some(Err(Cause::QueueFull))));
+    assert_eq!(caps.counts.exchanges.waiting(), 1);
+    assert!(matches!(enter(&limiter, Priority::Default, 0), Entry::Refused(Cause::QueueFull)));
+    drop(pass);
+    assert!(matches!(told(&mut high), Some(Ok(_))));
+}
+
+#[test]
+fn who_has_waited_too_long_is_told_so_when_somebody_else_comes_to_his_turn() {
+    let (limiter, caps) = door(1, 8);
+    let pass = inside(enter(&limiter, Priority::Default, 0));
+    let mut old = waits(enter(&limiter, Priority::Default, 0));
+    let mut new = waits(enter(&limiter, Priority::Default, 99 * MS));
+    assert_eq!(old.until_ns, 100 * MS);
+    pass.end(101 * MS);
+    assert!(matches!(told(&mut old), Some(Err(Cause::QueueTimeout))));
+    assert!(matches!(told(&mut new), Some(Ok(_))));
+    assert_eq!(caps.counts.exchanges.waiting(), 0);
+}
+
+#[test]
+fn without_a_place_to_wait_it_is_turned_away_at_once() {
+    let (limiter, _) = door(1, 0);
+    let pass = inside(enter(&limiter, Priority::Critical, 0));
+    assert!(matches!(enter(&limiter, Priority::Critical, 0), Entry::Refused(Cause::QueueFull)));
+    drop(pass);
+    inside(enter(&limiter, Priority::Sheddable, 0));
+}
+
+#[test]
+fn retries_have_a_ceiling_of_their_own() {
+    let (limiter, caps) = door(1, 0);
+    let retry = limiter.retry();
+    assert!(retry.is_some() && limiter.retry().is_none());
+    drop(retry);
+    assert_eq!(caps.counts.retries.taken(), 0);
+    assert!(limiter.retry().is_some());
+}

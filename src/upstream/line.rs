@@ -1,0 +1,204 @@
+//! Those of one shard who wait for a place at a service, and who is next. Pure: time is an argument.
+//!
+//! The more important come first; among equals who has waited longest, and nobody waits longer than `timeout`. A line that
+//! has not been empty for as long as that is not a burst but too much load, and then waiting only makes late what is
+//! answered (as in Facebook's variant of CoDel): nobody waits longer than `target` then, and the newest come first, whose
+//! callers still want the answer. It ends when the line has been empty.
+//!
+//! Refuses to know who they are, and to count places.
+
+use std::collections::VecDeque;
+
+use crate::route::Priority;
+
+/// How long they may wait, ns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Patience {
+    /// While it is a burst.
+    pub timeout_ns: u64,
+    /// While it is too much; as `timeout_ns`, it makes no difference.
+    pub target_ns: u64,
+}
+
+/// A line.
+#[derive(Debug)]
+pub struct Line<T> {
+    /// By priority, oldest first.
+    waiting: [VecDeque<Entry<T>>; Priority::COUNT],
+    next_number: u64,
+    /// When it was empty last; of an empty one, 0.
+    busy_since_ns: u64,
+}
+
+/// Where one stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ticket {
+    priority: Priority,
+    number: u64,
+}
+
+#[derive(Debug)]
+struct Entry<T> {
+    number: u64,
+    since_ns: u64,
+    who: T,
+}
+
+impl<T> Line<T> {
+    /// Nobody.
+    pub const fn new() -> Self {
+        Self { waiting: [const { VecDeque::new() }; Priority::COUNT], next_number: 0, busy_since_ns: 0 }
+    }
+
+    /// How many wait.
+    pub fn len(&self) -> usize {
+        self.waiting.iter().map(VecDeque::len).sum()
+    }
+
+    /// Whether nobody does.
+    pub fn is_empty(&self) -> bool {
+        self.waiting.iter().all(VecDeque::is_empty)
+    }
+
+    /// One more; until when he waits at the longest.
+    pub fn push(&mut self, who: T, priority: Priority, patience: Patience, now_ns: u64) -> (Ticket, u64) {
+        if self.is_empty() {
+            self.busy_since_ns = now_ns;
+        }
+        let number = self.next_number;
+        self.next_number += 1;
+        self.waiting[priority as usize].push_back(Entry { number, since_ns: now_ns, who });
+        let longest_ns =
+            if self.is_standing(patience, now_ns) { patience.target_ns } else { patience.timeout_ns };
+        (Ticket { priority, number }, now_ns.saturating_add(longest_ns))
+    }
+
+    /// Who is next. Those who have waited too long are given to `late` first.
+    pub fn next(&mut self, patience: Patience, now_ns: u64, late: impl FnMut(T)) -> Option<T> {
+        let standing = self.is_standing(patience, now_ns);
+        self.drop_late(if standing { patience.target_ns } else { patience.timeout_ns }, now_ns, late);
+        self.waiting
+            .iter_mut()
+            .find_map(|waiting| if standing { waiting.pop_back() } else { waiting.pop_front() })
+            .map(|entry| entry.who)
+    }
+
+    /// Takes one out, if he still waits.
+    pub fn remove(&mut self, ticket: Ticket) -> Option<T> {
+        let waiting = &mut self.waiting[ticket.priority as usize];
+        let at = waiting.binary_search_by_key(&ticket.number, |entry| entry.number).ok()?;
+        waiting.remove(at).map(|entry| entry.who)
+    }
+
+    /// Takes out the newest of the least important, if he is less important than that: in a full line he makes room.
+    pub fn displace(&mut self, priority: Priority) -> Option<T> {
+        let less = &mut self.waiting[priority as usize + 1..];
+        less.iter_mut().rev().find_map(VecDeque::pop_back).map(|entry| entry.who)
+    }
+
+    /// Whether it is too much, and not a burst.
+    pub fn is_standing(&self, patience: Patience, now_ns: u64) -> bool {
+        !self.is_empty() && now_ns.saturating_sub(self.busy_since_ns) >= patience.timeout_ns
+    }
+
+    fn drop_late(&mut self, longest_ns: u64, now_ns: u64, mut late: impl FnMut(T)) {
+        for waiting in &mut self.waiting {
+            while waiting.front().is_some_and(|entry| now_ns.saturating_sub(entry.since_ns) > longest_ns) {
+                if let Some(entry) = waiting.pop_front() {
+                    late(entry.who);
+                }
+            }
+        }
+    }
+}
+
+impl<T> Default for Line<T> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: u64 = 1_000_000;
+    const PATIENCE: Patience = Patience { timeout_ns: 100 * MS, target_ns: 5 * MS };
+
+    fn push(line: &mut Line<u32>, who: u32, priority: Priority, now_ns: u64) -> (Ticket, u64) {
+        line.push(who, priority, PATIENCE, now_ns)
+    }
+
+    fn next(line: &mut Line<u32>, now_ns: u64) -> (Option<u32>, Vec<u32>) {
+        let mut late = Vec::new();
+        (line.next(PATIENCE, now_ns, |who| late.push(who)), late)
+    }
+
+    #[test]
+    fn the_important_come_first_and_among_equals_the_oldest() {
+        let mut line = Line::new();
+        let priorities = [
+            Priority::Sheddable,
+            Priority::Default,
+            Priority::Critical,
+            Priority::Default,
+            Priority::Critical,
+        ];
+        for (who, priority) in (0..).zip(priorities) {
+            push(&mut line, who, priority, 0);
+        }
+        let order: Vec<u32> = std::iter::from_fn(|| next(&mut line, MS).0).collect();
+        assert_eq!(order, [2, 4, 1, 3, 0]);
+    }
+
+    #[test]
+    fn a_burst_may_wait_for_the_whole_timeout_and_nobody_longer() {
+        let mut line = Line::new();
+        assert_eq!(push(&mut line, 1, Priority::Default, 0).1, 100 * MS);
+        push(&mut line, 2, Priority::Default, 50 * MS);
+        assert_eq!(next(&mut line, 99 * MS), (Some(1), vec![]));
+        assert_eq!(next(&mut line, 99 * MS), (Some(2), vec![]));
+        assert_eq!(next(&mut line, 99 * MS), (None, vec![]));
+        // It was empty meanwhile: a new burst.
+        assert_eq!(push(&mut line, 3, Priority::Default, 120 * MS).1, 220 * MS);
+        assert_eq!(next(&mut line, 221 * MS), (None, vec![3]));
+    }
+
+    #[test]
+    fn in_a_line_that_stands_the_newest_come_first_and_the_old_are_let_go() {
+        let mut line = Line::new();
+        push(&mut line, 1, Priority::Default, 0);
+        push(&mut line, 2, Priority::Sheddable, 97 * MS);
+        assert_eq!(push(&mut line, 3, Priority::Default, 100 * MS).1, 105 * MS);
+        push(&mut line, 4, Priority::Default, 101 * MS);
+        assert_eq!(next(&mut line, 102 * MS), (Some(4), vec![1]));
+        assert_eq!(next(&mut line, 104 * MS), (Some(3), vec![2]));
+        // Empty: over.
+        assert_eq!(push(&mut line, 5, Priority::Default, 104 * MS).1, 204 * MS);
+    }
+
+    #[test]
+    fn who_leaves_is_gone_and_who_is_gone_cannot_leave() {
+        let mut line = Line::new();
+        let tickets: Vec<Ticket> = (0..5).map(|who| push(&mut line, who, Priority::Default, 0).0).collect();
+        assert_eq!(line.remove(tickets[2]), Some(2));
+        assert_eq!(line.remove(tickets[2]), None);
+        assert_eq!(next(&mut line, 0).0, Some(0));
+        assert_eq!(line.remove(tickets[0]), None);
+        assert_eq!((line.remove(tickets[4]), line.len()), (Some(4), 2));
+    }
+
+    #[test]
+    fn only_the_less_important_make_room_the_least_and_newest_first() {
+        let mut line = Line::new();
+        for (who, priority) in [(0, Priority::Sheddable), (1, Priority::Sheddable), (2, Priority::Default)] {
+            push(&mut line, who, priority, 0);
+        }
+        assert_eq!(line.displace(Priority::Sheddable), None);
+        assert_eq!(line.displace(Priority::Default), Some(1));
+        assert_eq!(line.displace(Priority::Critical), Some(0));
+        assert_eq!(line.displace(Priority::Default), None);
+        assert_eq!(line.displace(Priority::Critical), Some(2));
+        assert_eq!(line.displace(Priority::Critical), None);
+    }
+}

@@ -1,0 +1,277 @@
+//! How much a service is given at a time: who is let in, who waits, who is turned away and how that is told.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use http::HeaderValue;
+use ringmesh::control::{Proxy, Start};
+
+use crate::support::client::Client;
+use crate::support::http2::{CANCEL, RST_STREAM, Raw, Service, call, fields, request};
+use crate::support::mesh::Config;
+use crate::support::origin::{Origin, ok};
+use crate::support::rig::Rig;
+use crate::support::{End, Gate, Watched};
+
+fn get(target: &str) -> String {
+    format!("GET {target} HTTP/1.1\r\nHost: a\r\n\r\n")
+}
+
+/// A service that answers when the gate is open, capped so.
+fn capped(caps: &str) -> (Arc<Gate>, Rig) {
+    let (gate, origin) = Origin::gated();
+    let caps = format!("caps = {{ {caps} }}");
+    (gate, Rig::before_with(origin, |config| config.keys(&caps)))
+}
+
+#[test]
+fn what_finds_no_place_waits_for_it_and_comes_in_the_order_in_which_it_came() {
+    let (gate, mut rig) = capped("exchanges_max = 1, queue_timeout = \"1h\"");
+    let mut clients: Vec<Client> = Vec::new();
+    for n in 0..4 {
+        let mut client = rig.client();
+        client.send(get(&format!("/{n}")));
+        // It is at the door before the next one comes.
+        rig.mesh.wait_totals(|totals| totals.exchanges_open == n + 1);
+        clients.push(client);
+    }
+    assert_eq!(rig.origin.wait_requests(1).len(), 1, "the service has one at a time");
+    gate.open();
+    for (n, client) in clients.iter_mut().enumerate() {
+        assert_eq!(client.response().text(), format!("/{n}"));
+    }
+    let done = rig.done();
+    let targets: Vec<String> = done.requests.iter().map(|request| request.target().to_owned()).collect();
+    assert_eq!((targets.join(" "), done.connections), ("/0 /1 /2 /3".to_owned(), 1));
+}
+
+#[test]
+fn where_nobody_may_wait_it_is_turned_away_and_told_when_to_come_again() {
+    let (gate, rig) = capped("exchanges_max = 1, pending_max = 0");
+    let mut first = rig.client();
+    first.send(get("/first"));
+    rig.origin.wait_requests(1);
+    let mut second = rig.client();
+    for _ in 0..2 {
+        second.send(get("/second"));
+        let refused = second.response();
+        assert_eq!(refused.status(), 503);
+        assert_eq!(refused.one("x-ringmesh-failure").as_deref(), Some("admit.local.queue_full"));
+        assert_eq!(refused.one("retry-after").as_deref(), Some("1"));
+    }
+    let by_http2 = call(rig.mesh.address, request("GET", "/"), b"", None).unwrap();
+    assert_eq!(by_http2.head.status, 503);
+    assert_eq!(by_http2.head.headers["retry-after"], "1");
+    assert_eq!(by_http2.head.headers["x-ringmesh-failure"], "admit.local.queue_full");
+    let mut grpc = request("POST", "/s/M");
+    grpc.headers_mut().insert("content-type", HeaderValue::from_static("application/grpc"));
+    let grpc = call(rig.mesh.address, grpc, b"", None).unwrap();
+    assert_eq!(
+        (grpc.head.status.as_u16(), &grpc.head.headers["grpc-status"]),
+        (200, &HeaderValue::from_static("14"))
+    );
+    gate.open();
+    assert_eq!(first.response().text(), "/first");
+    // The place is free again, also for a connection that was refused.
+    second.send(get("/third"));
+    assert_eq!(second.response().text(), "/third");
+    drop((first, second));
+    let done = rig.done();
+    assert_eq!(done.requests.len(), 2, "the service has seen nothing of the others");
+    assert_eq!(done.seen.failures["admit.local.queue_full"], 4);
+}
+
+#[test]
+fn who_has_waited_for_long_enough_is_told_so() {
+    let (gate, rig) = capped("exchanges_max = 1, queue_timeout = \"20ms\"");
+    let mut first = rig.client();
+    first.send(get("/first"));
+    rig.origin.wait_requests(1);
+    let mut second = rig.client();
+    second.send(get("/second"));
+    let refused = second.response();
+    assert_eq!(refused.status(), 503);
+    assert_eq!(refused.one("x-ringmesh-failure").as_deref(), Some("admit.local.queue_timeout"));
+    let by_http2 = call(rig.mesh.address, request("GET", "/"), b"", None).unwrap();
+    assert_eq!(by_http2.head.headers["x-ringmesh-failure"], "admit.local.queue_timeout");
+    gate.open();
+    assert_eq!(first.response().text(), "/first");
+    drop((first, second));
+    assert_eq!(rig.done().seen.failures["admit.local.queue_timeout"], 2);
+}
+
+#[test]
+fn a_caller_that_goes_away_leaves_the_line() {
+    let (gate, mut rig) = capped("exchanges_max = 1, pending_max = 1, queue_timeout = \"1h\"");
+    let mut first = rig.client();
+    first.send(get("/first"));
+    rig.origin.wait_requests(1);
+
+    let mut second = rig.client();
+    second.send(get("/second"));
+    rig.mesh.wait_totals(|totals| totals.exchanges_open == 2);
+    drop(second);
+    rig.mesh.wait_seen(|seen| seen.failures.contains_key("admit.downstream.closed_early"));
+
+    let mut third = Raw::connect(rig.mesh.address);
+    third.head(5, 1, &fields("GET", "/third", &[]));
+    rig.mesh.wait_totals(|totals| totals.exchanges_open == 2);
+    third.frame(RST_STREAM, 0, 1, &CANCEL.to_be_bytes());
+    rig.mesh.wait_seen(|seen| seen.failures.contains_key("admit.downstream.http2_stream_reset"));
+
+    // There is room for one more in the line only if both have left it.
+    let mut fourth = rig.client();
+    fourth.send(get("/fourth"));
+    rig.mesh.wait_totals(|totals| totals.exchanges_open == 2);
+    gate.open();
+    assert_eq!(first.response().text(), "/first");
+    assert_eq!(fourth.response().text(), "/fourth");
+    drop((first, third, fourth));
+    let done = rig.done();
+    assert_eq!(done.requests.len(), 2);
+    assert_eq!(done.seen.of_cause("queue_full"), 0);
+}
+
+#[test]
+fn what_a_caller_sends_while_it_waits_is_not_lost() {
+    let (gate, mut rig) = capped("exchanges_max = 1, queue_timeout = \"1h\"");
+    let mut first = rig.client();
+    first.send(get("/first"));
+    rig.origin.wait_requests(1);
+    let mut second = rig.client();
+    second.send("POST /second HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\nhello");
+    rig.mesh.wait_totals(|totals| totals.exchanges_open == 2);
+    second.send("world").send(get("/third"));
+    gate.open();
+    assert_eq!(first.response().text(), "/first");
+    assert_eq!(second.response().text(), "/second");
+    assert_eq!(second.response().text(), "/third");
+    drop((first, second));
+    let done = rig.done();
+    assert_eq!(done.requests[1].body, b"helloworld");
+}
+
+#[test]
+fn a_higher_ceiling_lets_in_who_waits_and_a_lower_one_nobody_until_fewer_are_inside() {
+    let (gate, mut rig) = capped("exchanges_max = 1, queue_timeout = \"1h\"");
+    let mut clients: Vec<Client> = (0..4).map(|_| rig.client()).collect();
+    for (n, client) in (1..).zip(&mut clients) {
+        client.send(get("/"));
+        rig.mesh.wait_totals(|totals| totals.exchanges_open == n);
+    }
+    rig.origin.wait_requests(1);
+    let endpoint = rig.origin.endpoint.clone();
+    let capped_at = |most: u32| {
+        let caps = format!("caps = {{ exchanges_max = {most}, queue_timeout = \"1h\" }}");
+        Config::default().service_at("app", &[&endpoint], &caps)
+    };
+    rig.reload(|_| capped_at(3));
+    rig.origin.wait_requests(3);
+    rig.mesh.settle(1);
+    assert_eq!(rig.origin.recorded().len(), 3);
+    rig.reload(|_| capped_at(1));
+    gate.open();
+    for client in &mut clients {
+        assert_eq!(client.response().status(), 200);
+    }
+    drop(clients);
+    rig.done();
+}
+
+#[test]
+fn a_tunnel_gives_its_place_back_when_it_begins() {
+    let rig = Rig::before_with(
+        Origin::scripted(|visit| {
+            while let Some(request) = visit.request() {
+                if request.target() == "/socket" {
+                    visit.send(
+                        "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\
+                         sec-websocket-accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n",
+                    );
+                    visit.drain();
+                    return;
+                }
+                visit.send(ok(&request));
+            }
+        }),
+        |config| config.keys("caps = { exchanges_max = 1, pending_max = 0 }"),
+    );
+    let mut socket = rig.client();
+    socket.send(
+        "GET /socket HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
+         Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n",
+    );
+    assert!(socket.take_head().starts_with("HTTP/1.1 101 "));
+    let mut other = rig.client();
+    other.send(get("/other"));
+    assert_eq!(other.response().text(), "/other");
+    drop(other);
+    socket.finish();
+    assert_eq!(socket.end(), End::Fin);
+    rig.done();
+}
+
+#[test]
+fn a_service_that_speaks_http2_is_capped_as_well() {
+    let service = Service::echoing();
+    let mesh = Config::default()
+        .service_at(
+            "app",
+            &[&service.endpoint],
+            "protocol = \"http2\"\ncaps = { exchanges_max = 2, queue_timeout = \"1h\" }",
+        )
+        .start();
+    let callers: Vec<_> = (0..8)
+        .map(|n| {
+            let address = mesh.address;
+            std::thread::spawn(move || call(address, request("POST", "/"), &[n; 10_000], None).unwrap())
+        })
+        .collect();
+    for (n, caller) in (0..).zip(callers) {
+        let response = caller.join().unwrap();
+        assert_eq!(response.head.status, 200);
+        assert!(response.body == [n; 10_000]);
+    }
+    mesh.finish();
+}
+
+/// Four shards, one place for all of them, forty callers: never two at the service, everybody served.
+#[test]
+fn a_ceiling_holds_exactly_for_all_shards_together() {
+    const CALLERS: usize = 40;
+    const EACH: usize = 5;
+    let (inside, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+    let origin = Origin::answering({
+        let most = Arc::clone(&most);
+        move |request| {
+            most.fetch_max(inside.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+            std::thread::yield_now();
+            inside.fetch_sub(1, Ordering::SeqCst);
+            ok(request)
+        }
+    });
+    let proxy = Proxy::start(Start::text(format!(
+        "shards = 4\n[admin]\naddress = \"127.0.0.1:0\"\n[[listener]]\nname = \"in\"\naddress = \"127.0.0.1:0\"\n[[service]]\n\
+         name = \"app\"\nendpoints = [\"{}\"]\ncaps = {{ exchanges_max = 1, queue_timeout = \"1h\" }}\n[[route]]\nservice = \
+         \"app\"\n",
+        origin.endpoint
+    )))
+    .unwrap();
+    let address = proxy.listener("in").unwrap();
+    let served = Arc::new(Watched::<usize>::default());
+    for _ in 0..CALLERS {
+        let served = Arc::clone(&served);
+        std::thread::spawn(move || {
+            let mut client = Client::connect(address);
+            for n in 0..EACH {
+                client.send(get(&format!("/{n}")));
+                assert_eq!(client.response().text(), format!("/{n}"));
+            }
+            served.change(|served| *served += 1);
+        });
+    }
+    served.wait("all callers", |served| (*served == CALLERS).then_some(()));
+    assert_eq!(most.load(Ordering::SeqCst), 1);
+    proxy.drain();
+    proxy.join();
+}
