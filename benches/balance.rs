@@ -27,7 +27,7 @@ fn pick(criterion: &mut Criterion) {
             let mut balancer = Balancer::new(&service(balance, endpoints, weight));
             let mut rng = Rng::with_seed(1);
             for endpoint in 0..endpoints {
-                balancer.started(endpoint, 0);
+                balancer.started(endpoint);
                 balancer.ended(endpoint, 0, Outcome::Answered { latency_ns: rng.u64(1_000_000..2_000_000) });
             }
             let mut now_ns = 0;
@@ -51,7 +51,7 @@ fn whole(criterion: &mut Criterion) {
             bencher.iter(|| {
                 now_ns += 10_000;
                 let endpoint = balancer.pick(black_box(now_ns), &mut rng, |_| false)?;
-                balancer.started(endpoint, now_ns);
+                balancer.started(endpoint);
                 balancer.ended(
                     endpoint,
                     now_ns,
@@ -81,6 +81,7 @@ fn service(balance: Balance, endpoints: usize, weight: u16) -> Service {
         protocol: Protocol::Auto,
         tls: Tls::Off,
         http2: Http2::default(),
+        breaker: None,
         retry: Arc::new(Policy::off()),
         meter: Shared::default(),
         caps: None,

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use clap::{Parser, Subcommand};
 use ringmesh::config::{self, Look};
+use ringmesh::control::explain::command::{self, How};
 use ringmesh::control::{self, Proxy, Start, authority};
 use ringmesh::demo;
 
@@ -18,6 +19,9 @@ fn main() -> ExitCode {
     match arguments.command {
         Command::Run { config, until_stdin_ends } => run(config, until_stdin_ends),
         Command::Check { files } => check(&files),
+        Command::Explain { files, diff, json, all, request } => {
+            explain(&files, &request, How { json, all, diff })
+        }
         Command::Doctor { json } => doctor(json),
         Command::Ca { command } => ca(command),
         Command::Demo { length, rate, without_tls } => {
@@ -65,6 +69,35 @@ enum Command {
         /// TOML files, read together in this order; a directory stands for its *.toml
         #[arg(required = true, value_name = "FILE")]
         files: Vec<PathBuf>,
+    },
+    /// Tell what becomes of a request that need not exist, and why
+    ///
+    /// Which listener, rule, route, service, timeouts and endpoints apply to it, and for each other route that is near what
+    /// comes in the way. Reads the files as `run` would; needs no running proxy, opens no socket, resolves no name.
+    /// A running proxy answers the same on its admin address: /explain.
+    ///
+    /// Behind `--`: METHOD URL, and -H 'name: value' (repeat it), --from SPIFFE_ID, --source IP, --listener NAME,
+    /// --port NUMBER.
+    ///
+    /// Exit code: 0 when the request would be served, 1 when it would be refused here (denied, no route); with --diff 0
+    /// when nothing changes for it, 1 when something does; 2 when files or request are wrong.
+    #[command(verbatim_doc_comment)]
+    Explain {
+        /// TOML files, read together in this order; a directory stands for its *.toml
+        #[arg(required = true, value_name = "FILE")]
+        files: Vec<PathBuf>,
+        /// Show only what would be otherwise with this file; repeat it for several, read together
+        #[arg(long, value_name = "OTHER")]
+        diff: Vec<PathBuf>,
+        /// Print a JSON object in place of text
+        #[arg(long)]
+        json: bool,
+        /// Also tell of routes that are far away
+        #[arg(long)]
+        all: bool,
+        /// The request: METHOD URL [-H 'name: value'] [--from SPIFFE_ID] [--source IP] [--listener NAME] [--port NUMBER]
+        #[arg(last = true, required = true, value_name = "REQUEST")]
+        request: Vec<String>,
     },
     /// Tell what this machine offers, what is missing and how to fix it
     ///
@@ -122,6 +155,7 @@ Examples:
   ringmesh demo                           see it work, with nothing but this binary
   ringmesh doctor                         what this machine offers, and what is missing
   ringmesh check ringmesh.toml            is it right?
+  ringmesh explain ringmesh.toml -- GET https://shop/cart -H 'x-user: 7'   where would that go?
   ringmesh run --config ringmesh.toml     serve
   ringmesh ca init --trust-domain mesh.local   an authority for identities, see `ringmesh ca --help`
   curl -s 127.0.0.1:15000/                what the admin address offers
@@ -154,6 +188,12 @@ fn run(files: Vec<PathBuf>, until_stdin_ends: bool) -> ExitCode {
 /// Returns at the end of standard input, or when it cannot be read.
 fn stdin_ends() {
     let _ = std::io::copy(&mut std::io::stdin().lock(), &mut std::io::sink());
+}
+
+fn explain(files: &[PathBuf], request: &[String], how: How) -> ExitCode {
+    let look = Look::of(&std::io::stdout(), &config::process_environment);
+    let out = &mut std::io::stdout().lock();
+    command::run(files, request, &how, &config::process_environment, out, look).into()
 }
 
 fn doctor(json: bool) -> ExitCode {

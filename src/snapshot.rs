@@ -18,12 +18,14 @@ pub struct Snapshot {
     pub generation: u64,
     /// Where to listen.
     pub listeners: Vec<Listener>,
-    /// Host and path to route.
-    pub routes: route::Table,
+    /// Which route a request takes. Shared by all snapshots of one configuration.
+    pub routes: Arc<route::Table>,
     /// All services; `route::Route::service` is an index into this list.
     pub services: Vec<Arc<upstream::spec::Service>>,
     /// Indices of `services` in the order of their names: how a service is found again in the next snapshot.
     pub by_name: Vec<u32>,
+    /// By the index in `services`: what is known of the health of their endpoints. Written by shards.
+    pub health: Vec<Arc<upstream::health::Health>>,
     /// What a caller may take.
     pub limits: Limits,
     /// How long a caller may take.
@@ -46,6 +48,16 @@ impl Snapshot {
         let mut order: Vec<u32> = (0..u32::try_from(services.len()).unwrap_or(u32::MAX)).collect();
         order.sort_unstable_by(|a, b| services[*a as usize].name.cmp(&services[*b as usize].name));
         order
+    }
+
+    /// Keeps what is known of the health of endpoints that were in the snapshot before, whatever else has changed.
+    pub fn keep_health(&mut self, before: &Self) {
+        for (service, health) in self.services.iter().zip(&mut self.health) {
+            if let Some(id) = before.service_named(&service.name) {
+                let (was, known) = (&before.services[id as usize], &before.health[id as usize]);
+                *health = upstream::health::Health::kept(known, &was.endpoints, &service.endpoints);
+            }
+        }
     }
 
     /// Puts in what is presented. Names that there are not (any more) are passed over.

@@ -54,6 +54,11 @@ mod http2; // from callers and to services, and every translation
 #[path = "suite/http2_floods.rs"]
 mod http2_floods; // a01 to a15: what attackers send
 
+#[path = "suite/explain.rs"]
+mod explain;
+#[path = "suite/routing.rs"]
+mod routing; // which route a request takes, and mistakes in conditions // what is told of a request that need not exist
+
 // What a connection can become.
 #[path = "suite/tunnels.rs"]
 mod tunnels; // w01 to w13 and g21, where one side or both speak HTTP/2
@@ -71,6 +76,8 @@ mod grpc_web; // gRPC from browsers
 mod access_log; // what a line says, also of what was refused
 #[path = "suite/authorize.rs"]
 mod authorize; // who may do what: rules, spellings, what the caller, the log and the metrics are told
+#[path = "suite/breaker.rs"]
+mod breaker; // endpoints that are ill, and come back
 #[path = "suite/caps.rs"]
 mod caps; // how much a service is given at a time, who waits, who is turned away
 #[path = "suite/docs.rs"]

@@ -27,7 +27,8 @@ fuzz_target!(|text: &str| {
                 assert!(snapshot.service_named(&service.name).is_some());
             }
             for route in snapshot.routes.routes() {
-                assert!((route.service as usize) < snapshot.services.len());
+                let mut services = route.action.services();
+                assert!(services.all(|service| (service as usize) < snapshot.services.len()));
             }
             for host in [None, Some(&b"a"[..]), Some(b"shop.example"), Some(b"x.shop.example")] {
                 let _ = snapshot.routes.find(host, b"/below/it");

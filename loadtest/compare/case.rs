@@ -24,7 +24,7 @@ pub(super) enum CaseName {
     Handshake,
     /// Through two proxies with mTLS between them, both on the proxy's CPU; CPU is the sum.
     Mesh,
-    /// As a, with everything configured that decides, limits or changes, and nothing of it having cause to.
+    /// As a, with whatever decides or limits configured, and nothing of it having cause to.
     Policies,
     /// The client straight to the origin, as a further row of each case with load.
     Direct,
@@ -125,8 +125,8 @@ pub(super) const CASES: [Case; 9] = [
     Case {
         name: CaseName::Policies,
         key: "policies",
-        title: "As a, ringmesh once more with routing by conditions, split, header changes, retries, breaker, caps, rate limits, \
-                admission and faults configured, none of which has cause to do anything",
+        title: "As a, ringmesh once more with 60 routes by conditions, a split that sticks to a header, caps, a retry policy and rules of \
+                authorization, none of which refuses or repeats anything",
         shape: Shape::Policies,
         ..PLAIN
     },

@@ -16,7 +16,7 @@ use crate::guard::{self, Guarded};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Kind {
     Ringmesh,
-    /// ringmesh with everything configured that decides, limits or changes.
+    /// ringmesh with whatever decides or limits configured.
     Policies,
     Haproxy,
     /// The pair of a mesh, speaking HTTP/2 between its two.
@@ -42,9 +42,7 @@ pub(crate) enum Shape {
     Endpoints,
     /// As plain, to a service that has too much to do.
     Overload,
-    /// As plain, with a copy of each request for a service that is dead.
-    Mirror,
-    /// As plain, with everything configured that decides, limits or changes, and nothing of it having cause to.
+    /// As plain, with whatever decides or limits configured, and nothing of it having cause to.
     Policies,
 }
 
@@ -97,8 +95,7 @@ impl Kind {
                 return Err("takes no part: its least_conn looks at connections of one worker");
             }
             (Shape::Overload, Self::Ringmesh) => peers!["overload/ringmesh.toml"],
-            (Shape::Mirror, Self::Ringmesh) => peers!["mirror/ringmesh.toml"],
-            (Shape::Overload | Shape::Mirror, _) => return Err("is not asked for it"),
+            (Shape::Overload, _) => return Err("is not asked for it"),
             (Shape::Policies, Self::Policies) => peers!["policies/ringmesh.toml"],
             (Shape::Policies, Self::Ringmesh) => peers!["ringmesh.toml"],
             (Shape::Policies, Self::Haproxy) => peers!["haproxy.cfg"],
@@ -197,7 +194,7 @@ fn usual_places(kind: Kind) -> Vec<PathBuf> {
 #[derive(Clone, Debug)]
 pub(crate) struct Place<'a> {
     pub(crate) origin: SocketAddr,
-    /// Where there is another: the odd one of ten endpoints, or one that is dead.
+    /// Where there is another: the odd one of ten endpoints.
     pub(crate) odd: Option<SocketAddr>,
     pub(crate) proxy_cpu: usize,
     /// For its configuration, its log, and what it likes to write.
@@ -350,7 +347,7 @@ mod tests {
         let mut filled_ones = 0;
         let (before, since) = (
             [Shape::Plain, Shape::H2, Shape::H2h1, Shape::Tls, Shape::Mesh],
-            [Shape::Endpoints, Shape::Overload, Shape::Mirror, Shape::Policies],
+            [Shape::Endpoints, Shape::Overload, Shape::Policies],
         );
         for shape in before.into_iter().chain(since) {
             for kind in Kind::value_variants() {
@@ -361,7 +358,7 @@ mod tests {
                 }
             }
         }
-        assert_eq!(filled_ones, 4 + 3 + 4 + 4 + 8 + 3 + 1 + 1 + 3);
+        assert_eq!(filled_ones, 4 + 3 + 4 + 4 + 8 + 3 + 1 + 3);
         assert!(Kind::Ringmesh.absent(Shape::Mesh).is_none());
         assert!(Kind::Nginx.absent(Shape::H2).is_some());
     }

@@ -1,11 +1,10 @@
 //! What rates and latencies do not show, each as a command of its own: `loadtest rotation`, `slow-reader`, `one-bad`,
-//! `one-slow`, `overload` and `mirror`. They start ringmesh and origins, load them, look at ringmesh's own metrics, its memory
+//! `one-slow` and `overload`. They start ringmesh and origins, load them, look at ringmesh's own metrics, its memory
 //! and what came to the origins, and exit 1 if a bar was missed.
 //!
 //! Called by `main`. What is asked here is whether ringmesh keeps its promises; where a promise is relative to other
 //! proxies (`one-slow`), they run too.
 
-pub(crate) mod mirror;
 pub(crate) mod one_bad;
 pub(crate) mod one_slow;
 pub(crate) mod overload;

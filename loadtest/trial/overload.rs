@@ -26,9 +26,6 @@ use crate::{client, origin, socket};
 /// the line at the service longer than its p99 allows, or the last phase, from its second second on, not as the first.
 #[derive(Args)]
 pub(crate) struct OverloadArgs {
-    /// Requests that the service answers at a time.
-    #[arg(long, default_value_t = 10)]
-    at_a_time: u32,
     /// How long each takes.
     #[arg(long, value_parser = parse_duration, default_value = "10ms")]
     service_time: Duration,
@@ -51,13 +48,15 @@ pub(crate) struct OverloadArgs {
     stage: Stage,
 }
 
+/// Requests that the service answers at a time; also what the proxy's configuration lets in.
+const AT_A_TIME: u32 = 10;
 const GOODPUT_MIN: f64 = 0.9;
 const P99_RATIO_MAX: f64 = 2.0;
 
 pub(crate) fn run(args: &OverloadArgs, stop: &Arc<AtomicBool>) -> Result<ExitCode, String> {
     socket::pin(args.stage.load_cpu)?;
     let mut raw = Raw::create(args.raw.as_deref())?;
-    let capacity = Capacity { at_a_time: args.at_a_time, service_time: args.service_time };
+    let capacity = Capacity { at_a_time: AT_A_TIME, service_time: args.service_time };
     let conduct = Arc::new(Conduct::default());
     let origin = origin::start(&origin::Options {
         capacity: Some(capacity),

@@ -124,6 +124,11 @@ pub trait Fields {
     /// The values of all lines whose name is [the same](same_name), in their order. `host` is what the request is
     /// forwarded with; what is removed on the way (`x-forwarded-client-cert`) is not there.
     fn values(&self, name: &str) -> impl Iterator<Item = &[u8]>;
+
+    /// As [`Self::values`], but of lines with just this name (in any case): for routes, which guard nothing.
+    fn lines(&self, name: &str) -> impl Iterator<Item = &[u8]> {
+        self.values(name)
+    }
 }
 
 /// The number of a rule in its policy.

@@ -14,7 +14,7 @@ use super::raw::{Destination, Shards};
 use super::values::Target;
 use crate::authorize;
 use crate::identity::{SpiffeId, TrustDomain};
-use crate::route::{HostMatch, PathMatch, Route, TableBuilder};
+use crate::route::{Route, RouteMatch, Table};
 use crate::shard::RuntimeChoice;
 use crate::snapshot::{AccessLogFormat, Forwarding, Http2, Limits, Listener, Snapshot, Timeouts};
 use crate::upstream::caps::Caps;
@@ -34,6 +34,8 @@ pub struct Compiled {
     pub(super) listeners: Vec<CompiledListener>,
     pub(super) services: Vec<CompiledService>,
     pub(super) routes: Vec<CompiledRoute>,
+    /// Of these routes. Made once, because a snapshot is made whenever a name resolves to something else.
+    pub(super) table: Arc<Table>,
     pub(super) authorization: Arc<authorize::Policy>,
     /// For each rule where its values came from, in the order of `effective::RULE_KEYS`.
     pub(super) rule_marks: Vec<RuleMarks>,
@@ -171,22 +173,13 @@ impl Compiled {
     /// The immutable state for the shards. `names` gives the addresses of a name and port that [`Self::names`] told of;
     /// none is fine: the service then lacks these endpoints. Services without names are shared between snapshots.
     pub fn snapshot(&self, generation: u64, names: Names<'_>) -> Snapshot {
-        let mut table = TableBuilder::default();
-        for compiled in &self.routes {
-            let any = [HostMatch::Any];
-            let hosts = if compiled.hosts.is_empty() { &any[..] } else { &compiled.hosts };
-            for host in hosts {
-                // Overlaps are errors of the configuration: found by `compile`, so that there are none here.
-                let added = table.add(host.clone(), compiled.path.clone(), compiled.route.clone());
-                debug_assert!(added.is_ok(), "{host:?} {:?}: {added:?}", compiled.path);
-            }
-        }
         let services: Vec<_> = self.services.iter().map(|compiled| compiled.resolved(names)).collect();
         Snapshot {
             generation,
             listeners: self.listeners.iter().map(|compiled| compiled.listener.clone()).collect(),
-            routes: table.build(),
+            routes: Arc::clone(&self.table),
             by_name: Snapshot::order_by_name(&services),
+            health: services.iter().map(|_| Arc::default()).collect(),
             services,
             limits: self.limits.clone(),
             timeouts: self.timeouts.clone(),
@@ -207,6 +200,16 @@ impl Compiled {
             });
             names.map(|name| (name, &*compiled.service.name))
         })
+    }
+
+    /// Where a route stands, as `file:line`.
+    pub fn place_of_route(&self, id: u32) -> Option<String> {
+        let compiled = self.routes.get(id as usize)?;
+        let marks = compiled.marks.iter().chain(compiled.extras.iter().map(|extra| &extra.mark));
+        // The line of its first key.
+        let mark = marks.filter(|mark| **mark != Mark::DEFAULT).min_by_key(|mark| (mark.file, mark.line))?;
+        let file = self.origins.files.get(usize::from(mark.file))?;
+        Some(format!("{file}:{}", mark.line))
     }
 
     /// Every name and port that has to be resolved, in the order of the files; a name in two services comes twice.
@@ -302,6 +305,9 @@ pub(super) struct EdgeFiles {
 /// Where the values of a rule came from.
 pub(super) type RuleMarks = [Mark; 8];
 
+/// Where the values of a breaker came from.
+pub(super) type BreakerMarks = [Mark; super::effective::BREAKER_KEYS.len()];
+
 #[derive(Debug)]
 pub(super) struct CompiledService {
     /// The service with those endpoints that need no resolving.
@@ -314,6 +320,8 @@ pub(super) struct CompiledService {
     pub(super) caps: CompiledCaps,
     /// Where its values came from, in the order of `effective::SERVICE_KEYS`.
     pub(super) marks: [Mark; 20],
+    /// The same for `effective::BREAKER_KEYS`; `None` where no file says anything of it.
+    pub(super) breaker_marks: Option<Box<BreakerMarks>>,
     /// If it says something of it itself.
     pub(super) retry: Option<CompiledRetry>,
 }
@@ -363,9 +371,7 @@ impl CompiledService {
 #[derive(Debug)]
 pub(super) struct CompiledRoute {
     pub(super) route: Route,
-    /// Empty for any host.
-    pub(super) hosts: Box<[HostMatch]>,
-    pub(super) path: PathMatch,
+    pub(super) matching: Arc<RouteMatch>,
     /// Where its values came from, in the order of `effective::ROUTE_KEYS`.
     pub(super) marks: [Mark; 7],
     /// If it says something of it itself.
@@ -397,6 +403,11 @@ pub(super) struct Mark {
 impl Mark {
     /// No file says it.
     pub(super) const DEFAULT: Self = Self { line: 0, file: 0, variable: 0 };
+
+    /// This one, or another where no file says it.
+    pub(super) fn or_else(self, other: impl FnOnce() -> Self) -> Self {
+        if self == Self::DEFAULT { other() } else { self }
+    }
 }
 
 /// Where values came from.

@@ -217,6 +217,50 @@ pub(super) const SERVICE_PING_INTERVAL: Key<Duration> =
 pub(super) const SERVICE_PING_TIMEOUT: Key<Duration> =
     Key { name: "service.http2.ping_timeout", ..PING_TIMEOUT };
 
+// --- breakers ---
+
+/// On: an endpoint that fails is not asked for a while. Envoy and Linkerd off, Istio off unless there is `outlierDetection`.
+pub(super) const BREAKER_ENABLED: bool = true;
+/// 5 answers in a row that are failures. Envoy 5, Linkerd 7.
+pub(super) const BREAKER_CONSECUTIVE_FAILURES: Key<u32> =
+    key("service.breaker.consecutive_failures", 5, 0, 10_000);
+/// 5 exchanges in a row without an answer. Envoy 5 (`consecutive_local_origin_failure`).
+pub(super) const BREAKER_CONSECUTIVE_UNANSWERED: Key<u32> =
+    key("service.breaker.consecutive_unanswered", 5, 0, 10_000);
+/// Half of the answers: fewer may be what callers ask for. Linkerd a fifth, Envoy 85 (and off).
+pub(super) const BREAKER_FAILURE_PERCENT: Key<u8> = key("service.breaker.failure_percent", 50, 0, 100);
+/// 10 s, as Envoy and Linkerd.
+pub(super) const BREAKER_WINDOW: Key<Duration> =
+    key("service.breaker.window", seconds(10), Duration::from_millis(100), seconds(600));
+/// 20 answers: half of fewer is chance. Envoy 50, Linkerd 5.
+pub(super) const BREAKER_REQUESTS_MIN: Key<u32> = key("service.breaker.requests_min", 20, 1, 65_535);
+/// Ten times as slow as the others is another kind of slow. Neither Envoy nor Linkerd has it.
+pub(super) const BREAKER_SLOW_FACTOR: Key<u32> = key("service.breaker.slow_factor", 10, 0, 100_000);
+/// 250 ms: what is faster is not worth an ejection, such as an endpoint on another continent.
+pub(super) const BREAKER_SLOW_MIN: Key<Duration> =
+    key("service.breaker.slow_min", Duration::from_millis(250), MILLISECOND, seconds(3600));
+/// 3 attempts in a row: one may be a request that takes long, and two of them meet now and then.
+pub(super) const BREAKER_PENDING_MIN: Key<u32> = key("service.breaker.pending_min", 3, 0, 10_000);
+/// 429 is an answer to a caller that asks too much. As Envoy; Linkerd (unified) counts it.
+pub(super) const BREAKER_COUNTS_TOO_MANY: bool = false;
+/// 1 s: a trial costs one request. Linkerd 1 s, Envoy 30 s.
+pub(super) const BREAKER_EJECTION_BASE: Key<Duration> =
+    key("service.breaker.ejection_base", seconds(1), MILLISECOND, DAY);
+/// 30 s: how long it takes at most until one that is well again is noticed. Linkerd 1 min, Envoy 5 min.
+pub(super) const BREAKER_EJECTION_MAX: Key<Duration> =
+    key("service.breaker.ejection_max", seconds(30), MILLISECOND, DAY);
+/// Doubled each time. As Linkerd; Envoy adds `base` each time.
+pub(super) const BREAKER_EJECTION_MULTIPLIER: Key<u8> = key("service.breaker.ejection_multiplier", 2, 1, 16);
+/// Up to a fifth longer, so that many proxies do not try at the same moment. Linkerd 50, Envoy 0.
+pub(super) const BREAKER_EJECTION_JITTER_PERCENT: Key<u8> =
+    key("service.breaker.ejection_jitter_percent", 20, 0, 100);
+/// Half of the endpoints: the others must bear the load. Envoy 10, Linkerd no bound.
+pub(super) const BREAKER_EJECTED_PERCENT_MAX: Key<u8> =
+    key("service.breaker.ejected_percent_max", 50, 0, 100);
+/// Half, as Envoy; Istio and Linkerd none.
+pub(super) const BREAKER_PANIC_PERCENT: Key<u8> = key("service.breaker.panic_percent", 50, 0, 100);
+/// 3 requests that are answered well, one after the other. Linkerd 1, Envoy none.
+pub(super) const BREAKER_TRIAL_REQUESTS: Key<u8> = key("service.breaker.trial_requests", 3, 1, 60);
 /// No ceiling: what a service bears only its operator knows, and a wrong number is an outage that nobody asked for. Envoy
 /// 1024 requests for each service, which Istio raises to 2^32; Linkerd 100 000 for the proxy; HAProxy must be told.
 pub(super) const CAPS_EXCHANGES_MAX: Key<u32> = key("service.caps.exchanges_max", u32::MAX, 1, 10_000_000);
@@ -317,6 +361,8 @@ pub(super) const ROUTES_MAX: usize = 100_000;
 pub(super) const AUTHORIZATIONS_MAX: usize = 10_000;
 /// Values of one condition of a rule, and identities of a service.
 pub(super) const CONDITION_MAX: usize = 1000;
+/// Tests of fields, of parameters and of cookies of one route: as many as Gateway API takes of each, twice.
+pub(super) const TESTS_MAX: usize = 32;
 /// Trust domains besides our own.
 pub(super) const FEDERATED_MAX: usize = 100;
 /// Hosts of one route.

@@ -15,9 +15,10 @@ use super::decode::{
 };
 use super::policy_text::match_text;
 use super::raw::{Destination, ListenerTlsWord, ServiceTlsWord, Shards, SourceWord};
+use super::route_text::path_text;
 use super::values::{duration_text, host_text, quoted, size_text};
 use crate::authorize::Rule;
-use crate::route::{Action, PathMatch, Upgrades};
+use crate::route::{Action, Upgrades};
 use crate::snapshot::{AccessLogFormat, ListenerTls};
 use crate::upstream::spec::Tls;
 
@@ -84,6 +85,27 @@ const SERVICE_KEYS: [&str; 20] = [
     "http2.ping_timeout",
 ];
 
+/// The keys of a service's breaker, in the order of its marks.
+pub(super) const BREAKER_KEYS: [&str; 17] = [
+    "breaker.enabled",
+    "breaker.consecutive_failures",
+    "breaker.consecutive_unanswered",
+    "breaker.failure_percent",
+    "breaker.window",
+    "breaker.requests_min",
+    "breaker.slow_factor",
+    "breaker.slow_min",
+    "breaker.pending_min",
+    "breaker.counts_too_many",
+    "breaker.ejection_base",
+    "breaker.ejection_max",
+    "breaker.ejection_multiplier",
+    "breaker.ejection_jitter_percent",
+    "breaker.ejected_percent_max",
+    "breaker.panic_percent",
+    "breaker.trial_requests",
+];
+
 /// The keys of a listener, in the order of its marks.
 const LISTENER_KEYS: [&str; 6] = ["address", "tls", "certificate", "key", "tls_version_min", "grpc_web"];
 
@@ -125,6 +147,9 @@ impl Compiled {
             let values = service_values(compiled);
             let name = &compiled.service.name;
             self.entry(&mut settings, "service", name, SERVICE_KEYS.into_iter().zip(values), &compiled.marks);
+            let values = BREAKER_KEYS.into_iter().zip(super::compile::breaker_values(compiled));
+            let marks = compiled.breaker_marks.as_deref().unwrap_or(&[Mark::DEFAULT; BREAKER_KEYS.len()]);
+            self.entry(&mut settings, "service", name, values, marks);
             self.retry(&mut settings, ("service", name), &compiled.service.retry, compiled.retry.as_ref());
             for (key, value, mark) in compiled.caps.shown() {
                 self.entry(&mut settings, "service", name, [(key, Some(value))], &[mark]);
@@ -227,10 +252,8 @@ impl Compiled {
     }
 
     fn route_values(&self, compiled: &CompiledRoute) -> [(&'static str, Option<String>); 7] {
-        let path = match &compiled.path {
-            PathMatch::Exact(path) => ("path", Some(quoted(path))),
-            PathMatch::Prefix(prefix) => ("path_prefix", Some(quoted(prefix))),
-        };
+        let hosts = &compiled.matching.hosts;
+        let (path_key, path) = path_text(&compiled.matching.path);
         let service = match &compiled.route.action {
             Action::Service(service) => self.services.get(*service as usize),
             Action::Split(_) => None,
@@ -248,11 +271,8 @@ impl Compiled {
         };
         let timeout = compiled.route.timeout.map_or_else(|| "off".into(), duration_text);
         [
-            (
-                "hosts",
-                Some(list(compiled.hosts.iter().map(|host| quoted(&host_text(host))), compiled.hosts.len())),
-            ),
-            path,
+            ("hosts", Some(list(hosts.iter().map(|host| quoted(&host_text(host))), hosts.len()))),
+            (path_key, Some(path)),
             ("service", service),
             ("timeout", Some(quoted(&timeout))),
             ("upgrades", Some(list(upgrades.iter().map(|word| quoted(word)), upgrades.len()))),
@@ -303,7 +323,7 @@ fn service_values(compiled: &CompiledService) -> [Option<String>; 20] {
         Some(quoted(written(&SERVICE_TLS_WORDS, &tls))),
         identities,
         edge.map(|edge| quoted(&edge.server_name.to_str())),
-        edge.and_then(|edge| edge.ca.as_deref()).map(path_text),
+        edge.and_then(|edge| edge.ca.as_deref()).map(file_text),
         Some(service.pool.idle_max.to_string()),
         Some(time(service.pool.idle_timeout)),
         Some(service.pool.connections_max.to_string()),
@@ -331,8 +351,8 @@ fn listener_values(compiled: &CompiledListener) -> [Option<String>; 6] {
     [
         Some(quoted(&compiled.listener.address.to_string())),
         Some(quoted(written(&LISTENER_TLS_WORDS, &tls))),
-        files.map(|files| path_text(&files.certificate)),
-        files.map(|files| path_text(&files.key)),
+        files.map(|files| file_text(&files.certificate)),
+        files.map(|files| file_text(&files.key)),
         files.map(|files| quoted(written(&VERSION_WORDS, &files.version_min))),
         Some(compiled.listener.grpc_web.to_string()),
     ]
@@ -369,14 +389,14 @@ fn identity_values(identity: &Identity) -> Vec<(&'static str, String)> {
             word(SourceWord::Embedded),
             ("identity.trust_domain", quoted(trust_domain.as_str())),
             ("identity.id", quoted(id.as_str())),
-            ("identity.folder", path_text(folder)),
+            ("identity.folder", file_text(folder)),
             ("identity.leaf_ttl", quoted(&duration_text(*leaf_ttl))),
         ],
         IdentitySource::Files { certificate, key, bundle } => vec![
             word(SourceWord::Files),
-            ("identity.certificate", path_text(certificate)),
-            ("identity.key", path_text(key)),
-            ("identity.bundle", path_text(bundle)),
+            ("identity.certificate", file_text(certificate)),
+            ("identity.key", file_text(key)),
+            ("identity.bundle", file_text(bundle)),
         ],
         IdentitySource::WorkloadApi { socket, id } => {
             let mut values = vec![word(SourceWord::WorkloadApi)];
@@ -386,13 +406,13 @@ fn identity_values(identity: &Identity) -> Vec<(&'static str, String)> {
         }
     };
     let entries = identity.federated.iter().map(|(domain, bundle)| {
-        format!("{{ trust_domain = {}, bundle = {} }}", quoted(domain.as_str()), path_text(bundle))
+        format!("{{ trust_domain = {}, bundle = {} }}", quoted(domain.as_str()), file_text(bundle))
     });
     values.push(("identity.federated", list(entries, identity.federated.len())));
     values
 }
 
-fn path_text(path: &Path) -> String {
+fn file_text(path: &Path) -> String {
     quoted(&path.display().to_string())
 }
 

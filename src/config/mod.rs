@@ -18,6 +18,7 @@ mod policy_text;
 mod raw;
 mod reader;
 mod report;
+mod route_text;
 mod schema;
 mod values;
 mod warn;
@@ -40,6 +41,8 @@ pub use effective::{Origin, Setting};
 pub use environment::{Environment, process_environment};
 pub use raw::{Destination, Shards};
 pub use report::{Look, Report};
+pub(crate) use route_text::{conditions_text, path_text, test_text};
+pub(crate) use values::{duration_text, host_text};
 
 use raw::Raw;
 use reader::Reader;

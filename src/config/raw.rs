@@ -13,7 +13,7 @@ use super::values::Target;
 use crate::authorize::{Action, TextMatch, Verdict};
 use crate::identity::{IdMatch, SpiffeId, TrustDomain};
 use crate::route::split::Sticky;
-use crate::route::{HostMatch, Priority, Upgrades};
+use crate::route::{HostMatch, Priority, Regex, Template, Test, Upgrades};
 use crate::shard::RuntimeChoice;
 use crate::snapshot::{AccessLogFormat, ForwardedFields};
 use crate::upstream::retry::{Reasons, Statuses};
@@ -215,6 +215,7 @@ pub(super) struct RawService {
     /// `tls` and what goes with some of its values only; boxed, because most services have none of it.
     pub(super) tls: Box<RawServiceTls>,
     pub(super) http2: Option<Box<RawHttp2>>,
+    pub(super) breaker: Option<Box<RawBreaker>>,
     pub(super) caps: Option<Box<RawCaps>>,
     pub(super) idle_max: Option<At<u32>>,
     pub(super) idle_timeout: Option<At<Duration>>,
@@ -266,6 +267,28 @@ pub(super) struct RawServiceTls {
     pub(super) ca: Option<At<PathBuf>>,
 }
 
+/// `[service.breaker]`.
+#[derive(Debug, Default)]
+pub(super) struct RawBreaker {
+    pub(super) enabled: Option<At<bool>>,
+    pub(super) consecutive_failures: Option<At<u32>>,
+    pub(super) consecutive_unanswered: Option<At<u32>>,
+    pub(super) failure_percent: Option<At<u8>>,
+    pub(super) window: Option<At<Duration>>,
+    pub(super) requests_min: Option<At<u32>>,
+    pub(super) slow_factor: Option<At<u32>>,
+    pub(super) slow_min: Option<At<Duration>>,
+    pub(super) pending_min: Option<At<u32>>,
+    pub(super) counts_too_many: Option<At<bool>>,
+    pub(super) ejection_base: Option<At<Duration>>,
+    pub(super) ejection_max: Option<At<Duration>>,
+    pub(super) ejection_multiplier: Option<At<u8>>,
+    pub(super) ejection_jitter_percent: Option<At<u8>>,
+    pub(super) ejected_percent_max: Option<At<u8>>,
+    pub(super) panic_percent: Option<At<u8>>,
+    pub(super) trial_requests: Option<At<u8>>,
+}
+
 #[derive(Debug)]
 pub(super) struct RawEndpoint {
     pub(super) place: Place,
@@ -285,6 +308,10 @@ pub(super) struct RawRoute {
     pub(super) hosts: Option<At<Hosts>>,
     pub(super) path: Option<At<Box<str>>>,
     pub(super) path_prefix: Option<At<Box<str>>>,
+    pub(super) path_template: Option<At<Template>>,
+    pub(super) path_regex: Option<At<Regex>>,
+    /// Boxed, because most routes have none.
+    pub(super) matching: Option<Box<RawMatch>>,
     pub(super) service: Option<At<Box<str>>>,
     /// What else it may do with its requests. Boxed, because most routes have none of it.
     pub(super) action: Box<RawAction>,
@@ -298,6 +325,29 @@ pub(super) struct RawRoute {
     pub(super) priority: Option<At<Priority>>,
     /// Whether hosts and path are free of errors, so that it can be compared with other routes.
     pub(super) match_is_right: bool,
+}
+
+/// `route.match`. Lists are without those entries that are in error.
+#[derive(Debug)]
+pub(super) struct RawMatch {
+    pub(super) place: Place,
+    /// Each with its place.
+    pub(super) listeners: Option<At<Vec<At<Arc<str>>>>>,
+    pub(super) ports: Option<At<Vec<u16>>>,
+    pub(super) methods: Option<At<Vec<Box<str>>>>,
+    pub(super) grpc: Option<At<RawGrpc>>,
+    pub(super) from: Option<At<Vec<IdMatch>>>,
+    pub(super) sources: Option<At<Vec<ipnet::IpNet>>>,
+    /// Each with the place of its name.
+    pub(super) headers: Vec<(Box<str>, Test, Place)>,
+    pub(super) query: Vec<(Box<str>, Test, Place)>,
+    pub(super) cookies: Vec<(Box<str>, Test, Place)>,
+}
+
+#[derive(Debug)]
+pub(super) struct RawGrpc {
+    pub(super) service: Option<Box<str>>,
+    pub(super) method: Option<Box<str>>,
 }
 
 /// What a route does with its requests, besides `service`.

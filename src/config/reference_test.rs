@@ -46,8 +46,10 @@ fn collect(table: &DeTable<'_>, path: &str, shown: &mut BTreeSet<String>) {
             }
             _ => {}
         }
-        // The fields of a rule are not keys of ours.
-        if !path.starts_with("authorization.headers.") {
+        // What fields, parameters and cookies are called is no key of ours, nor is what is asked of each.
+        let free =
+            ["authorization.headers.", "route.match.headers.", "route.match.query.", "route.match.cookies."];
+        if !free.iter().any(|free| path.starts_with(free)) {
             shown.insert(path);
         }
     }
@@ -69,6 +71,9 @@ fn every_value_shown_is_the_default() {
     // Entries that show the keys which the first of their kind cannot have.
     let more = [
         "route.app-health.",
+        "route.app-orders.",
+        "route.app-by-regex.",
+        "route.app-grpc.",
         "route.app-split.",
         "route.app-split-by-cookie.",
         "route.app-split-by-source.",
@@ -81,6 +86,7 @@ fn every_value_shown_is_the_default() {
         "service.in-mesh.",
         "service.outside.",
         "listener.edge.",
+        "listener.mesh.",
         "authorization.note-writers.",
     ];
     let only_shown: Vec<&String> = shown.keys().filter(|key| !defaults.contains_key(*key)).collect();

@@ -103,6 +103,7 @@ pub(super) static SERVICE: Section = Section {
         "pool",
         "timeouts",
         "http2",
+        "breaker",
         "retry",
         "caps",
     ],
@@ -132,6 +133,29 @@ pub(super) static SERVICE_HTTP2: Section = Section {
         "connection_window",
         "ping_interval",
         "ping_timeout",
+    ],
+};
+pub(super) static BREAKER: Section = Section {
+    path: "service.breaker",
+    header: "`breaker` of a [[service]]",
+    keys: &[
+        "enabled",
+        "consecutive_failures",
+        "consecutive_unanswered",
+        "failure_percent",
+        "window",
+        "requests_min",
+        "slow_factor",
+        "slow_min",
+        "pending_min",
+        "counts_too_many",
+        "ejection_base",
+        "ejection_max",
+        "ejection_multiplier",
+        "ejection_jitter_percent",
+        "ejected_percent_max",
+        "panic_percent",
+        "trial_requests",
     ],
 };
 /// What `retry` of a service and of a route may contain.
@@ -166,6 +190,9 @@ pub(super) static ROUTE: Section = Section {
         "hosts",
         "path",
         "path_prefix",
+        "path_template",
+        "path_regex",
+        "match",
         "service",
         "split",
         "sticky",
@@ -176,6 +203,22 @@ pub(super) static ROUTE: Section = Section {
         "deadline_header",
         "priority",
     ],
+};
+pub(super) static ROUTE_MATCH: Section = Section {
+    path: "route.match",
+    header: "`match` of a [[route]]",
+    keys: &["methods", "headers", "query", "cookies", "from", "sources", "ports", "listeners", "grpc"],
+};
+pub(super) static ROUTE_GRPC: Section = Section {
+    path: "route.match.grpc",
+    header: "`grpc` in `match` of a [[route]]",
+    keys: &["service", "method"],
+};
+/// Beside the others: the names above it are the operator's.
+pub(super) static ROUTE_TEST: Section = Section {
+    path: "route.match",
+    header: "a test in `match` of a [[route]]",
+    keys: &["exact", "prefix", "suffix", "regex", "present", "range", "not"],
 };
 pub(super) static SPLIT: Section = Section {
     path: "route.split",
@@ -210,9 +253,12 @@ pub(super) static SECTIONS: &[&Section] = &[
     &POOL,
     &SERVICE_TIMEOUTS,
     &SERVICE_HTTP2,
+    &BREAKER,
     &SERVICE_RETRY,
     &CAPS,
     &ROUTE,
+    &ROUTE_MATCH,
+    &ROUTE_GRPC,
     &ROUTE_RETRY,
     &SPLIT,
     &STICKY,

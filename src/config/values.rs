@@ -80,7 +80,7 @@ fn complain_of_time_unit(text: &str, number: &str, unit: &str) -> Result<Duratio
 }
 
 /// The shortest text for a duration: the largest unit that gives a whole number.
-pub(super) fn duration_text(duration: Duration) -> String {
+pub(crate) fn duration_text(duration: Duration) -> String {
     let nanoseconds = duration.as_nanos();
     if nanoseconds == 0 {
         return "0s".into();
@@ -390,7 +390,7 @@ pub(super) fn host(text: &str) -> Result<HostMatch, Complaint> {
 }
 
 /// How `host` is written in a file.
-pub(super) fn host_text(host: &HostMatch) -> String {
+pub(crate) fn host_text(host: &HostMatch) -> String {
     match host {
         HostMatch::Any => "*".into(),
         HostMatch::Exact(name) => name.to_string(),

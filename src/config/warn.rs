@@ -2,6 +2,7 @@
 //! an error. Each says what will happen and how to say that it is meant, or how to change it.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::compile::hosts_of;
@@ -9,9 +10,10 @@ use super::defaults;
 use super::raw::{Raw, RawRoute, RawService};
 use super::report::{Problem, Problems};
 use super::values::{self, Target};
+use crate::route::RouteMatch;
 
-/// Adds the warnings. `found` has the indices of each route's services.
-pub(super) fn warn(raw: &Raw, found: &[Vec<u32>], problems: &mut Problems) {
+/// Adds the warnings. `found` has the indices of each route's services, `matches` what each route means.
+pub(super) fn warn(raw: &Raw, found: &[Vec<u32>], matches: &[Arc<RouteMatch>], problems: &mut Problems) {
     if raw.routes.is_empty() {
         problems.warn(|| {
             Problem::nowhere("there is no route: every request is answered with 404")
@@ -25,6 +27,7 @@ pub(super) fn warn(raw: &Raw, found: &[Vec<u32>], problems: &mut Problems) {
         });
     }
     super::compile::warn_of_policy(raw, problems);
+    super::compile::warn_of_matching(raw, matches, problems);
     let listening: HashSet<_> =
         raw.listeners.iter().filter_map(|listener| listener.address).map(|at| at.value).collect();
     let used: HashSet<u32> = found.iter().flatten().copied().collect();
@@ -134,8 +137,7 @@ fn of_pool(service: &RawService, problems: &mut Problems) {
     }
 }
 
-/// Two routes never have the same host and path, and the longest match wins, so a route is reachable unless no request
-/// can carry its path.
+/// Paths that no request can carry.
 fn of_path(route: &RawRoute, target_bytes_max: u64, problems: &mut Problems) {
     let Some(path) = route.path.as_ref().or(route.path_prefix.as_ref()) else { return };
     if path.value.len() as u64 > target_bytes_max {

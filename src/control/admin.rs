@@ -27,6 +27,7 @@ use tokio::net::TcpStream;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tonic::body::Body;
 
+use super::explain::{self, Question};
 use super::export::{self, Format};
 use super::health;
 use super::pages::{self, Shown};
@@ -193,11 +194,29 @@ async fn answer(
         }
         "/shards" => show(pages::shards(state)),
         "/config" => show(pages::config(state)),
+        "/explain" => explain(state, query, has("all") || has("all=1"), json),
         "/identity" => show(pages::identity(state)),
         "/build" => show(pages::build(state)),
         "/drain" => drain(commands),
         "/reload" => reload(commands).await,
         _ => page(StatusCode::NOT_FOUND, TEXT, format!("no such page\n\n{}", pages::INDEX)),
+    }
+}
+
+/// What becomes of a request, by the snapshot that shards serve by.
+fn explain(state: &State, query: &str, all: bool, json: bool) -> Response<Full<Bytes>> {
+    let question = match Question::of_query(query) {
+        Ok(question) => question,
+        Err(wrong) => return page(StatusCode::BAD_REQUEST, TEXT, format!("{wrong}\n")),
+    };
+    let (compiled, snapshot) = {
+        let live = state.live();
+        (Arc::clone(&live.compiled), Arc::clone(&live.snapshot))
+    };
+    let explanation = explain::explain(&compiled, &snapshot, &question, all);
+    match json {
+        true => page(StatusCode::OK, "application/json", format!("{:#}\n", explanation.json(&question))),
+        false => page(StatusCode::OK, TEXT, explain::text(&question, &explanation)),
     }
 }
 

@@ -105,6 +105,7 @@ impl Collector for Scrape {
         let mut page = Page(&mut encoder);
         let store = self.0.store();
         services(&mut page, &store)?;
+        super::endpoints::metrics(&mut page, &self.0)?;
         authorization(&mut page, &store)?;
         shards(&mut page, &self.0, &store)?;
         drop(store);
@@ -414,12 +415,12 @@ fn process(page: &mut Page<'_, '_>, state: &State) -> fmt::Result {
 }
 
 /// Writes families, and leaves out those without a sample.
-struct Page<'a, 'b>(&'a mut DescriptorEncoder<'b>);
+pub(super) struct Page<'a, 'b>(&'a mut DescriptorEncoder<'b>);
 
 type Labels<'a, const N: usize> = [(&'static str, &'a str); N];
 
 impl Page<'_, '_> {
-    fn counter<'l, const N: usize>(
+    pub(super) fn counter<'l, const N: usize>(
         &mut self,
         name: &str,
         help: &str,
@@ -438,7 +439,7 @@ impl Page<'_, '_> {
         Ok(())
     }
 
-    fn gauge<'l, const N: usize>(
+    pub(super) fn gauge<'l, const N: usize>(
         &mut self,
         name: &str,
         help: &str,

@@ -13,6 +13,8 @@ mod admin;
 pub mod authority;
 mod discovery;
 pub mod doctor;
+mod endpoints;
+pub mod explain;
 mod export;
 mod health;
 pub mod identity;

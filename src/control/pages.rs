@@ -10,11 +10,13 @@ use std::time::SystemTime;
 
 use serde_json::{Value, json};
 
+use super::endpoints;
 use super::identity::{Facts, Status};
 use super::latency::Latency;
 use super::state::State;
 use super::store::{Service, Store, Window};
 use crate::config::Origin;
+use crate::upstream::health::Health;
 use crate::upstream::spec;
 
 /// The commit this was built from, if the build said so (RINGMESH_COMMIT in its environment).
@@ -42,6 +44,7 @@ ringmesh
   /services   what goes to each service: rate, latency, the proxy's own time, errors, endpoints
   /shards     what each shard does
   /config     the configuration in use, with where each value came from
+  /explain    what becomes of a request, and why: ?method=GET&url=https://shop/cart&header=x-user:7&from=spiffe://...
   /identity   who this proxy is, whom it trusts, and until when
   /build      what this binary is
 
@@ -50,7 +53,7 @@ ringmesh
   POST /reload   read the configuration again
   POST /drain    finish what is in flight, then end
 
-/services, /shards, /config, /identity and /build answer in JSON to ?format=json or Accept: application/json.
+/services, /shards, /config, /explain, /identity and /build answer in JSON to ?format=json or Accept: application/json.
 /services shows 200 services unless ?all is given.
 ";
 
@@ -66,8 +69,8 @@ pub(super) struct Shown {
 pub(super) fn services(state: &State, all: bool, json: bool) -> String {
     let snapshot = Arc::clone(&state.live().snapshot);
     let store = state.store();
-    let mut rows: Vec<(&str, Option<&spec::Service>)> =
-        snapshot.services.iter().map(|s| (&*s.name, Some(&**s))).collect();
+    let mut rows: Vec<(&str, Option<Configured<'_>>)> =
+        snapshot.services.iter().zip(&snapshot.health).map(|(s, h)| (&*s.name, Some((&**s, &**h)))).collect();
     let configured: HashSet<&str> = rows.iter().map(|(name, _)| *name).collect();
     let others = store.services().filter(|(name, _)| !configured.contains(name));
     rows.extend(others.map(|(name, _)| (name, None)));
@@ -82,8 +85,11 @@ pub(super) fn services(state: &State, all: bool, json: bool) -> String {
     if json { services_json(&store, rows, hidden) } else { services_text(&store, rows, hidden) }
 }
 
+/// How a service is configured, and how its endpoints are.
+type Configured<'a> = (&'a spec::Service, &'a Health);
+
 /// A service's name, how it is configured (if it still is), and what it saw (if it saw anything).
-type Row<'a> = (&'a str, Option<&'a spec::Service>, Option<&'a Service>);
+type Row<'a> = (&'a str, Option<Configured<'a>>, Option<&'a Service>);
 
 fn services_text<'a>(store: &Store, rows: impl Iterator<Item = Row<'a>>, hidden: usize) -> String {
     let mut table = Table::new(&[
@@ -116,7 +122,7 @@ fn services_text<'a>(store: &Store, rows: impl Iterator<Item = Row<'a>>, hidden:
         }
         cells.push(service.map_or(0, Service::errors).to_string());
         cells.push(service.map_or(0, Service::exchanges).to_string());
-        cells.push(configured.map_or_else(|| "-".to_owned(), |s| s.endpoints.len().to_string()));
+        cells.push(configured.map_or_else(|| "-".to_owned(), |(s, health)| endpoints::cell(s, health)));
         cells.push(service.map_or_else(|| "-".to_owned(), grpc_cell));
         table.row(cells);
     }
@@ -166,9 +172,7 @@ fn services_json<'a>(store: &Store, rows: impl Iterator<Item = Row<'a>>, hidden:
             "since_start": service.map(since_start),
             "last_second": service.map(|s| window(&store.window(s, 1))),
             "last_10_seconds": service.map(|s| window(&store.window(s, Store::WINDOW))),
-            "endpoints": configured.map(|s| s.endpoints.iter().map(|e| json!({
-                "address": e.address.to_string(), "weight": e.weight, "zone": e.zone.as_deref(),
-            })).collect::<Vec<_>>()),
+            "endpoints": configured.map(|(s, health)| endpoints::json(s, health)),
         });
         // A service a line.
         let _ = write!(text, "{}\n  {row}", if n > 0 { "," } else { "" });

@@ -256,6 +256,7 @@ impl Control {
                 listener.name = Arc::clone(&place.name);
             }
         }
+        snapshot.keep_health(&live.snapshot);
         let snapshot = Arc::new(snapshot);
         live.snapshot = Arc::clone(&snapshot);
         drop(live);

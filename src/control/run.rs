@@ -244,6 +244,20 @@ impl Control {
                             "open connections were closed: they are not allowed any more"
                         );
                     }
+                    Notice::Breaker { service, endpoint, ejected } => {
+                        let endpoint = endpoint.map_or_else(String::new, |address| address.to_string());
+                        match ejected {
+                            Some((reason, length_ns)) => tracing::warn!(
+                                shard,
+                                %service,
+                                endpoint,
+                                reason = reason.label(),
+                                for_ms = length_ns / 1_000_000,
+                                "an endpoint is passed over"
+                            ),
+                            None => tracing::info!(shard, %service, endpoint, "an endpoint is used again"),
+                        }
+                    }
                     Notice::Failed { what } => {
                         tracing::error!(shard, what, "an order could not be carried out")
                     }

@@ -22,6 +22,7 @@ use crate::identity::{self, ALPN_MESH};
 use crate::io::timed::OnDeadline;
 use crate::io::tls::Tls;
 use crate::io::{Connection, Fault, Waited};
+use crate::route;
 use crate::shard::buffers::{Buffer, Buffers};
 use crate::shard::clock::ns;
 use crate::shard::live::{AskAgain, Kind, Open, With};
@@ -393,8 +394,13 @@ impl Downstream {
         h1::read_request(&self.input, &snapshot.limits, via, |request| {
             let refused = |cause| Failure::downstream(Stage::Head, cause);
             Edge::check(Edge::of(&self.connection).as_ref(), request.host()).map_err(refused)?;
-            let route = snapshot.routes.find_id(request.host(), request.path().unwrap_or("/").as_bytes());
             let call = call(self.caller(), request);
+            let route = snapshot.routes.find_id(&route::Request {
+                host: request.host(),
+                path: request.path().unwrap_or("/").as_bytes(),
+                query: request.query().as_bytes(),
+                call: &call,
+            });
             let decision = self.authorize(shard, &snapshot.authorization, &call);
             let route_of = |id: u32| snapshot.routes.routes().get(id as usize);
             let chosen =
@@ -496,5 +502,9 @@ pub fn ask_again(head: Box<[u8]>, limits: Limits) -> AskAgain {
 impl Fields for h1::Request<'_> {
     fn values(&self, name: &str) -> impl Iterator<Item = &[u8]> {
         h1::Request::values(self, name)
+    }
+
+    fn lines(&self, name: &str) -> impl Iterator<Item = &[u8]> {
+        h1::Request::lines(self, name)
     }
 }

@@ -81,6 +81,7 @@ impl Account {
         self.attempts.set(self.attempts.get() + 1);
         self.endpoint.set(NonZeroU32::new(endpoint.saturating_add(1)));
         if self.further.get().is_some() {
+            self.forget_withheld();
             self.first_byte_at.set(0);
             self.request_body_bytes.set(0);
             if let Some(messages) = self.request_messages() {
@@ -206,6 +207,11 @@ impl Account {
     fn reset_of(&self, failure: Failure) -> Option<h2::Reason> {
         let by_reset = matches!(failure.cause, Cause::StreamReset | Cause::StreamRefused);
         self.grpc.get()?.reset.get().filter(|_| by_reset && failure.side == Side::Upstream)
+    }
+
+    /// What the service has said of a gRPC call; [`Status::ABSENT`] where it has said nothing. `None` where it is none.
+    pub(super) fn grpc_status(&self) -> Option<Status> {
+        Some(self.grpc.get()?.status.get().unwrap_or(Status::ABSENT))
     }
 
     /// How the call ended: what the service said, else what the caller's library makes of what came.

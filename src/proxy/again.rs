@@ -1,7 +1,7 @@
 //! Further attempts of an exchange: what is known of those that were made, and whether and when there is another.
 //!
 //! There are two kinds. A *replay* follows at once, because the connection and not the service was at fault: it was dead when
-//! it was used again, or was being closed. A *retry* follows when [`retry::Policy`] says that it is worth it and safe, when the
+//! it was used again, or was being closed. A *retry* follows when `upstream::retry` says that it is worth it and safe, when the
 //! budget has room, and after a pause; it prefers an endpoint that was not tried. The decision falls when an attempt has failed
 //! ([`Path::missed`]), or when the head of a response is there and nothing of it has gone to the caller
 //! ([`Path::withholds`]); then the response is dropped. A response for which there is no further attempt goes on as it is.
@@ -16,7 +16,7 @@ use super::account::Account;
 use super::connect::Tried;
 use super::{Path, told};
 use crate::failure::{Cause, Failure};
-use crate::http::grpc;
+use crate::http::grpc::{self, Status};
 use crate::http::{Method, h1};
 use crate::shard::clock::{NEVER, ns};
 use crate::telemetry::retries::Refusal;
@@ -62,6 +62,8 @@ pub(super) struct Further {
     going: Cell<u8>,
     /// All of them.
     replays: Cell<u16>,
+    /// What the response said that was kept from the caller last: its status, and the code of a gRPC call.
+    withheld: Cell<Option<(u16, Option<Status>)>>,
     /// Retries, the last reason, and when the next one is due.
     retries: Cell<u8>,
     reason: Cell<Option<Reason>>,
@@ -187,12 +189,13 @@ impl Path<'_> {
             return false;
         }
         let after = response.field("retry-after");
-        self.withholds(&Head {
+        let head = Head {
             status: response.status,
             grpc: None,
             rate_limited: response.field("x-envoy-ratelimited").is_some(),
             after: after.map_or(After::Unsaid, |value| After::of_field(value, response.field("date"))),
-        })
+        };
+        self.withholds(&head, None)
     }
 
     /// The same of a response with this head.
@@ -203,12 +206,13 @@ impl Path<'_> {
         if (status < 400 && said.is_none()) || self.retry.is_off() {
             return false;
         }
-        let grpc = match said {
-            Some(code) => u8::try_from(grpc::Status::read(code.as_bytes()).index()).ok(),
+        let code = match said {
+            Some(code) => Some(Status::read(code.as_bytes())),
             // What the caller's library would make of it.
-            None if self.account.is_grpc() => Some(grpc::code_of_status(status) as u8),
+            None if self.account.is_grpc() => Some(grpc::code_of_status(status).into()),
             None => None,
         };
+        let grpc = code.and_then(|code| u8::try_from(code.index()).ok());
         let field = |name| headers.get(name).map(http::HeaderValue::as_bytes);
         let after = match (field("grpc-retry-pushback-ms"), field("retry-after")) {
             (Some(pushback), _) if grpc.is_some() => After::of_pushback(pushback),
@@ -216,7 +220,7 @@ impl Path<'_> {
             _ => After::Unsaid,
         };
         let rate_limited = headers.contains_key("x-envoy-ratelimited");
-        self.withholds(&Head { status, grpc, rate_limited, after })
+        self.withholds(&Head { status, grpc, rate_limited, after }, code)
     }
 
     /// The service has decided: what follows may last, and is not what the budget is for.
@@ -226,9 +230,13 @@ impl Path<'_> {
         }
     }
 
-    fn withholds(&self, head: &Head) -> bool {
+    fn withholds(&self, head: &Head, code: Option<Status>) -> bool {
         let reason = self.retry.reason_of_head(head);
-        reason.is_some_and(|reason| self.is_to_retry(reason, head.after))
+        let withheld = reason.is_some_and(|reason| self.is_to_retry(reason, head.after));
+        if withheld {
+            self.account.make_further().withheld.set(Some((head.status, code)));
+        }
+        withheld
     }
 
     /// Whether there is to be another attempt for this reason; then its place in the budget is taken and its time is set.
@@ -335,6 +343,18 @@ impl Account {
     /// What is known of its attempts, once one has missed.
     pub(super) fn further(&self) -> Option<&Further> {
         self.further.get().map(|further| &**further)
+    }
+
+    /// What a response said that is kept from the caller: nobody else notes it, and it tells of its endpoint like any other.
+    pub(super) fn withheld(&self) -> Option<(u16, Option<Status>)> {
+        self.further().and_then(|further| further.withheld.get())
+    }
+
+    /// Another attempt begins.
+    pub(super) fn forget_withheld(&self) {
+        if let Some(further) = self.further() {
+            further.withheld.set(None);
+        }
     }
 
     fn make_further(&self) -> &Further {

@@ -58,7 +58,10 @@ impl Path<'_> {
             attempt.pool().checkout(&self.service.spec.pool, now).map(To::H1)
         };
         match to {
-            Some(to) => Ok((attempt, to)),
+            Some(to) => {
+                attempt.reused.set(true);
+                Ok((attempt, to))
+            }
             None => Err(Some(attempt)),
         }
     }
@@ -77,14 +80,14 @@ impl Path<'_> {
                 self.pooled(&attempt, fresh, now)
             };
             match found {
-                Found::Connection(to) => return Ok((attempt, to)),
+                Found::Connection(to) => {
+                    attempt.reused.set(true);
+                    return Ok((attempt, to));
+                }
                 Found::Nothing(cause) => failure = Failure::upstream(Stage::Connect, cause),
                 Found::Room(opening) => {
                     match self.open(&attempt, opening).await {
-                        Ok(to) => {
-                            attempt.reached();
-                            return Ok((attempt, to));
-                        }
+                        Ok(to) => return Ok((attempt, to)),
                         // The same at every endpoint, and no fault of this one.
                         Err(ours) if ours.side == Side::Local => return Err(ours),
                         Err(why) => failure = why,

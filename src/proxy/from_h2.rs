@@ -37,8 +37,10 @@ use crate::http::{Framing, Method};
 use crate::io::gather;
 use crate::io::timed::Alarm;
 use crate::io::tls::Tls;
+use crate::route;
 use crate::shard::clock::{NEVER, ns};
 use crate::shard::{Shard, View, task};
+use crate::upstream::service::Attempt;
 use crate::upstream::shared::Lease;
 
 /// Serves one connection to its end. Its input are its first octets, the preface or a part of it.
@@ -201,9 +203,14 @@ async fn served(
     }
     // A CONNECT has no path: routed by its host.
     let path = parts.uri.path_and_query().map_or("/", |_| parts.uri.path());
-    let route = view.snapshot.routes.find_id(Some(message::host_of(host)), path.as_bytes());
     let fields = message::Fields(parts);
     let asked = message::call(caller.as_rules_see_it(), parts, &fields);
+    let route = view.snapshot.routes.find_id(&route::Request {
+        host: Some(message::host_of(host)),
+        path: path.as_bytes(),
+        query: parts.uri.query().unwrap_or_default().as_bytes(),
+        call: &asked,
+    });
     let service = route.and_then(|id| view.snapshot.routes.routes().get(id as usize)).map(|route| {
         let chosen = route.choose(&asked, || shard.rng(|rng| rng.u64(..)));
         (route, shard.service(view, chosen.service))
@@ -315,12 +322,12 @@ impl Call<'_> {
         }
         let (attempt, to) = connected.map_err(|failure| self.path.missed(failure, false))?;
         let began = self.path.shard.clock.now();
-        let answered = Cell::new(false);
         let (result, replays) = match to {
             To::H1(pooled) => {
                 let (reused, idle_ns) = (pooled.reused, pooled.idle_ns);
-                let result = self.to_h1(body, pooled, &attempt, &answered).await;
-                let dead = |failure: Failure| reused && !answered.get() && failure.is_end_of_connection();
+                let result = self.to_h1(body, pooled, &attempt).await;
+                let dead =
+                    |failure: Failure| reused && !attempt.has_answered() && failure.is_end_of_connection();
                 let stale = Missed::failure_of(&result).is_some_and(dead);
                 if stale {
                     attempt.pool().learn_death(idle_ns, self.path.shard.clock.now());
@@ -328,16 +335,16 @@ impl Call<'_> {
                 (result, stale && self.facts.method != Method::Other && self.path.replays_after_death())
             }
             To::H2(lease) => {
-                let result = self.to_h2(body, &lease, &answered).await;
+                let result = self.to_h2(body, &lease, &attempt).await;
                 let replays = Missed::failure_of(&result).is_some_and(|failure| {
                     lease.leave_if_going(failure);
-                    self.path.replays_by_http2(failure, &lease, answered.get(), self.facts.method)
+                    self.path.replays_by_http2(failure, &lease, attempt.has_answered(), self.facts.method)
                 });
                 (result, replays)
             }
         };
         let failure = Missed::failure_of(&result);
-        self.path.judge(&attempt, began, answered.get(), failure.as_ref());
+        self.path.judge(&attempt, began, failure.as_ref());
         match failure {
             Some(_) if replays => Err(Missed::Again),
             Some(failure) => Err(self.path.missed(failure, false)),
@@ -409,7 +416,7 @@ impl Call<'_> {
     }
 
     /// To a service that speaks HTTP/2.
-    async fn to_h2(&self, body: &mut Upload<'_>, lease: &Lease, answered: &Cell<bool>) -> Result<(), Missed> {
+    async fn to_h2(&self, body: &mut Upload<'_>, lease: &Lease, attempt: &Attempt) -> Result<(), Missed> {
         let whole = self.facts.framing == Framing::None;
         let mut parts = self.forwarded(lease);
         let is_web = matches!(self.facts.grpc, Some(Dialect::Web(_)));
@@ -418,10 +425,10 @@ impl Call<'_> {
         let (mut response, stream) = lease.send(Request::from_parts(parts, ()), whole)?;
         let alarm = self.path.shard.deadlines.alarm();
         if whole {
-            return self.back_from_h2(&mut response, web, &alarm, &Cell::new(true), answered).await;
+            return self.back_from_h2(&mut response, web, &alarm, &Cell::new(true), attempt).await;
         }
         // Boxed: two directions are much state, which most requests do not need.
-        Box::pin(self.both_h2(body, stream, &mut response, web, &alarm, answered)).await
+        Box::pin(self.both_h2(body, stream, &mut response, web, &alarm, attempt)).await
     }
 
     /// Both directions at once.
@@ -432,12 +439,13 @@ impl Call<'_> {
         response: &mut h2::client::ResponseFuture,
         web: Option<Translation>,
         alarm: &Alarm,
-        answered: &Cell<bool>,
+        attempt: &Attempt,
     ) -> Result<(), Missed> {
         let stream = RefCell::new(stream);
         let there_alarm = self.path.shard.deadlines.alarm();
         let sent = Cell::new(false);
-        let back = pin!(self.back_from_h2(response, web, alarm, &sent, answered));
+        attempt.uploads();
+        let back = pin!(self.back_from_h2(response, web, alarm, &sent, attempt));
         let decoder = RefCell::default();
         let mut there = self.there(&there_alarm);
         if web.is_some_and(|web| web.request == Form::Text) {
@@ -446,6 +454,7 @@ impl Call<'_> {
         let there = pin!(async {
             let result = there.h2_to_h2(body, &stream).await;
             sent.set(result.is_ok());
+            attempt.uploaded(self.path.shard.clock.now());
             result
         });
         let (there_result, back_result, back_was_first) = both(there, back, |first| match first {
@@ -475,9 +484,9 @@ impl Call<'_> {
         web: Option<Translation>,
         alarm: &Alarm,
         sent: &Cell<bool>,
-        answered: &Cell<bool>,
+        attempt: &Attempt,
     ) -> Result<(), Missed> {
-        let mut response = Some(self.head_from_h2(response, alarm, sent, answered).await?);
+        let mut response = Some(self.head_from_h2(response, alarm, sent, attempt).await?);
         if response.as_ref().is_some_and(|response| self.path.withholds_typed(response)) {
             // Dropped: h2 resets the stream if there is more to come.
             return Err(Missed::Again);
@@ -491,12 +500,12 @@ impl Call<'_> {
         response: &mut h2::client::ResponseFuture,
         alarm: &Alarm,
         sent: &Cell<bool>,
-        answered: &Cell<bool>,
+        attempt: &Attempt,
     ) -> Result<Response<RecvStream>, Failure> {
         let gone = |_| Failure::downstream(Stage::Body, Cause::StreamReset);
         let mut interim = self.view.snapshot.limits.interim_responses_max;
         loop {
-            let next = head(&self.path, alarm, response, sent.get(), answered, &mut interim);
+            let next = head(&self.path, alarm, response, sent.get(), attempt, &mut interim);
             // Hurried by the alarm: h2 needs no more than to be left.
             let (next, reset) =
                 unless_reset(|cx| self.respond.borrow_mut().poll_reset(cx), || alarm.by(0), next).await;

@@ -125,6 +125,7 @@ async fn drive(
         if is_over {
             return Poll::Ready(());
         }
+        shared.was_driven();
         if vital.has_begun() {
             shared.settle();
         }

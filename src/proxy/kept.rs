@@ -44,6 +44,10 @@ impl<'x> Kept<'x> {
 
     /// These were read.
     pub(super) fn read(&mut self, octets: &[u8]) {
+        if octets.is_empty() {
+            // A buffer is not made for nothing.
+            return;
+        }
         let length = self.octets.len() + octets.len();
         if length > self.max {
             self.give_up();

@@ -14,6 +14,7 @@ mod from_h2;
 mod h2_client;
 mod h2_io;
 mod handshake;
+mod judge;
 mod kept;
 mod over_h1;
 mod over_h2;
@@ -304,18 +305,17 @@ async fn whole(
             let stall = path.service.spec.timeouts.body_stall;
             let patience = Patience { clock: &path.shard.clock, stall, until: path.deadline };
             let sent = pooled.connection.writer.write_all(request, 0, patience).await;
-            let answered = Cell::new(false);
             let unsent = sent == Err(Fault::Unsent);
             let result = match sent {
                 Err(fault) => Err(Failure::upstream(Stage::Request, cause(fault))),
                 Ok(()) => {
                     let way =
-                        response::Way { path, asked, request_sent: &Cell::new(true), answered: &answered };
+                        response::Way { path, asked, request_sent: &Cell::new(true), attempt: &attempt };
                     response::carry(&way, &mut pooled.connection.reader, &mut downstream.connection.writer)
                         .await
                 }
             };
-            path.judge(&attempt, began, answered.get(), result.as_ref().err());
+            path.judge(&attempt, began, result.as_ref().err());
             let failure = match result {
                 Ok(done) if done.upgrade => {
                     let far = Far::Connection { pooled, behind: done.behind };
@@ -332,7 +332,7 @@ async fn whole(
                 Err(failure) => failure,
             };
             // The service closed the connection just when it was used again: nothing says that it saw the request.
-            let went_stale = pooled.reused && !answered.get() && failure.is_end_of_connection();
+            let went_stale = pooled.reused && !attempt.has_answered() && failure.is_end_of_connection();
             if went_stale {
                 attempt.pool().learn_death(pooled.idle_ns, path.shard.clock.now());
             }
@@ -386,7 +386,8 @@ async fn stream(
         }
     };
     let began = shard.clock.now();
-    let (request_sent, answered, over) = (Cell::new(false), Cell::new(false), Cell::new(false));
+    let (request_sent, over) = (Cell::new(false), Cell::new(false));
+    attempt.uploads();
     // The head of the request stays where it is, for the log; what is behind it is the body's.
     let behind = downstream.input.len() - asked.head_len;
     let taken =
@@ -407,7 +408,7 @@ async fn stream(
             sent: &request_sent,
             over: &over,
         };
-        let back = response::Way { path, asked, request_sent: &request_sent, answered: &answered };
+        let back = response::Way { path, asked, request_sent: &request_sent, attempt: &attempt };
         let Connection { reader, writer, .. } = &mut downstream.connection;
         let Connection { reader: upstream_reader, writer: upstream_writer, .. } = &mut pooled.connection;
         let there = pin!(request::carry(&there, reader, upstream_writer, head, &mut input, &mut kept));
@@ -416,6 +417,7 @@ async fn stream(
             // Sent: now the service has its time to answer, whatever interim responses there were. A response that is
             // on its way has its own time.
             First::There(Ok(())) if account.status.get() == 0 => {
+                attempt.uploaded(shard.clock.now());
                 origin.read_by(shard.clock.now().saturating_add(path.patience_ns()));
             }
             First::There(Ok(())) => {}
@@ -442,7 +444,7 @@ async fn stream(
         (Err(there), Err(_)) if there.side != Side::Upstream && !back_was_first => Some(*there),
         (_, Err(back)) => Some(*back),
     };
-    path.judge(&attempt, began, answered.get(), failure.as_ref());
+    path.judge(&attempt, began, failure.as_ref());
     let missed = match (back_result, failure) {
         (Ok(done), None) if done.withheld => {
             // Its connection is of no more use where the request was not whole.
@@ -458,7 +460,7 @@ async fn stream(
         // even if the last of the request got through just then).
         (Ok(_), None) => return Ok(Fate::Linger),
         (_, Some(failure)) | (Err(failure), None) => {
-            let went_stale = pooled.reused && !answered.get() && failure.is_end_of_connection();
+            let went_stale = pooled.reused && !attempt.has_answered() && failure.is_end_of_connection();
             if went_stale {
                 attempt.pool().learn_death(pooled.idle_ns, shard.clock.now());
             }
@@ -473,18 +475,6 @@ async fn stream(
 }
 
 impl Path<'_> {
-    /// Tells the balancer how the attempt went.
-    fn judge(&self, attempt: &Attempt, began: u64, answered: bool, failure: Option<&Failure>) {
-        match failure {
-            Some(failure) if failure.side == Side::Upstream => attempt.failed(self.shard.clock.now()),
-            _ if answered => {
-                let first_byte_at = self.account.first_byte_at.get();
-                attempt.answered(first_byte_at.saturating_sub(began), first_byte_at);
-            }
-            _ => {}
-        }
-    }
-
     /// The exchange is over and all is well: what becomes of the two connections.
     fn done(&self, pooled: Pooled, attempt: &Attempt, done: &Answered) -> Fate {
         if done.reusable {

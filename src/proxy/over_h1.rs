@@ -30,7 +30,6 @@ impl Call<'_> {
         body: &mut Upload<'_>,
         mut pooled: Pooled,
         attempt: &Attempt,
-        answered: &Cell<bool>,
     ) -> Result<(), Missed> {
         let shard = self.path.shard;
         let shed = Failure::local(Stage::Request, Cause::Overloaded);
@@ -41,7 +40,7 @@ impl Call<'_> {
             shard.buffers.give(out);
             return Err(SHED.into());
         };
-        let result = self.over_h1(body, &mut pooled, &mut out, &mut input, answered).await;
+        let result = self.over_h1(body, &mut pooled, &mut out, &mut input, attempt).await;
         shard.buffers.give(out);
         shard.buffers.give(input);
         let done = result?;
@@ -63,11 +62,11 @@ impl Call<'_> {
         pooled: &mut Pooled,
         out: &mut Buffer,
         input: &mut Buffer,
-        answered: &Cell<bool>,
+        attempt: &Attempt,
     ) -> Result<Done, Failure> {
         if self.facts.framing != Framing::None {
             // Boxed: two directions are much state, which most requests do not need.
-            return Box::pin(self.both_h1(body, pooled, out, input, answered)).await;
+            return Box::pin(self.both_h1(body, pooled, out, input, attempt)).await;
         }
         let shard = self.path.shard;
         let origin = pooled.connection.control();
@@ -77,7 +76,7 @@ impl Call<'_> {
         let patience = Patience { clock: &shard.clock, stall, until: self.path.deadline };
         let sent = writer.write_all(out, 0, patience).await;
         sent.map_err(|fault| Failure::upstream(Stage::Request, super::cause(fault)))?;
-        self.back_from_h1(reader, &origin, input, &alarm, &Cell::new(true), answered).await
+        self.back_from_h1(reader, &origin, input, &alarm, &Cell::new(true), attempt).await
     }
 
     /// Both directions at once.
@@ -87,7 +86,7 @@ impl Call<'_> {
         pooled: &mut Pooled,
         out: &mut Buffer,
         input: &mut Buffer,
-        answered: &Cell<bool>,
+        attempt: &Attempt,
     ) -> Result<Done, Failure> {
         let shard = self.path.shard;
         let origin = pooled.connection.control();
@@ -96,7 +95,8 @@ impl Call<'_> {
         let there_alarm = shard.deadlines.alarm();
         let there = self.there(&there_alarm);
         let sent = Cell::new(false);
-        let back = pin!(self.back_from_h1(reader, &origin, input, &alarm, &sent, answered));
+        attempt.uploads();
+        let back = pin!(self.back_from_h1(reader, &origin, input, &alarm, &sent, attempt));
         let there = pin!(async {
             if !body.is_there() {
                 // The head does not wait for the body: the service may have to say that it wants it.
@@ -108,6 +108,7 @@ impl Call<'_> {
             }
             let result = there.h2_to_h1(body, writer, self.facts.framing, out).await;
             sent.set(result.is_ok());
+            attempt.uploaded(shard.clock.now());
             result
         });
         let answer_by = || shard.clock.now().saturating_add(self.path.patience_ns());
@@ -136,12 +137,12 @@ impl Call<'_> {
         input: &mut Buffer,
         alarm: &Alarm,
         sent: &Cell<bool>,
-        answered: &Cell<bool>,
+        attempt: &Attempt,
     ) -> Result<Done, Failure> {
         let (head, reset) = unless_reset(
             |cx| self.respond.borrow_mut().poll_reset(cx),
             || origin.shutdown(),
-            self.head_from_h1(from, input, sent, answered, None),
+            self.head_from_h1(from, input, sent, attempt, None),
         )
         .await;
         if reset {
@@ -212,7 +213,7 @@ impl Call<'_> {
         from: &mut crate::io::Reader,
         input: &mut Buffer,
         sent: &Cell<bool>,
-        answered: &Cell<bool>,
+        attempt: &Attempt,
         accept: Option<&Accept>,
     ) -> Result<Answer, Failure> {
         let shard = self.path.shard;
@@ -274,7 +275,7 @@ impl Call<'_> {
             self.path.account.waited(now);
             match read {
                 Ok(0) => return Err(refused(Cause::Closed)),
-                Ok(_) if !answered.replace(true) => self.path.account.first_byte_at.set(now),
+                Ok(_) if attempt.answers(now) => self.path.account.first_byte_at.set(now),
                 Ok(_) => {}
                 Err(fault) => return Err(refused(super::cause(fault))),
             }

@@ -43,16 +43,15 @@ pub(super) async fn carry(
     lease: &Lease,
 ) -> Result<Fate, Missed> {
     let began = path.shard.clock.now();
-    let answered = Cell::new(false);
     // A stream may be refused although some of it has been sent.
     let mut kept = Kept::new(path, asked.framing, body.is_none());
-    let result = exchange(path, downstream, asked, head, body, lease, &answered, &mut kept).await;
+    let result = exchange(path, downstream, asked, head, body, lease, attempt, &mut kept).await;
     let failure = Missed::failure_of(&result);
-    path.judge(attempt, began, answered.get(), failure.as_ref());
+    path.judge(attempt, began, failure.as_ref());
     let missed = match (result, failure) {
         (Err(_), Some(failure)) => {
             lease.leave_if_going(failure);
-            match path.replays_by_http2(failure, lease, answered.get(), asked.method) {
+            match path.replays_by_http2(failure, lease, attempt.has_answered(), asked.method) {
                 true => Missed::Again,
                 false => path.missed(failure, false),
             }
@@ -73,12 +72,12 @@ async fn exchange(
     head: &[u8],
     body: Option<usize>,
     lease: &Lease,
-    answered: &Cell<bool>,
+    attempt: &Attempt,
     kept: &mut Kept<'_>,
 ) -> Result<Fate, Missed> {
-    let mut request = message::from_canonical(head, lease.is_mesh().then_some(Origin(asked.version)))
-        .map_err(|cause| Failure::local(Stage::Request, cause))?;
-    message::set_scheme(request.uri_mut(), lease.is_encrypted());
+    let mut request =
+        message::from_canonical(head, lease.is_mesh().then_some(Origin(asked.version)), lease.is_encrypted())
+            .map_err(|cause| Failure::local(Stage::Request, cause))?;
     let web = match asked.view.snapshot.translates_grpc_web(&downstream.listener) {
         true => Translation::of_request(request.headers_mut()),
         false => None,
@@ -113,7 +112,7 @@ async fn exchange(
         let octets = &downstream.input[asked.head_len..asked.head_len + length];
         path.account.request_body_bytes.set(length as u64);
         let sent = Cell::new(length == 0);
-        let back = Back { path, asked, alarm: &alarm, answered, sent: &sent, web };
+        let back = Back { path, asked, alarm: &alarm, attempt, sent: &sent, web };
         let back = back.carry(response, &mut downstream.connection.writer);
         if length == 0 {
             return back.await;
@@ -143,7 +142,8 @@ async fn exchange(
         };
     }
     let sent = Cell::new(false);
-    let back = Back { path, asked, alarm: &alarm, answered, sent: &sent, web };
+    attempt.uploads();
+    let back = Back { path, asked, alarm: &alarm, attempt, sent: &sent, web };
     let mut input = path.shard.buffers.take_large().ok_or(SHED)?;
     kept.read(&downstream.input[asked.head_len..]);
     let behind = downstream.input.len() - asked.head_len;
@@ -158,6 +158,7 @@ async fn exchange(
             let clean =
                 there.h1_to_h2(reader, &mut input, &mut reframer, &stream, Some(kept)).await.map(drop);
             sent.set(clean.is_ok());
+            attempt.uploaded(path.shard.clock.now());
             clean
         });
         let back = pin!(back.carry(response, writer));
@@ -199,7 +200,7 @@ pub(super) struct Back<'x> {
     pub(super) path: &'x Path<'x>,
     pub(super) asked: &'x Asked,
     pub(super) alarm: &'x Alarm,
-    pub(super) answered: &'x Cell<bool>,
+    pub(super) attempt: &'x Attempt,
     pub(super) sent: &'x Cell<bool>,
     /// Of a gRPC-Web call.
     pub(super) web: Option<Translation>,
@@ -238,7 +239,7 @@ impl Back<'_> {
         let Self { path, asked, .. } = self;
         let mut interim = asked.view.snapshot.limits.interim_responses_max;
         loop {
-            match head(path, self.alarm, response, self.sent.get(), self.answered, &mut interim).await? {
+            match head(path, self.alarm, response, self.sent.get(), self.attempt, &mut interim).await? {
                 Head::Interim(_) if asked.version == Version::Http10 => {}
                 Head::Interim(interim) => {
                     let (parts, ()) = interim.into_parts();
@@ -328,7 +329,7 @@ pub(super) async fn head(
     alarm: &Alarm,
     response: &mut ResponseFuture,
     sent: bool,
-    answered: &Cell<bool>,
+    attempt: &Attempt,
     interim: &mut u16,
 ) -> Result<Head, Failure> {
     let shard = path.shard;
@@ -343,7 +344,7 @@ pub(super) async fn head(
     path.account.waited_for_http2(since, now, &shard.gathered);
     match next {
         Some(Ok(head)) => {
-            if !answered.replace(true) {
+            if attempt.answers(now) {
                 path.account.first_byte_at.set(now);
             }
             let refused = |cause| Failure::upstream(Stage::Response, cause);
@@ -370,10 +371,12 @@ pub(super) async fn head(
 }
 
 fn poll_head(response: &mut ResponseFuture, cx: &mut Context<'_>) -> Poll<Result<Head, h2::Error>> {
-    if let Poll::Ready(Some(interim)) = response.poll_informational(cx) {
-        return Poll::Ready(interim.map(Head::Interim));
+    match response.poll_informational(cx) {
+        Poll::Ready(Some(interim)) => Poll::Ready(interim.map(Head::Interim)),
+        // The final one is there, or there will be none.
+        Poll::Ready(None) => Pin::new(response).poll(cx).map(|response| response.map(Head::Final)),
+        Poll::Pending => Poll::Pending,
     }
-    Pin::new(response).poll(cx).map(|response| response.map(Head::Final))
 }
 
 /// Whether the first piece of a body has come with its head.

@@ -12,6 +12,7 @@ use crate::io::timed::OnDeadline;
 use crate::io::{Fault, Patience, Reader, Writer};
 use crate::shard::buffers::{Buffer, Buffers};
 use crate::shard::clock::{NEVER, ns};
+use crate::upstream::service::Attempt;
 
 /// What both ends of the way back share.
 pub(super) struct Way<'x> {
@@ -19,8 +20,8 @@ pub(super) struct Way<'x> {
     pub(super) asked: &'x Asked,
     /// Whether all of the request has been sent: a response before that ends the caller's connection.
     pub(super) request_sent: &'x Cell<bool>,
-    /// Whether the service has sent anything: then the request may not be replayed.
-    pub(super) answered: &'x Cell<bool>,
+    /// Is told when the service has sent anything: then the request may not be replayed.
+    pub(super) attempt: &'x Attempt,
 }
 
 /// What is known of a response when its head is there.
@@ -205,8 +206,9 @@ impl Way<'_> {
         match self.read(from, &mut held.input, keep_free, patience).await {
             Ok(0) => Err(Failure::upstream(Stage::Response, Cause::Closed)),
             Ok(_) => {
-                if !self.answered.replace(true) {
-                    self.path.account.first_byte_at.set(self.path.shard.clock.now());
+                let now = self.path.shard.clock.now();
+                if self.attempt.answers(now) {
+                    self.path.account.first_byte_at.set(now);
                 }
                 if held.out.capacity() == 0 {
                     held.out = self.path.shard.buffers.take_small().ok_or(SHED)?;

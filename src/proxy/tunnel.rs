@@ -58,6 +58,7 @@ pub(super) async fn connect(
         To::H1(pooled) => pooled,
         To::H2(lease) => return tunnel_h2::ask(path, downstream, asked, head, attempt, lease).await,
     };
+    attempt.answers(shard.clock.now());
     account.first_byte_at.set(shard.clock.now());
     let mut answer = shard.buffers.take_small().ok_or(SHED)?;
     respond::write_connected(&shard.clock, &mut answer);
@@ -129,7 +130,7 @@ pub(super) async fn through<E: End>(
     cut: h2::Reason,
 ) -> Result<(), Failure> {
     let Agreed { attempt, far } = agreed;
-    attempt.goes_on(path.shard.clock.now());
+    attempt.goes_on();
     let Near { end: caller, source, sink, early } = near;
     match far {
         Far::Connection { mut pooled, behind } => {

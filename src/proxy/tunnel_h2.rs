@@ -85,24 +85,23 @@ impl Call<'_> {
                 },
             };
             let began = path.shard.clock.now();
-            let answered = Cell::new(false);
             let (said, may_repeat) = match to {
                 To::H1(pooled) if self.is_direct() => (Ok(self.directly(pooled)), false),
                 To::H1(pooled) => {
                     let reused = pooled.reused;
-                    let said = self.handshake(pooled, &attempt, &answered).await;
+                    let said = self.handshake(pooled, &attempt).await;
                     let stale = reused
-                        && !answered.get()
+                        && !attempt.has_answered()
                         && matches!(&said, Err(f) if f.side == Side::Upstream && matches!(f.cause, Cause::Closed | Cause::Reset));
                     (said, stale)
                 }
                 To::H2(lease) => {
-                    let said = self.ask(lease, &answered).await;
+                    let said = self.ask(lease, &attempt).await;
                     let unseen = matches!(&said, Err(failure) if failure.nothing_was_sent());
                     (said, unseen)
                 }
             };
-            path.judge(&attempt, began, answered.get(), said.as_ref().err());
+            path.judge(&attempt, began, said.as_ref().err());
             match said {
                 Ok(Said::Yes(head, far)) => break (head, Agreed { attempt, far }),
                 Ok(Said::Otherwise) => return Ok(()),
@@ -170,19 +169,14 @@ impl Call<'_> {
     }
 
     /// Asks a service that speaks HTTP/1.1.
-    async fn handshake(
-        &self,
-        mut pooled: Pooled,
-        attempt: &Attempt,
-        answered: &Cell<bool>,
-    ) -> Result<Said, Failure> {
+    async fn handshake(&self, mut pooled: Pooled, attempt: &Attempt) -> Result<Said, Failure> {
         let buffers = &self.path.shard.buffers;
         let mut out = buffers.take_small().ok_or(SHED)?;
         let Some(mut input) = buffers.take_small() else {
             buffers.give(out);
             return Err(SHED);
         };
-        let result = self.handshake_with(&mut pooled, answered, &mut out, &mut input).await;
+        let result = self.handshake_with(&mut pooled, attempt, &mut out, &mut input).await;
         buffers.give(out);
         let result = result.map(|said| match said {
             Ok(head) => {
@@ -202,7 +196,7 @@ impl Call<'_> {
     async fn handshake_with(
         &self,
         pooled: &mut Pooled,
-        answered: &Cell<bool>,
+        attempt: &Attempt,
         out: &mut Buffer,
         input: &mut Buffer,
     ) -> Result<Result<Response<()>, Done>, Failure> {
@@ -225,7 +219,7 @@ impl Call<'_> {
         let (answer, reset) = unless_reset(
             |cx| self.respond.borrow_mut().poll_reset(cx),
             || origin.shutdown(),
-            self.head_from_h1(reader, input, &Cell::new(true), answered, accept.as_ref()),
+            self.head_from_h1(reader, input, &Cell::new(true), attempt, accept.as_ref()),
         )
         .await;
         if reset {
@@ -241,11 +235,11 @@ impl Call<'_> {
     }
 
     /// Asks a service that speaks HTTP/2.
-    async fn ask(&self, lease: Lease, answered: &Cell<bool>) -> Result<Said, Failure> {
+    async fn ask(&self, lease: Lease, attempt: &Attempt) -> Result<Said, Failure> {
         let parts = self.forwarded(&lease);
         let (mut response, mut send) = lease.send(Request::from_parts(parts, ()), false)?;
         let alarm = self.path.shard.deadlines.alarm();
-        let result = self.head_from_h2(&mut response, &alarm, &Cell::new(true), answered).await;
+        let result = self.head_from_h2(&mut response, &alarm, &Cell::new(true), attempt).await;
         if let Err(failure) = &result {
             lease.leave_if_going(*failure);
         }
@@ -285,14 +279,13 @@ pub(super) async fn ask(
     lease: Lease,
 ) -> Result<Settled, Failure> {
     let began = path.shard.clock.now();
-    let answered = Cell::new(false);
     let mut out = path.shard.buffers.take_small().ok_or(SHED)?;
-    let said = ask_for_h1(path, downstream, asked, head, &lease, &answered, &mut out).await;
+    let said = ask_for_h1(path, downstream, asked, head, &lease, &attempt, &mut out).await;
     path.shard.buffers.give(out);
     if let Err(failure) = &said {
         lease.leave_if_going(*failure);
     }
-    path.judge(&attempt, began, answered.get(), said.as_ref().err());
+    path.judge(&attempt, began, said.as_ref().err());
     Ok(match said? {
         Ok((send, recv)) => {
             Settled::Tunnel(Box::new(Agreed { attempt, far: Far::Stream { send, recv, lease } }))
@@ -308,13 +301,13 @@ async fn ask_for_h1(
     asked: &Asked,
     head: &[u8],
     lease: &Lease,
-    answered: &Cell<bool>,
+    attempt: &Attempt,
     out: &mut Buffer,
 ) -> Result<Result<(SendStream<Bytes>, RecvStream), super::Fate>, Failure> {
     let shard = path.shard;
-    let mut request = message::from_canonical(head, lease.is_mesh().then_some(Origin(asked.version)))
+    let origin = lease.is_mesh().then_some(Origin(asked.version));
+    let mut request = message::from_canonical(head, origin, lease.is_encrypted())
         .map_err(|cause| Failure::local(Stage::Request, cause))?;
-    message::set_scheme(request.uri_mut(), lease.is_encrypted());
     let accept = match asked.tunnel.as_deref() {
         Some(Tunnel::WebSocket(accept)) => {
             message::extend_connect(&mut request);
@@ -324,7 +317,7 @@ async fn ask_for_h1(
     };
     let (mut response, mut send) = lease.send(request, false)?;
     let alarm = shard.deadlines.alarm();
-    let back = Back { path, asked, alarm: &alarm, answered, sent: &Cell::new(true), web: None };
+    let back = Back { path, asked, alarm: &alarm, attempt, sent: &Cell::new(true), web: None };
     let writer = &mut downstream.connection.writer;
     let response = back.head(&mut response, writer, out).await?;
     if !response.status().is_success() {

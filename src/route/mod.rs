@@ -1,22 +1,36 @@
-//! Which service was meant: host and path of a request to a route.
+//! Which service was meant: a request to a route, by host, path and conditions.
 //!
 //! Pure: knows no socket and no clock. Paths are matched octet for octet as they were sent (no decoding, no removal of
 //! dot segments), because what is matched must be what is forwarded.
+//!
+//! Of all routes that match, the one with the most specific host is meant; of those the one with the most specific path:
+//! exact, template, expression, prefix; of those the one that asks for more ([`Conditions::specificity`]); of those the
+//! first in the files. [`Table`] finds it without trying them all, [`RouteMatch::judge`] says of one route why (not).
 
 mod action;
+mod cell;
+mod conditions;
 pub mod cookie;
+mod judge;
+mod patterns;
+mod regex;
 pub mod split;
 mod table;
+mod template;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 pub use action::Action;
-pub use table::{Table, TableBuilder, TableError};
+pub use conditions::{Conditions, Request, Specificity, Test, Unmet, What};
+pub use judge::{HostRank, Judgement, PathRank, Rank};
+pub use regex::{BadRegex, Regex};
+pub use table::{Overlap, Table, TableBuilder};
+pub use template::{BadTemplate, Template};
 
 use crate::upstream::retry;
 
-/// One rule: requests for this host and path go to that service.
+/// What becomes of the requests that a [`RouteMatch`] means.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Route {
     /// Its name in log and metrics.
@@ -52,6 +66,8 @@ pub enum Priority {
 impl Priority {
     /// How many there are.
     pub const COUNT: usize = 3;
+    /// All of them, the most important first.
+    pub const ALL: [Self; Self::COUNT] = [Self::Critical, Self::Default, Self::Sheddable];
 }
 
 /// What a connection may be turned into.
@@ -87,4 +103,26 @@ pub enum PathMatch {
     Exact(Box<str>),
     /// This path and everything below it, by whole segments: `/a` matches `/a` and `/a/b`, not `/ab`. `/` matches all.
     Prefix(Box<str>),
+    /// Paths of this form.
+    Template(Template),
+    /// Paths that match wholly.
+    Regex(Regex),
+}
+
+/// Which requests a route serves.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RouteMatch {
+    /// One of these; empty: any host.
+    pub hosts: Box<[HostMatch]>,
+    /// This path.
+    pub path: PathMatch,
+    /// All of these. In their normal form ([`Conditions::normalize`]).
+    pub conditions: Conditions,
+}
+
+impl RouteMatch {
+    /// The hosts, [`HostMatch::Any`] among them if there are none.
+    pub fn hosts(&self) -> &[HostMatch] {
+        if self.hosts.is_empty() { &[HostMatch::Any] } else { &self.hosts }
+    }
 }

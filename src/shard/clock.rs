@@ -1,10 +1,12 @@
-//! Time on a shard: nanoseconds since the process started its clock, read once per poll of a task.
+//! Time on a shard: nanoseconds since the process started its first clock, read once per poll of a task. It is the same on
+//! all shards, so that what one writes of a time means the same to another.
 //!
 //! All decisions of one poll see the same `now`; a poll takes a few microseconds, which is less than anything that is
 //! decided by time here. Tests own the value: nothing on the data side reads the system's clock but [`Clock::refresh`].
 
 use std::cell::{Cell, RefCell};
 use std::io::Write as _;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
 
 use rustix::time::{ClockId, clock_gettime};
@@ -12,23 +14,29 @@ use rustix::time::{ClockId, clock_gettime};
 /// A shard's clock.
 #[derive(Debug)]
 pub struct Clock {
-    /// CLOCK_MONOTONIC when this clock started, less one millisecond.
+    /// As `ORIGIN_NS`, without looking there each time.
     origin_ns: u64,
     now_ns: Cell<u64>,
     date: RefCell<(u64, [u8; 29])>,
 }
 
+/// CLOCK_MONOTONIC when the first clock of the process started, less one millisecond; 0 before that.
+static ORIGIN_NS: AtomicU64 = AtomicU64::new(0);
+
 /// A deadline that never comes.
 pub const NEVER: u64 = u64::MAX;
 
 impl Clock {
-    /// A clock that starts at one millisecond: 0 is kept for "never happened".
+    /// A clock; the first one starts at one millisecond: 0 is kept for "never happened".
     pub fn new() -> Self {
+        let mine_ns = read(ClockId::Monotonic).saturating_sub(1_000_000);
+        let first = ORIGIN_NS.compare_exchange(0, mine_ns, Ordering::Relaxed, Ordering::Relaxed);
         let clock = Self {
-            origin_ns: read(ClockId::Monotonic).saturating_sub(1_000_000),
+            origin_ns: first.map_or_else(|first| first, |_| mine_ns),
             now_ns: Cell::new(1_000_000),
             date: RefCell::new((0, [b' '; 29])),
         };
+        clock.refresh();
         clock.refresh_date();
         clock
     }

@@ -18,6 +18,8 @@ use crate::failure::{Cause, Failure};
 use crate::snapshot::Snapshot;
 use crate::telemetry::Interval;
 use crate::upstream::gate::Bell;
+use crate::upstream::health::Reason;
+use crate::upstream::spec::Address;
 
 /// Shared by control and one shard.
 pub struct Link {
@@ -84,6 +86,8 @@ pub enum Notice {
     Accept { listener: Arc<str>, error: String },
     /// A TLS handshake failed: with whom (address, and listener or service), and in whose words why.
     Handshake { failure: Failure, peer: String, words: String },
+    /// An endpoint was ejected (why, and for how many ns), or is used again.
+    Breaker { service: Arc<str>, endpoint: Option<Address>, ejected: Option<(Reason, u64)> },
     /// An order could not be carried out.
     Failed { what: String },
 }

@@ -11,7 +11,6 @@ use crate::authorize::{self, Action, Rule, TextMatch};
 use crate::identity::{IdMatch, SpiffeId};
 use crate::io::timed::OnDeadline;
 use crate::io::{Connection, Fault};
-use crate::route;
 use crate::shard::clock::NEVER;
 use crate::shard::link::Link;
 use crate::snapshot::{ForwardedFields, Forwarding, Http2, Limits, Timeouts};
@@ -21,9 +20,10 @@ fn snapshot(generation: u64, rules: Vec<Rule>) -> Arc<Snapshot> {
     Arc::new(Snapshot {
         generation,
         listeners: Vec::new(),
-        routes: route::Table::default(),
+        routes: Arc::default(),
         services: Vec::new(),
         by_name: Vec::new(),
+        health: Vec::new(),
         limits: Limits {
             head_bytes_max: 1024,
             target_bytes_max: 1024,

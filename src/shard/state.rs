@@ -168,12 +168,14 @@ impl Shard {
                 match new.snapshot.service_named(&service.spec.name) {
                     Some(id) => {
                         let spec = &new.snapshot.services[id as usize];
+                        let health = &new.snapshot.health[id as usize];
                         let same = Arc::ptr_eq(spec, &service.spec) || **spec == *service.spec;
                         differs |= !same && spec.tls != service.spec.tls;
-                        let carried = if same {
+                        let carried = if same && Arc::ptr_eq(health, &service.health) {
                             Rc::clone(service)
                         } else {
-                            Rc::new(Service::carried_over(service, Arc::clone(spec), &self.doors))
+                            let (spec, health) = (Arc::clone(spec), Arc::clone(health));
+                            Rc::new(Service::carried_over(service, spec, health, &self.doors))
                         };
                         kept.insert(id, carried);
                     }
@@ -195,8 +197,10 @@ impl Shard {
             return Rc::clone(service);
         }
         let spec = &view.snapshot.services[id as usize];
+        let health = &view.snapshot.health[id as usize];
         let slot = self.recorder.borrow_mut().slot(&spec.name);
-        let service = Rc::new(Service::new(Arc::clone(spec), slot, &self.doors));
+        let service = Service::new(Arc::clone(spec), Arc::clone(health), slot, &self.doors);
+        let service = Rc::new(service);
         view.services.borrow_mut().insert(id, Rc::clone(&service));
         service
     }
@@ -280,7 +284,16 @@ impl Shard {
         let now = self.clock.refresh();
         let view = self.view();
         for service in view.services.borrow().values() {
-            service.sweep(now);
+            let (changes, lost) = service.sweep(now);
+            for change in changes {
+                let endpoint = service.spec.endpoints.get(change.endpoint as usize);
+                self.notice(Notice::Breaker {
+                    service: Arc::clone(&service.spec.name),
+                    endpoint: endpoint.map(|endpoint| endpoint.address.clone()),
+                    ejected: change.ejected,
+                });
+            }
+            self.totals.notices_dropped.set(self.totals.notices_dropped.get() + lost);
         }
         self.vanished.borrow_mut().retain(|service| {
             let in_use = Rc::strong_count(service) > 1;

@@ -22,16 +22,12 @@
 //! after `10 s × ln(slow / usual)` without any probe. An endpoint that has not answered yet counts as fast as this
 //! service usually is, or 30 ms before the first answer of all. A failure counts as an answer after 1 s or 10 × the
 //! usual, whichever is longer: refusing fast must not look fast. The other three do not look at failures of exchanges;
-//! avoiding an endpoint that fails is the breaker's work.
-//!
-//! # Endpoints that cannot be connected to
-//! All four pass them over ([`Outcome::Unreachable`], module `away`), unless no other is left.
+//! passing over an endpoint that fails, or that cannot be connected to, is the breaker's work (`upstream::breaker`).
 //!
 //! Refuses to know sockets, and to forget an exchange: each `started` needs its `ended` on the same balancer.
 
 use fastrand::Rng;
 
-use super::away::Away;
 use super::spec::{Balance, Service};
 
 /// One shard's choice among the endpoints of one service, and what it has seen of them. Endpoints are named by their
@@ -44,10 +40,6 @@ pub struct Balancer {
     shares: Shares,
     turns: Turns,
     usual: Usual,
-    /// By endpoint.
-    away: Box<[Away]>,
-    /// Until then some endpoint is passed over; in the past nearly always.
-    away_last_ns: u64,
 }
 
 /// How an attempt ended, as far as it says something of the endpoint.
@@ -58,8 +50,6 @@ pub enum Outcome {
         /// From the request's first byte sent to the response's first byte received.
         latency_ns: u64,
     },
-    /// No connection could be made.
-    Unreachable,
     /// There was none, and the endpoint (or the way to it) is to blame: refused, reset, timed out, not HTTP.
     Failed,
     /// It ended for a reason that says nothing of the endpoint, such as a caller that went away.
@@ -83,8 +73,6 @@ impl Balancer {
                 Balance::PeakEwma | Balance::LeastRequest | Balance::Random => Turns::Unused,
             },
             usual: Usual { latency_ns: 0.0 },
-            away: service.endpoints.iter().map(|_| Away::default()).collect(),
-            away_last_ns: 0,
         }
     }
 
@@ -96,28 +84,16 @@ impl Balancer {
             1 => return (!skip(0)).then_some(0),
             _ => {}
         }
-        if now_ns < self.away_last_ns {
-            let away = std::mem::take(&mut self.away);
-            let picked = self.pick_among(now_ns, rng, &|e| skip(e) || away[e].is_away(now_ns));
-            self.away = away;
-            if picked.is_some() {
-                return picked;
-            }
-        }
-        self.pick_among(now_ns, rng, &skip)
-    }
-
-    fn pick_among(&mut self, now_ns: u64, rng: &mut Rng, skip: &impl Fn(usize) -> bool) -> Option<usize> {
         match self.balance {
-            Balance::Random => self.draw(rng, skip),
-            Balance::RoundRobin => self.turns.next(self.loads.len(), rng, skip),
+            Balance::Random => self.draw(rng, &skip),
+            Balance::RoundRobin => self.turns.next(self.loads.len(), rng, &skip),
             Balance::LeastRequest => {
-                let (first, second) = self.draw_two(rng, skip)?;
+                let (first, second) = self.draw_two(rng, &skip)?;
                 let cost = |e: usize| self.loads[e].in_flight as f32 * self.shares.relief(e);
                 Some(if cost(second) < cost(first) { second } else { first })
             }
             Balance::PeakEwma => {
-                let (first, second) = self.draw_two(rng, skip)?;
+                let (first, second) = self.draw_two(rng, &skip)?;
                 let cost = |e: usize| {
                     let load = &self.loads[e];
                     load.latency_ns(now_ns, self.usual)
@@ -129,19 +105,17 @@ impl Balancer {
     }
 
     /// An attempt on this endpoint begins (with connecting, where that is needed).
-    pub fn started(&mut self, endpoint: usize, now_ns: u64) {
+    pub fn started(&mut self, endpoint: usize) {
         debug_assert!(endpoint < self.loads.len(), "an endpoint of another balancer");
         if let Some(load) = self.loads.get_mut(endpoint) {
             load.in_flight += 1;
-            let until_ns = self.away[endpoint].started(now_ns);
-            self.away_last_ns = self.away_last_ns.max(until_ns);
         }
     }
 
-    /// A connection to the endpoint was made.
-    pub fn reached(&mut self, endpoint: usize) {
-        if let Some(away) = self.away.get_mut(endpoint) {
-            away.reached();
+    /// What was seen of the endpoint's latency does not count any more: it has been passed over, and is used again.
+    pub fn forget(&mut self, endpoint: usize) {
+        if let Some(load) = self.loads.get_mut(endpoint) {
+            load.estimate_ns = f32::INFINITY;
         }
     }
 
@@ -151,14 +125,6 @@ impl Balancer {
         let Some(load) = self.loads.get_mut(endpoint) else { return };
         debug_assert!(load.in_flight > 0, "ended without started");
         load.in_flight = load.in_flight.saturating_sub(1);
-        match outcome {
-            Outcome::Unreachable => {
-                let until_ns = self.away[endpoint].refused(now_ns);
-                self.away_last_ns = self.away_last_ns.max(until_ns);
-            }
-            Outcome::Answered { .. } => self.away[endpoint].reached(),
-            Outcome::Failed | Outcome::Cancelled => {}
-        }
         if self.balance != Balance::PeakEwma {
             return;
         }
@@ -167,7 +133,7 @@ impl Balancer {
                 load.observe(latency_ns as f32, now_ns);
                 self.usual.observe(latency_ns as f32);
             }
-            Outcome::Unreachable | Outcome::Failed => {
+            Outcome::Failed => {
                 load.observe(FAILURE_NS.max(self.usual.latency_ns() * FAILURE_FACTOR), now_ns);
             }
             Outcome::Cancelled => {}
@@ -177,20 +143,13 @@ impl Balancer {
     /// Takes over what `old` learned of the endpoints that are still there; `places` as `spec::former_places` gives them.
     /// What is in flight stays with the old balancer, where it will end.
     pub fn carry_over(&mut self, old: &Self, places: &[Option<usize>]) {
-        let averages = self.balance == Balance::PeakEwma && old.balance == Balance::PeakEwma;
-        self.away_last_ns = old.away_last_ns;
-        if averages {
-            self.usual = old.usual;
-        } else if old.away_last_ns == 0 {
+        if self.balance != Balance::PeakEwma || old.balance != Balance::PeakEwma {
             return;
         }
-        for (n, place) in places.iter().enumerate().take(self.loads.len()) {
-            let Some((before, away)) = place.and_then(|n| old.loads.get(n).zip(old.away.get(n))) else {
-                continue;
-            };
-            self.away[n] = *away;
-            if averages {
-                (self.loads[n].estimate_ns, self.loads[n].at_ns) = (before.estimate_ns, before.at_ns);
+        self.usual = old.usual;
+        for (load, place) in self.loads.iter_mut().zip(places) {
+            if let Some(before) = place.and_then(|n| old.loads.get(n)) {
+                (load.estimate_ns, load.at_ns) = (before.estimate_ns, before.at_ns);
             }
         }
     }

@@ -261,8 +261,10 @@ impl Drop for Waiting {
     fn drop(&mut self) {
         match self.waiter.told.get() {
             Told::Nothing => {
-                if self.limiter.line.borrow_mut().remove(self.ticket).is_some() {
-                    self.limiter.caps().counts.exchanges.waits_no_more();
+                let caps = self.limiter.caps();
+                let now_ns = self.limiter.now_ns.get();
+                if self.limiter.line.borrow_mut().remove(self.ticket, caps.patience, now_ns).is_some() {
+                    caps.counts.exchanges.waits_no_more();
                 }
             }
             // It came just when nobody wanted it any more.

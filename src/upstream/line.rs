@@ -2,8 +2,9 @@
 //!
 //! The more important come first; among equals who has waited longest, and nobody waits longer than `timeout`. A line that
 //! has not been empty for as long as that is not a burst but too much load, and then waiting only makes late what is
-//! answered (as in Facebook's variant of CoDel): nobody waits longer than `target` then, and the newest come first, whose
-//! callers still want the answer. It ends when the line has been empty.
+//! answered (as in Facebook's variant of CoDel): nobody waits longer than `target` then but the critical, and the newest come first,
+//! whose callers still want the answer. It ends when for as long as `timeout` the line was empty now and then and nobody waited
+//! longer than `target`: that it is empty alone says nothing, because letting people go empties it.
 //!
 //! Refuses to know who they are, and to count places.
 
@@ -20,14 +21,25 @@ pub struct Patience {
     pub target_ns: u64,
 }
 
+impl Patience {
+    fn longest_ns(&self, priority: Priority, standing: bool) -> u64 {
+        match priority {
+            Priority::Default | Priority::Sheddable if standing => self.target_ns,
+            Priority::Critical | Priority::Default | Priority::Sheddable => self.timeout_ns,
+        }
+    }
+}
+
 /// A line.
 #[derive(Debug)]
 pub struct Line<T> {
     /// By priority, oldest first.
     waiting: [VecDeque<Entry<T>>; Priority::COUNT],
     next_number: u64,
-    /// When it was empty last; of an empty one, 0.
+    /// When it was empty last.
     busy_since_ns: u64,
+    /// Until when it counts as too much at least.
+    standing_until_ns: u64,
 }
 
 /// Where one stands.
@@ -47,7 +59,12 @@ struct Entry<T> {
 impl<T> Line<T> {
     /// Nobody.
     pub const fn new() -> Self {
-        Self { waiting: [const { VecDeque::new() }; Priority::COUNT], next_number: 0, busy_since_ns: 0 }
+        Self {
+            waiting: [const { VecDeque::new() }; Priority::COUNT],
+            next_number: 0,
+            busy_since_ns: 0,
+            standing_until_ns: 0,
+        }
     }
 
     /// How many wait.
@@ -68,15 +85,16 @@ impl<T> Line<T> {
         let number = self.next_number;
         self.next_number += 1;
         self.waiting[priority as usize].push_back(Entry { number, since_ns: now_ns, who });
-        let longest_ns =
-            if self.is_standing(patience, now_ns) { patience.target_ns } else { patience.timeout_ns };
+        let longest_ns = patience.longest_ns(priority, self.is_standing(patience, now_ns));
         (Ticket { priority, number }, now_ns.saturating_add(longest_ns))
     }
 
     /// Who is next. Those who have waited too long are given to `late` first.
     pub fn next(&mut self, patience: Patience, now_ns: u64, late: impl FnMut(T)) -> Option<T> {
         let standing = self.is_standing(patience, now_ns);
-        self.drop_late(if standing { patience.target_ns } else { patience.timeout_ns }, now_ns, late);
+        if self.drop_late(patience, standing, now_ns, late) {
+            self.standing_until_ns = now_ns.saturating_add(patience.timeout_ns);
+        }
         self.waiting
             .iter_mut()
             .find_map(|waiting| if standing { waiting.pop_back() } else { waiting.pop_front() })
@@ -84,10 +102,17 @@ impl<T> Line<T> {
     }
 
     /// Takes one out, if he still waits.
-    pub fn remove(&mut self, ticket: Ticket) -> Option<T> {
+    pub fn remove(&mut self, ticket: Ticket, patience: Patience, now_ns: u64) -> Option<T> {
         let waiting = &mut self.waiting[ticket.priority as usize];
         let at = waiting.binary_search_by_key(&ticket.number, |entry| entry.number).ok()?;
-        waiting.remove(at).map(|entry| entry.who)
+        let entry = waiting.remove(at)?;
+        let waited_ns = now_ns.saturating_sub(entry.since_ns);
+        let may_ns = patience.longest_ns(ticket.priority, now_ns < self.standing_until_ns);
+        // About as long as it may: who leaves knows the time a little later than the line does.
+        if waited_ns >= may_ns / 4 * 3 {
+            self.standing_until_ns = now_ns.saturating_add(patience.timeout_ns);
+        }
+        Some(entry.who)
     }
 
     /// Takes out the newest of the least important, if he is less important than that: in a full line he makes room.
@@ -97,18 +122,32 @@ impl<T> Line<T> {
     }
 
     /// Whether it is too much, and not a burst.
-    pub fn is_standing(&self, patience: Patience, now_ns: u64) -> bool {
-        !self.is_empty() && now_ns.saturating_sub(self.busy_since_ns) >= patience.timeout_ns
+    pub fn is_standing(&mut self, patience: Patience, now_ns: u64) -> bool {
+        if !self.is_empty() && now_ns.saturating_sub(self.busy_since_ns) >= patience.timeout_ns {
+            self.standing_until_ns = now_ns.saturating_add(patience.timeout_ns);
+        }
+        now_ns < self.standing_until_ns
     }
 
-    fn drop_late(&mut self, longest_ns: u64, now_ns: u64, mut late: impl FnMut(T)) {
-        for waiting in &mut self.waiting {
+    /// Whether there was one.
+    fn drop_late(
+        &mut self,
+        patience: Patience,
+        standing: bool,
+        now_ns: u64,
+        mut late: impl FnMut(T),
+    ) -> bool {
+        let mut any = false;
+        for (waiting, priority) in self.waiting.iter_mut().zip(Priority::ALL) {
+            let longest_ns = patience.longest_ns(priority, standing);
             while waiting.front().is_some_and(|entry| now_ns.saturating_sub(entry.since_ns) > longest_ns) {
                 if let Some(entry) = waiting.pop_front() {
+                    any = true;
                     late(entry.who);
                 }
             }
         }
+        any
     }
 }
 
@@ -127,6 +166,10 @@ mod tests {
 
     fn push(line: &mut Line<u32>, who: u32, priority: Priority, now_ns: u64) -> (Ticket, u64) {
         line.push(who, priority, PATIENCE, now_ns)
+    }
+
+    fn remove(line: &mut Line<u32>, ticket: Ticket) -> Option<u32> {
+        line.remove(ticket, PATIENCE, 0)
     }
 
     fn next(line: &mut Line<u32>, now_ns: u64) -> (Option<u32>, Vec<u32>) {
@@ -162,6 +205,8 @@ mod tests {
         // It was empty meanwhile: a new burst.
         assert_eq!(push(&mut line, 3, Priority::Default, 120 * MS).1, 220 * MS);
         assert_eq!(next(&mut line, 221 * MS), (None, vec![3]));
+        // It was no burst.
+        assert_eq!(push(&mut line, 4, Priority::Default, 222 * MS).1, 227 * MS);
     }
 
     #[test]
@@ -173,19 +218,22 @@ mod tests {
         push(&mut line, 4, Priority::Default, 101 * MS);
         assert_eq!(next(&mut line, 102 * MS), (Some(4), vec![1]));
         assert_eq!(next(&mut line, 104 * MS), (Some(3), vec![2]));
-        // Empty: over.
-        assert_eq!(push(&mut line, 5, Priority::Default, 104 * MS).1, 204 * MS);
+        // That it is empty is the doing of those who were let go.
+        assert_eq!(push(&mut line, 5, Priority::Default, 150 * MS).1, 155 * MS);
+        assert_eq!(next(&mut line, 152 * MS).0, Some(5));
+        // 100 ms later all is well.
+        assert_eq!(push(&mut line, 6, Priority::Default, 204 * MS).1, 304 * MS);
     }
 
     #[test]
     fn who_leaves_is_gone_and_who_is_gone_cannot_leave() {
         let mut line = Line::new();
         let tickets: Vec<Ticket> = (0..5).map(|who| push(&mut line, who, Priority::Default, 0).0).collect();
-        assert_eq!(line.remove(tickets[2]), Some(2));
-        assert_eq!(line.remove(tickets[2]), None);
+        assert_eq!(remove(&mut line, tickets[2]), Some(2));
+        assert_eq!(remove(&mut line, tickets[2]), None);
         assert_eq!(next(&mut line, 0).0, Some(0));
-        assert_eq!(line.remove(tickets[0]), None);
-        assert_eq!((line.remove(tickets[4]), line.len()), (Some(4), 2));
+        assert_eq!(remove(&mut line, tickets[0]), None);
+        assert_eq!((remove(&mut line, tickets[4]), line.len()), (Some(4), 2));
     }
 
     #[test]

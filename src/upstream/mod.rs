@@ -1,10 +1,11 @@
 //! Where it goes: the services that control declared, and what one shard knows of each (endpoints, averages, pools).
 
-mod away;
 pub mod balance;
+pub mod breaker;
 pub mod budget;
 pub mod caps;
 pub mod gate;
+pub mod health;
 pub mod limiter;
 pub mod line;
 pub mod pool;

@@ -5,8 +5,12 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
 
+use smallvec::SmallVec;
+
 use super::balance::{Balancer, Outcome};
+use super::breaker::{Begun, Breaker, Change, Role, Verdict};
 use super::budget::Gauge;
+use super::health::{Health, Reason};
 use super::limiter::{Doors, Limiter};
 use super::pool::Pool;
 use super::shared::SharedPool;
@@ -18,11 +22,15 @@ pub struct Service {
     pub spec: Arc<spec::Service>,
     /// Where its exchanges are counted: an index of `telemetry::recorder`.
     pub recorder_slot: u32,
+    /// What all shards know of its endpoints.
+    pub health: Arc<Health>,
     /// Its attempts in progress on this shard.
     pub gauge: Rc<Gauge>,
     /// Lets in as many exchanges as the service may be given; `None` where it is given whatever comes.
     pub limiter: Option<Rc<Limiter>>,
     balancer: RefCell<Balancer>,
+    /// Where there is a choice, and it is not switched off.
+    breaker: Option<RefCell<Box<Breaker>>>,
     /// By endpoint. Shared with the service's state of an earlier snapshot as long as its exchanges last.
     pools: Vec<Rc<Pools>>,
 }
@@ -41,23 +49,71 @@ pub struct Attempt {
     service: Rc<Service>,
     /// Index in `spec.endpoints`.
     pub endpoint: u32,
-    outcome: Cell<Outcome>,
-    now: Cell<u64>,
+    /// Whether it goes on a connection that was there before, which may turn out to be dead.
+    pub reused: Cell<bool>,
+    answered: Cell<bool>,
+    waits: Cell<bool>,
     is_tunnel: Cell<bool>,
+    said: Cell<Said>,
+    /// What the breaker knows it by, in parts that leave no gap.
+    generation: Cell<u32>,
+    role: Cell<Role>,
+    /// When it ended, and how long the answer took, or the failure.
+    at_ns: Cell<u64>,
+    after_ns: Cell<u64>,
+}
+
+/// What is said of an endpoint when its attempt ends. With its times apart, because the future of every connection has
+/// room for an attempt.
+#[derive(Clone, Copy)]
+enum Said {
+    /// Nothing, yet or for good.
+    Nothing,
+    /// All is said.
+    All,
+    /// It answered; the verdict.
+    Answered(Plain),
+    /// It failed; the verdict.
+    Failed(Plain),
+}
+
+/// A [`Verdict`] without its time.
+#[derive(Clone, Copy)]
+enum Plain {
+    Good,
+    Unreachable,
+    Unanswered,
+    OutOfTime,
+    Failure,
+    Nothing,
 }
 
 impl Service {
     /// A service that has seen nothing. `doors` are those of its shard.
-    pub fn new(spec: Arc<spec::Service>, recorder_slot: u32, doors: &Rc<Doors>) -> Self {
+    pub fn new(spec: Arc<spec::Service>, health: Arc<Health>, recorder_slot: u32, doors: &Rc<Doors>) -> Self {
         let limiter = spec.caps.as_ref().map(|caps| Limiter::new(Arc::clone(caps), doors));
         let balancer = RefCell::new(Balancer::new(&spec));
         let pools = spec.endpoints.iter().map(|_| Rc::default()).collect();
         let gauge = Rc::new(Gauge::new(&spec.meter));
-        Self { spec, recorder_slot, gauge, limiter, balancer, pools }
+        Self {
+            breaker: breaker(&spec, &health),
+            spec,
+            recorder_slot,
+            health,
+            gauge,
+            limiter,
+            balancer,
+            pools,
+        }
     }
 
     /// The same service under a new declaration: endpoints that are still there keep pools and averages.
-    pub fn carried_over(old: &Self, spec: Arc<spec::Service>, doors: &Rc<Doors>) -> Self {
+    pub fn carried_over(
+        old: &Self,
+        spec: Arc<spec::Service>,
+        health: Arc<Health>,
+        doors: &Rc<Doors>,
+    ) -> Self {
         let places = spec::former_places(&old.spec.endpoints, &spec.endpoints);
         let mut balancer = Balancer::new(&spec);
         balancer.carry_over(&old.balancer.borrow(), &places);
@@ -80,14 +136,18 @@ impl Service {
             }
             (_, caps) => caps.as_ref().map(|caps| Limiter::new(Arc::clone(caps), doors)),
         };
+        let balancer = RefCell::new(balancer);
+        let recorder_slot = old.recorder_slot;
         // What is in progress goes on being counted where it was.
         let gauge = Rc::clone(&old.gauge);
         Self {
+            breaker: breaker(&spec, &health),
             spec,
-            recorder_slot: old.recorder_slot,
+            recorder_slot,
+            health,
             gauge,
             limiter,
-            balancer: RefCell::new(balancer),
+            balancer,
             pools,
         }
     }
@@ -95,15 +155,36 @@ impl Service {
     /// Chooses an endpoint for an attempt, none of `tried`.
     pub fn pick(self: &Rc<Self>, now: u64, rng: &mut fastrand::Rng, tried: &[u32]) -> Option<Attempt> {
         let mut balancer = self.balancer.borrow_mut();
-        let endpoint = balancer.pick(now, rng, |e| tried.iter().any(|t| *t as usize == e))?;
-        balancer.started(endpoint, now);
+        let skip = |e: usize| tried.iter().any(|t| *t as usize == e);
+        let (endpoint, begun) = match &self.breaker {
+            None => (balancer.pick(now, rng, skip)?, Begun::default()),
+            Some(breaker) => {
+                let mut breaker = breaker.borrow_mut();
+                let endpoint = if breaker.is_troubled(now) {
+                    breaker.choose(now, tried.is_empty(), &skip, |skip| balancer.pick(now, rng, skip))?
+                } else {
+                    balancer.pick(now, rng, skip)?
+                };
+                if breaker.has_returned() {
+                    breaker.take_returned().into_iter().for_each(|e| balancer.forget(e as usize));
+                }
+                (endpoint, breaker.begin(endpoint, now))
+            }
+        };
+        balancer.started(endpoint);
         self.gauge.began();
         Some(Attempt {
             service: Rc::clone(self),
             // A service has at most 10 000 endpoints.
             endpoint: u32::try_from(endpoint).unwrap_or(u32::MAX),
-            outcome: Cell::new(Outcome::Cancelled),
-            now: Cell::new(now),
+            reused: Cell::new(false),
+            answered: Cell::new(false),
+            waits: Cell::new(self.breaker.is_some()),
+            said: Cell::new(Said::Nothing),
+            generation: Cell::new(begun.generation),
+            role: Cell::new(begun.role),
+            at_ns: Cell::new(now),
+            after_ns: Cell::new(0),
             is_tunnel: Cell::new(false),
         })
     }
@@ -113,12 +194,25 @@ impl Service {
         &self.pools[endpoint]
     }
 
-    /// Once a second: closes idle connections that are too old or dead.
-    pub fn sweep(&self, now: u64) {
+    /// Once a second: closes idle connections that are too old or dead, or go to an endpoint that takes none. Which
+    /// endpoints were ejected or came back, as this shard was the one to find out, and how many more.
+    pub fn sweep(&self, now: u64) -> (SmallVec<[Change; 2]>, u64) {
         self.gauge.tell();
         for pool in &self.pools {
             pool.h1.sweep(&self.spec.pool, now);
         }
+        let Some(breaker) = &self.breaker else { return Default::default() };
+        let mut breaker = breaker.borrow_mut();
+        // Also where nobody calls any more, so that others need not wait for what this shard knows.
+        if breaker.is_troubled(now) {
+            let known = self.health.of(self.pools.len());
+            for (pool, standing) in self.pools.iter().zip(&known.endpoints) {
+                if standing.word().reason() == Some(Reason::Connect) {
+                    pool.h1.close_idle();
+                }
+            }
+        }
+        breaker.take_changes()
     }
 
     /// Closes all idle connections: the service is gone from the configuration.
@@ -130,25 +224,35 @@ impl Service {
     }
 }
 
+/// With one endpoint there is nothing to be chosen.
+fn breaker(spec: &spec::Service, health: &Arc<Health>) -> Option<RefCell<Box<Breaker>>> {
+    let rules = spec.breaker.as_ref().filter(|_| spec.endpoints.len() > 1)?;
+    let breaker =
+        Breaker::new(Arc::clone(rules), Arc::clone(health), spec.endpoints.len(), fastrand::Rng::new());
+    Some(RefCell::new(Box::new(breaker)))
+}
+
 impl Attempt {
-    /// The endpoint answered after this long.
-    pub fn answered(&self, latency_ns: u64, now: u64) {
-        self.outcome.set(Outcome::Answered { latency_ns });
-        self.now.set(now);
+    /// The endpoint answered after this long; now that the answer has ended it says this of it.
+    pub fn answered(&self, latency_ns: u64, verdict: Verdict, now: u64) {
+        self.said.set(Said::Answered(verdict.into()));
+        self.at_ns.set(now);
+        self.after_ns.set(latency_ns);
     }
 
     /// The endpoint is to blame for the failure of the attempt.
-    pub fn failed(&self, now: u64) {
-        self.outcome.set(Outcome::Failed);
-        self.now.set(now);
+    pub fn failed(&self, verdict: Verdict, now: u64) {
+        self.said.set(Said::Failed(verdict.into()));
+        self.at_ns.set(now);
+        if let Verdict::OutOfTime { after_ns } = verdict {
+            self.after_ns.set(after_ns);
+        }
     }
 
-    /// What is known of it is told to the balancer now, and it goes on: a tunnel, whose end says nothing of the endpoint.
-    pub fn goes_on(&self, now: u64) {
-        let mut balancer = self.service.balancer.borrow_mut();
-        balancer.ended(self.endpoint as usize, self.now.get(), self.outcome.replace(Outcome::Cancelled));
-        balancer.started(self.endpoint as usize, now);
-        drop(balancer);
+    /// What is known of it is told now, and it goes on: a tunnel, whose end says nothing of the endpoint.
+    pub fn goes_on(&self) {
+        self.tell();
+        self.service.balancer.borrow_mut().started(self.endpoint as usize);
         // It lasts, and says nothing of how many further attempts the service can bear.
         if !self.is_tunnel.replace(true) {
             self.service.gauge.ended();
@@ -157,13 +261,51 @@ impl Attempt {
 
     /// No connection to the endpoint could be made.
     pub fn unreachable(&self, now: u64) {
-        self.outcome.set(Outcome::Unreachable);
-        self.now.set(now);
+        self.failed(Verdict::Unreachable, now);
     }
 
-    /// A connection to the endpoint was made.
-    pub fn reached(&self) {
-        self.service.balancer.borrow_mut().reached(self.endpoint as usize);
+    /// An octet of an answer has come; whether it is the first one.
+    pub fn answers(&self, now: u64) -> bool {
+        let first = !self.answered.replace(true);
+        if first {
+            self.uploads();
+            if let Some(breaker) = &self.service.breaker {
+                breaker.borrow_mut().answered(self.endpoint as usize, self.begun(), now);
+            }
+        }
+        first
+    }
+
+    /// Whether anything of an answer has come: then the request may not be sent again.
+    pub fn has_answered(&self) -> bool {
+        self.answered.get()
+    }
+
+    /// The request is not whole yet: how long it takes is not for the endpoint to answer.
+    pub fn uploads(&self) {
+        if self.waits.replace(false)
+            && let Some(breaker) = &self.service.breaker
+        {
+            breaker.borrow_mut().wait_no_more(self.endpoint as usize, self.begun());
+        }
+    }
+
+    /// The request is whole now: from now on the answer is waited for.
+    pub fn uploaded(&self, now: u64) {
+        if !self.answered.get()
+            && !self.waits.get()
+            && let Some(breaker) = &self.service.breaker
+        {
+            let begun = breaker.borrow_mut().wait(self.endpoint as usize, self.begun(), now);
+            self.generation.set(begun.generation);
+            self.role.set(begun.role);
+            self.waits.set(true);
+        }
+    }
+
+    /// Whether 429 and the like count against the endpoint.
+    pub fn counts_too_many(&self) -> bool {
+        self.service.spec.breaker.as_ref().is_some_and(|rules| rules.counts_too_many)
     }
 
     /// Its address.
@@ -180,13 +322,61 @@ impl Attempt {
     pub fn shared(&self) -> &Rc<SharedPool> {
         &self.service.pools(self.endpoint as usize).h2
     }
+
+    fn begun(&self) -> Begun {
+        Begun { generation: self.generation.get(), role: self.role.get() }
+    }
+
+    /// Tells balancer and breaker.
+    fn tell(&self) {
+        self.uploads();
+        let (at_ns, after_ns) = (self.at_ns.get(), self.after_ns.get());
+        let (outcome, plain) = match self.said.replace(Said::All) {
+            Said::Nothing => (Outcome::Cancelled, Some(Plain::Nothing)),
+            Said::All => (Outcome::Cancelled, None),
+            Said::Answered(plain) => (Outcome::Answered { latency_ns: after_ns }, Some(plain)),
+            Said::Failed(plain) => (Outcome::Failed, Some(plain)),
+        };
+        if let (Some(breaker), Some(plain)) = (&self.service.breaker, plain) {
+            let verdict = plain.after(after_ns);
+            let mut breaker = breaker.borrow_mut();
+            breaker.ended(self.endpoint as usize, self.begun(), verdict, at_ns);
+        }
+        self.service.balancer.borrow_mut().ended(self.endpoint as usize, at_ns, outcome);
+    }
 }
 
 impl Drop for Attempt {
     fn drop(&mut self) {
-        self.service.balancer.borrow_mut().ended(self.endpoint as usize, self.now.get(), self.outcome.get());
+        self.tell();
         if !self.is_tunnel.get() {
             self.service.gauge.ended();
+        }
+    }
+}
+
+impl Plain {
+    fn after(self, after_ns: u64) -> Verdict {
+        match self {
+            Self::Good => Verdict::Good { latency_ns: after_ns },
+            Self::Unreachable => Verdict::Unreachable,
+            Self::Unanswered => Verdict::Unanswered,
+            Self::OutOfTime => Verdict::OutOfTime { after_ns },
+            Self::Failure => Verdict::Failure,
+            Self::Nothing => Verdict::Nothing,
+        }
+    }
+}
+
+impl From<Verdict> for Plain {
+    fn from(verdict: Verdict) -> Self {
+        match verdict {
+            Verdict::Good { .. } => Self::Good,
+            Verdict::Unreachable => Self::Unreachable,
+            Verdict::Unanswered => Self::Unanswered,
+            Verdict::OutOfTime { .. } => Self::OutOfTime,
+            Verdict::Failure => Self::Failure,
+            Verdict::Nothing => Self::Nothing,
         }
     }
 }
@@ -213,7 +403,7 @@ mod tests {
         ];
         for ports in lists {
             let old = seen(&[1, 2, 3, 4]);
-            let new = Service::carried_over(&old, declared(ports), &silent());
+            let new = Service::carried_over(&old, declared(ports), Arc::default(), &silent());
             assert_eq!(new.pools.len(), ports.len());
             let balancer = new.balancer.borrow();
             for (n, port) in ports.iter().enumerate() {
@@ -232,7 +422,7 @@ mod tests {
         let mut ports: Vec<u16> = (1..=10_000).collect();
         let old = seen(&ports);
         ports.rotate_left(4_321);
-        let new = Service::carried_over(&old, declared(&ports), &silent());
+        let new = Service::carried_over(&old, declared(&ports), Arc::default(), &silent());
         for (n, port) in ports.iter().enumerate() {
             assert!(Rc::ptr_eq(&new.pools[n], &old.pools[usize::from(*port) - 1]), "{port}");
         }
@@ -242,7 +432,7 @@ mod tests {
     fn an_address_that_is_listed_twice_has_two_pools() {
         for (before, after) in [(&[1, 1, 2], &[2, 1, 1]), (&[1, 2, 3], &[1, 1, 1]), (&[1, 1, 1], &[2, 3, 1])]
         {
-            let new = Service::carried_over(&seen(before), declared(after), &silent());
+            let new = Service::carried_over(&seen(before), declared(after), Arc::default(), &silent());
             let different = |a: usize, b: usize| !Rc::ptr_eq(&new.pools[a], &new.pools[b]);
             assert!(different(0, 1) && different(1, 2) && different(0, 2), "{before:?} {after:?}");
         }
@@ -250,10 +440,10 @@ mod tests {
 
     /// A service of which every endpoint has answered within as many milliseconds as its port says.
     fn seen(ports: &[u16]) -> Service {
-        let service = Service::new(declared(ports), 0, &silent());
+        let service = Service::new(declared(ports), Arc::default(), 0, &silent());
         for (n, port) in ports.iter().enumerate() {
             let mut balancer = service.balancer.borrow_mut();
-            balancer.started(n, 0);
+            balancer.started(n);
             balancer.ended(n, 0, Outcome::Answered { latency_ns: u64::from(*port) * MS });
         }
         service

@@ -40,6 +40,10 @@ pub struct Shared {
     /// Gone when it is being closed: without it h2 says GOAWAY and ends.
     send: RefCell<Option<SendRequest<Bytes>>>,
     exchanges: Cell<u32>,
+    /// How many exchanges the peer takes, as of when the connection was driven last: only what comes in changes it.
+    theirs: Cell<usize>,
+    /// Requests sent: a connection has an end of numbers for them.
+    sent: Cell<u32>,
     /// The peer, or we, let it run out.
     leaving: Cell<bool>,
     too_many_pings: Rc<Cell<u8>>,
@@ -116,8 +120,10 @@ impl SharedPool {
         encrypted: bool,
     ) -> (Rc<Shared>, Lease) {
         let shared = Rc::new(Shared {
+            theirs: Cell::new(send.current_max_send_streams()),
             send: RefCell::new(Some(send)),
             exchanges: Cell::new(1),
+            sent: Cell::new(0),
             leaving: Cell::new(false),
             too_many_pings: Rc::clone(&self.too_many_pings),
             driver: RefCell::default(),
@@ -158,6 +164,10 @@ impl SharedPool {
 }
 
 impl Shared {
+    /// Requests on one connection: half of the numbers of 31 bits are a client's (RFC 9113 §5.1.1). Less than that by more than
+    /// the exchanges that may have a place when it is reached.
+    const SENT_MAX: u32 = (1 << 30) - (1 << 20);
+
     /// Gets nothing new from now on. Its driver, which may be the one that calls, is told once.
     pub fn leave(&self) {
         if !self.leaving.replace(true) {
@@ -215,25 +225,24 @@ impl Shared {
 
     /// Whether it gets nothing new.
     pub fn is_leaving(&self) -> bool {
-        if !self.leaving.get() {
-            // Tells of a GOAWAY that has come.
-            let mut cx = Context::from_waker(Waker::noop());
-            let gone = self
-                .send
-                .borrow_mut()
-                .as_mut()
-                .is_none_or(|send| matches!(send.poll_ready(&mut cx), Poll::Ready(Err(_))));
-            self.leaving.set(gone);
-        }
         self.leaving.get()
     }
 
+    /// It was driven: what came in may have changed how many exchanges the peer takes, or have been a GOAWAY. To be asked then
+    /// costs less than for each exchange.
+    pub fn was_driven(&self) {
+        let mut send = self.send.borrow_mut();
+        let Some(send) = send.as_mut() else { return };
+        self.theirs.set(send.current_max_send_streams());
+        let mut cx = Context::from_waker(Waker::noop());
+        if matches!(send.poll_ready(&mut cx), Poll::Ready(Err(_))) {
+            self.leaving.set(true);
+        }
+    }
+
     fn has_room(&self, limits: &spec::Http2) -> bool {
-        let theirs = match self.settled.get() {
-            true => self.send.borrow().as_ref().map_or(0, SendRequest::current_max_send_streams),
-            // More would wait within h2, if it turns out that the peer takes fewer, although others could have them.
-            false => 1,
-        };
+        // Before it has said so, more would wait within h2 if it turns out that it takes fewer, although others could have them.
+        let theirs = if self.settled.get() { self.theirs.get() } else { 1 };
         let most = usize::try_from(limits.streams_max).unwrap_or(usize::MAX).min(theirs);
         (self.exchanges.get() as usize) < most
     }
@@ -249,17 +258,24 @@ impl Lease {
         request: Request<()>,
         ended: bool,
     ) -> Result<(ResponseFuture, SendStream<Bytes>), Failure> {
-        // A handle of its own: h2 refuses a request while the one before it on the same handle waits for a place of
-        // the peer's, which it does where a stream that was reset still counts. The queue is as long as there are leases.
-        let send = self.shared.send.borrow().clone();
-        let sent = send.map_or(Err(None), |mut send| send.send_request(request, ended).map_err(Some));
-        sent.map_err(|error| {
-            let cause = match error {
-                Some(error) if !self.shared.is_leaving() => message::cause(&error),
-                _ => Cause::GoingAway,
-            };
-            Failure::upstream(Stage::Request, cause)
-        })
+        let failed = |cause| Failure::upstream(Stage::Request, cause);
+        let mut send = self.shared.send.borrow_mut();
+        let Some(send) = send.as_mut() else { return Err(failed(Cause::GoingAway)) };
+        self.shared.sent.set(self.shared.sent.get() + 1);
+        if self.shared.sent.get() >= Shared::SENT_MAX {
+            self.shared.leave();
+        }
+        let sent = match send.poll_ready(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(Ok(())) => send.send_request(request, ended),
+            Poll::Ready(Err(_)) => {
+                self.shared.leave();
+                return Err(failed(Cause::GoingAway));
+            }
+            // By a handle of its own: h2 refuses a request while the one before it on the same handle waits for a place of
+            // the peer's, which it does where a stream that was reset still counts. The queue is as long as there are leases.
+            Poll::Pending => send.clone().send_request(request, ended),
+        };
+        sent.map_err(|error| failed(message::cause(&error)))
     }
 
     /// Whether the peer takes WebSockets (RFC 8441 §3). Waits until it has said what it offers; may be dropped.

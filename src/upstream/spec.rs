@@ -31,12 +31,74 @@ pub struct Service {
     pub tls: Tls,
     /// How HTTP/2 connections to it are shared.
     pub http2: Http2,
+    /// When an endpoint is passed over for a while; `None`: never.
+    pub breaker: Option<Arc<Breaker>>,
     /// Whether and when a request is sent once more, where its route does not say.
     pub retry: Arc<retry::Policy>,
     /// Its attempts in progress, of all shards; kept as long as there is a service of this name.
     pub meter: budget::Shared,
     /// How much it may be given at a time; `None` for whatever comes.
     pub caps: Option<Arc<Caps>>,
+}
+
+/// When an endpoint is ejected, for how long, and how it comes back. See `upstream::breaker`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Breaker {
+    /// Answers in a row that are failures; 0: never for that.
+    pub consecutive_failures: u32,
+    /// Exchanges in a row without an answer; 0: never for that.
+    pub consecutive_unanswered: u32,
+    /// Part of the answers of a window that are failures, percent; 0: never for that.
+    pub failure_percent: u8,
+    /// The window.
+    pub window: Duration,
+    /// Answers in it below which nothing is said of it.
+    pub requests_min: u32,
+    /// How many times slower than the others is slow; 0: never for that.
+    pub slow_factor: u32,
+    /// What is not slow, whatever the others do.
+    pub slow_min: Duration,
+    /// Attempts that wait for that long, while the others answer; 0: never for that.
+    pub pending_min: u32,
+    /// Whether 429 and `RESOURCE_EXHAUSTED` are failures.
+    pub counts_too_many: bool,
+    /// How long it is passed over at first.
+    pub ejection_base: Duration,
+    /// And at most.
+    pub ejection_max: Duration,
+    /// Each time in a row so many times as long.
+    pub ejection_multiplier: u8,
+    /// Up to so much longer, by chance, percent.
+    pub ejection_jitter_percent: u8,
+    /// Ejected at a time for what they answer, percent of all; one always may be.
+    pub ejected_percent_max: u8,
+    /// Where fewer are healthy, all are used, percent; 0: never.
+    pub panic_percent: u8,
+    /// Trials in a row that must be good before it is used again.
+    pub trial_requests: u8,
+}
+
+impl Default for Breaker {
+    fn default() -> Self {
+        Self {
+            consecutive_failures: 5,
+            consecutive_unanswered: 5,
+            failure_percent: 50,
+            window: Duration::from_secs(10),
+            requests_min: 20,
+            slow_factor: 10,
+            slow_min: Duration::from_millis(250),
+            pending_min: 3,
+            counts_too_many: false,
+            ejection_base: Duration::from_secs(1),
+            ejection_max: Duration::from_secs(30),
+            ejection_multiplier: 2,
+            ejection_jitter_percent: 20,
+            ejected_percent_max: 50,
+            panic_percent: 50,
+            trial_requests: 3,
+        }
+    }
 }
 
 /// Which HTTP a service speaks.
@@ -223,6 +285,7 @@ pub(super) mod testing {
             protocol: Protocol::Auto,
             tls: Tls::Off,
             http2: Http2::default(),
+            breaker: None,
             retry: Arc::new(retry::Policy::off()),
             meter: budget::Shared::default(),
             caps: None,

@@ -188,6 +188,51 @@ fn r02_what_fails_here_is_told_in_trailers_only() {
 }
 
 #[test]
+fn calls_are_routed_by_service_and_method() {
+    let service = tonic_service();
+    let routes = [
+        ("method", "{ service = \"grpc.health.v1.Health\", method = \"Check\" }"),
+        ("service", "{ service = \"grpc.health.v1.Health\" }"),
+        ("any-watch", "{ method = \"Watch\" }"),
+        ("grpc", "{}"),
+    ];
+    let mut tables = "[[route]]\nname = \"all\"\nservice = \"app\"\n".to_owned();
+    for (name, grpc) in routes {
+        tables += &format!("[[route]]\nname = \"{name}\"\nservice = \"app\"\nmatch = {{ grpc = {grpc} }}\n");
+    }
+    let mesh = over_http2(&service).routes(&tables).logged().start();
+    local(async {
+        let mut client = tonic_client(mesh.address).await;
+        client.check(ask("")).await.unwrap();
+        client.watch(ask("many 1")).await.unwrap().into_inner().next().await.unwrap().unwrap();
+    });
+    let grpc = |path: &str| {
+        let mut grpc = grpc_request();
+        *grpc.uri_mut() = format!("http://app.test{path}").parse().unwrap();
+        grpc
+    };
+    call(mesh.address, grpc("/other.Service/Watch"), &message(3), None).unwrap();
+    call(mesh.address, grpc("/other.Service/Check"), &message(3), None).unwrap();
+    let mut plain = grpc("/grpc.health.v1.Health/Check");
+    plain.headers_mut().insert("content-type", HeaderValue::from_static("application/json"));
+    call(mesh.address, plain, b"{}", None).unwrap();
+    let lines = mesh.finish().lines();
+    let mut taken: Vec<_> = lines
+        .iter()
+        .map(|line| (line["target"].as_str().unwrap().to_owned(), line["route"].as_str().unwrap().to_owned()))
+        .collect();
+    taken.sort();
+    let expected = [
+        ("/grpc.health.v1.Health/Check", "all"),
+        ("/grpc.health.v1.Health/Check", "method"),
+        ("/grpc.health.v1.Health/Watch", "any-watch"),
+        ("/other.Service/Check", "grpc"),
+        ("/other.Service/Watch", "any-watch"),
+    ];
+    assert_eq!(taken, expected.map(|(target, route)| (target.to_owned(), route.to_owned())));
+}
+
+#[test]
 fn r02_what_the_service_answers_in_trailers_only_is_the_callers() {
     let service = tonic_service();
     let mesh = over_http2(&service).start();

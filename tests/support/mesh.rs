@@ -53,6 +53,7 @@ pub struct Mesh {
     pub link: Arc<Link>,
     thread: Option<JoinHandle<()>>,
     generation: u64,
+    before: Option<Arc<Snapshot>>,
     /// What the shard has now.
     compiled: Option<config::Compiled>,
     seen: Seen,
@@ -190,7 +191,7 @@ impl Config {
         if let Some(format) = &self.access_log {
             text += &format!("\n[access_log]\nformat = {format:?}");
         }
-        text += "\n[[listener]]\naddress = \"127.0.0.1:15001\"\n";
+        text += "\n[[listener]]\nname = \"inbound\"\naddress = \"127.0.0.1:15001\"\n";
         for Service { name, endpoints, keys } in &self.services {
             text += &format!("[[service]]\nname = {name:?}\nendpoints = {endpoints:?}\n");
             if !keys.contains("retry") {
@@ -212,8 +213,15 @@ impl Mesh {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
         let (link, doorbell) = Link::new(0).unwrap();
-        let mut mesh =
-            Self { address, link, thread: None, generation: 0, compiled: None, seen: Seen::default() };
+        let mut mesh = Self {
+            address,
+            link,
+            thread: None,
+            generation: 0,
+            before: None,
+            compiled: None,
+            seen: Seen::default(),
+        };
         mesh.give(config);
         mesh.order(Order::Listen("inbound".into(), listener));
         let plan = Plan {
@@ -299,8 +307,13 @@ impl Mesh {
         if let Some(change) = &config.change {
             change(&mut snapshot);
         }
+        if let Some(before) = &self.before {
+            snapshot.keep_health(before);
+        }
+        let snapshot = Arc::new(snapshot);
+        self.before = Some(Arc::clone(&snapshot));
         self.compiled = Some(loaded.compiled);
-        self.link.publish(Arc::new(snapshot));
+        self.link.publish(snapshot);
     }
 
     fn end(&mut self) {

@@ -7,13 +7,16 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 mod action;
+mod breaker;
 mod caps;
+mod matching;
 mod policy;
 mod retry;
 mod service;
 
+pub(super) use breaker::values as breaker_values;
 pub(super) use caps::{CompiledCaps, warn as warn_of_caps};
-
+pub(super) use matching::warn as warn_of_matching;
 pub(super) use policy::warn as warn_of_policy;
 
 use super::compiled::{AccessLog, Compiled, CompiledRoute, Mark, Origins, Settings};
@@ -24,7 +27,7 @@ use super::report::{Place, Problem, Problems, Source};
 use super::values;
 use super::warn;
 use crate::authorize;
-use crate::route::{Action, HostMatch, PathMatch, Priority, Route};
+use crate::route::{Action, HostMatch, Priority, Route, RouteMatch, TableBuilder};
 use crate::snapshot::{Forwarding, Http2, Limits, Timeouts};
 
 /// Everything checked; `None` when `problems` has errors.
@@ -36,9 +39,10 @@ pub(super) fn compile(raw: Raw, sources: &[Source], problems: &mut Problems) -> 
         .filter_map(|(index, service)| Some((&*service.name.as_ref()?.value, index)))
         .collect();
     let found = find_services(&raw, &services_by_name, problems);
-    check_overlaps(&raw.routes, problems);
+    let table = matching::collect(&raw, problems);
     check_limits(&raw, problems);
     policy::check(&raw, problems);
+    breaker::check(&raw.services, problems);
     retry::check(&raw, problems);
     if problems.errors() == 0 {
         check_listeners(&raw, problems);
@@ -46,9 +50,9 @@ pub(super) fn compile(raw: Raw, sources: &[Source], problems: &mut Problems) -> 
     if problems.errors() > 0 {
         return None;
     }
-    warn::warn(&raw, &found, problems);
+    warn::warn(&raw, &found, table.matches(), problems);
     drop(services_by_name);
-    Some(assemble(raw, &found, sources))
+    Some(assemble(raw, &found, table, sources))
 }
 
 // --- checks ---
@@ -169,45 +173,6 @@ fn find_services(raw: &Raw, services: &HashMap<&str, u32>, problems: &mut Proble
     raw.routes.iter().map(|route| action::services_of(route).map(&mut find).collect()).collect()
 }
 
-/// Host, whether the path is exact, path.
-type Served<'r> = (&'r HostMatch, bool, &'r str);
-
-/// No two routes serve the same host and path.
-fn check_overlaps(routes: &[RawRoute], problems: &mut Problems) {
-    // Index and place of the first route that serves them.
-    let mut first: HashMap<Served<'_>, (usize, Place)> = HashMap::with_capacity(routes.len());
-    for (index, route) in routes.iter().enumerate().filter(|(_, route)| route.match_is_right) {
-        let (exact, path, path_place) = match (&route.path, &route.path_prefix) {
-            (Some(path), _) => (true, &*path.value, path.place),
-            (None, Some(prefix)) => (false, values::prefix(&prefix.value), prefix.place),
-            (None, None) => (false, "/", route.place),
-        };
-        let hosts = hosts_of(route);
-        let any = hosts.is_none().then_some((&HostMatch::Any, path_place));
-        for (host, place) in hosts.unwrap_or_default().iter().map(|(host, place)| (host, *place)).chain(any) {
-            match first.get(&(host, exact, path)) {
-                // The same host twice in one route: harmless, so a warning.
-                Some(&(other, _)) if other == index => {}
-                Some(&(_, other)) => problems.error(|| {
-                    let kind = if exact { "path" } else { "path prefix" };
-                    let host = match host {
-                        HostMatch::Any => "any host".into(),
-                        _ => format!("host {}", values::host_text(host)),
-                    };
-                    Problem::at(
-                        place,
-                        format!("two routes serve {host} and {kind} {}", super::reader::shortened(path)),
-                    )
-                    .label("again here")
-                    .other(other, "first here")
-                    .help("take one of them out, or tell them apart by host or path")
-                }),
-                None => drop(first.insert((host, exact, path), (index, place))),
-            }
-        }
-    }
-}
-
 /// The hosts of a route, each with its place; `None` for any host.
 pub(super) fn hosts_of(route: &RawRoute) -> Option<&[(HostMatch, Place)]> {
     route.hosts.as_ref().map(|hosts| &*hosts.value).filter(|hosts| !hosts.is_empty())
@@ -257,7 +222,7 @@ fn check_listeners(raw: &Raw, problems: &mut Problems) {
 
 // --- assembly ---
 
-fn assemble(raw: Raw, found: &[Vec<u32>], sources: &[Source]) -> Compiled {
+fn assemble(raw: Raw, found: &[Vec<u32>], table: TableBuilder, sources: &[Source]) -> Compiled {
     let mut origins = Origins {
         files: sources.iter().map(|source| Arc::clone(&source.name)).collect(),
         variables: raw.variables,
@@ -295,16 +260,17 @@ fn assemble(raw: Raw, found: &[Vec<u32>], sources: &[Source]) -> Compiled {
         .collect();
     let services: Vec<_> = raw.services.into_iter().map(|raw| service::service(raw, &from)).collect();
     let names: Vec<Arc<str>> = services.iter().map(|compiled| Arc::clone(&compiled.service.name)).collect();
-    let routes = raw
+    let routes: Vec<CompiledRoute> = raw
         .routes
         .into_iter()
         .enumerate()
-        .zip(found)
-        .map(|((index, raw), found)| {
+        .zip(found.iter().zip(table.matches()))
+        .map(|((index, raw), (found, matching))| {
             let action = action::action(&raw, found, &names);
-            route(raw, index, action, &from)
+            route(raw, index, action, Arc::clone(matching), &from)
         })
         .collect();
+    let table = Arc::new(table.build(routes.iter().map(|compiled| compiled.route.clone()).collect()));
     let default =
         from.value("authorization_default", raw.authorization_default, || defaults::AUTHORIZATION_DEFAULT);
     let (rules, rule_marks) = raw
@@ -319,6 +285,7 @@ fn assemble(raw: Raw, found: &[Vec<u32>], sources: &[Source]) -> Compiled {
         listeners,
         services,
         routes,
+        table,
         authorization: Arc::new(authorize::Policy::new(rules, default).unwrap_or_else(|_| {
             // No file has more rules than `decode` takes; if one had, nobody would be let in.
             authorize::Policy::new(Vec::new(), authorize::Verdict::Deny).unwrap_or_default()
@@ -419,28 +386,26 @@ fn value_or<T>(at: Option<At<T>>, default: T) -> T {
     at.map_or(default, |at| at.value)
 }
 
-fn route(raw: RawRoute, index: usize, action: Action, from: &From<'_>) -> CompiledRoute {
-    let extras = action::shown(&raw, from).into();
+fn route(
+    raw: RawRoute,
+    index: usize,
+    action: Action,
+    matching: Arc<RouteMatch>,
+    from: &From<'_>,
+) -> CompiledRoute {
+    let mut extras = matching::shown(&raw, &matching, from);
+    extras.extend(action::shown(&raw, from));
     let marks = [
         from.mark_of(raw.hosts.as_ref()),
-        from.mark_of(raw.path.as_ref().or(raw.path_prefix.as_ref())),
+        from.mark_of(raw.path.as_ref().or(raw.path_prefix.as_ref()))
+            .or_else(|| from.mark_of(raw.path_template.as_ref()))
+            .or_else(|| from.mark_of(raw.path_regex.as_ref())),
         from.mark_of(raw.service.as_ref()),
         from.mark_of(raw.timeout.as_ref()),
         from.mark_of(raw.upgrades.as_ref()),
         from.mark_of(raw.tunnel_idle.as_ref()),
         from.mark_of(raw.priority.as_ref()),
     ];
-    let path = match (raw.path, raw.path_prefix) {
-        (Some(path), _) => PathMatch::Exact(path.value),
-        (None, Some(prefix)) => PathMatch::Prefix(values::prefix(&prefix.value).into()),
-        (None, None) => PathMatch::Prefix("/".into()),
-    };
-    let mut hosts: Vec<HostMatch> = Vec::new();
-    for (host, _) in raw.hosts.map(|at| at.value).unwrap_or_default() {
-        if !hosts.contains(&host) {
-            hosts.push(host);
-        }
-    }
     let timeout: Option<Duration> = raw.timeout.and_then(|at| at.value);
     let name = raw.name.map_or_else(|| numbered_name("route", index), |at| at.value);
     let retry = raw.retry.map(|raw| retry::retry(*raw, from));
@@ -455,10 +420,9 @@ fn route(raw: RawRoute, index: usize, action: Action, from: &From<'_>) -> Compil
             deadline_field: value_or(raw.deadline_header, defaults::DEADLINE_HEADER),
             priority: value_or(raw.priority, Priority::Default),
         },
-        hosts: hosts.into(),
-        path,
+        matching,
         marks,
         retry,
-        extras,
+        extras: extras.into(),
     }
 }

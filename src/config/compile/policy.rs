@@ -10,7 +10,7 @@ use super::super::decode::{LISTENER_TLS_WORDS, SERVICE_TLS_WORDS, SOURCE_WORDS};
 use super::super::defaults;
 use super::super::nearest::did_you_mean;
 use super::super::raw::{
-    At, Has, ListenerTlsWord, Raw, RawAuthorization, RawIdentity, ServiceTlsWord, SourceWord,
+    At, Has, ListenerTlsWord, Raw, RawAuthorization, RawIdentity, RawListener, ServiceTlsWord, SourceWord,
 };
 use super::super::report::{Place, Problem, Problems};
 use super::super::values;
@@ -220,19 +220,26 @@ fn check_services(raw: &Raw, problems: &mut Problems) {
 // --- authorization ---
 
 fn check_rules(raw: &Raw, problems: &mut Problems) {
-    let names: Vec<Arc<str>> = raw
-        .listeners
-        .iter()
-        .enumerate()
-        .map(|(index, listener)| {
-            listener
-                .name
-                .as_ref()
-                .map_or_else(|| numbered_name("listener", index), |at| Arc::clone(&at.value))
-        })
-        .collect();
+    let names = listener_names(raw);
     let listeners = raw.authorizations.iter().filter_map(|rule| rule.listeners.as_ref());
-    for name in listeners.flat_map(|at| &at.value).filter(|name| !names.contains(&name.value)) {
+    check_listener_names(&names, listeners.flat_map(|at| &at.value), problems);
+}
+
+/// What the listeners are called, in their order.
+pub(super) fn listener_names(raw: &Raw) -> Vec<Arc<str>> {
+    let name = |(index, listener): (usize, &RawListener)| {
+        listener.name.as_ref().map_or_else(|| numbered_name("listener", index), |at| Arc::clone(&at.value))
+    };
+    raw.listeners.iter().enumerate().map(name).collect()
+}
+
+/// Reports each name that no listener has.
+pub(super) fn check_listener_names<'r>(
+    names: &[Arc<str>],
+    meant: impl Iterator<Item = &'r At<Arc<str>>>,
+    problems: &mut Problems,
+) {
+    for name in meant.filter(|name| !names.contains(&name.value)) {
         problems.error(|| {
             let help = did_you_mean(&name.value, names.iter().map(|name| &**name)).unwrap_or_else(|| {
                 match names.len() {

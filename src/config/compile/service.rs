@@ -66,6 +66,7 @@ pub(super) fn service(raw: RawService, from: &From<'_>) -> CompiledService {
         from.mark_of(http2.ping_interval.as_ref()),
         from.mark_of(http2.ping_timeout.as_ref()),
     ];
+    let (breaker, breaker_marks) = super::breaker::breaker(raw.breaker.as_deref(), from);
     let retry = raw.retry.map(|raw| super::retry::retry(*raw, from));
     let caps = super::caps::caps(raw.caps.map(|boxed| *boxed), from);
     let tls = *raw.tls;
@@ -109,6 +110,7 @@ pub(super) fn service(raw: RawService, from: &From<'_>) -> CompiledService {
             ping_interval: value_or(http2.ping_interval, defaults::SERVICE_PING_INTERVAL.default),
             ping_timeout: value_or(http2.ping_timeout, defaults::SERVICE_PING_TIMEOUT.default),
         },
+        breaker,
         retry: retry.as_ref().map_or_else(super::retry::default_policy, |retry| Arc::clone(&retry.policy)),
         meter: budget::Shared::default(),
         caps: caps.declared(),
@@ -124,7 +126,7 @@ pub(super) fn service(raw: RawService, from: &From<'_>) -> CompiledService {
         service.endpoints = addresses(declared);
         None
     };
-    CompiledService { service: Arc::new(service), declared, edge, caps, marks, retry }
+    CompiledService { service: Arc::new(service), declared, edge, caps, marks, breaker_marks, retry }
 }
 
 /// Endpoints that need no resolving, each address once.

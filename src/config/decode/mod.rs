@@ -9,7 +9,9 @@ use std::time::Duration;
 use toml::de::{DeTable, DeValue};
 
 mod action;
+mod breaker;
 mod caps;
+mod matching;
 mod policy;
 mod retry;
 mod service;
@@ -25,7 +27,7 @@ use super::raw::{At, Destination, Hosts, Raw, RawForwarding, RawLimits, RawRoute
 use super::reader::{Item, Opened, Reader};
 use super::report::{Place, Problem};
 use super::values::{self, Complaint};
-use super::{defaults, schema};
+use super::{defaults, route_text, schema};
 use crate::authorize::Verdict;
 use crate::route::Upgrades;
 use crate::shard::RuntimeChoice;
@@ -353,10 +355,10 @@ fn route(reader: &mut Reader<'_>, table: &Opened<'_>, place: Place) -> RawRoute 
     let path_of = |reader: &mut Reader<'_>, key: &str, item| {
         reader.parsed(key, item, "/api", |text| values::path(text).map(Box::<str>::from))
     };
-    if let (Some(path), Some(prefix)) = (table.value("path"), table.value("path_prefix")) {
-        let (path, prefix) = (reader.place(path.span()), reader.place(prefix.span()));
+    let paths = PATH_KEYS.iter().filter_map(|key| Some((*key, reader.place(table.value(key)?.span()))));
+    if let [(first, path), (second, other), ..] = paths.collect::<Vec<_>>()[..] {
         reader.problems.error(|| {
-            Problem::at(prefix, "a route has either `path` or `path_prefix`")
+            Problem::at(other, format!("a route has either `{first}` or `{second}`"))
                 .label("the second")
                 .other(path, "the first")
                 .help("keep `path` for this path alone, `path_prefix` for it and all below; write two routes for both")
@@ -365,6 +367,13 @@ fn route(reader: &mut Reader<'_>, table: &Opened<'_>, place: Place) -> RawRoute 
     let hosts = table.value("hosts").and_then(|item| hosts(reader, item));
     let path = table.value("path").and_then(|item| path_of(reader, "route.path", item));
     let path_prefix = table.value("path_prefix").and_then(|item| path_of(reader, "route.path_prefix", item));
+    let path_template = table
+        .value("path_template")
+        .and_then(|item| reader.parsed("route.path_template", item, "/users/{id}", route_text::template));
+    let path_regex = table
+        .value("path_regex")
+        .and_then(|item| reader.parsed("route.path_regex", item, "/v[0-9]+/.*", route_text::path_regex));
+    let matching = table.value("match").and_then(|item| matching::matching(reader, item));
     let match_is_right = reader.problems.errors() == errors_before;
     RawRoute {
         place,
@@ -372,6 +381,9 @@ fn route(reader: &mut Reader<'_>, table: &Opened<'_>, place: Place) -> RawRoute 
         hosts,
         path,
         path_prefix,
+        path_template,
+        path_regex,
+        matching,
         service: table.value("service").and_then(|item| reader.string("route.service", item, "app")).map(
             |text| {
                 let name = text.value.as_ref().into();
@@ -398,6 +410,9 @@ fn route(reader: &mut Reader<'_>, table: &Opened<'_>, place: Place) -> RawRoute 
         match_is_right,
     }
 }
+
+/// Of which a route has one.
+const PATH_KEYS: [&str; 4] = ["path", "path_prefix", "path_template", "path_regex"];
 
 fn hosts(reader: &mut Reader<'_>, item: &Item<'_>) -> Option<At<Hosts>> {
     let entries = reader.list("route.hosts", item, defaults::HOSTS_MAX)?;

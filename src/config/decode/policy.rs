@@ -24,7 +24,7 @@ pub(super) fn authorization(reader: &mut Reader<'_>, table: &Opened<'_>, place: 
     }
     let mut text = |key: &'static str| {
         let item = table.value(key)?;
-        not_empty(reader, key, item).then_some(item)
+        not_empty(reader, &format!("authorization.{key}"), item).then_some(item)
     };
     let [listeners, from, sources, ports, methods, paths] =
         ["listeners", "from", "sources", "ports", "methods", "paths"].map(&mut text);
@@ -33,13 +33,13 @@ pub(super) fn authorization(reader: &mut Reader<'_>, table: &Opened<'_>, place: 
         action: table
             .value("action")
             .and_then(|item| reader.choice("authorization.action", item, &ACTION_WORDS)),
-        listeners: listeners.and_then(|item| self::listeners(reader, item)),
+        listeners: listeners.and_then(|item| self::listeners(reader, "authorization.listeners", item)),
         from: from
             .and_then(|item| entries(reader, "authorization.from", item, ID_EXAMPLE, policy_text::from)),
         sources: sources.and_then(|item| {
             entries(reader, "authorization.sources", item, "10.0.0.0/8", policy_text::source)
         }),
-        ports: ports.and_then(|item| self::ports(reader, item)),
+        ports: ports.and_then(|item| self::ports(reader, "authorization.ports", item)),
         methods: methods
             .and_then(|item| entries(reader, "authorization.methods", item, "GET", policy_text::method)),
         paths: paths
@@ -48,7 +48,8 @@ pub(super) fn authorization(reader: &mut Reader<'_>, table: &Opened<'_>, place: 
     }
 }
 
-fn not_empty(reader: &mut Reader<'_>, key: &str, item: &Item<'_>) -> bool {
+/// Reports a list or table that is empty; `full` is the whole name of its key.
+pub(super) fn not_empty(reader: &mut Reader<'_>, full: &str, item: &Item<'_>) -> bool {
     let empty = match item.get_ref() {
         DeValue::Array(array) => array.is_empty(),
         DeValue::Table(table) => table.is_empty(),
@@ -57,7 +58,8 @@ fn not_empty(reader: &mut Reader<'_>, key: &str, item: &Item<'_>) -> bool {
     if empty {
         let place = reader.place(item.span());
         reader.problems.error(|| {
-            Problem::at(place, format!("authorization.{key} is empty, so that it would mean all, not none"))
+            let key = full.rsplit('.').next().unwrap_or(full);
+            Problem::at(place, format!("{full} is empty, so that it would mean all, not none"))
                 .help(format!("leave `{key}` out for all, or write whom it concerns"))
         });
     }
@@ -84,8 +86,11 @@ pub(super) fn entries<T>(
     Some(At { value: values, place: reader.place(item.span()), variable })
 }
 
-fn listeners(reader: &mut Reader<'_>, item: &Item<'_>) -> Option<At<Vec<At<Arc<str>>>>> {
-    let key = "authorization.listeners";
+pub(super) fn listeners(
+    reader: &mut Reader<'_>,
+    key: &str,
+    item: &Item<'_>,
+) -> Option<At<Vec<At<Arc<str>>>>> {
     let list = reader.list(key, item, defaults::LISTENERS_MAX)?;
     let mut variable = 0;
     let mut listeners = Vec::with_capacity(list.len());
@@ -99,8 +104,8 @@ fn listeners(reader: &mut Reader<'_>, item: &Item<'_>) -> Option<At<Vec<At<Arc<s
     Some(At { value: listeners, place: reader.place(item.span()), variable })
 }
 
-fn ports(reader: &mut Reader<'_>, item: &Item<'_>) -> Option<At<Vec<u16>>> {
-    let key = defaults::Key { name: "authorization.ports", default: 8080, min: 1, max: u16::MAX };
+pub(super) fn ports(reader: &mut Reader<'_>, name: &'static str, item: &Item<'_>) -> Option<At<Vec<u16>>> {
+    let key = defaults::Key { name, default: 8080, min: 1, max: u16::MAX };
     let list = reader.list(key.name, item, defaults::CONDITION_MAX)?;
     let mut variable = 0;
     let mut ports = Vec::with_capacity(list.len());
@@ -119,7 +124,7 @@ fn headers(reader: &mut Reader<'_>, item: &Item<'_>) -> Option<At<Fields>> {
         let help = "write { \"x-tier\" = \"gold\" }, with \"*\" for a field that is there".into();
         return reader.wrong_type(key, item, "a table", help);
     };
-    if !not_empty(reader, "headers", item) {
+    if !not_empty(reader, key, item) {
         return None;
     }
     let mut variable = 0;

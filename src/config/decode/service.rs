@@ -32,6 +32,7 @@ pub(super) fn service(reader: &mut Reader<'_>, table: &Opened<'_>, place: Place)
             .and_then(|item| reader.choice("service.protocol", item, &PROTOCOL_WORDS)),
         tls: Box::new(super::tls::service(reader, table)),
         http2: table.value("http2").and_then(|item| super::tls::service_http2(reader, item)).map(Box::new),
+        breaker: table.value("breaker").and_then(|item| super::breaker::breaker(reader, item)).map(Box::new),
         caps: table.value("caps").and_then(|item| super::caps::caps(reader, item)).map(Box::new),
         idle_max: None,
         idle_timeout: None,

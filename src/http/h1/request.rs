@@ -344,6 +344,14 @@ impl<'b> Request<'b> {
         }
     }
 
+    /// What stands behind the question mark, for routing; empty where there is none.
+    pub fn query(&self) -> &'b str {
+        match self.target {
+            Target::Path(path) => memchr::memchr(b'?', path.as_bytes()).map_or("", |at| &path[at + 1..]),
+            Target::Asterisk | Target::Authority(_) => "",
+        }
+    }
+
     /// The host without port, for routing.
     pub fn host(&self) -> Option<&'b [u8]> {
         self.authority.map(fields::host_of)
@@ -357,6 +365,17 @@ impl<'b> Request<'b> {
         let parts = if matches!(asked, Known::Host | Known::ClientCert) { &[] } else { self.parts };
         own.into_iter()
             .chain(parts.iter().filter(move |p| authorize::same_name(p.name, name)).map(|part| part.value))
+    }
+
+    /// As [`Self::values`], but of lines with just this name, for routes.
+    pub fn lines(&self, name: &str) -> impl Iterator<Item = &[u8]> {
+        let (own, parts) = match known(name) {
+            Known::Host => (self.authority, &[][..]),
+            Known::ClientCert => (None, &[][..]),
+            _ => (None, self.parts),
+        };
+        own.into_iter()
+            .chain(parts.iter().filter(move |p| p.name.eq_ignore_ascii_case(name)).map(|part| part.value))
     }
 
     /// Where a part of the head lies in the buffer that it was read from, to find it again later.

@@ -38,7 +38,7 @@ pub fn cause(error: &h2::Error) -> Cause {
 
 /// Removes the fields that are not wanted, most often none: one look at each name costs less than one search for each that
 /// may not be there.
-fn remove(headers: &mut HeaderMap, unwanted: impl Fn(&HeaderName) -> bool) {
+fn remove(headers: &mut HeaderMap, mut unwanted: impl FnMut(&HeaderName) -> bool) {
     let names: Vec<HeaderName> = headers.keys().filter(|name| unwanted(name)).cloned().collect();
     for name in names {
         headers.remove(name);

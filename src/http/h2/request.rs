@@ -79,9 +79,12 @@ pub fn check(
     if parts.headers.len() > usize::from(limits.fields_max) {
         return Err(Cause::HeadTooLarge);
     }
+    let (mut host, mut hosts, mut length, mut lengths) = (None, 0, None, 0);
     for (name, value) in &parts.headers {
         check_value(value)?;
         match known(name.as_str()) {
+            Known::Host => (host, hosts) = (Some(value), hosts + 1),
+            Known::ContentLength => (length, lengths) = (Some(value), lengths + 1),
             Known::Other if *name == header::CONTENT_TYPE => facts.grpc = Dialect::of(value.as_bytes()),
             Known::Via if via.is_some_and(|own| h1::has_pseudonym(value.as_bytes(), own)) => {
                 return Err(Cause::Loop);
@@ -100,11 +103,15 @@ pub fn check(
             _ => {}
         }
     }
-    if facts.tunnel.is_some() && parts.headers.contains_key(header::CONTENT_LENGTH) {
+    if facts.tunnel.is_some() && length.is_some() {
         // What comes behind is the tunnel's: a body has no place (RFC 9110 §9.3.6).
         return Err(Cause::UpgradeWithBody);
     }
-    if let Some(length) = length(&parts.headers)? {
+    if lengths > 1 {
+        return Err(Cause::LengthRepeated);
+    }
+    if let Some(length) = length {
+        let length = fields::parse_u64(length.as_bytes()).ok_or(Cause::BadLength)?;
         if ended && length > 0 {
             return Err(Cause::BadLength);
         }
@@ -112,7 +119,10 @@ pub fn check(
             facts.framing = Framing::Length(length);
         }
     }
-    check_host(parts)?;
+    if hosts > 1 {
+        return Err(Cause::HostRepeated);
+    }
+    check_host(parts, host)?;
     Ok(facts)
 }
 
@@ -160,6 +170,15 @@ pub fn values<'p>(parts: &'p request::Parts, name: &str) -> impl Iterator<Item =
     )
 }
 
+/// As [`values`], but of lines with just this name, for routes.
+fn lines<'p>(parts: &'p request::Parts, name: &str) -> impl Iterator<Item = &'p [u8]> {
+    let asked = known(name);
+    let own = if asked == Known::Host { authority(parts).map(str::as_bytes) } else { None };
+    let elsewhere = matches!(asked, Known::Host | Known::ClientCert);
+    let lines = (!elsewhere).then(|| parts.headers.get_all(name).into_iter().map(HeaderValue::as_bytes));
+    own.into_iter().chain(lines.into_iter().flatten())
+}
+
 /// A request, as rules see it: a WebSocket as the handshake that its extended CONNECT stands for, so that no rule can be got
 /// around by the version of HTTP.
 pub fn call<'c, 'p>(
@@ -184,6 +203,10 @@ pub struct Fields<'p>(pub &'p request::Parts);
 impl authorize::Fields for Fields<'_> {
     fn values(&self, name: &str) -> impl Iterator<Item = &[u8]> {
         values(self.0, name)
+    }
+
+    fn lines(&self, name: &str) -> impl Iterator<Item = &[u8]> {
+        lines(self.0, name)
     }
 }
 
@@ -343,11 +366,12 @@ pub fn extend_connect(request: &mut Request<()>) {
     request.headers_mut().remove(header::SEC_WEBSOCKET_KEY);
 }
 
-/// Reads a head that was written here for an HTTP/1.1 service, for one that speaks HTTP/2. `origin` is for a ringmesh.
+/// Reads a head that was written here for an HTTP/1.1 service, for one that speaks HTTP/2, maybe over TLS ([`set_scheme`] says
+/// what that changes). `origin` is for a ringmesh.
 ///
 /// # Errors
 /// When a part of it cannot be said in HTTP/2.
-pub fn from_canonical(head: &[u8], origin: Option<Origin>) -> Result<Request<()>, Cause> {
+pub fn from_canonical(head: &[u8], origin: Option<Origin>, encrypted: bool) -> Result<Request<()>, Cause> {
     let mut slots = [const { MaybeUninit::uninit() }; Limits::FIELDS_CEILING as usize + 16];
     let mut parsed = httparse::Request::new(&mut []);
     match parsed.parse_with_uninit_headers(head, &mut slots) {
@@ -371,12 +395,18 @@ pub fn from_canonical(head: &[u8], origin: Option<Origin>) -> Result<Request<()>
     if let Some(origin) = origin {
         headers.insert(ORIGIN, origin.value());
     }
-    let uri = match parsed.path.unwrap_or("/") {
-        target if parsed.method == Some("CONNECT") => Uri::builder().authority(target),
-        path => Uri::builder().scheme("http").authority(host).path_and_query(path),
-    };
+    let target = parsed.path.unwrap_or("/");
+    let bad = |_| Cause::BadTarget;
+    let mut uri = http::uri::Parts::default();
+    if parsed.method == Some("CONNECT") {
+        uri.authority = Some(target.parse().map_err(bad)?);
+    } else {
+        uri.scheme = Some(scheme(encrypted));
+        uri.authority = Some(host.parse().map_err(bad)?);
+        uri.path_and_query = Some(target.parse().map_err(bad)?);
+    }
     let mut request = Request::new(());
-    *request.uri_mut() = uri.build().map_err(|_| Cause::BadTarget)?;
+    *request.uri_mut() = Uri::from_parts(uri).map_err(|_| Cause::BadTarget)?;
     *request.method_mut() = http::Method::from_bytes(parsed.method.unwrap_or_default().as_bytes())
         .map_err(|_| Cause::BadMethod)?;
     *request.version_mut() = http::Version::HTTP_2;
@@ -388,14 +418,19 @@ pub fn from_canonical(head: &[u8], origin: Option<Origin>) -> Result<Request<()>
 /// `x-forwarded-proto`). Servers exist that refuse another scheme than their connection's, as RFC 9113 §8.3.1 has it mean
 /// the scheme of the target, and RFC 8164 §2 forbids `http` over TLS without having asked.
 pub fn set_scheme(uri: &mut Uri, encrypted: bool) {
-    // A plain CONNECT has none.
-    if uri.scheme().is_none() {
+    let scheme = scheme(encrypted);
+    // A plain CONNECT has none; most others have the right one.
+    if uri.scheme().is_none_or(|present| *present == scheme) {
         return;
     }
     let mut parts = std::mem::take(uri).into_parts();
-    parts.scheme = Some(if encrypted { http::uri::Scheme::HTTPS } else { http::uri::Scheme::HTTP });
+    parts.scheme = Some(scheme);
     // Of parts that were one a moment ago.
     *uri = Uri::from_parts(parts).unwrap_or_default();
+}
+
+fn scheme(encrypted: bool) -> http::uri::Scheme {
+    if encrypted { http::uri::Scheme::HTTPS } else { http::uri::Scheme::HTTP }
 }
 
 const FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
@@ -437,14 +472,10 @@ fn check_target(uri: &Uri, tunnel: Option<Tunnel>, limits: &Limits) -> Result<()
 }
 
 /// `:authority` and Host are the same, or one of them is missing (RFC 9113 §8.3.1).
-fn check_host(parts: &request::Parts) -> Result<(), Cause> {
-    let mut hosts = parts.headers.get_all(header::HOST).iter();
-    let Some(host) = hosts.next() else {
+fn check_host(parts: &request::Parts, host: Option<&HeaderValue>) -> Result<(), Cause> {
+    let Some(host) = host else {
         return if parts.uri.authority().is_some() { Ok(()) } else { Err(Cause::HostMissing) };
     };
-    if hosts.next().is_some() {
-        return Err(Cause::HostRepeated);
-    }
     if !fields::is_authority(host.as_bytes()) {
         return Err(Cause::BadHost);
     }

@@ -44,11 +44,17 @@ pub fn from_h1(response: &h1::Response<'_>, clock: &Clock) -> Result<Response<()
 
 /// Makes a response that came by HTTP/2 ready for an HTTP/2 caller.
 pub fn end_to_end(parts: &mut response::Parts, clock: &Clock) {
-    super::remove(&mut parts.headers, |name| {
-        known(name.as_str()) == Known::HopByHop || name.as_str() == ORIGIN_FIELD
+    let mut has_date = false;
+    super::remove(&mut parts.headers, |name| match known(name.as_str()) {
+        Known::HopByHop => true,
+        Known::Date => {
+            has_date = true;
+            false
+        }
+        _ => name.as_str() == ORIGIN_FIELD,
     });
     parts.version = http::Version::HTTP_2;
-    if !parts.status.is_informational() {
+    if !has_date && !parts.status.is_informational() {
         add_date(&mut parts.headers, clock);
     }
 }

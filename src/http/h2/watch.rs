@@ -87,6 +87,8 @@ pub struct Watch {
     resets_earned: u32,
     /// Until when time has earned something.
     earned_until: u64,
+    /// Whether a budget may be less than whole: where none is, there is nothing to be earned back.
+    spent: bool,
 }
 
 impl Watch {
@@ -119,6 +121,7 @@ impl Watch {
             pings: 0,
             resets_earned: 1,
             earned_until: 0,
+            spent: false,
         }
     }
 
@@ -173,6 +176,16 @@ impl Watch {
                 let n = self.payload.min(bytes.len());
                 self.payload -= n;
                 bytes = &bytes[n..];
+                self.first_whole |= self.payload == 0;
+                continue;
+            }
+            if self.head_len == 0
+                && let Some((head, rest)) = bytes.split_first_chunk()
+            {
+                // All of it at once, as nearly always.
+                self.head = *head;
+                bytes = rest;
+                self.frame()?;
                 self.first_whole |= self.payload == 0;
                 continue;
             }
@@ -256,15 +269,21 @@ impl Watch {
     fn spend(&mut self, flood: Flood) -> Result<(), Flood> {
         let left = &mut self.left[flood as usize];
         *left = left.checked_sub(1).ok_or(flood)?;
+        self.spent = true;
         Ok(())
     }
 
     fn earn(&mut self) {
+        if !self.spent {
+            return;
+        }
+        self.spent = false;
         for flood in Flood::ALL {
             let (most, earned) = flood.budget();
             let earned = if flood == Flood::Reset { self.resets_earned } else { earned };
             let left = &mut self.left[flood as usize];
             *left = (*left + earned).min(most);
+            self.spent |= *left < most;
         }
     }
 }
@@ -291,6 +310,48 @@ mod tests {
         });
         let taken = taken.count();
         assert!((200..220).contains(&taken), "a thousand a second are: {taken}");
+    }
+
+    #[test]
+    fn where_octets_are_cut_between_reads_makes_no_difference() {
+        let seed = std::env::var("RINGMESH_SEED").ok().and_then(|s| s.parse().ok()).unwrap_or(7);
+        let mut rng = fastrand::Rng::with_seed(seed);
+        for _ in 0..200 {
+            let mut octets = Vec::new();
+            for _ in 0..rng.usize(1..60) {
+                let (kind, length) = (rng.u8(0..11), rng.usize(0..40));
+                octets.extend([0, 0, u8::try_from(length).unwrap(), kind, rng.u8(..), 0, 0, 0, 1]);
+                octets.extend(std::iter::repeat_n(0, length));
+            }
+            let mut whole = Watch::of_service();
+            let result = whole.feed(&octets);
+            let mut cut = Watch::of_service();
+            let mut rest = &octets[..];
+            let mut result_cut = Ok(());
+            while !rest.is_empty() && result_cut.is_ok() {
+                let (now, then) = rest.split_at(rng.usize(1..=rest.len().min(12)));
+                result_cut = cut.feed(now);
+                rest = then;
+            }
+            assert_eq!(result, result_cut, "seed {seed}");
+            // Of a flood the octets behind it are not looked at.
+            if result.is_ok() {
+                assert_eq!(format!("{whole:?}"), format!("{cut:?}"), "seed {seed}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_was_spent_is_earned_back_by_requests_and_no_more() {
+        const PING: [u8; 17] = [0, 0, 8, 6, 0, 0, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8];
+        const HEADERS: [u8; 9] = [0, 0, 0, 1, 5, 0, 0, 0, 1];
+        let mut watch = Watch::of_service();
+        // However many requests there were before: what is whole stays as it is.
+        (0..1000).for_each(|_| watch.feed(&HEADERS).unwrap());
+        (0..200).for_each(|_| watch.feed(&PING).unwrap());
+        watch.feed(&HEADERS).unwrap();
+        (0..4).for_each(|_| watch.feed(&PING).unwrap());
+        assert_eq!(watch.feed(&PING), Err(Flood::Ping));
     }
 
     #[test]

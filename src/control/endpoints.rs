@@ -1,0 +1,117 @@
+//! How the endpoints of services are, for `/services` and `/metrics`. Called by `pages` and `export`; reads what the shards
+//! have written into the snapshot's `health`, at the moment that somebody asks.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use serde_json::{Value, json};
+
+use super::export::Page;
+use super::state::State;
+use super::store::Store;
+use crate::upstream::health::{Health, Known, Reason, Word};
+use crate::upstream::spec;
+
+/// What an endpoint is at present.
+const STATES: [&str; 3] = ["used", "ejected", "trial"];
+
+fn state(word: Word) -> &'static str {
+    match word.reason() {
+        None => STATES[0],
+        Some(_) if word.is_on_trial() => STATES[2],
+        Some(_) => STATES[1],
+    }
+}
+
+/// `10`, or `10, 2 out`.
+pub(super) fn cell(service: &spec::Service, health: &Health) -> String {
+    let is_out = |known: &Known| known.endpoints.iter().filter(|e| !e.word().is_used()).count();
+    match health.known().map_or(0, is_out) {
+        0 => service.endpoints.len().to_string(),
+        out => format!("{}, {out} out", service.endpoints.len()),
+    }
+}
+
+/// Every endpoint with what is known of it.
+pub(super) fn json(service: &spec::Service, health: &Health) -> Vec<Value> {
+    let known = health.known();
+    let one = |(n, endpoint): (usize, &spec::Endpoint)| {
+        let standing = known.and_then(|known| known.endpoints.get(n));
+        let word = standing.map(|standing| standing.word()).unwrap_or_default();
+        json!({
+            "address": endpoint.address.to_string(),
+            "weight": endpoint.weight,
+            "zone": endpoint.zone.as_deref(),
+            "state": state(word),
+            "reason": word.reason().map(Reason::label),
+            "ejections_in_row": word.level(),
+            "latency_seconds": standing.map(|s| s.latency_us()).filter(|us| *us > 0).map(|us| f64::from(us) / 1e6),
+        })
+    };
+    service.endpoints.iter().enumerate().map(one).collect()
+}
+
+/// Of services that are in use and have more than one endpoint; of no more than are told apart elsewhere.
+pub(super) fn metrics(page: &mut Page<'_, '_>, of: &State) -> fmt::Result {
+    let snapshot = Arc::clone(&of.live().snapshot);
+    let known: Vec<(&str, &Known)> = snapshot
+        .services
+        .iter()
+        .zip(&snapshot.health)
+        .filter_map(|(service, health)| Some((&*service.name, health.known()?)))
+        .take(Store::SERVICES_MAX)
+        .collect();
+    if known.is_empty() {
+        return Ok(());
+    }
+    page.gauge(
+        "endpoints",
+        "Endpoints of services in use that have several, by what they are: used, ejected, or on trial",
+        None,
+        known.iter().flat_map(|(name, known)| {
+            STATES.into_iter().map(move |wanted| {
+                let count = known.endpoints.iter().filter(|e| state(e.word()) == wanted).count();
+                ([("service", *name), ("state", wanted)], count as f64)
+            })
+        }),
+    )?;
+    page.counter(
+        "breaker_ejections",
+        "Times that an endpoint was ejected, by the reason",
+        None,
+        known.iter().flat_map(|(name, known)| {
+            Reason::ALL.into_iter().map(move |reason| {
+                let count = known.counts.ejections(reason).load(Ordering::Relaxed);
+                ([("service", *name), ("reason", reason.label())], count)
+            })
+        }),
+    )?;
+    let each = |value: fn(&Known) -> u64| {
+        known.iter().map(move |(name, known)| ([("service", *name)], value(known)))
+    };
+    page.counter(
+        "breaker_returns",
+        "Times that an ejected endpoint was used again",
+        None,
+        each(|known| known.counts.returns.load(Ordering::Relaxed)),
+    )?;
+    page.counter(
+        "breaker_spared",
+        "Ejections that were due and not made: enough are ejected, or the others are no better",
+        None,
+        each(|known| known.counts.spared.load(Ordering::Relaxed)),
+    )?;
+    page.counter(
+        "breaker_panics",
+        "Times that too few were healthy and all were used",
+        None,
+        each(|known| known.counts.panics.load(Ordering::Relaxed)),
+    )?;
+    page.gauge(
+        "breaker_panicking",
+        "1 while it is so",
+        None,
+        each(|known| known.counts.panicking.load(Ordering::Relaxed).into()).map(|(l, n)| (l, n as f64)),
+    )
+}

@@ -1,0 +1,79 @@
+//! How a question is read, and that what is told of the route is what the table and the rules decide.
+
+use super::*;
+use crate::config;
+
+fn compiled(text: &str) -> Compiled {
+    config::parse("test.toml", text, &|_| None).unwrap().compiled
+}
+
+fn told(text: &str, url: &str, all: bool) -> Explanation {
+    let compiled = compiled(text);
+    let question = Question::new("GET", url).unwrap();
+    explain(&compiled, &compiled.snapshot(1, &|_, _| Vec::new()), &question, all)
+}
+
+const BASE: &str = "[[listener]]\nname = \"in\"\naddress = \"127.0.0.1:15001\"\n[[service]]\nname = \"app\"\nendpoints = \
+                    [\"127.0.0.1:9000\"]\n";
+
+#[test]
+fn a_question_is_read_by_both_ways_alike() {
+    let mut words = Question::new("PUT", "https://shop.example:8443/a/b?x=1#f").unwrap();
+    words.field("X-User:  7 ").unwrap();
+    words.field("x-user: 8").unwrap();
+    words.from("spiffe://mesh.local/a").unwrap();
+    words.source("10.0.0.1").unwrap();
+    words.listener("in");
+    words.port("8080").unwrap();
+    let query = Question::of_query(
+        "method=PUT&url=https%3A//shop.example:8443/a/b%3Fx%3D1&header=x-user:+7&header=x-user:8&from=spiffe://mesh.local/a\
+         &source=10.0.0.1&listener=in&port=8080&format=json",
+    );
+    assert_eq!(query.unwrap(), words);
+    assert_eq!((words.host(), &*words.path, &*words.query), (Some("shop.example"), "/a/b", "x=1"));
+    let host = |url: &str| Question::new("GET", url).unwrap().host().map(str::to_owned);
+    assert_eq!(host("/a").as_deref(), None);
+    assert_eq!(host("shop/cart").as_deref(), Some("shop"));
+    assert_eq!(host("http://[::1]:80").as_deref(), Some("[::1]"));
+    assert_eq!(host("http://user@shop?a").as_deref(), Some("shop"));
+    let mut other = Question::new("GET", "http://a/").unwrap();
+    other.field("Host: b:80").unwrap();
+    assert_eq!((other.host(), other.lines.len()), (Some("b"), 1));
+}
+
+#[test]
+fn what_is_no_question_is_refused_with_a_remedy() {
+    for query in [
+        "",
+        "method=GET",
+        "url=/&metod=GET",
+        "url=/&from=x",
+        "url=/&port=x",
+        "url=/&source=x",
+        "url=/&header=x",
+        "url=/%20",
+        "url=/&method=a%20b",
+    ] {
+        let wrong = Question::of_query(query).unwrap_err();
+        assert!(
+            wrong.contains("rite") || wrong.contains("there are") || wrong.contains("is not"),
+            "{query}: {wrong}"
+        );
+    }
+}
+
+#[test]
+fn of_many_routes_the_nearest_are_told_and_the_rest_is_a_number() {
+    let mut text = BASE.to_owned();
+    for n in 0..200 {
+        let hosts = if n < 100 { "hosts = [\"a\"]" } else { "hosts = [\"b\"]" };
+        text += &format!("[[route]]\nname = \"r{n}\"\nservice = \"app\"\n{hosts}\npath = \"/{n}\"\n");
+    }
+    text += "[[route]]\nname = \"x\"\nservice = \"app\"\nmatch = { headers = { x = \"1\" } }\n";
+    let near = told(&text, "http://a/7", false);
+    assert_eq!((near.others.len(), near.left_out), (OTHERS_MAX, 200 - OTHERS_MAX));
+    assert_eq!((&*near.others[0].route, near.others[0].by), ("x", "match.headers"));
+    assert!(near.others[1..].iter().all(|other| other.by == "path"));
+    let all = told(&text, "http://a/7", true);
+    assert_eq!((all.others.len(), all.left_out), (200, 0));
+}

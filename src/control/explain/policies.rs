@@ -1,0 +1,240 @@
+//! What applies to a request that a route has taken, one function a feature. Called by `explain`.
+//!
+//! A feature that changes what becomes of requests adds its function to [`OF_ROUTE`] or [`OF_SERVICE`], in the order of the
+//! path; one that is not configured tells nothing.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::super::endpoints::json as states;
+use super::{Line, question::Lines};
+use crate::authorize::Call;
+use crate::config::{Compiled, duration_text};
+use crate::route::split::{Split, Sticky};
+use crate::route::{Action, Route};
+use crate::snapshot::Snapshot;
+use crate::upstream::health::Health;
+use crate::upstream::spec::{Balance, Protocol, Service, Tls};
+
+/// A request and the route that takes it.
+pub(super) struct Chosen<'s> {
+    /// What the files say: names that are not resolved, files that are read later.
+    pub(super) compiled: &'s Compiled,
+    pub(super) snapshot: &'s Snapshot,
+    pub(super) route: &'s Route,
+    pub(super) call: &'s Call<'s, Lines<'s>>,
+}
+
+/// What applies whatever service it is.
+const OF_ROUTE: [fn(&Chosen<'_>) -> Option<Line>; 3] = [service, route_timeout, upgrades];
+
+/// What applies on the way to a service.
+const OF_SERVICE: [fn(&Chosen<'_>, &At<'_>) -> Option<Line>; 5] =
+    [timeouts, attempts, connection, breaker, endpoints];
+
+/// A service, and what is known of its endpoints.
+struct At<'s> {
+    service: &'s Service,
+    health: &'s Health,
+}
+
+/// All that applies.
+pub(super) fn of(chosen: &Chosen<'_>) -> Vec<Line> {
+    let mut lines: Vec<Line> = OF_ROUTE.iter().filter_map(|policy| policy(chosen)).collect();
+    for service in chosen.services() {
+        let of = OF_SERVICE.iter().filter_map(|policy| policy(chosen, &service));
+        lines.extend(of.map(|line| Line { service: Some(Arc::clone(&service.service.name)), ..line }));
+    }
+    lines
+}
+
+impl Chosen<'_> {
+    /// The service that it goes to for certain; `None` where chance decides.
+    fn certain(&self) -> Option<u32> {
+        let mut is_certain = true;
+        let chosen = self.route.choose(self.call, || {
+            is_certain = false;
+            0
+        });
+        is_certain.then_some(chosen.service)
+    }
+
+    /// The services that it may go to.
+    fn services(&self) -> Vec<At<'_>> {
+        let all = match self.certain() {
+            Some(service) => vec![service],
+            None => match &self.route.action {
+                Action::Split(split) => split
+                    .shares()
+                    .iter()
+                    .filter(|share| share.weight > 0)
+                    .map(|share| share.service)
+                    .collect(),
+                Action::Service(service) => vec![*service],
+            },
+        };
+        let at = |service: u32| {
+            let (services, health) = (&self.snapshot.services, &self.snapshot.health);
+            Some(At { service: services.get(service as usize)?, health: health.get(service as usize)? })
+        };
+        all.into_iter().filter_map(at).collect()
+    }
+
+    fn name(&self, service: u32) -> &str {
+        self.snapshot.services.get(service as usize).map_or("", |service| &service.name)
+    }
+}
+
+fn service(chosen: &Chosen<'_>) -> Option<Line> {
+    let certain = chosen.certain().map(|service| chosen.name(service));
+    let split = match &chosen.route.action {
+        Action::Service(_) => {
+            let name = certain?;
+            return Some(Line::new("service", name, json!({ "name": name, "by": "route" })));
+        }
+        Action::Split(split) => split,
+    };
+    let shares = shares(chosen, split);
+    let told: Vec<String> =
+        shares.iter().map(|(name, share)| format!("{name} {:.3} %", share * 100.0)).collect();
+    let told = told.join(", ").replace(".000 %", " %");
+    let by = match split.sticky() {
+        None => "chance".into(),
+        Some(Sticky::Header(name)) => format!("field {name}"),
+        Some(Sticky::Cookie(name)) => format!("cookie {name}"),
+        Some(Sticky::SetCookie(set)) => format!("cookie {}, which is set", set.name),
+        Some(Sticky::Source) => "the address of the caller".into(),
+        Some(Sticky::Identity) => "the identity of the caller".into(),
+    };
+    let text = match (certain, split.sticky()) {
+        (Some(name), Some(_)) => format!("{name}, by {by} (of {told})"),
+        (Some(name), None) => name.into(),
+        (None, Some(_)) => format!("by chance, as it has no {by}: {told}"),
+        (None, None) => format!("by chance: {told}"),
+    };
+    let shares: Vec<Value> =
+        shares.iter().map(|(name, share)| json!({ "service": name, "share": share })).collect();
+    Some(Line::new("service", text, json!({ "name": certain, "by": by, "shares": shares })))
+}
+
+fn shares<'c>(chosen: &'c Chosen<'_>, split: &Split) -> Vec<(&'c str, f64)> {
+    let total: f64 = split.shares().iter().map(|share| f64::from(share.weight)).sum();
+    let share =
+        |share: &crate::route::split::Share| (chosen.name(share.service), f64::from(share.weight) / total);
+    split.shares().iter().map(share).collect()
+}
+
+fn limit(duration: Duration) -> (String, Value) {
+    match duration {
+        Duration::MAX => ("off".into(), Value::Null),
+        _ => (duration_text(duration), json!(duration.as_secs_f64())),
+    }
+}
+
+fn route_timeout(chosen: &Chosen<'_>) -> Option<Line> {
+    let (text, json) = limit(chosen.route.timeout.unwrap_or(Duration::MAX));
+    Some(Line::new("timeout", format!("{text} for the whole exchange"), json!({ "exchange_seconds": json })))
+}
+
+fn upgrades(chosen: &Chosen<'_>) -> Option<Line> {
+    let of = chosen.route.upgrades;
+    let words: Vec<&str> =
+        [(of.websocket, "websocket"), (of.connect, "connect")].iter().filter(|w| w.0).map(|w| w.1).collect();
+    let idle = limit(chosen.route.tunnel_idle);
+    let text = match words.is_empty() {
+        true => "none".into(),
+        false => format!("{}, idle for {} at most", words.join(" and "), idle.0),
+    };
+    Some(Line::new("upgrades", text, json!({ "kinds": words, "idle_seconds": idle.1 })))
+}
+
+fn timeouts(_: &Chosen<'_>, At { service, .. }: &At<'_>) -> Option<Line> {
+    let of = &service.timeouts;
+    let [connect, response, stall] = [of.connect, of.response, of.body_stall].map(limit);
+    let text = format!("connect {}, response {}, body without progress {}", connect.0, response.0, stall.0);
+    let json = json!({
+        "connect_seconds": connect.1, "response_seconds": response.1, "body_stall_seconds": stall.1,
+    });
+    Some(Line::new("timeouts", text, json))
+}
+
+fn attempts(_: &Chosen<'_>, At { service, .. }: &At<'_>) -> Option<Line> {
+    let most = service.connect_attempts_max;
+    let text = format!("up to {most} endpoints until one takes the connection");
+    Some(Line::new("attempts", text, json!({ "connect_attempts_max": most })))
+}
+
+fn connection(chosen: &Chosen<'_>, At { service, .. }: &At<'_>) -> Option<Line> {
+    let protocol = match service.protocol {
+        Protocol::Auto => "auto",
+        Protocol::Http1 => "http1",
+        Protocol::Http2 => "http2",
+    };
+    let tls = match &service.tls {
+        // Until its roots have been read, such a service is like one of the mesh.
+        _ if chosen.compiled.edges().any(|edge| *edge.service == *service.name) => "edge",
+        Tls::Off => "off",
+        Tls::Mesh(_) => "mesh",
+        Tls::Edge(_) => "edge",
+    };
+    let text = format!("protocol {protocol}, tls {tls}");
+    Some(Line::new("connection", text, json!({ "protocol": protocol, "tls": tls })))
+}
+
+fn breaker(_: &Chosen<'_>, At { service, .. }: &At<'_>) -> Option<Line> {
+    let rules = service.breaker.as_deref()?;
+    let mut by = Vec::new();
+    let mut add = |counts: bool, text: String| by.extend(counts.then_some(text));
+    add(rules.consecutive_failures > 0, format!("{} failures in a row", rules.consecutive_failures));
+    add(rules.consecutive_unanswered > 0, format!("{} without an answer", rules.consecutive_unanswered));
+    add(rules.failure_percent > 0, format!("{} % failures", rules.failure_percent));
+    add(rules.slow_factor > 0, format!("{} times slower than the others", rules.slow_factor));
+    let (base, longest) = (limit(rules.ejection_base), limit(rules.ejection_max));
+    let text = format!("an endpoint is ejected for {} to {} by {}", base.0, longest.0, by.join(", or "));
+    let json = json!({
+        "consecutive_failures": rules.consecutive_failures, "consecutive_unanswered": rules.consecutive_unanswered,
+        "failure_percent": rules.failure_percent, "slow_factor": rules.slow_factor,
+        "ejection_base_seconds": base.1, "ejection_max_seconds": longest.1,
+    });
+    Some(Line::new("breaker", text, json))
+}
+
+fn endpoints(chosen: &Chosen<'_>, At { service, health }: &At<'_>) -> Option<Line> {
+    const SHOWN_MAX: usize = 20;
+    let balance = match service.balance {
+        Balance::PeakEwma => "peak-ewma",
+        Balance::LeastRequest => "least-request",
+        Balance::RoundRobin => "round-robin",
+        Balance::Random => "random",
+    };
+    let endpoint = |(endpoint, state): (&crate::upstream::spec::Endpoint, &Value)| {
+        let state = match state["reason"].as_str() {
+            Some(reason) => format!(" {} for {reason}", state["state"].as_str().unwrap_or_default()),
+            None => String::new(),
+        };
+        let weight =
+            if endpoint.weight == 1 { String::new() } else { format!(" weight {}", endpoint.weight) };
+        let zone = endpoint.zone.as_ref().map_or_else(String::new, |zone| format!(" in {zone}"));
+        format!("{}{weight}{zone}{state}", endpoint.address)
+    };
+    let states = states(service, health);
+    let shown = service.endpoints.iter().zip(&states).take(SHOWN_MAX).map(endpoint);
+    let shown: Vec<String> = shown.collect();
+    let more = match service.endpoints.len().saturating_sub(SHOWN_MAX) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    let names = chosen.compiled.names_of_services().filter(|(_, of)| *of == &*service.name);
+    let mut names: Vec<&str> = names.map(|(name, _)| name).collect();
+    names.dedup();
+    let text = match (shown.is_empty(), names.is_empty()) {
+        (true, true) => "none: answered with 503 (balance.upstream.no_endpoint)".into(),
+        (true, false) => format!("what {} resolves to, by {balance}", names.join(", ")),
+        (false, true) => format!("{}{more}, by {balance}", shown.join(", ")),
+        (false, false) => format!("{}{more}, of {}, by {balance}", shown.join(", "), names.join(", ")),
+    };
+    let json = json!({ "balance": balance, "endpoints": states, "names": names });
+    Some(Line::new("endpoints", text, json))
+}

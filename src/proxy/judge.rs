@@ -1,0 +1,79 @@
+//! What an attempt says of its endpoint, told to balancer and breaker when it has ended. Called by all who make attempts.
+//!
+//! A status below 500 is an answer to what the caller asked, and good; so are 501 (it knows no such method) and, unless the
+//! service is configured otherwise, 429. Of gRPC the codes count that a service makes when something is wrong with it:
+//! UNKNOWN, INTERNAL, UNAVAILABLE, DATA_LOSS, no code at all; DEADLINE_EXCEEDED where the time was not short. What ends
+//! because of the caller or of this proxy says nothing, and neither does a connection that was dead when it was used again,
+//! or one whose end was announced.
+
+use super::Path;
+use super::account::Account;
+use crate::failure::{Cause, Failure, Side};
+use crate::http::grpc::Status;
+use crate::shard::clock::ns;
+use crate::upstream::breaker::Verdict;
+use crate::upstream::service::Attempt;
+
+impl Path<'_> {
+    /// Tells balancer and breaker how the attempt went that began then. The account knows the status, if there was one.
+    pub(super) fn judge(&self, attempt: &Attempt, began: u64, failure: Option<&Failure>) {
+        let now = self.shard.clock.now();
+        match failure {
+            Some(failure) if failure.side == Side::Upstream => {
+                attempt.failed(self.blamed_for(attempt, failure, now.saturating_sub(began)), now);
+            }
+            _ if attempt.has_answered() => {
+                let first_byte_at = self.account.first_byte_at.get();
+                let latency_ns = first_byte_at.saturating_sub(began);
+                let verdict = said(self.account, attempt, failure.is_none(), latency_ns);
+                attempt.answered(latency_ns, verdict, now);
+            }
+            _ => {}
+        }
+    }
+
+    fn blamed_for(&self, attempt: &Attempt, failure: &Failure, after_ns: u64) -> Verdict {
+        match failure.cause {
+            Cause::GoingAway | Cause::StreamRefused => Verdict::Nothing,
+            // It may be that the endpoint is gone: then there will be no new connection to it.
+            _ if failure.is_end_of_connection() && attempt.reused.get() && !attempt.has_answered() => {
+                Verdict::Nothing
+            }
+            Cause::Timeout
+                if !attempt.has_answered()
+                    && self.shard.clock.now() >= self.deadline
+                    && after_ns < ns(self.service.spec.timeouts.response) =>
+            {
+                Verdict::OutOfTime { after_ns }
+            }
+            _ if attempt.has_answered() => Verdict::Failure,
+            _ => Verdict::Unanswered,
+        }
+    }
+}
+
+fn said(account: &Account, attempt: &Attempt, ended_well: bool, latency_ns: u64) -> Verdict {
+    let good = Verdict::Good { latency_ns };
+    let too_many = |is: bool| if is && attempt.counts_too_many() { Verdict::Failure } else { good };
+    let (status, code) = match account.withheld() {
+        Some((status, code)) => (status, code),
+        None => (account.status.get(), account.grpc_status()),
+    };
+    if let Some(status) = code {
+        return match status.index() {
+            // Who did not hear the end does not know.
+            _ if status == Status::ABSENT && !ended_well => Verdict::Nothing,
+            2 | 13 | 14 | 15 => Verdict::Failure,
+            _ if status == Status::ABSENT => Verdict::Failure,
+            4 => Verdict::OutOfTime { after_ns: latency_ns },
+            8 => too_many(true),
+            _ => good,
+        };
+    }
+    match status {
+        0 if !ended_well => Verdict::Nothing,
+        501 => good,
+        500.. => Verdict::Failure,
+        status => too_many(status == 429),
+    }
+}

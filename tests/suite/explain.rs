@@ -1,0 +1,287 @@
+//! `ringmesh explain` and `/explain`: what is told of a request, in words and as JSON, and with which exit code.
+
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+use std::path::PathBuf;
+
+use ringmesh::config::Look;
+use ringmesh::control::explain::command::{How, run};
+use ringmesh::control::{Proxy, Start};
+use serde_json::{Value, json};
+
+use crate::support::folder::Folder;
+
+const TEXT: &str = r#"
+[identity]
+source = "embedded"
+id = "spiffe://mesh.local/ns/shop/sa/shop"
+[[listener]]
+name = "plain"
+address = "127.0.0.1:15001"
+[[listener]]
+name = "mesh"
+address = "127.0.0.1:15006"
+tls = "permissive"
+[[listener]]
+name = "edge"
+address = "127.0.0.1:15443"
+tls = "terminate"
+certificate = "/c.pem"
+key = "/k.pem"
+[[service]]
+name = "shop"
+endpoints = ["10.0.0.1:80", { address = "10.0.0.2:80", weight = 3, zone = "b" }]
+timeouts = { connect = "1s", response = "5s" }
+[[service]]
+name = "named"
+endpoints = ["shop.default.svc:80"]
+[[route]]
+name = "all"
+service = "shop"
+[[route]]
+name = "users"
+path_template = "/users/{id}"
+service = "named"
+timeout = "3s"
+[[route]]
+name = "gold"
+service = "shop"
+match = { headers = { x-tier = "gold" }, methods = ["GET"] }
+[[route]]
+name = "web"
+service = "shop"
+match = { from = ["spiffe://mesh.local/ns/shop/sa/web"] }
+[[route]]
+name = "elsewhere"
+hosts = ["other.example"]
+service = "shop"
+[[authorization]]
+name = "no-admin"
+action = "deny"
+paths = ["/admin/*"]
+[[authorization]]
+name = "seen"
+action = "audit"
+methods = ["PUT"]
+"#;
+
+struct Files(Folder);
+
+impl Files {
+    fn new(text: &str) -> Self {
+        let folder = Folder::new();
+        std::fs::write(folder.path("a.toml"), text).unwrap();
+        Self(folder)
+    }
+
+    fn file(&self) -> PathBuf {
+        self.0.path("a.toml")
+    }
+
+    fn ask(&self, how: &How, words: &[&str]) -> (String, u8) {
+        let words: Vec<String> = words.iter().map(ToString::to_string).collect();
+        let mut out = Vec::new();
+        let look = Look { colour: false, unicode: false };
+        let code = run(&[self.file()], &words, how, &|_| None, &mut out, look);
+        (String::from_utf8(out).unwrap(), code)
+    }
+
+    fn text(&self, words: &[&str]) -> (String, u8) {
+        self.ask(&How::default(), words)
+    }
+
+    fn json(&self, words: &[&str]) -> Value {
+        let (text, _) = self.ask(&How { json: true, ..How::default() }, words);
+        serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"))
+    }
+}
+
+#[test]
+fn what_applies_and_what_does_not_is_told_in_words() {
+    let files = Files::new(TEXT);
+    let (told, code) =
+        files.text(&["GET", "https://shop/cart?a=b", "-H", "x-tier: silver", "--listener", "mesh"]);
+    assert_eq!(code, 0, "{told}");
+    for line in [
+        "GET shop/cart?a=b at 127.0.0.1",
+        "listener    mesh on 127.0.0.1:15006, tls permissive",
+        "access      allowed, by authorization_default: no rule decides",
+        "route       all: path_prefix = \"/\"",
+        "a.toml:27",
+        "service     shop",
+        "timeout     off for the whole exchange",
+        "timeouts    connect 1s, response 5s, body without progress 30s",
+        "endpoints   10.0.0.1:80, 10.0.0.2:80 weight 3 in b, by peak-ewma",
+        "  gold  field x-tier = \"gold\": it is \"silver\"",
+        "  web   serves spiffe://mesh.local/ns/shop/sa/web, this is nobody known",
+        "  users path_template = \"/users/{id}\" does not mean this path",
+        "1 more routes are further away",
+    ] {
+        assert!(told.contains(line), "{line}\n{told}");
+    }
+    let (told, _) = files.text(&["GET", "/users/7", "-H", "x-tier: gold"]);
+    for line in [
+        "listener    plain on 127.0.0.1:15001, tls off; the first one, as none was named",
+        "route       users: path_template = \"/users/{id}\"",
+        "endpoints   what shop.default.svc resolves to",
+        "  all  means it as well, by a prefix, which comes last",
+        "  gold means it as well, by a prefix, which comes last",
+    ] {
+        assert!(told.contains(line), "{line}\n{told}");
+    }
+    let (told, _) = files.ask(&How { all: true, ..How::default() }, &["GET", "http://shop/"]);
+    assert!(told.contains("  elsewhere serves other.example"), "{told}");
+}
+
+#[test]
+fn what_is_refused_here_is_told_by_the_exit_code_too() {
+    let files = Files::new(TEXT);
+    let (told, code) = files.text(&["PUT", "http://shop/admin/x"]);
+    assert_eq!(code, 1, "{told}");
+    assert!(told.contains("access      denied with 403, by rule no-admin; noted by seen"), "{told}");
+    let closed = Files::new(&TEXT.replacen("name = \"all\"\n", "name = \"all\"\npath = \"/\"\n", 1));
+    let (told, code) = closed.text(&["GET", "http://shop/x"]);
+    assert_eq!(code, 1, "{told}");
+    assert!(told.contains("route       none: answered with 404 (route.local.no_route)"), "{told}");
+    for words in [
+        &["GET"][..],
+        &["G T", "/"],
+        &["GET", "/", "--from", "web"],
+        &["GET", "/", "--source", "nowhere"],
+        &["GET", "/", "--listener", "none"],
+        &["GET", "/", "--port", "none"],
+        &["GET", "/", "-H", "x"],
+        &["GET", "/", "--unknown"],
+    ] {
+        let (told, code) = files.text(words);
+        assert_eq!(code, 2, "{words:?}: {told}");
+    }
+    let (told, code) = Files::new("[[listener]]\nadress = 1\n").text(&["GET", "/"]);
+    assert!(code == 2 && told.contains("did you mean `address`?"), "{told}");
+}
+
+#[test]
+fn an_identity_counts_only_where_a_listener_learns_it() {
+    let files = Files::new(TEXT);
+    let web = "spiffe://mesh.local/ns/shop/sa/web";
+    let route = |listener: &str| {
+        let told = files.json(&["GET", "http://shop/", "--from", web, "--listener", listener]);
+        (
+            told["route"]["name"].clone(),
+            told["notes"].as_array().unwrap().len(),
+            told["listener"]["tls"].clone(),
+        )
+    };
+    assert_eq!(route("mesh"), (json!("web"), 0, json!("permissive")));
+    assert_eq!(route("plain"), (json!("all"), 1, json!("off")));
+    assert_eq!(route("edge"), (json!("all"), 1, json!("terminate")));
+}
+
+#[test]
+fn programs_get_the_same_as_json() {
+    let files = Files::new(TEXT);
+    let told = files.json(&["GET", "http://shop/", "-H", "x-tier: gold", "--port", "15006"]);
+    assert_eq!(
+        (&told["version"], &told["served"], &told["listener"]["name"]),
+        (&json!(1), &json!(true), &json!("mesh"))
+    );
+    assert_eq!(told["route"]["name"], "gold");
+    assert_eq!(told["route"]["match"][1], "match.methods = [\"GET\"]");
+    assert!(told["place"].as_str().unwrap().contains("a.toml:"), "{told:#}");
+    let shop = &told["services"]["shop"];
+    assert_eq!(shop["timeouts"]["response_seconds"], 5.0);
+    let second = &shop["endpoints"]["endpoints"][1];
+    assert_eq!(
+        (&second["address"], &second["weight"], &second["zone"]),
+        (&json!("10.0.0.2:80"), &json!(3), &json!("b"))
+    );
+    assert_eq!(second["state"], "used");
+    assert_eq!(
+        told["others"][0],
+        json!({
+            "route": "all", "by": "match", "why": "means it as well, and asks for less in `match`",
+        })
+    );
+    assert_eq!(told["others_left_out"], 1);
+}
+
+#[test]
+fn of_a_split_all_services_are_told_unless_a_key_decides() {
+    let split = TEXT.replacen(
+        "name = \"all\"\nservice = \"shop\"\n",
+        "name = \"all\"\nsplit = [{ service = \"shop\", weight = 3 }, { service = \"named\" }]\nsticky = { header = \"x-key\" }\n",
+        1,
+    );
+    let files = Files::new(&split);
+    let (told, code) = files.text(&["GET", "http://shop/"]);
+    assert_eq!(code, 0, "{told}");
+    for line in [
+        "service     by chance, as it has no field x-key: shop 75 %, named 25 %",
+        "timeouts    shop: connect 1s, response 5s",
+        "endpoints   named: what shop.default.svc resolves to",
+    ] {
+        assert!(told.contains(line), "{line}\n{told}");
+    }
+    let mut chosen = std::collections::BTreeSet::new();
+    for key in 0..50 {
+        let told = files.json(&["GET", "http://shop/", "-H", &format!("x-key: {key}")]);
+        let name = told["service"]["name"].as_str().unwrap().to_owned();
+        let services: Vec<&String> = told["services"].as_object().unwrap().keys().collect();
+        assert_eq!(services, [&name]);
+        chosen.insert(name);
+    }
+    assert_eq!(chosen.len(), 2, "keys decide");
+}
+
+#[test]
+fn two_configurations_are_compared_for_one_request() {
+    let (files, other) = (
+        Files::new(TEXT),
+        Files::new(&TEXT.replace("\"gold\" }", "\"silver\" }").replace("\"5s\"", "\"6s\"")),
+    );
+    let diff = How { diff: vec![other.file()], ..How::default() };
+    let (told, code) = files.ask(&diff, &["GET", "http://shop/", "-H", "x-tier: gold"]);
+    assert_eq!(code, 1);
+    let lines: Vec<&str> = told.lines().skip(2).collect();
+    assert!(lines[0].starts_with("- route       gold: "), "{told}");
+    assert!(lines[1].starts_with("+ route       all: "), "{told}");
+    assert!(
+        lines[2].starts_with("- timeouts ") && lines[3].contains("shop: connect 1s, response 6s"),
+        "{told}"
+    );
+    assert_eq!(lines.len(), 4, "{told}");
+    let same = Files::new(TEXT);
+    let diff = How { diff: vec![same.file()], json: true, all: false };
+    let (told, code) = files.ask(&diff, &["GET", "http://shop/users/7"]);
+    let told: Value = serde_json::from_str(&told).unwrap();
+    assert_eq!((code, &told["changes"]), (0, &json!([])), "{told:#}");
+}
+
+#[test]
+fn a_running_proxy_answers_by_what_it_serves_by() {
+    let text = |route: &str| {
+        format!(
+            "shards = 1\n[admin]\naddress = \"127.0.0.1:0\"\n[[listener]]\nname = \"in\"\naddress = \"127.0.0.1:0\"\n\
+             [[service]]\nname = \"app\"\nendpoints = [\"127.0.0.1:9\"]\n[[route]]\nname = \"{route}\"\nservice = \"app\"\n\
+             [[route]]\nname = \"seven\"\nservice = \"app\"\nmatch = {{ headers = {{ x-user = \"7\" }} }}\n"
+        )
+    };
+    let proxy = Proxy::start(Start::text(text("first"))).unwrap();
+    let get = |target: &str| {
+        let mut stream = TcpStream::connect(proxy.admin().unwrap()).unwrap();
+        write!(stream, "GET {target} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer
+    };
+    assert!(get("/explain?url=http://shop/").contains("\nroute       first: "));
+    let seven = get("/explain?method=GET&url=http://shop/cart&header=x-user:%207&format=json");
+    let (_, body) = seven.split_once("\r\n\r\n").unwrap();
+    let told: Value = serde_json::from_str(body).unwrap();
+    assert_eq!(told["route"]["name"], "seven", "{told:#}");
+    assert!(get("/explain").starts_with("HTTP/1.1 400 "));
+    proxy.reload(&text("second")).unwrap();
+    assert!(get("/explain?url=http://shop/").contains("\nroute       second: "));
+    proxy.drain();
+    proxy.join();
+}
