@@ -108,6 +108,8 @@ pub(super) struct RawTimeouts {
     pub(super) head: Option<At<Duration>>,
     pub(super) idle: Option<At<Duration>>,
     pub(super) body_stall: Option<At<Duration>>,
+    /// `"off"`: `None`.
+    pub(super) stream_idle: Option<At<Option<Duration>>>,
     pub(super) drain: Option<At<Duration>>,
     pub(super) handshake: Option<At<Duration>>,
 }

@@ -52,7 +52,7 @@ pub(super) static LIMITS: Section = Section {
 pub(super) static TIMEOUTS: Section = Section {
     path: "timeouts",
     header: "[timeouts]",
-    keys: &["head", "idle", "body_stall", "drain", "handshake"],
+    keys: &["head", "idle", "body_stall", "stream_idle", "drain", "handshake"],
 };
 pub(super) static HTTP2: Section = Section {
     path: "http2",

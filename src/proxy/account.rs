@@ -55,6 +55,10 @@ pub(super) struct Account {
     pub(super) place: Cell<Option<Pass>>,
     waiting_since: Cell<u64>,
     waited_ns: Cell<u64>,
+    /// Waits for either peer that are over: while this stays as it is, nothing moves. It wraps.
+    pub(super) moves: Cell<u32>,
+    /// Whether it was ended because nothing moved.
+    pub(super) was_idle: Cell<bool>,
     /// 4 s at most.
     leaving_ns: Cell<u32>,
 }
@@ -105,6 +109,7 @@ impl Account {
     /// A wait for a peer is over.
     pub(super) fn waited(&self, now: u64) {
         self.waiting.set(self.waiting.get() - 1);
+        self.moves.set(self.moves.get().wrapping_add(1));
         if self.waiting.get() == 0 {
             self.waited_ns.set(self.waited_ns.get() + now.saturating_sub(self.waiting_since.get()));
         }

@@ -159,7 +159,7 @@ impl Path<'_> {
     }
 
     fn replay(&self, further: &Further) -> bool {
-        if self.account.body_is_gone.get() {
+        if self.account.body_is_gone.get() || self.account.was_idle.get() {
             return false;
         }
         further.replays.set(further.replays.get() + 1);
@@ -173,7 +173,7 @@ impl Path<'_> {
     /// What comes of an attempt that failed, and with nothing of which anything has gone to the caller. `unsent`: the connection
     /// was reset before an octet of the request was written.
     pub(super) fn missed(&self, failure: Failure, unsent: bool) -> Missed {
-        if self.retry.is_off() || self.account.status.get() != 0 {
+        if self.retry.is_off() || self.account.status.get() != 0 || self.account.was_idle.get() {
             return Missed::Failed(failure);
         }
         match self.retry.reason_of_failure(failure, unsent) {

@@ -25,7 +25,7 @@ use super::kept::Upload;
 use super::over_h2::{Head, give_up, head};
 use super::relay::{Direction, Web, unless_reset};
 use super::tunnel_h2;
-use super::{First, InProgress, Path, blamed, both, retry_of, told};
+use super::{First, InProgress, Path, blamed, both, idle, retry_of, told};
 use crate::authorize::Verdict;
 use crate::downstream::{Downstream, Edge, Protocol};
 use crate::failure::{Cause, Failure, Side, Stage};
@@ -259,7 +259,7 @@ async fn served(
                 // Boxed: a tunnel is rare, and large.
                 Some(_) => Box::pin(call.tunnel(body, route)).await,
             };
-            result.map_err(|failure| Some(blamed(shard, failure)))
+            result.map_err(|failure| Some(blamed(shard, account, failure)))
         }
     };
     if account.status.get() != 0 {
@@ -425,7 +425,15 @@ impl Call<'_> {
         let (mut response, stream) = lease.send(Request::from_parts(parts, ()), whole)?;
         let alarm = self.path.shard.deadlines.alarm();
         if whole {
-            return self.back_from_h2(&mut response, web, &alarm, &Cell::new(true), attempt).await;
+            let sent = Cell::new(true);
+            let back = self.back_from_h2(&mut response, web, &alarm, &sent, attempt);
+            return match self.view.snapshot.timeouts.stream_idle {
+                None => back.await,
+                Some(idle) => {
+                    let hurry = || alarm.by(0);
+                    idle::unless_idle(&self.path, idle, &sent, &[], hurry, Box::pin(back).as_mut()).await
+                }
+            };
         }
         // Boxed: two directions are much state, which most requests do not need.
         Box::pin(self.both_h2(body, stream, &mut response, web, &alarm, attempt)).await
@@ -457,7 +465,7 @@ impl Call<'_> {
             attempt.uploaded(self.path.shard.clock.now());
             result
         });
-        let (there_result, back_result, back_was_first) = both(there, back, |first| match first {
+        let both = pin!(both(there, back, |first| match first {
             First::There(Err(failure)) if failure.side != Side::Upstream => {
                 stream.borrow_mut().send_reset(Reason::CANCEL);
             }
@@ -470,8 +478,17 @@ impl Call<'_> {
                 stream.borrow_mut().send_reset(Reason::NO_ERROR);
                 there_alarm.by(0);
             }
-        })
-        .await;
+        }));
+        let (there_result, back_result, back_was_first) = match self.view.snapshot.timeouts.stream_idle {
+            None => both.await,
+            Some(idle) => {
+                let hurry = || {
+                    alarm.by(0);
+                    there_alarm.by(0);
+                };
+                idle::unless_idle(&self.path, idle, &sent, &[], hurry, both).await
+            }
+        };
         match (there_result, back_result) {
             (Err(there), Err(_)) if there.side != Side::Upstream && !back_was_first => Err(there.into()),
             (_, back) => back,

@@ -9,7 +9,7 @@ use super::again::Missed;
 use super::from_h2::Call;
 use super::kept::Upload;
 use super::relay::unless_reset;
-use super::{First, SHED, both};
+use super::{First, SHED, both, idle};
 use crate::failure::{Cause, Failure, Side, Stage};
 use crate::http::Framing;
 use crate::http::body::{Reframer, TAILROOM};
@@ -76,7 +76,18 @@ impl Call<'_> {
         let patience = Patience { clock: &shard.clock, stall, until: self.path.deadline };
         let sent = writer.write_all(out, 0, patience).await;
         sent.map_err(|fault| Failure::upstream(Stage::Request, super::cause(fault)))?;
-        self.back_from_h1(reader, &origin, input, &alarm, &Cell::new(true), attempt).await
+        let sent = Cell::new(true);
+        let back = self.back_from_h1(reader, &origin, input, &alarm, &sent, attempt);
+        match self.view.snapshot.timeouts.stream_idle {
+            None => back.await,
+            Some(idle) => {
+                let hurry = || {
+                    origin.read_by(0);
+                    alarm.by(0);
+                };
+                idle::unless_idle(&self.path, idle, &sent, &[&origin], hurry, Box::pin(back).as_mut()).await
+            }
+        }
     }
 
     /// Both directions at once.
@@ -112,7 +123,7 @@ impl Call<'_> {
             result
         });
         let answer_by = || shard.clock.now().saturating_add(self.path.patience_ns());
-        let (there_result, back_result, back_was_first) = both(there, back, |first| match first {
+        let both = pin!(both(there, back, |first| match first {
             First::There(Err(failure)) if failure.side != Side::Upstream => origin.shutdown(),
             First::There(_) if self.path.account.status.get() == 0 => origin.read_by(answer_by()),
             First::There(_) => {}
@@ -120,8 +131,18 @@ impl Call<'_> {
                 there_alarm.by(0);
                 origin.shutdown();
             }
-        })
-        .await;
+        }));
+        let (there_result, back_result, back_was_first) = match self.view.snapshot.timeouts.stream_idle {
+            None => both.await,
+            Some(idle) => {
+                let hurry = || {
+                    origin.read_by(0);
+                    alarm.by(0);
+                    there_alarm.by(0);
+                };
+                idle::unless_idle(&self.path, idle, &sent, &[&origin], hurry, both).await
+            }
+        };
         match (there_result, back_result) {
             (Ok(()), Ok(done)) if !back_was_first => Ok(done),
             (_, Ok(done)) => Ok(Done { reusable: false, ..done }),

@@ -233,6 +233,7 @@ fn assemble(raw: Raw, found: &[Vec<u32>], table: TableBuilder, sources: &[Source
         head: from.key(&defaults::HEAD, raw.timeouts.head),
         idle: from.key(&defaults::IDLE, raw.timeouts.idle),
         body_stall: from.key(&defaults::BODY_STALL, raw.timeouts.body_stall),
+        stream_idle: from.value(defaults::STREAM_IDLE.name, raw.timeouts.stream_idle, || None),
         drain: from.key(&defaults::DRAIN, raw.timeouts.drain),
         handshake: from.key(&defaults::HANDSHAKE, raw.timeouts.handshake),
     };

@@ -290,6 +290,17 @@ fn timeouts(reader: &mut Reader<'_>, table: &Opened<'_>, raw: &mut RawTimeouts) 
             once(reader, key.name, slot, value);
         }
     }
+    if let Some(item) = table.value("stream_idle") {
+        let key = &defaults::STREAM_IDLE;
+        let value = match word(reader, key.name, item, "off") {
+            Some(off) => Some(off.with(None)),
+            None => reader.duration(key, item).map(|at| {
+                let idle = Some(at.value);
+                at.with(idle)
+            }),
+        };
+        once(reader, key.name, &mut raw.stream_idle, value);
+    }
 }
 
 fn forwarding(reader: &mut Reader<'_>, table: &Opened<'_>, raw: &mut RawForwarding) {
