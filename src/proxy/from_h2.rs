@@ -424,16 +424,12 @@ impl Call<'_> {
         self.path.of_call(&mut parts.headers);
         let (mut response, stream) = lease.send(Request::from_parts(parts, ()), whole)?;
         let alarm = self.path.shard.deadlines.alarm();
+        let idle = self.view.snapshot.timeouts.stream_idle;
         if whole {
             let sent = Cell::new(true);
-            let back = self.back_from_h2(&mut response, web, &alarm, &sent, attempt);
-            return match self.view.snapshot.timeouts.stream_idle {
-                None => back.await,
-                Some(idle) => {
-                    let hurry = || alarm.by(0);
-                    idle::unless_idle(&self.path, idle, &sent, &[], hurry, Box::pin(back).as_mut()).await
-                }
-            };
+            let back = pin!(self.back_from_h2(&mut response, web, &alarm, &sent, attempt));
+            let hurry = || alarm.by(0);
+            return idle::unless_idle(&self.path, idle, &sent, &[], hurry, back).await;
         }
         // Boxed: two directions are much state, which most requests do not need.
         Box::pin(self.both_h2(body, stream, &mut response, web, &alarm, attempt)).await
@@ -479,16 +475,13 @@ impl Call<'_> {
                 there_alarm.by(0);
             }
         }));
-        let (there_result, back_result, back_was_first) = match self.view.snapshot.timeouts.stream_idle {
-            None => both.await,
-            Some(idle) => {
-                let hurry = || {
-                    alarm.by(0);
-                    there_alarm.by(0);
-                };
-                idle::unless_idle(&self.path, idle, &sent, &[], hurry, both).await
-            }
+        let idle = self.view.snapshot.timeouts.stream_idle;
+        let hurry = || {
+            alarm.by(0);
+            there_alarm.by(0);
         };
+        let (there_result, back_result, back_was_first) =
+            idle::unless_idle(&self.path, idle, &sent, &[], hurry, both).await;
         match (there_result, back_result) {
             (Err(there), Err(_)) if there.side != Side::Upstream && !back_was_first => Err(there.into()),
             (_, back) => back,

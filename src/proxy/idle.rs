@@ -13,17 +13,18 @@ use super::Path;
 use crate::io::Control;
 use crate::shard::clock::ns;
 
-/// Drives `exchange` to its end. When neither it nor the connections have moved for `idle`, that is noted in its account, and
+/// Drives `exchange` to its end. When neither it nor the connections have moved for `idle`, if that is anything, it is noted in its account, and
 /// `hurry` must end what it waits for. While the request is `sent` and the head of its response is not there the service has its
 /// own time.
 pub(super) async fn unless_idle<E: Future>(
     path: &Path<'_>,
-    idle: Duration,
+    idle: Option<Duration>,
     sent: &Cell<bool>,
     connections: &[&Control],
     hurry: impl Fn(),
     mut exchange: Pin<&mut E>,
 ) -> E::Output {
+    let Some(idle) = idle else { return exchange.await };
     let alarm = path.shard.deadlines.alarm();
     let step = ns(idle) / u64::from(Quiet::LOOKS);
     let mut quiet = Quiet::default();

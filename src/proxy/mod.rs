@@ -320,7 +320,7 @@ async fn whole(
                             response::carry(&way, from, to).await
                         }
                         // Boxed: seldom wanted.
-                        Some(idle) => {
+                        idle => {
                             Box::pin(back_unless_idle(&way, idle, &mut pooled.connection, downstream)).await
                         }
                     }
@@ -367,7 +367,7 @@ async fn whole(
 /// The way back of such a request, where an exchange may not lie still for long.
 async fn back_unless_idle(
     way: &response::Way<'_>,
-    idle: Duration,
+    idle: Option<Duration>,
     upstream: &mut Connection,
     downstream: &mut Downstream,
 ) -> Result<Answered, Failure> {
@@ -461,18 +461,14 @@ async fn stream(
                 origin.shutdown();
             }
         }));
-        match asked.view.snapshot.timeouts.stream_idle {
-            None => both.await,
-            Some(idle) => {
-                let hurry = || {
-                    over.set(true);
-                    caller.cancel_read();
-                    origin.read_by(0);
-                    caller.shutdown_if(account.status.get() != 0);
-                };
-                idle::unless_idle(path, idle, &request_sent, &[&caller, &origin], hurry, both).await
-            }
-        }
+        let idle = asked.view.snapshot.timeouts.stream_idle;
+        let hurry = || {
+            over.set(true);
+            caller.cancel_read();
+            origin.read_by(0);
+            caller.shutdown_if(account.status.get() != 0);
+        };
+        idle::unless_idle(path, idle, &request_sent, &[&caller, &origin], hurry, both).await
     };
     downstream.input.append(&mut input);
     shard.buffers.give(input);

@@ -77,17 +77,13 @@ impl Call<'_> {
         let sent = writer.write_all(out, 0, patience).await;
         sent.map_err(|fault| Failure::upstream(Stage::Request, super::cause(fault)))?;
         let sent = Cell::new(true);
-        let back = self.back_from_h1(reader, &origin, input, &alarm, &sent, attempt);
-        match self.view.snapshot.timeouts.stream_idle {
-            None => back.await,
-            Some(idle) => {
-                let hurry = || {
-                    origin.read_by(0);
-                    alarm.by(0);
-                };
-                idle::unless_idle(&self.path, idle, &sent, &[&origin], hurry, Box::pin(back).as_mut()).await
-            }
-        }
+        let back = pin!(self.back_from_h1(reader, &origin, input, &alarm, &sent, attempt));
+        let idle = self.view.snapshot.timeouts.stream_idle;
+        let hurry = || {
+            origin.read_by(0);
+            alarm.by(0);
+        };
+        idle::unless_idle(&self.path, idle, &sent, &[&origin], hurry, back).await
     }
 
     /// Both directions at once.
@@ -132,17 +128,14 @@ impl Call<'_> {
                 origin.shutdown();
             }
         }));
-        let (there_result, back_result, back_was_first) = match self.view.snapshot.timeouts.stream_idle {
-            None => both.await,
-            Some(idle) => {
-                let hurry = || {
-                    origin.read_by(0);
-                    alarm.by(0);
-                    there_alarm.by(0);
-                };
-                idle::unless_idle(&self.path, idle, &sent, &[&origin], hurry, both).await
-            }
+        let idle = self.view.snapshot.timeouts.stream_idle;
+        let hurry = || {
+            origin.read_by(0);
+            alarm.by(0);
+            there_alarm.by(0);
         };
+        let (there_result, back_result, back_was_first) =
+            idle::unless_idle(&self.path, idle, &sent, &[&origin], hurry, both).await;
         match (there_result, back_result) {
             (Ok(()), Ok(done)) if !back_was_first => Ok(done),
             (_, Ok(done)) => Ok(Done { reusable: false, ..done }),

@@ -108,20 +108,17 @@ async fn exchange(
         sender: |cause| Failure::downstream(Stage::Request, cause),
         receiver: |cause| Failure::upstream(Stage::Request, cause),
     };
+    let idle = asked.view.snapshot.timeouts.stream_idle;
     if let Some(length) = body {
         let octets = &downstream.input[asked.head_len..asked.head_len + length];
         path.account.request_body_bytes.set(length as u64);
         let sent = Cell::new(length == 0);
         let back = Back { path, asked, alarm: &alarm, attempt, sent: &sent, web };
         let caller = downstream.connection.control();
-        let back = back.carry(response, &mut downstream.connection.writer);
-        let idle = asked.view.snapshot.timeouts.stream_idle;
+        let back = pin!(back.carry(response, &mut downstream.connection.writer));
         let hurry = || hurry(path, &[&alarm, &there_alarm], &caller);
         if length == 0 {
-            return match idle {
-                None => back.await,
-                Some(idle) => idle::unless_idle(path, idle, &sent, &[&caller], hurry, pin!(back)).await,
-            };
+            return idle::unless_idle(path, idle, &sent, &[&caller], hurry, back).await;
         }
         let octets = there.translate(Bytes::copy_from_slice(octets), true)?;
         let there = pin!(async {
@@ -130,7 +127,7 @@ async fn exchange(
             result
         });
         // The service may answer before it has taken the body, or refuse to take it.
-        let both = pin!(both(there, pin!(back), |first| match first {
+        let both = pin!(both(there, back, |first| match first {
             First::There(Err(failure)) if failure.cause == Cause::Timeout => {}
             First::There(_) => wait(path, &alarm),
             First::Back => {
@@ -138,10 +135,7 @@ async fn exchange(
                 there_alarm.by(0);
             }
         }));
-        let (there, back, _) = match idle {
-            None => both.await,
-            Some(idle) => idle::unless_idle(path, idle, &sent, &[&caller], hurry, both).await,
-        };
+        let (there, back, _) = idle::unless_idle(path, idle, &sent, &[&caller], hurry, both).await;
         return match (there, back) {
             // What it refused to take is gone from the connection: the next request may come.
             (_, Ok(fate)) => Ok(fate),
@@ -181,16 +175,11 @@ async fn exchange(
                 caller.cancel_read();
             }
         }));
-        match asked.view.snapshot.timeouts.stream_idle {
-            None => both.await,
-            Some(idle) => {
-                let hurry = || {
-                    caller.cancel_read();
-                    hurry(path, &[&alarm, &there_alarm], &caller);
-                };
-                idle::unless_idle(path, idle, &sent, &[&caller], hurry, both).await
-            }
-        }
+        let hurry = || {
+            caller.cancel_read();
+            hurry(path, &[&alarm, &there_alarm], &caller);
+        };
+        idle::unless_idle(path, idle, &sent, &[&caller], hurry, both).await
     };
     if reframer.is_untouched() && behind == 0 {
         // What is there was room for chunk sizes.

@@ -34,12 +34,16 @@ pub(super) fn put(request: &mut Vec<u8>, mut head_len: usize, name: &str, value:
     }
     // Before the empty line that ends the head.
     let end = head_len.saturating_sub(2);
-    let mut line = smallvec::SmallVec::<[u8; 64]>::new();
-    line.extend_from_slice(name.as_bytes());
-    line.extend_from_slice(b": ");
-    // Writing to memory cannot fail.
-    let _ = std::io::Write::write_fmt(&mut line, format_args!("{value}\r\n"));
-    request.splice(end..end, line);
+    // As many digits as the largest number has.
+    let mut digits = [0; 20];
+    let (mut left, mut first) = (value, digits.len());
+    while left > 0 || first == digits.len() {
+        first -= 1;
+        digits[first] = b'0' + (left % 10) as u8;
+        left /= 10;
+    }
+    let digits = digits[first..].iter().copied();
+    request.splice(end..end, name.bytes().chain(*b": ").chain(digits).chain(*b"\r\n"));
 }
 
 fn is_named(line: &[u8], name: &str) -> bool {
