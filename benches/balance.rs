@@ -70,6 +70,7 @@ fn service(balance: Balance, endpoints: usize, weight: u16) -> Service {
         address: Address::Ip(SocketAddr::from(([127, 0, 0, 1], n as u16 + 1))),
         weight: n as u16 % weight + 1,
         zone: None,
+        drain: false,
     };
     Service {
         name: "bench".into(),
@@ -84,6 +85,7 @@ fn service(balance: Balance, endpoints: usize, weight: u16) -> Service {
         breaker: None,
         retry: Arc::new(Policy::off()),
         meter: Shared::default(),
+        probe: None,
         caps: None,
     }
 }

@@ -385,7 +385,10 @@ impl Ward {
         let spec = service(balance, &vec![1; endpoints]);
         let shard = |n: usize| {
             let rng = Rng::with_seed(n as u64);
-            (Balancer::new(&spec), Breaker::new(Arc::clone(&rules), Arc::clone(&health), endpoints, rng))
+            (
+                Balancer::new(&spec),
+                Breaker::new(Arc::clone(&rules), Arc::clone(&health), endpoints, Box::default(), rng),
+            )
         };
         Self {
             shards: (0..shards).map(shard).collect(),
@@ -823,6 +826,7 @@ fn service(balance: Balance, weights: &[u16]) -> Service {
         address: Address::Ip(SocketAddr::from(([127, 0, 0, 1], n as u16 + 1))),
         weight,
         zone: None,
+        drain: false,
     };
     Service {
         name: "simulated".into(),
@@ -837,6 +841,7 @@ fn service(balance: Balance, weights: &[u16]) -> Service {
         breaker: None,
         retry: Arc::new(Policy::off()),
         meter: Shared::default(),
+        probe: None,
         caps: None,
     }
 }

@@ -86,6 +86,8 @@ mod docs; // the documents say what the code does
 mod drain; // the last response says so, the thread ends
 #[path = "suite/pool.rs"]
 mod pool; // reuse, dead connections, replays, other endpoints
+#[path = "suite/probes.rs"]
+mod probes; // of all kinds; endpoints that drain
 #[path = "suite/process.rs"]
 mod process; // the real binary, from outside: ports, signals, files, exit codes, and the demo
 #[path = "suite/reload.rs"]

@@ -308,6 +308,9 @@ pub(super) type RuleMarks = [Mark; 8];
 /// Where the values of a breaker came from.
 pub(super) type BreakerMarks = [Mark; super::effective::BREAKER_KEYS.len()];
 
+/// Where the values of probes came from.
+pub(super) type ProbeMarks = [Mark; super::effective::PROBE_KEYS.len()];
+
 #[derive(Debug)]
 pub(super) struct CompiledService {
     /// The service with those endpoints that need no resolving.
@@ -322,6 +325,8 @@ pub(super) struct CompiledService {
     pub(super) marks: [Mark; 20],
     /// The same for `effective::BREAKER_KEYS`; `None` where no file says anything of it.
     pub(super) breaker_marks: Option<Box<BreakerMarks>>,
+    /// The same for `effective::PROBE_KEYS`.
+    pub(super) probe_marks: Option<Box<ProbeMarks>>,
     /// If it says something of it itself.
     pub(super) retry: Option<CompiledRetry>,
 }
@@ -344,6 +349,7 @@ pub(super) struct Declared {
     pub(super) target: Target,
     pub(super) weight: u16,
     pub(super) zone: Option<Arc<str>>,
+    pub(super) drain: bool,
 }
 
 impl CompiledService {
@@ -360,7 +366,8 @@ impl CompiledService {
             for address in addresses {
                 // An address is an endpoint's identity: the same one by two names counts once, the first.
                 if endpoints.len() < defaults::ENDPOINTS_MAX && seen.insert(address.clone()) {
-                    endpoints.push(Endpoint { address, weight: one.weight, zone: one.zone.clone() });
+                    let (weight, zone, drain) = (one.weight, one.zone.clone(), one.drain);
+                    endpoints.push(Endpoint { address, weight, zone, drain });
                 }
             }
         }

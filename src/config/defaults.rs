@@ -225,6 +225,9 @@ pub(super) const SERVICE_PING_TIMEOUT: Key<Duration> =
 
 /// On: an endpoint that fails is not asked for a while. Envoy and Linkerd off, Istio off unless there is `outlierDetection`.
 pub(super) const BREAKER_ENABLED: bool = true;
+/// Once: whoever takes no connection serves nobody. HAProxy 3, Envoy 5.
+pub(super) const BREAKER_CONSECUTIVE_UNREACHABLE: Key<u32> =
+    key("service.breaker.consecutive_unreachable", 1, 0, 10_000);
 /// 5 answers in a row that are failures. Envoy 5, Linkerd 7.
 pub(super) const BREAKER_CONSECUTIVE_FAILURES: Key<u32> =
     key("service.breaker.consecutive_failures", 5, 0, 10_000);
@@ -283,6 +286,35 @@ pub(super) const CAPS_QUEUE_TARGET: Key<Duration> =
 
 /// No ceiling: the budget of retries is the better one. Envoy 3, which Istio raises to 2^32.
 pub(super) const CAPS_RETRIES_MAX: Key<u32> = key("service.caps.retries_max", u32::MAX, 0, 10_000_000);
+
+// --- probes ---
+
+/// What every server has. Envoy, HAProxy and Kubernetes must be told.
+pub(super) const PROBE_PATH: &str = "/";
+/// As Kubernetes; Envoy 200.
+pub(super) const PROBE_STATUSES: (u16, u16) = (200, 399);
+/// Ranges of statuses.
+pub(super) const PROBE_STATUSES_MAX: usize = 64;
+/// None of its own: the endpoint's. The number is what hints show.
+pub(super) const PROBE_PORT: Key<u16> = key("service.probe.port", 8080, 1, 65_535);
+/// 10 s: Kubernetes 10 s, HAProxy 2 s, Envoy must be told.
+pub(super) const PROBE_INTERVAL: Key<Duration> =
+    key("service.probe.interval", seconds(10), Duration::from_millis(10), DAY);
+/// 1 s, so that one that is well again is used soon.
+pub(super) const PROBE_INTERVAL_UNHEALTHY: Key<Duration> =
+    key("service.probe.interval_unhealthy", seconds(1), Duration::from_millis(10), DAY);
+/// 1 s. Kubernetes 1 s, HAProxy as the interval, Envoy must be told.
+pub(super) const PROBE_TIMEOUT: Key<Duration> =
+    key("service.probe.timeout", seconds(1), MILLISECOND, seconds(60));
+/// 2 in a row. HAProxy 2, Kubernetes 1, Envoy must be told.
+pub(super) const PROBE_HEALTHY: Key<u8> = key("service.probe.healthy", 2, 1, 100);
+/// 3 in a row. HAProxy and Kubernetes 3, Envoy must be told.
+pub(super) const PROBE_UNHEALTHY: Key<u8> = key("service.probe.unhealthy", 3, 1, 100);
+/// Up to a tenth later, so that many proxies do not ask at once.
+pub(super) const PROBE_JITTER_PERCENT: Key<u8> = key("service.probe.jitter_percent", 10, 0, 100);
+/// Used before the first probe: a start must not wait for it, and requests find out as well. Envoy waits, for
+/// `initial_fetch_timeout` and longer.
+pub(super) const PROBE_WAITS: bool = false;
 
 /// WebSocket, because a client that asks for it has a server that answers; no CONNECT, because a tunnel is out of sight
 /// of all rules. Linkerd and HAProxy the same, Envoy none, nginx must be told.

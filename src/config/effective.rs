@@ -86,8 +86,9 @@ const SERVICE_KEYS: [&str; 20] = [
 ];
 
 /// The keys of a service's breaker, in the order of its marks.
-pub(super) const BREAKER_KEYS: [&str; 17] = [
+pub(super) const BREAKER_KEYS: [&str; 18] = [
     "breaker.enabled",
+    "breaker.consecutive_unreachable",
     "breaker.consecutive_failures",
     "breaker.consecutive_unanswered",
     "breaker.failure_percent",
@@ -104,6 +105,23 @@ pub(super) const BREAKER_KEYS: [&str; 17] = [
     "breaker.ejected_percent_max",
     "breaker.panic_percent",
     "breaker.trial_requests",
+];
+
+/// The keys of a service's probes, in the order of their marks.
+pub(super) const PROBE_KEYS: [&str; 13] = [
+    "probe.kind",
+    "probe.path",
+    "probe.host",
+    "probe.statuses",
+    "probe.grpc_service",
+    "probe.port",
+    "probe.interval",
+    "probe.interval_unhealthy",
+    "probe.timeout",
+    "probe.healthy",
+    "probe.unhealthy",
+    "probe.jitter_percent",
+    "probe.start",
 ];
 
 /// The keys of a listener, in the order of its marks.
@@ -151,6 +169,10 @@ impl Compiled {
             let marks = compiled.breaker_marks.as_deref().unwrap_or(&[Mark::DEFAULT; BREAKER_KEYS.len()]);
             self.entry(&mut settings, "service", name, values, marks);
             self.retry(&mut settings, ("service", name), &compiled.service.retry, compiled.retry.as_ref());
+            if let Some(marks) = compiled.probe_marks.as_deref() {
+                let values = PROBE_KEYS.into_iter().zip(super::compile::probe_values(compiled));
+                self.entry(&mut settings, "service", name, values, marks);
+            }
             for (key, value, mark) in compiled.caps.shown() {
                 self.entry(&mut settings, "service", name, [(key, Some(value))], &[mark]);
             }
@@ -295,14 +317,16 @@ fn service_values(compiled: &CompiledService) -> [Option<String>; 20] {
     let time = |duration: Duration| quoted(&duration_text(duration));
     let endpoints = match &compiled.declared {
         Some(declared) => list(
-            declared.iter().map(|one| endpoint(&one.target.to_string(), one.weight, one.zone.as_deref())),
+            declared
+                .iter()
+                .map(|one| endpoint(&one.target.to_string(), one.weight, one.zone.as_deref(), one.drain)),
             declared.len(),
         ),
         None => list(
             service
                 .endpoints
                 .iter()
-                .map(|one| endpoint(&one.address.to_string(), one.weight, one.zone.as_deref())),
+                .map(|one| endpoint(&one.address.to_string(), one.weight, one.zone.as_deref(), one.drain)),
             service.endpoints.len(),
         ),
     };
@@ -421,13 +445,16 @@ fn ping_text(interval: Duration) -> String {
     if interval.is_zero() { quoted("off") } else { quoted(&duration_text(interval)) }
 }
 
-fn endpoint(address: &str, weight: u16, zone: Option<&str>) -> String {
-    if weight == super::defaults::WEIGHT.default && zone.is_none() {
+fn endpoint(address: &str, weight: u16, zone: Option<&str>, drain: bool) -> String {
+    if weight == super::defaults::WEIGHT.default && zone.is_none() && !drain {
         return quoted(address);
     }
     let mut text = format!("{{ address = {}, weight = {weight}", quoted(address));
     if let Some(zone) = zone {
         let _ = write!(text, ", zone = {}", quoted(zone));
+    }
+    if drain {
+        text.push_str(", drain = true");
     }
     text + " }"
 }

@@ -218,6 +218,7 @@ pub(super) struct RawService {
     pub(super) tls: Box<RawServiceTls>,
     pub(super) http2: Option<Box<RawHttp2>>,
     pub(super) breaker: Option<Box<RawBreaker>>,
+    pub(super) probe: Option<Box<RawProbe>>,
     pub(super) caps: Option<Box<RawCaps>>,
     pub(super) idle_max: Option<At<u32>>,
     pub(super) idle_timeout: Option<At<Duration>>,
@@ -273,6 +274,7 @@ pub(super) struct RawServiceTls {
 #[derive(Debug, Default)]
 pub(super) struct RawBreaker {
     pub(super) enabled: Option<At<bool>>,
+    pub(super) consecutive_unreachable: Option<At<u32>>,
     pub(super) consecutive_failures: Option<At<u32>>,
     pub(super) consecutive_unanswered: Option<At<u32>>,
     pub(super) failure_percent: Option<At<u8>>,
@@ -291,12 +293,42 @@ pub(super) struct RawBreaker {
     pub(super) trial_requests: Option<At<u8>>,
 }
 
+/// `service.probe.kind`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum ProbeWord {
+    Http,
+    Grpc,
+    Tcp,
+    Tls,
+}
+
+/// `[service.probe]`.
+#[derive(Debug)]
+pub(super) struct RawProbe {
+    pub(super) kind: Option<At<ProbeWord>>,
+    pub(super) path: Option<At<Box<str>>>,
+    pub(super) host: Option<At<Box<str>>>,
+    /// Not empty; both ends inclusive.
+    pub(super) statuses: Option<At<Vec<(u16, u16)>>>,
+    pub(super) grpc_service: Option<At<Box<str>>>,
+    pub(super) port: Option<At<u16>>,
+    pub(super) interval: Option<At<Duration>>,
+    pub(super) interval_unhealthy: Option<At<Duration>>,
+    pub(super) timeout: Option<At<Duration>>,
+    pub(super) healthy: Option<At<u8>>,
+    pub(super) unhealthy: Option<At<u8>>,
+    pub(super) jitter_percent: Option<At<u8>>,
+    /// Whether it waits for its first probe.
+    pub(super) start: Option<At<bool>>,
+}
+
 #[derive(Debug)]
 pub(super) struct RawEndpoint {
     pub(super) place: Place,
     pub(super) target: Target,
     pub(super) weight: u16,
     pub(super) zone: Option<Arc<str>>,
+    pub(super) drain: bool,
 }
 
 /// Hosts of a route, each with its place.

@@ -105,13 +105,14 @@ pub(super) static SERVICE: Section = Section {
         "http2",
         "breaker",
         "retry",
+        "probe",
         "caps",
     ],
 };
 pub(super) static ENDPOINT: Section = Section {
     path: "service.endpoints",
     header: "an endpoint of a [[service]]",
-    keys: &["address", "weight", "zone"],
+    keys: &["address", "weight", "zone", "drain"],
 };
 pub(super) static POOL: Section = Section {
     path: "service.pool",
@@ -140,6 +141,7 @@ pub(super) static BREAKER: Section = Section {
     header: "`breaker` of a [[service]]",
     keys: &[
         "enabled",
+        "consecutive_unreachable",
         "consecutive_failures",
         "consecutive_unanswered",
         "failure_percent",
@@ -177,6 +179,25 @@ pub(super) static SERVICE_RETRY: Section =
     Section { path: "service.retry", header: "`retry` of a [[service]]", keys: RETRY_KEYS };
 pub(super) static ROUTE_RETRY: Section =
     Section { path: "route.retry", header: "`retry` of a [[route]]", keys: RETRY_KEYS };
+pub(super) static PROBE: Section = Section {
+    path: "service.probe",
+    header: "`probe` of a [[service]]",
+    keys: &[
+        "kind",
+        "path",
+        "host",
+        "statuses",
+        "grpc_service",
+        "port",
+        "interval",
+        "interval_unhealthy",
+        "timeout",
+        "healthy",
+        "unhealthy",
+        "jitter_percent",
+        "start",
+    ],
+};
 pub(super) static CAPS: Section = Section {
     path: "service.caps",
     header: "`caps` of a [[service]]",
@@ -255,6 +276,7 @@ pub(super) static SECTIONS: &[&Section] = &[
     &SERVICE_HTTP2,
     &BREAKER,
     &SERVICE_RETRY,
+    &PROBE,
     &CAPS,
     &ROUTE,
     &ROUTE_MATCH,

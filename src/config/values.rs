@@ -438,6 +438,19 @@ pub(super) fn path(text: &str) -> Result<&str, Complaint> {
     Ok(text)
 }
 
+/// A path and maybe a query, as a request has them.
+pub(super) fn path_and_query(text: &str) -> Result<&str, Complaint> {
+    let (before, query) = text.split_once('?').unwrap_or((text, ""));
+    path(before)?;
+    match query.chars().find(|&c| !c.is_ascii_graphic() || "\"#<>".contains(c)) {
+        Some(bad) => complain(
+            format!("`{}` is never sent in a query", bad.escape_debug()),
+            "write it percent-encoded, as it is sent",
+        ),
+        None => Ok(text),
+    }
+}
+
 /// A prefix without the slashes at its end, since prefixes match whole segments: `/api/` and `/api` are the same.
 pub(super) fn prefix(path: &str) -> &str {
     match path.trim_end_matches('/') {

@@ -10,24 +10,31 @@ use serde_json::{Value, json};
 use super::export::Page;
 use super::state::State;
 use super::store::Store;
-use crate::upstream::health::{Health, Known, Reason, Word};
+use crate::upstream::health::{Health, Known, Probed, Reason, Standing};
 use crate::upstream::spec;
 
 /// What an endpoint is at present.
-const STATES: [&str; 3] = ["used", "ejected", "trial"];
+const STATES: [&str; 6] = ["used", "ejected", "trial", "failing_probe", "awaiting_probe", "draining"];
 
-fn state(word: Word) -> &'static str {
-    match word.reason() {
-        None => STATES[0],
-        Some(_) if word.is_on_trial() => STATES[2],
-        Some(_) => STATES[1],
+fn state(endpoint: &spec::Endpoint, standing: Option<&Standing>) -> &'static str {
+    let word = standing.map(Standing::word).unwrap_or_default();
+    let [used, ejected, trial, failing_probe, awaiting_probe, draining] = STATES;
+    match (standing.map(Standing::probed), word.reason()) {
+        _ if endpoint.drain => draining,
+        (Some(Probed::Failing), _) => failing_probe,
+        (Some(Probed::Awaited), _) => awaiting_probe,
+        (_, Some(_)) if word.is_on_trial() => trial,
+        (_, Some(_)) => ejected,
+        (_, None) => used,
     }
 }
 
 /// `10`, or `10, 2 out`.
 pub(super) fn cell(service: &spec::Service, health: &Health) -> String {
-    let is_out = |known: &Known| known.endpoints.iter().filter(|e| !e.word().is_used()).count();
-    match health.known().map_or(0, is_out) {
+    let known = health.known();
+    let standing = |n: usize| known.and_then(|known| known.endpoints.get(n)).map(|standing| &**standing);
+    let is_out = |(n, endpoint): &(usize, &spec::Endpoint)| state(endpoint, standing(*n)) != STATES[0];
+    match service.endpoints.iter().enumerate().filter(is_out).count() {
         0 => service.endpoints.len().to_string(),
         out => format!("{}, {out} out", service.endpoints.len()),
     }
@@ -43,7 +50,7 @@ pub(super) fn json(service: &spec::Service, health: &Health) -> Vec<Value> {
             "address": endpoint.address.to_string(),
             "weight": endpoint.weight,
             "zone": endpoint.zone.as_deref(),
-            "state": state(word),
+            "state": state(endpoint, standing.map(|standing| &**standing)),
             "reason": word.reason().map(Reason::label),
             "ejections_in_row": word.level(),
             "latency_seconds": standing.map(|s| s.latency_us()).filter(|us| *us > 0).map(|us| f64::from(us) / 1e6),
@@ -55,11 +62,11 @@ pub(super) fn json(service: &spec::Service, health: &Health) -> Vec<Value> {
 /// Of services that are in use and have more than one endpoint; of no more than are told apart elsewhere.
 pub(super) fn metrics(page: &mut Page<'_, '_>, of: &State) -> fmt::Result {
     let snapshot = Arc::clone(&of.live().snapshot);
-    let known: Vec<(&str, &Known)> = snapshot
+    let known: Vec<(&spec::Service, &Known)> = snapshot
         .services
         .iter()
         .zip(&snapshot.health)
-        .filter_map(|(service, health)| Some((&*service.name, health.known()?)))
+        .filter_map(|(service, health)| Some((&**service, health.known()?)))
         .take(Store::SERVICES_MAX)
         .collect();
     if known.is_empty() {
@@ -67,12 +74,14 @@ pub(super) fn metrics(page: &mut Page<'_, '_>, of: &State) -> fmt::Result {
     }
     page.gauge(
         "endpoints",
-        "Endpoints of services in use that have several, by what they are: used, ejected, or on trial",
+        "Endpoints of services that are in use and have several, or have probes, by what they are",
         None,
-        known.iter().flat_map(|(name, known)| {
+        known.iter().flat_map(|(service, known)| {
+            let endpoints = service.endpoints.iter().zip(&known.endpoints);
+            let all: Vec<&str> = endpoints.map(|(e, standing)| state(e, Some(standing))).collect();
             STATES.into_iter().map(move |wanted| {
-                let count = known.endpoints.iter().filter(|e| state(e.word()) == wanted).count();
-                ([("service", *name), ("state", wanted)], count as f64)
+                let count = all.iter().filter(|state| **state == wanted).count();
+                ([("service", &*service.name), ("state", wanted)], count as f64)
             })
         }),
     )?;
@@ -80,15 +89,15 @@ pub(super) fn metrics(page: &mut Page<'_, '_>, of: &State) -> fmt::Result {
         "breaker_ejections",
         "Times that an endpoint was ejected, by the reason",
         None,
-        known.iter().flat_map(|(name, known)| {
+        known.iter().flat_map(|(service, known)| {
             Reason::ALL.into_iter().map(move |reason| {
                 let count = known.counts.ejections(reason).load(Ordering::Relaxed);
-                ([("service", *name), ("reason", reason.label())], count)
+                ([("service", &*service.name), ("reason", reason.label())], count)
             })
         }),
     )?;
     let each = |value: fn(&Known) -> u64| {
-        known.iter().map(move |(name, known)| ([("service", *name)], value(known)))
+        known.iter().map(move |(service, known)| ([("service", &*service.name)], value(known)))
     };
     page.counter(
         "breaker_returns",
@@ -107,6 +116,17 @@ pub(super) fn metrics(page: &mut Page<'_, '_>, of: &State) -> fmt::Result {
         "Times that too few were healthy and all were used",
         None,
         each(|known| known.counts.panics.load(Ordering::Relaxed)),
+    )?;
+    page.counter(
+        "probes",
+        "Probes of endpoints, by whether they found what they should",
+        None,
+        known.iter().filter(|(service, _)| service.probe.is_some()).flat_map(|(service, known)| {
+            let of = |result, count: &std::sync::atomic::AtomicU64| {
+                ([("service", &*service.name), ("result", result)], count.load(Ordering::Relaxed))
+            };
+            [of("passed", &known.counts.probes_passed), of("failed", &known.counts.probes_failed)]
+        }),
     )?;
     page.gauge(
         "breaker_panicking",

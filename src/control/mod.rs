@@ -24,6 +24,7 @@ mod log;
 mod log_writer;
 pub mod machine;
 mod pages;
+mod probe;
 mod reload;
 mod run;
 mod signal;

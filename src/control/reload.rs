@@ -15,6 +15,7 @@ use super::Source;
 use super::identity::{SourceError, TlsSettings};
 use super::listen::{self, BindError};
 use super::log_writer::{self, LogWriter};
+use super::probe::Plan;
 use super::run::{APPLY_MAX, Control, SOON, give_out, order};
 use super::start::{IDENTITY_WAIT, NAMES_WAIT};
 use super::state::Place;
@@ -260,9 +261,11 @@ impl Control {
         let snapshot = Arc::new(snapshot);
         live.snapshot = Arc::clone(&snapshot);
         drop(live);
+        let plan = Plan::of(&snapshot);
         for link in &self.state.links {
             link.publish(Arc::clone(&snapshot));
         }
+        self.probes.send_replace(plan);
         snapshot
     }
 

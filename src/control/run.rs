@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::{MissedTickBehavior, sleep};
 
 use super::Source;
@@ -19,6 +19,7 @@ use super::identity::Keyring;
 use super::listen::Bound;
 use super::log_writer::LogWriter;
 use super::machine::Machine;
+use super::probe::Plan;
 use super::reload::ReloadError;
 use super::signal::{self, Action, Phase, Signals};
 use super::state::State;
@@ -112,6 +113,8 @@ pub(super) struct Control {
     pub(super) cut: Option<(tokio::time::Instant, u64)>,
     /// Ticks since a configuration was read.
     pub(super) ticks: u32,
+    /// What is to be probed.
+    pub(super) probes: watch::Sender<Plan>,
 }
 
 impl Control {

@@ -10,7 +10,7 @@ use std::sync::mpsc::SyncSender;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::sleep;
 
 use super::discovery::{Discovery, Pace};
@@ -18,6 +18,7 @@ use super::identity::{Keyring, TlsSettings};
 use super::listen::{self, Bound};
 use super::log_writer::{self, LogWriter};
 use super::machine::{Machine, Placement};
+use super::probe::{self, Prober};
 use super::run::{COMMANDS_MAX, Command, Control, Ended, NO_RUNTIME, SOON, give_out};
 use super::signal::Signals;
 use super::state::{Live, Place, State};
@@ -148,6 +149,9 @@ impl Control {
         let admin_address = admin.as_ref().and_then(|a| a.local_addr().ok());
         let state =
             Arc::new(State::new(links, cpus, live, log, admin_address, discovery.counts(), keyring.status()));
+        // Before the first request: who waits for its first probe is marked so.
+        let (probes, plan) = watch::channel(probe::Plan::of(&snapshot));
+        let prober = Prober::new(plan);
         for link in &state.links {
             link.publish(Arc::clone(&snapshot));
         }
@@ -170,7 +174,9 @@ impl Control {
             deadline: None,
             cut: None,
             ticks: 0,
+            probes,
         };
+        tokio::spawn(prober.run());
         control.until_accepting().await?;
         if let Some(listener) = admin {
             tokio::spawn(admin::serve(listener, Arc::clone(&control.state), sender.clone()));

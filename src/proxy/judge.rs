@@ -14,6 +14,16 @@ use crate::shard::clock::ns;
 use crate::upstream::breaker::Verdict;
 use crate::upstream::service::Attempt;
 
+/// What an endpoint says in an answer with which it wants to be left at once (Envoy's); believed of those that are probed.
+pub(super) const FAIL_AT_ONCE: &str = "x-envoy-immediate-health-check-fail";
+
+/// Looks for that in the head of an answer.
+pub(super) fn note_wish(attempt: &Attempt, headers: &http::HeaderMap) {
+    if attempt.is_probed() && headers.contains_key(FAIL_AT_ONCE) {
+        attempt.wants_to_be_left();
+    }
+}
+
 impl Path<'_> {
     /// Tells balancer and breaker how the attempt went that began then. The account knows the status, if there was one.
     pub(super) fn judge(&self, attempt: &Attempt, began: u64, failure: Option<&Failure>) {

@@ -7,6 +7,7 @@ use http::{Response, StatusCode};
 
 use super::again::Missed;
 use super::from_h2::Call;
+use super::judge::note_wish;
 use super::kept::Upload;
 use super::relay::unless_reset;
 use super::{First, SHED, both, idle};
@@ -265,7 +266,10 @@ impl Call<'_> {
                     told.map_err(|_| Failure::downstream(Stage::Response, Cause::StreamReset))?;
                     continue;
                 }
-                Parsed::Whole(Ok(answer)) => return Ok(answer),
+                Parsed::Whole(Ok(answer)) => {
+                    note_wish(attempt, answer.head.headers());
+                    return Ok(answer);
+                }
                 Parsed::Whole(Err(cause)) | Parsed::Refused(cause) => return Err(refused(cause)),
                 Parsed::Partial => {}
             }

@@ -12,6 +12,7 @@ use h2::{RecvStream, SendStream};
 use http::{HeaderMap, HeaderValue, Response, StatusCode};
 
 use super::again::Missed;
+use super::judge::note_wish;
 use super::kept::Kept;
 use super::relay::{Direction, Web};
 use super::{Fate, First, Path, SHED, both, idle};
@@ -375,6 +376,7 @@ pub(super) async fn head(
                 return Err(refused(Cause::UnexpectedUpgrade));
             }
             message::check_values(headers).map_err(refused)?;
+            note_wish(attempt, headers);
             Ok(head)
         }
         Some(Err(error)) => {

@@ -2,6 +2,7 @@
 
 use std::cell::Cell;
 
+use super::judge::FAIL_AT_ONCE;
 use super::{Path, SHED};
 use crate::downstream::{Asked, Tunnel};
 use crate::failure::{Cause, Failure, Stage};
@@ -145,6 +146,9 @@ impl Way<'_> {
         let limits = &self.asked.view.snapshot.limits;
         let Held { input, out } = held;
         let then = |response: &h1::Response<'_>| {
+            if self.attempt.is_probed() && response.has_field(FAIL_AT_ONCE) {
+                self.attempt.wants_to_be_left();
+            }
             let framing_out = self.framing_out(response.framing);
             let close = !self.asked.keep_alive
                 || hoped

@@ -5,7 +5,8 @@
 //! (tests/simulation.rs), with one shard and with many.
 //!
 //! # Ejection
-//! - **connect**: no connection could be made. At once; of many attempts that began before, one counts.
+//! - **connect**: no connection could be made, as often in a row as is configured (once, by default); of many attempts that
+//!   began before, one counts.
 //! - **`no_answer`**, **failures**: so many exchanges in a row without an answer, or answers that are failures. The streaks
 //!   are one for all shards: a success on any of them ends both.
 //! - **`failure_rate`**: of the answers of a window, if they are enough. A shard adds its failures at once and its successes
@@ -26,8 +27,12 @@
 //! that fails, and it is passed over for longer. A trial that has an answer and goes on, such as a stream, is good when
 //! the time would be over again. What is remembered of ejections falls by one for each window without one.
 //!
+//! # Probes, and endpoints that drain
+//! An endpoint that fails its probes, or waits for its first one, is passed over like one that is ejected, without trials. One
+//! that is to drain is passed over always, unless no other is left.
+//!
 //! # Panic
-//! When of the endpoints that take connections fewer than `panic_percent` are not ejected, those are used all. Attempts on
+//! When of the endpoints that take connections fewer than `panic_percent` are not out, those are used all. Attempts on
 //! them are trials, too, as far as they succeed. Where no other is left, any is used.
 //!
 //! Refuses to know what a status means (`proxy` judges), and to choose among the endpoints that are left (`balance`).
@@ -39,7 +44,7 @@ use std::time::Duration;
 use fastrand::Rng;
 use smallvec::SmallVec;
 
-use super::health::{Health, Known, Reason, Standing, Tally, Word};
+use super::health::{Health, Known, Reason, Standing, Streak, Tally, Word};
 use super::spec;
 
 /// One shard's part of watching over a service's endpoints.
@@ -50,6 +55,8 @@ pub struct Breaker {
     rng: Rng,
     /// By endpoint.
     locals: Box<[Local]>,
+    /// Endpoints that get nothing new, in order.
+    drained: Box<[u32]>,
     /// Endpoints that are not simply used.
     out: Vec<u32>,
     /// Those that were in `out` and are used again, until somebody asks.
@@ -143,8 +150,14 @@ pub struct Change {
 }
 
 impl Breaker {
-    /// A breaker for a service with so many endpoints.
-    pub fn new(rules: Arc<spec::Breaker>, health: Arc<Health>, endpoints: usize, rng: Rng) -> Self {
+    /// A breaker for a service with so many endpoints, of which these get nothing new (in order).
+    pub fn new(
+        rules: Arc<spec::Breaker>,
+        health: Arc<Health>,
+        endpoints: usize,
+        drained: Box<[u32]>,
+        rng: Rng,
+    ) -> Self {
         // The memory is there before the first attempt.
         let _ = health.of(endpoints);
         Self {
@@ -152,6 +165,7 @@ impl Breaker {
             health,
             rng,
             locals: vec![Local::default(); endpoints].into(),
+            drained,
             out: Vec::new(),
             returned: Vec::new(),
             seen: 0,
@@ -188,17 +202,19 @@ impl Breaker {
             return pick(skip);
         }
         let endpoints = &self.known().endpoints;
+        let drains = |e: usize| self.drained.binary_search(&(e as u32)).is_ok();
         let due = |e: &usize| {
             let word = endpoints[*e].word();
-            !word.is_used() && now_ns >= word.at_ns() && !skip(*e)
+            let is_due = !word.is_used() && now_ns >= word.at_ns();
+            is_due && !endpoints[*e].probed().is_out() && !drains(*e) && !skip(*e)
         };
         if first && let Some(due) = self.out.iter().map(|e| *e as usize).find(due) {
             return Some(due);
         }
         let is_out = |e: usize| match endpoints[e].word().reason() {
-            None => false,
             Some(Reason::Connect) => true,
-            Some(_) => !self.panicking,
+            Some(_) if !self.panicking => true,
+            _ => drains(e) || (!self.panicking && endpoints[e].probed().is_out()),
         };
         pick(&|e| skip(e) || is_out(e)).or_else(|| pick(skip))
     }
@@ -315,18 +331,17 @@ impl Breaker {
         let part = self.part(now_ns);
         let standing = self.standing(endpoint);
         standing.window().add(part, Tally { all: 1, failed: 1, slow: 0 });
-        if verdict == Verdict::Unreachable {
-            return self.eject(endpoint, Reason::Connect, now_ns);
-        }
-        let answered = verdict == Verdict::Failure;
-        let streak = standing.failed(answered);
+        let (streak, streak_max, reason) = match verdict {
+            Verdict::Unreachable => {
+                (Streak::Unreachable, self.rules.consecutive_unreachable, Reason::Connect)
+            }
+            Verdict::Failure => (Streak::Failure, self.rules.consecutive_failures, Reason::Failures),
+            _ => (Streak::Unanswered, self.rules.consecutive_unanswered, Reason::NoAnswer),
+        };
+        let streak = standing.failed(streak);
         if !standing.word().is_used() {
             return;
         }
-        let (streak_max, reason) = match answered {
-            true => (self.rules.consecutive_failures, Reason::Failures),
-            false => (self.rules.consecutive_unanswered, Reason::NoAnswer),
-        };
         if streak_max > 0 && streak >= streak_max {
             return self.eject(endpoint, reason, now_ns);
         }
@@ -377,7 +392,7 @@ impl Breaker {
     fn others_are_well(&self, endpoint: usize) -> bool {
         let (mut others, mut well) = (0_usize, 0_usize);
         for (n, standing) in self.peers() {
-            if n != endpoint && standing.word().is_used() {
+            if n != endpoint && standing.word().is_used() && !standing.probed().is_out() {
                 others += 1;
                 well += usize::from(!standing.is_failing() && standing.stuck() == 0);
             }
@@ -604,16 +619,22 @@ impl Breaker {
     fn refresh(&mut self) {
         let known = self.health.of(self.locals.len());
         self.seen = known.counts.changes.load(Ordering::Acquire);
+        // Of those that do not drain: the ones that take no connections, and the ones that are out for another reason.
         let (mut refusing, mut ejected) = (0_usize, 0_usize);
         let mut before = std::mem::take(&mut self.out);
-        for (n, standing) in known.endpoints.iter().enumerate() {
-            let Some(reason) = standing.word().reason() else { continue };
-            *(if reason == Reason::Connect { &mut refusing } else { &mut ejected }) += 1;
-            self.out.push(n as u32);
+        for (n, standing) in (0_u32..).zip(&known.endpoints) {
+            let drains = self.drained.binary_search(&n).is_ok();
+            match standing.word().reason() {
+                None if !drains && !standing.probed().is_out() => continue,
+                _ if drains => {}
+                Some(Reason::Connect) => refusing += 1,
+                _ => ejected += 1,
+            }
+            self.out.push(n);
         }
         before.retain(|e| self.out.binary_search(e).is_err());
         self.returned.append(&mut before);
-        let usable = known.endpoints.len() - refusing;
+        let usable = known.endpoints.len() - self.drained.len() - refusing;
         let healthy = usable - ejected;
         self.panicking = ejected > 0 && healthy * 100 < usable * usize::from(self.rules.panic_percent);
         if known.counts.panicking.swap(self.panicking, Ordering::Relaxed) != self.panicking && self.panicking

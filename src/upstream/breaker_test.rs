@@ -1,5 +1,6 @@
 //! What one breaker promises, case by case. How long it takes, with one shard and with many: tests/simulation.rs.
 
+use super::super::health::Probed;
 use super::*;
 
 const MS: u64 = 1_000_000;
@@ -20,10 +21,27 @@ impl Bench {
 
     /// One more shard of the same service.
     fn sharing(health: &Arc<Health>, endpoints: usize, change: impl FnOnce(&mut spec::Breaker)) -> Self {
+        Self::with(health, endpoints, &[], change)
+    }
+
+    /// One of which some endpoints drain.
+    fn with(
+        health: &Arc<Health>,
+        endpoints: usize,
+        drained: &[u32],
+        change: impl FnOnce(&mut spec::Breaker),
+    ) -> Self {
         let mut rules = spec::Breaker { ejection_jitter_percent: 0, ..spec::Breaker::default() };
         change(&mut rules);
         let rng = Rng::with_seed(7);
-        Self { breaker: Breaker::new(Arc::new(rules), Arc::clone(health), endpoints, rng), now_ns: SECOND }
+        let breaker = Breaker::new(Arc::new(rules), Arc::clone(health), endpoints, drained.into(), rng);
+        Self { breaker, now_ns: SECOND }
+    }
+
+    /// What control says that probes have found.
+    fn probed(&self, endpoint: usize, probed: Probed) {
+        assert!(self.breaker.standing(endpoint).set_probed(probed));
+        self.breaker.known().counts.changed();
     }
 
     /// The endpoints that the next attempt may go to, of which the first takes it.
@@ -550,4 +568,115 @@ fn a_reload_forgets_nothing() {
     assert_eq!(new.choices(true), [0, 1, 2, 3]);
     old.end(1, late, Verdict::Unreachable);
     assert_eq!(new.choices(true), [1, 2, 3]);
+}
+
+#[test]
+fn who_fails_probes_gets_nothing_and_no_trial_until_it_passes_them() {
+    let mut bench = Bench::new(4, |_| {});
+    bench.warm();
+    for (probed, is_out) in [
+        (Probed::Unknown, false),
+        (Probed::Awaited, true),
+        (Probed::Passing, false),
+        (Probed::Failing, true),
+        (Probed::Unprobed, false),
+    ] {
+        bench.probed(1, probed);
+        let expected: &[usize] = if is_out { &[0, 2, 3] } else { &[0, 1, 2, 3] };
+        for first in [true, false] {
+            assert_eq!(bench.choices(first), expected, "{probed:?}");
+        }
+    }
+    // Ejected as well, its time is over, and still nobody tries it.
+    for _ in 0..5 {
+        bench.attempt(1, Verdict::Failure);
+    }
+    bench.probed(1, Probed::Failing);
+    bench.now_ns += 60 * SECOND;
+    assert_eq!(bench.choices(true), [0, 2, 3]);
+    bench.probed(1, Probed::Passing);
+    assert_eq!(bench.choices(true), [1], "now it may be tried");
+}
+
+#[test]
+fn when_too_many_fail_probes_all_are_used() {
+    let mut bench = Bench::new(4, |_| {});
+    bench.warm();
+    bench.probed(0, Probed::Failing);
+    bench.probed(1, Probed::Failing);
+    assert_eq!(bench.choices(true), [2, 3], "half are well, which is enough");
+    bench.probed(2, Probed::Failing);
+    assert_eq!(bench.choices(true), [0, 1, 2, 3]);
+    assert_eq!(bench.count(|counts| &counts.panics), 1);
+    // Those that take no connections do not count among those that could be well.
+    bench.probed(1, Probed::Passing);
+    bench.attempt(0, Verdict::Unreachable);
+    assert_eq!(bench.choices(false), [1, 3]);
+}
+
+#[test]
+fn who_drains_gets_nothing_new_unless_nobody_else_is_left() {
+    let mut bench = Bench::with(&Arc::default(), 3, &[1], |_| {});
+    for first in [true, false] {
+        assert_eq!(bench.choices(first), [0, 2]);
+    }
+    // No panic: it does not count.
+    bench.probed(0, Probed::Failing);
+    assert_eq!(bench.choices(true), [2]);
+    bench.attempt(2, Verdict::Unreachable);
+    bench.probed(0, Probed::Passing);
+    bench.attempt(0, Verdict::Unreachable);
+    let skipped = bench.breaker.choose(bench.now_ns, true, &|e| e != 1, |skip| (0..3).find(|e| !skip(*e)));
+    assert_eq!(skipped, Some(1), "nobody else");
+    // It was ejected before it was to drain: no trial.
+    let health = Arc::default();
+    let mut before = Bench::sharing(&health, 3, |_| {});
+    before.attempt(1, Verdict::Unreachable);
+    let mut bench = Bench::with(&health, 3, &[1], |_| {});
+    bench.now_ns += 60 * SECOND;
+    assert_eq!(bench.choices(true), [0, 2]);
+}
+
+#[test]
+fn a_probe_that_reaches_it_brings_back_who_took_no_connections_and_nobody_else() {
+    let mut bench = Bench::new(4, |_| {});
+    bench.warm();
+    bench.attempt(1, Verdict::Unreachable);
+    for _ in 0..5 {
+        bench.attempt(2, Verdict::Failure);
+    }
+    assert_eq!((bench.reason(1), bench.reason(2)), (Some(Reason::Connect), Some(Reason::Failures)));
+    let level = bench.word(1).level();
+    assert!(bench.breaker.standing(1).bring_back() && !bench.breaker.standing(2).bring_back());
+    assert!(!bench.breaker.standing(1).bring_back(), "it is back");
+    bench.breaker.known().counts.changed();
+    assert_eq!(bench.choices(true), [0, 1, 3]);
+    assert_eq!(bench.word(1).level(), level, "what is remembered stays");
+    assert_eq!(bench.breaker.take_returned(), [1]);
+}
+
+#[test]
+fn as_many_connections_must_fail_in_a_row_as_is_configured() {
+    let mut bench = Bench::new(3, |rules| rules.consecutive_unreachable = 3);
+    bench.warm();
+    for _ in 0..4 {
+        bench.attempt(1, Verdict::Unreachable);
+        bench.attempt(1, Verdict::Unreachable);
+        bench.attempt(1, GOOD);
+    }
+    assert_eq!(bench.reason(1), None);
+    for _ in 0..3 {
+        assert_eq!(bench.reason(1), None);
+        bench.attempt(1, Verdict::Unreachable);
+    }
+    assert_eq!(bench.reason(1), Some(Reason::Connect));
+    let mut never = Bench::new(3, |rules| {
+        rules.consecutive_unreachable = 0;
+        rules.failure_percent = 0;
+    });
+    never.warm();
+    for _ in 0..100 {
+        never.attempt(1, Verdict::Unreachable);
+    }
+    assert_eq!(never.reason(1), None);
 }

@@ -8,7 +8,7 @@
 //! Times are those of `shard::clock`, which is the same for all shards of a process.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU32, AtomicU64, Ordering};
 
 use once_cell::race::OnceBox;
 
@@ -44,6 +44,10 @@ pub struct Counts {
     pub panics: AtomicU64,
     /// Whether it is so now.
     pub panicking: AtomicBool,
+    /// Probes that were as they should be.
+    pub probes_passed: AtomicU64,
+    /// Those that were not.
+    pub probes_failed: AtomicU64,
 }
 
 /// Why an endpoint is passed over.
@@ -94,6 +98,41 @@ impl Reason {
     }
 }
 
+/// What fails in a row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Streak {
+    /// No connection could be made.
+    Unreachable = 0,
+    /// There was no answer.
+    Unanswered = 1,
+    /// The answer was a failure.
+    Failure = 2,
+}
+
+/// What probes say of an endpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Probed {
+    /// There are none.
+    Unprobed = 0,
+    /// Nothing yet, and it is used until they do.
+    Unknown = 1,
+    /// Nothing yet, and it is passed over until they do.
+    Awaited = 2,
+    /// It is well.
+    Passing = 3,
+    /// It is not.
+    Failing = 4,
+}
+
+impl Probed {
+    /// Whether it is passed over for that.
+    pub const fn is_out(self) -> bool {
+        matches!(self, Self::Awaited | Self::Failing)
+    }
+}
+
 /// One endpoint. What every attempt reads lies apart from what is written while all is well.
 #[derive(Debug, Default)]
 pub struct Standing {
@@ -105,8 +144,11 @@ pub struct Standing {
 #[repr(align(64))]
 struct Read {
     word: AtomicU64,
-    /// Exchanges without an answer in a row, and answers that were failures: the lower and the upper half.
+    /// Connections in a row that could not be made, exchanges without an answer, and answers that were failures: 21 bits
+    /// each, from below.
     streaks: AtomicU64,
+    /// A [`Probed`].
+    probed: AtomicU8,
 }
 
 #[derive(Debug, Default)]
@@ -176,12 +218,42 @@ impl Standing {
         self.read.word.compare_exchange(from.0, to.0, Ordering::AcqRel, Ordering::Relaxed).is_ok()
     }
 
-    /// An exchange without an answer, or an answer that is a failure: how many there are in a row.
-    pub fn failed(&self, answered: bool) -> u32 {
-        let shift = if answered { 32 } else { 0 };
+    /// One more of a streak: how many there are in a row.
+    pub fn failed(&self, streak: Streak) -> u32 {
+        const BITS: u32 = 21;
+        let shift = streak as u32 * BITS;
+        // One runs over into the next after two million in a row, which adds one to that.
         let before = self.read.streaks.fetch_add(1 << shift, Ordering::Relaxed);
-        // The lower half runs over after 2³² in a row, which costs a streak of the upper half one.
-        ((before >> shift) as u32).saturating_add(1)
+        (before >> shift & ((1 << BITS) - 1)) as u32 + 1
+    }
+
+    /// What probes say.
+    pub fn probed(&self) -> Probed {
+        match self.read.probed.load(Ordering::Acquire) {
+            1 => Probed::Unknown,
+            2 => Probed::Awaited,
+            3 => Probed::Passing,
+            4 => Probed::Failing,
+            _ => Probed::Unprobed,
+        }
+    }
+
+    /// What probes say from now on; whether it is something else than before.
+    pub fn set_probed(&self, probed: Probed) -> bool {
+        self.read.probed.swap(probed as u8, Ordering::AcqRel) != probed as u8
+    }
+
+    /// It takes connections, as a probe has found. If it is passed over because it took none, it is used again; what it answers
+    /// to requests only they find out. Whether something has changed.
+    pub fn bring_back(&self) -> bool {
+        let word = self.word();
+        // Its memory of ejections begins to fade when this one would have been over.
+        let is_back = word.reason() == Some(Reason::Connect)
+            && self.change(word, Word::used(word.level(), word.at_ns()));
+        if is_back {
+            self.forget();
+        }
+        is_back
     }
 
     /// An answer that is none: no streak goes on. Writes nothing where there is none.

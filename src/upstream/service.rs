@@ -10,7 +10,7 @@ use smallvec::SmallVec;
 use super::balance::{Balancer, Outcome};
 use super::breaker::{Begun, Breaker, Change, Role, Verdict};
 use super::budget::Gauge;
-use super::health::{Health, Reason};
+use super::health::{Health, Probed, Reason};
 use super::limiter::{Doors, Limiter};
 use super::pool::Pool;
 use super::shared::SharedPool;
@@ -206,9 +206,13 @@ impl Service {
         // Also where nobody calls any more, so that others need not wait for what this shard knows.
         if breaker.is_troubled(now) {
             let known = self.health.of(self.pools.len());
-            for (pool, standing) in self.pools.iter().zip(&known.endpoints) {
-                if standing.word().reason() == Some(Reason::Connect) {
+            for (n, (pool, standing)) in self.pools.iter().zip(&known.endpoints).enumerate() {
+                let drains = self.spec.endpoints.get(n).is_some_and(|endpoint| endpoint.drain);
+                if drains || standing.word().reason() == Some(Reason::Connect) {
                     pool.h1.close_idle();
+                }
+                if drains {
+                    pool.h2.leave();
                 }
             }
         }
@@ -226,9 +230,16 @@ impl Service {
 
 /// With one endpoint there is nothing to be chosen.
 fn breaker(spec: &spec::Service, health: &Arc<Health>) -> Option<RefCell<Box<Breaker>>> {
-    let rules = spec.breaker.as_ref().filter(|_| spec.endpoints.len() > 1)?;
-    let breaker =
-        Breaker::new(Arc::clone(rules), Arc::clone(health), spec.endpoints.len(), fastrand::Rng::new());
+    let drained: Box<[u32]> = (0..).zip(&spec.endpoints).filter(|(_, e)| e.drain).map(|(n, _)| n).collect();
+    let rules = match &spec.breaker {
+        _ if spec.endpoints.len() < 2 => return None,
+        Some(rules) => Arc::clone(rules),
+        // Probes say something also where requests say nothing.
+        None if spec.probe.is_some() || !drained.is_empty() => Arc::new(spec::Breaker::off()),
+        None => return None,
+    };
+    let rng = fastrand::Rng::new();
+    let breaker = Breaker::new(rules, Arc::clone(health), spec.endpoints.len(), drained, rng);
     Some(RefCell::new(Box::new(breaker)))
 }
 
@@ -306,6 +317,21 @@ impl Attempt {
     /// Whether 429 and the like count against the endpoint.
     pub fn counts_too_many(&self) -> bool {
         self.service.spec.breaker.as_ref().is_some_and(|rules| rules.counts_too_many)
+    }
+
+    /// Whether the endpoint may say in its answers that it wants to be left at once.
+    pub fn is_probed(&self) -> bool {
+        self.service.spec.probe.is_some()
+    }
+
+    /// The endpoint has said so: it is passed over until it passes its probes.
+    pub fn wants_to_be_left(&self) {
+        let known = self.service.health.of(self.service.pools.len());
+        if let Some(standing) = known.endpoints.get(self.endpoint as usize)
+            && standing.set_probed(Probed::Failing)
+        {
+            known.counts.changed();
+        }
     }
 
     /// Its address.

@@ -37,13 +37,63 @@ pub struct Service {
     pub retry: Arc<retry::Policy>,
     /// Its attempts in progress, of all shards; kept as long as there is a service of this name.
     pub meter: budget::Shared,
+    /// How it is found out whether an endpoint is well without a request; `None`: not.
+    pub probe: Option<Arc<Probe>>,
     /// How much it may be given at a time; `None` for whatever comes.
     pub caps: Option<Arc<Caps>>,
+}
+
+/// Active probes of each endpoint, by control.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Probe {
+    /// What is asked.
+    pub kind: ProbeKind,
+    /// Between two probes of an endpoint that is well.
+    pub interval: Duration,
+    /// While it is not, or that is not known or in doubt.
+    pub interval_unhealthy: Duration,
+    /// How long a probe may take.
+    pub timeout: Duration,
+    /// Good ones in a row until it is used again.
+    pub healthy: u8,
+    /// Bad ones in a row until it is passed over.
+    pub unhealthy: u8,
+    /// Later by chance by up to so much, percent.
+    pub jitter_percent: u8,
+    /// Whether an endpoint is passed over until its first probe is good.
+    pub waits: bool,
+    /// Another port than the endpoint's.
+    pub port: Option<u16>,
+}
+
+/// What a probe asks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ProbeKind {
+    /// A GET that is answered with one of these statuses.
+    Http {
+        /// The path.
+        path: Box<str>,
+        /// What Host says; the service's name where nothing is said.
+        host: Option<Box<str>>,
+        /// Ranges, both ends inclusive.
+        statuses: Box<[(u16, u16)]>,
+    },
+    /// `grpc.health.v1.Health/Check` of this service, answered with SERVING.
+    Grpc {
+        /// Empty: the server as a whole.
+        service: Box<str>,
+    },
+    /// That it takes a connection.
+    Tcp,
+    /// That it does a handshake.
+    Tls,
 }
 
 /// When an endpoint is ejected, for how long, and how it comes back. See `upstream::breaker`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Breaker {
+    /// Attempts to connect in a row that fail; 0: never for that.
+    pub consecutive_unreachable: u32,
     /// Answers in a row that are failures; 0: never for that.
     pub consecutive_failures: u32,
     /// Exchanges in a row without an answer; 0: never for that.
@@ -78,9 +128,24 @@ pub struct Breaker {
     pub trial_requests: u8,
 }
 
+impl Breaker {
+    /// Rules by which nobody is ejected.
+    pub fn off() -> Self {
+        Self {
+            consecutive_unreachable: 0,
+            consecutive_failures: 0,
+            consecutive_unanswered: 0,
+            failure_percent: 0,
+            slow_factor: 0,
+            ..Self::default()
+        }
+    }
+}
+
 impl Default for Breaker {
     fn default() -> Self {
         Self {
+            consecutive_unreachable: 1,
             consecutive_failures: 5,
             consecutive_unanswered: 5,
             failure_percent: 50,
@@ -189,6 +254,8 @@ pub struct Endpoint {
     pub weight: u16,
     /// Where it runs, for log and admin (balancing by zone comes with zone-aware routing).
     pub zone: Option<Arc<str>>,
+    /// Whether it gets nothing new.
+    pub drain: bool,
 }
 
 /// A TCP address or the path of a Unix socket.
@@ -288,12 +355,18 @@ pub(super) mod testing {
             breaker: None,
             retry: Arc::new(retry::Policy::off()),
             meter: budget::Shared::default(),
+            probe: None,
             caps: None,
         }
     }
 
     /// An endpoint on that port.
     pub(in crate::upstream) fn endpoint(port: u16, weight: u16) -> Endpoint {
-        Endpoint { address: Address::Ip(SocketAddr::from(([127, 0, 0, 1], port))), weight, zone: None }
+        Endpoint {
+            address: Address::Ip(SocketAddr::from(([127, 0, 0, 1], port))),
+            weight,
+            zone: None,
+            drain: false,
+        }
     }
 }

@@ -22,15 +22,15 @@ use crate::support::origin::{Origin, ok};
 use crate::support::{GUARD, Gate};
 
 /// A whole proxy before a service with several endpoints.
-struct Stage {
-    proxy: Proxy,
-    listener: SocketAddr,
+pub(crate) struct Stage {
+    pub(crate) proxy: Proxy,
+    pub(crate) listener: SocketAddr,
     admin: SocketAddr,
 }
 
 /// Who calls.
 #[derive(Debug, Clone, Copy, PartialEq)]
-enum By {
+pub(crate) enum By {
     Http1,
     Http2,
     Grpc,
@@ -39,7 +39,7 @@ enum By {
 /// In turn, so that each endpoint gets its part whatever it does; no trials until somebody has lived an hour.
 const KEYS: &str = "balance = \"round-robin\"\nbreaker = { ejection_base = \"1h\", ejection_max = \"1h\" }\n";
 
-fn text(shards: usize, endpoints: &[&str], keys: &str) -> String {
+pub(crate) fn text(shards: usize, endpoints: &[&str], keys: &str) -> String {
     format!(
         "shards = {shards}\n[admin]\naddress = \"127.0.0.1:0\"\n[[listener]]\nname = \"in\"\naddress = \
          \"127.0.0.1:0\"\n[[service]]\nname = \"app\"\nendpoints = {endpoints:?}\nretry = \"off\"\n{keys}\n[[route]]\nservice = \"app\"\n"
@@ -47,14 +47,18 @@ fn text(shards: usize, endpoints: &[&str], keys: &str) -> String {
 }
 
 impl Stage {
-    fn new(shards: usize, endpoints: &[&str], keys: &str) -> Self {
-        let proxy = Proxy::start(Start::text(text(shards, endpoints, keys))).unwrap();
+    pub(crate) fn new(shards: usize, endpoints: &[&str], keys: &str) -> Self {
+        Self::of(&text(shards, endpoints, keys))
+    }
+
+    pub(crate) fn of(text: &str) -> Self {
+        let proxy = Proxy::start(Start::text(text)).unwrap();
         let (listener, admin) = (proxy.listener("in").unwrap(), proxy.admin().unwrap());
         Self { proxy, listener, admin }
     }
 
     /// A request on a connection of its own, which any shard may take; the status, if there was an answer.
-    fn ask(&self, by: By) -> Option<u16> {
+    pub(crate) fn ask(&self, by: By) -> Option<u16> {
         match by {
             By::Http1 => {
                 let mut client = Client::connect(self.listener);
@@ -75,7 +79,7 @@ impl Stage {
     }
 
     /// The state of an endpoint, and why it is so.
-    fn state(&self, endpoint: &str) -> (String, String) {
+    pub(crate) fn state(&self, endpoint: &str) -> (String, String) {
         let page = self.page("/services?format=json");
         let body = page.split_once("\r\n\r\n").unwrap().1;
         let json: serde_json::Value = serde_json::from_str(body).unwrap_or_else(|e| panic!("{e}: {page}"));
@@ -89,20 +93,20 @@ impl Stage {
         self.state(endpoint).0 != "used"
     }
 
-    fn page(&self, path: &str) -> String {
+    pub(crate) fn page(&self, path: &str) -> String {
         let mut client = Client::connect(self.admin);
         client.send(format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"));
         let response = client.response();
         format!("HTTP/1.1 {}\r\n\r\n{}", response.status(), response.text())
     }
 
-    fn end(self) {
+    pub(crate) fn end(self) {
         self.proxy.drain();
         self.proxy.join();
     }
 }
 
-fn until(what: &str, mut ready: impl FnMut() -> bool) {
+pub(crate) fn until(what: &str, mut ready: impl FnMut() -> bool) {
     let began = Instant::now();
     while !ready() {
         assert!(began.elapsed() < GUARD, "waited in vain until {what}");
@@ -111,7 +115,7 @@ fn until(what: &str, mut ready: impl FnMut() -> bool) {
 }
 
 /// A service of HTTP/1.1 that counts its requests.
-fn counted(
+pub(crate) fn counted(
     answer: impl Fn(&mut crate::support::origin::Visit, &crate::support::wire::Message) -> bool
     + Send
     + Sync

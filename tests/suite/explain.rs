@@ -234,6 +234,28 @@ fn of_a_split_all_services_are_told_unless_a_key_decides() {
 }
 
 #[test]
+fn probes_and_endpoints_that_drain_are_told() {
+    let text = TEXT.replacen(
+        "timeouts = { connect",
+        "probe = { kind = \"http\", path = \"/up\", statuses = [204, \"300-301\"], start = \"wait\" }\ntimeouts = { connect",
+        1,
+    );
+    let files = Files::new(&text.replacen("weight = 3, zone", "drain = true, weight = 3, zone", 1));
+    let (told, _) = files.text(&["GET", "http://shop/"]);
+    for line in [
+        "probe       GET /up of shop, answered with 204, 300-301, every 10s, or 1s while in doubt; within 1s; out after 3, \
+         back after 2; waits for the first",
+        "10.0.0.2:80 weight 3 in b draining, by peak-ewma",
+    ] {
+        assert!(told.contains(line), "{line}\n{told}");
+    }
+    let told = files.json(&["GET", "http://shop/"]);
+    assert_eq!(told["services"]["shop"]["probe"]["kind"], "http");
+    assert_eq!(told["services"]["shop"]["endpoints"]["endpoints"][1]["state"], "draining");
+    assert!(Files::new(TEXT).json(&["GET", "http://shop/"])["services"]["shop"]["probe"].is_null());
+}
+
+#[test]
 fn two_configurations_are_compared_for_one_request() {
     let (files, other) = (
         Files::new(TEXT),

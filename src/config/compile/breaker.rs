@@ -22,6 +22,7 @@ pub(super) fn breaker(
     let Some(raw) = raw else { return (Some(Arc::clone(&DEFAULT)), None) };
     let marks = [
         from.mark_of(raw.enabled.as_ref()),
+        from.mark_of(raw.consecutive_unreachable.as_ref()),
         from.mark_of(raw.consecutive_failures.as_ref()),
         from.mark_of(raw.consecutive_unanswered.as_ref()),
         from.mark_of(raw.failure_percent.as_ref()),
@@ -45,6 +46,10 @@ pub(super) fn breaker(
 
 fn rules(raw: &RawBreaker) -> Breaker {
     Breaker {
+        consecutive_unreachable: value_or(
+            raw.consecutive_unreachable,
+            defaults::BREAKER_CONSECUTIVE_UNREACHABLE.default,
+        ),
         consecutive_failures: value_or(
             raw.consecutive_failures,
             defaults::BREAKER_CONSECUTIVE_FAILURES.default,
@@ -104,6 +109,7 @@ pub(in crate::config) fn values(compiled: &CompiledService) -> [Option<String>; 
     let time = |duration| Some(quoted(&duration_text(duration)));
     [
         Some("true".to_owned()),
+        Some(rules.consecutive_unreachable.to_string()),
         Some(rules.consecutive_failures.to_string()),
         Some(rules.consecutive_unanswered.to_string()),
         Some(rules.failure_percent.to_string()),

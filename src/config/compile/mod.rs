@@ -11,6 +11,7 @@ mod breaker;
 mod caps;
 mod matching;
 mod policy;
+mod probe;
 mod retry;
 mod service;
 
@@ -18,6 +19,7 @@ pub(super) use breaker::values as breaker_values;
 pub(super) use caps::{CompiledCaps, warn as warn_of_caps};
 pub(super) use matching::warn as warn_of_matching;
 pub(super) use policy::warn as warn_of_policy;
+pub(super) use probe::values as probe_values;
 
 use super::compiled::{AccessLog, Compiled, CompiledRoute, Mark, Origins, Settings};
 use super::defaults::{self, Key};
@@ -43,6 +45,7 @@ pub(super) fn compile(raw: Raw, sources: &[Source], problems: &mut Problems) -> 
     check_limits(&raw, problems);
     policy::check(&raw, problems);
     breaker::check(&raw.services, problems);
+    probe::check(&raw.services, problems);
     retry::check(&raw, problems);
     if problems.errors() == 0 {
         check_listeners(&raw, problems);

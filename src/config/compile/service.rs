@@ -66,6 +66,7 @@ pub(super) fn service(raw: RawService, from: &From<'_>) -> CompiledService {
         from.mark_of(http2.ping_interval.as_ref()),
         from.mark_of(http2.ping_timeout.as_ref()),
     ];
+    let (probe, probe_marks) = super::probe::probe(raw.probe.as_deref(), from);
     let (breaker, breaker_marks) = super::breaker::breaker(raw.breaker.as_deref(), from);
     let retry = raw.retry.map(|raw| super::retry::retry(*raw, from));
     let caps = super::caps::caps(raw.caps.map(|boxed| *boxed), from);
@@ -113,34 +114,49 @@ pub(super) fn service(raw: RawService, from: &From<'_>) -> CompiledService {
         breaker,
         retry: retry.as_ref().map_or_else(super::retry::default_policy, |retry| Arc::clone(&retry.policy)),
         meter: budget::Shared::default(),
+        probe,
         caps: caps.declared(),
     };
     let declared = if named {
         Some(
             declared
                 .into_iter()
-                .map(|RawEndpoint { target, weight, zone, .. }| Declared { target, weight, zone })
+                .map(|RawEndpoint { target, weight, zone, drain, .. }| Declared {
+                    target,
+                    weight,
+                    zone,
+                    drain,
+                })
                 .collect(),
         )
     } else {
         service.endpoints = addresses(declared);
         None
     };
-    CompiledService { service: Arc::new(service), declared, edge, caps, marks, breaker_marks, retry }
+    CompiledService {
+        service: Arc::new(service),
+        declared,
+        edge,
+        caps,
+        marks,
+        breaker_marks,
+        probe_marks,
+        retry,
+    }
 }
 
 /// Endpoints that need no resolving, each address once.
 fn addresses(declared: Vec<RawEndpoint>) -> Vec<Endpoint> {
     let mut seen = std::collections::HashSet::with_capacity(declared.len());
     let mut endpoints = Vec::with_capacity(declared.len());
-    for RawEndpoint { target, weight, zone, .. } in declared {
+    for RawEndpoint { target, weight, zone, drain, .. } in declared {
         let address = match target {
             Target::Ip(address) => Address::Ip(address),
             Target::Unix(path) => Address::Unix(path),
             Target::Name(..) => continue,
         };
         if seen.insert(address.clone()) {
-            endpoints.push(Endpoint { address, weight, zone });
+            endpoints.push(Endpoint { address, weight, zone, drain });
         }
     }
     endpoints

@@ -14,6 +14,7 @@ pub(super) fn breaker(reader: &mut Reader<'_>, item: &Item<'_>) -> Option<RawBre
     }
     Some(RawBreaker {
         enabled,
+        consecutive_unreachable: read!(count, "consecutive_unreachable", BREAKER_CONSECUTIVE_UNREACHABLE),
         consecutive_failures: read!(count, "consecutive_failures", BREAKER_CONSECUTIVE_FAILURES),
         consecutive_unanswered: read!(count, "consecutive_unanswered", BREAKER_CONSECUTIVE_UNANSWERED),
         failure_percent: read!(count, "failure_percent", BREAKER_FAILURE_PERCENT),

@@ -13,12 +13,14 @@ mod breaker;
 mod caps;
 mod matching;
 mod policy;
+mod probe;
 mod retry;
 mod service;
 mod tls;
 
 pub(super) use caps::{PRIORITY_WORDS, RawCaps};
 pub(super) use policy::ACTION_WORDS;
+pub(super) use probe::{PROBE_WORDS, START_WORDS};
 pub(super) use retry::RETRY_WORDS;
 pub(super) use service::PROTOCOL_WORDS;
 pub(super) use tls::{LISTENER_TLS_WORDS, SERVICE_TLS_WORDS, SOURCE_WORDS, VERSION_WORDS};

@@ -16,7 +16,7 @@ use crate::route::split::{Split, Sticky};
 use crate::route::{Action, Route};
 use crate::snapshot::Snapshot;
 use crate::upstream::health::Health;
-use crate::upstream::spec::{Balance, Protocol, Service, Tls};
+use crate::upstream::spec::{Balance, ProbeKind, Protocol, Service, Tls};
 
 /// A request and the route that takes it.
 pub(super) struct Chosen<'s> {
@@ -31,8 +31,8 @@ pub(super) struct Chosen<'s> {
 const OF_ROUTE: [fn(&Chosen<'_>) -> Option<Line>; 3] = [service, route_timeout, upgrades];
 
 /// What applies on the way to a service.
-const OF_SERVICE: [fn(&Chosen<'_>, &At<'_>) -> Option<Line>; 5] =
-    [timeouts, attempts, connection, breaker, endpoints];
+const OF_SERVICE: [fn(&Chosen<'_>, &At<'_>) -> Option<Line>; 6] =
+    [timeouts, attempts, connection, breaker, probe, endpoints];
 
 /// A service, and what is known of its endpoints.
 struct At<'s> {
@@ -187,6 +187,7 @@ fn breaker(_: &Chosen<'_>, At { service, .. }: &At<'_>) -> Option<Line> {
     let rules = service.breaker.as_deref()?;
     let mut by = Vec::new();
     let mut add = |counts: bool, text: String| by.extend(counts.then_some(text));
+    add(rules.consecutive_unreachable > 0, format!("{} without a connection", rules.consecutive_unreachable));
     add(rules.consecutive_failures > 0, format!("{} failures in a row", rules.consecutive_failures));
     add(rules.consecutive_unanswered > 0, format!("{} without an answer", rules.consecutive_unanswered));
     add(rules.failure_percent > 0, format!("{} % failures", rules.failure_percent));
@@ -194,11 +195,44 @@ fn breaker(_: &Chosen<'_>, At { service, .. }: &At<'_>) -> Option<Line> {
     let (base, longest) = (limit(rules.ejection_base), limit(rules.ejection_max));
     let text = format!("an endpoint is ejected for {} to {} by {}", base.0, longest.0, by.join(", or "));
     let json = json!({
+        "consecutive_unreachable": rules.consecutive_unreachable,
         "consecutive_failures": rules.consecutive_failures, "consecutive_unanswered": rules.consecutive_unanswered,
         "failure_percent": rules.failure_percent, "slow_factor": rules.slow_factor,
         "ejection_base_seconds": base.1, "ejection_max_seconds": longest.1,
     });
     Some(Line::new("breaker", text, json))
+}
+
+fn probe(_: &Chosen<'_>, At { service, .. }: &At<'_>) -> Option<Line> {
+    let rules = service.probe.as_deref()?;
+    let (kind, what) = match &rules.kind {
+        ProbeKind::Http { path, host, statuses } => {
+            let range = |(from, to): &(u16, u16)| match from == to {
+                true => from.to_string(),
+                false => format!("{from}-{to}"),
+            };
+            let statuses: Vec<String> = statuses.iter().map(range).collect();
+            let host = host.as_deref().unwrap_or(&service.name);
+            ("http", format!("GET {path} of {host}, answered with {}", statuses.join(", ")))
+        }
+        ProbeKind::Grpc { service } if service.is_empty() => ("grpc", "grpc.health.v1 of the server".into()),
+        ProbeKind::Grpc { service } => ("grpc", format!("grpc.health.v1 of {service}")),
+        ProbeKind::Tcp => ("tcp", "a connection".into()),
+        ProbeKind::Tls => ("tls", "a handshake".into()),
+    };
+    let port = rules.port.map_or_else(String::new, |port| format!(" at port {port}"));
+    let [interval, soon, timeout] = [rules.interval, rules.interval_unhealthy, rules.timeout].map(limit);
+    let first = if rules.waits { "waits for the first" } else { "is used before the first" };
+    let text = format!(
+        "{what}{port}, every {}, or {} while in doubt; within {}; out after {}, back after {}; {first}",
+        interval.0, soon.0, timeout.0, rules.unhealthy, rules.healthy
+    );
+    let json = json!({
+        "kind": kind, "interval_seconds": interval.1, "interval_unhealthy_seconds": soon.1,
+        "timeout_seconds": timeout.1, "healthy": rules.healthy, "unhealthy": rules.unhealthy, "port": rules.port,
+        "waits": rules.waits,
+    });
+    Some(Line::new("probe", text, json))
 }
 
 fn endpoints(chosen: &Chosen<'_>, At { service, health }: &At<'_>) -> Option<Line> {
@@ -210,9 +244,10 @@ fn endpoints(chosen: &Chosen<'_>, At { service, health }: &At<'_>) -> Option<Lin
         Balance::Random => "random",
     };
     let endpoint = |(endpoint, state): (&crate::upstream::spec::Endpoint, &Value)| {
-        let state = match state["reason"].as_str() {
-            Some(reason) => format!(" {} for {reason}", state["state"].as_str().unwrap_or_default()),
-            None => String::new(),
+        let state = match (state["state"].as_str().unwrap_or_default(), state["reason"].as_str()) {
+            ("used", _) => String::new(),
+            (word, Some(reason)) if matches!(word, "ejected" | "trial") => format!(" {word} for {reason}"),
+            (word, _) => format!(" {}", word.replace('_', " ")),
         };
         let weight =
             if endpoint.weight == 1 { String::new() } else { format!(" weight {}", endpoint.weight) };

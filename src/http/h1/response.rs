@@ -216,6 +216,11 @@ impl<'b> Response<'b> {
             && accepts.next().is_none()
     }
 
+    /// Whether it has a field of that name, which is written in lower case.
+    pub fn has_field(&self, name: &str) -> bool {
+        self.parts.iter().any(|field| field.name.eq_ignore_ascii_case(name))
+    }
+
     /// Whether it is one of those before the final one (RFC 9110 §15.2).
     pub fn is_interim(&self) -> bool {
         self.status < 200
