@@ -35,6 +35,8 @@ pub(super) struct Caller {
     /// Whether it is a ringmesh.
     pub(super) mesh: bool,
     pub(super) edge: Option<Edge<Box<str>>>,
+    /// Which fields of what it is answered repeat.
+    pub(super) repeats: RefCell<message::Repeats>,
 }
 
 impl Caller {

@@ -51,7 +51,8 @@ pub(super) async fn serve(shard: Rc<Shard>, downstream: Downstream) {
     let encrypted = connection.tls().is_some();
     let mesh = Protocol::of(&connection) == Protocol::Mesh;
     let began = shard.clock.now();
-    let caller = Rc::new(Caller { began, peer, listener, port, identity, encrypted, mesh, edge });
+    let repeats = RefCell::default();
+    let caller = Rc::new(Caller { began, peer, listener, port, identity, encrypted, mesh, edge, repeats });
     let view = shard.view();
     let snapshot = &view.snapshot;
     let settings = snapshot.http2;
@@ -548,6 +549,7 @@ impl Call<'_> {
         let status = parts.status.as_u16();
         // What comes behind a head without a body is no part of the response: left, h2 resets the stream.
         let ended = adopted || from.is_end_stream() || matches!(status, 204 | 304);
+        self.caller.repeats.borrow_mut().mark(&mut parts.headers);
         let begun = self.respond.borrow_mut().send_response(Response::from_parts(parts, ()), ended);
         let to = RefCell::new(begun.map_err(gone)?);
         self.path.account.status.set(status);

@@ -195,6 +195,7 @@ impl Call<'_> {
         let mut reframer = Reframer::new(answer.framing, Framing::UntilClose)
             .without_trailers(std::mem::take(&mut answer.nominated_trailers));
         let ended = adopted || matches!(answer.framing, Framing::None | Framing::Length(0));
+        self.caller.repeats.borrow_mut().mark(&mut parts.headers);
         let begun = self.respond.borrow_mut().send_response(Response::from_parts(parts, ()), ended);
         let to = RefCell::new(begun.map_err(|_| Failure::downstream(Stage::Body, Cause::StreamReset))?);
         self.path.account.status.set(status);

@@ -56,6 +56,8 @@ pub struct Shared {
     unsettled: RefCell<Vec<Waker>>,
     /// Whether it is encrypted.
     encrypted: bool,
+    /// Which fields of what is sent on it repeat.
+    repeats: RefCell<message::Repeats>,
     pool: Weak<SharedPool>,
 }
 
@@ -131,6 +133,7 @@ impl SharedPool {
             settled: Cell::new(false),
             unsettled: RefCell::default(),
             encrypted,
+            repeats: RefCell::default(),
             pool: Rc::downgrade(self),
         });
         self.open.borrow_mut().push(Rc::clone(&shared));
@@ -255,7 +258,7 @@ impl Lease {
     /// `GoingAway` when the connection is over, or the peer is closing it: nothing of the request has left.
     pub fn send(
         &self,
-        request: Request<()>,
+        mut request: Request<()>,
         ended: bool,
     ) -> Result<(ResponseFuture, SendStream<Bytes>), Failure> {
         let failed = |cause| Failure::upstream(Stage::Request, cause);
@@ -265,6 +268,7 @@ impl Lease {
         if self.shared.sent.get() >= Shared::SENT_MAX {
             self.shared.leave();
         }
+        self.shared.repeats.borrow_mut().mark(request.headers_mut());
         let sent = match send.poll_ready(&mut Context::from_waker(Waker::noop())) {
             Poll::Ready(Ok(())) => send.send_request(request, ended),
             Poll::Ready(Err(_)) => {

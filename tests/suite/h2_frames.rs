@@ -4,7 +4,8 @@
 use crate::support::http2::{
     ACK, CANCEL, CONTINUATION, DATA, END_HEADERS, END_STREAM, FLOW_CONTROL_ERROR, FRAME_SIZE_ERROR, GOAWAY,
     HEADERS, NO_ERROR, Outcome, PADDED, PING, PRIORITY, PROTOCOL_ERROR, PUSH_PROMISE, REFUSED_STREAM,
-    RST_STREAM, Raw, SETTINGS, STREAM_CLOSED, WINDOW_UPDATE, block, block_of_get, fields, frame,
+    RST_STREAM, Raw, RawService, SETTINGS, STREAM_CLOSED, WINDOW_UPDATE, block, block_of_get, fields, forms,
+    frame,
 };
 use crate::support::mesh::{Config, Mesh};
 use crate::support::origin::Origin;
@@ -513,4 +514,53 @@ fn resets_are_for_streams_and_the_connection_serves_on() {
         &[frame(HEADERS, END_HEADERS | END_STREAM, 1, &block(&fields("GET", "/", &[("te", "gzip")])))],
     );
     served(mesh);
+}
+
+/// What h2 has put into its table it compares, one by one, with each new value of the same name.
+#[test]
+fn fields_whose_values_never_repeat_stop_entering_the_table_of_a_connection_and_others_stay_in_it() {
+    const HEADS: u32 = 20;
+    let (tell, told) = std::sync::mpsc::channel();
+    let tell = std::sync::Mutex::new(tell);
+    let service = RawService::with(&[(1, 4096)], move |_, raw| {
+        for number in 0_u32.. {
+            let Some(head) = raw.event() else { return };
+            tell.lock().unwrap().send(forms(&head.payload)).unwrap();
+            let number = number.to_string();
+            let kept = "a value of some length that is always the same";
+            raw.head(END_STREAM, head.stream, &[(":status", "200"), ("x-number", &number), ("x-kept", kept)]);
+        }
+    });
+    let mesh = Config::default()
+        .service_at("raw", &[&service.endpoint], "protocol = \"http2\"")
+        .routes("[[route]]\nservice = \"raw\"\n")
+        .start();
+    let mut raw = Raw::connect_with(mesh.address, &[(1, 4096)]);
+    let mut answers = Vec::new();
+    for number in 0..HEADS {
+        let trace = format!("{number:032}");
+        let stream = 2 * number + 1;
+        let own =
+            fields("GET", "/", &[("x-trace", &trace), ("x-agent", "one of a kind, and always the same")]);
+        raw.frame(HEADERS, END_HEADERS | END_STREAM, stream, &block(&own));
+        let head = raw.until(HEADERS);
+        assert_eq!(head.stream, stream);
+        answers.push(forms(&head.payload));
+    }
+    let requests: Vec<_> = told.iter().take(HEADS as usize).collect();
+    let count = |forms: &[u8], form| forms.iter().filter(|f| **f == form).count();
+    for (number, heads) in requests.iter().zip(&answers).enumerate().map(|(n, (a, b))| (n, [a, b])) {
+        for head in heads {
+            if number < 7 {
+                assert_eq!(count(head, 0x10), 0, "it may come again: {number} {head:x?}");
+            } else {
+                assert_eq!(count(head, 0x10), 1, "{number} {head:x?}");
+                // A date enters it once a second.
+                assert!(count(head, 0x40) <= 1, "{number} {head:x?}");
+            }
+            assert!(number == 0 || count(head, 0x80) >= 2, "what repeats is found: {number} {head:x?}");
+        }
+    }
+    drop(raw);
+    mesh.finish();
 }

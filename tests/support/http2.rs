@@ -549,6 +549,50 @@ pub fn literal(form: u8, name: &[u8], value: &[u8], out: &mut Vec<u8>) {
     }
 }
 
+/// How each field of a block is coded (RFC 7541 §6), as the bits that say so: 0x80 by its index, 0x40 a literal that enters the table,
+/// 0x10 one that nobody may index, 0x00 one that is not; a change of the table's size counts for none.
+pub fn forms(mut block: &[u8]) -> Vec<u8> {
+    fn integer(block: &mut &[u8], bits: u32) -> usize {
+        let most = (1 << bits) - 1;
+        let (first, mut rest) = block.split_first().expect("an integer");
+        let mut value = usize::from(*first) & most;
+        if value == most {
+            for shift in (0..).step_by(7) {
+                let (octet, behind) = rest.split_first().expect("more of an integer");
+                rest = behind;
+                value += usize::from(octet & 0x7f) << shift;
+                if octet & 0x80 == 0 {
+                    break;
+                }
+            }
+        }
+        *block = rest;
+        value
+    }
+    let mut forms = Vec::new();
+    while let Some(first) = block.first().copied() {
+        let (form, bits) = match first {
+            0x80.. => (0x80, 7),
+            0x40.. => (0x40, 6),
+            0x20.. => (0x20, 5),
+            0x10.. => (0x10, 4),
+            _ => (0x00, 4),
+        };
+        let named = integer(&mut block, bits) > 0;
+        if form == 0x20 {
+            continue;
+        }
+        forms.push(form);
+        if form != 0x80 {
+            for _ in usize::from(named)..2 {
+                let length = integer(&mut block, 7);
+                block = &block[length..];
+            }
+        }
+    }
+    forms
+}
+
 /// The pseudo-fields of a request to `app`, and further fields.
 pub fn fields<'x>(method: &'x str, path: &'x str, more: &[(&'x str, &'x str)]) -> Vec<(&'x str, &'x str)> {
     let mut fields = vec![(":method", method), (":scheme", "http"), (":path", path), (":authority", "app")];

@@ -5,11 +5,13 @@
 //! on is refused here. Heads towards HTTP/1.1 are written anew, field by field, like all others.
 
 mod origin;
+mod repeats;
 mod request;
 mod response;
 pub mod watch;
 
 pub use origin::{ORIGIN_FIELD, Origin};
+pub use repeats::Repeats;
 pub(crate) use request::authority;
 pub use request::{
     Facts, Fields, Forwarded, Tunnel, call, check, check_values, extend_connect, forward, from_canonical,
