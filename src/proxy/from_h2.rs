@@ -425,15 +425,29 @@ impl Call<'_> {
         self.path.of_call(&mut parts.headers);
         let (mut response, stream) = lease.send(Request::from_parts(parts, ()), whole)?;
         let alarm = self.path.shard.deadlines.alarm();
-        let idle = self.view.snapshot.timeouts.stream_idle;
         if whole {
-            let sent = Cell::new(true);
-            let back = pin!(self.back_from_h2(&mut response, web, &alarm, &sent, attempt));
-            let hurry = || alarm.by(0);
-            return idle::unless_idle(&self.path, idle, &sent, &[], hurry, back).await;
+            return match self.view.snapshot.timeouts.stream_idle {
+                None => self.back_from_h2(&mut response, web, &alarm, &Cell::new(true), attempt).await,
+                // Boxed: seldom wanted.
+                Some(_) => Box::pin(self.back_unless_idle(&mut response, web, &alarm, attempt)).await,
+            };
         }
         // Boxed: two directions are much state, which most requests do not need.
         Box::pin(self.both_h2(body, stream, &mut response, web, &alarm, attempt)).await
+    }
+
+    /// The way back, where an exchange may not lie still for long.
+    async fn back_unless_idle(
+        &self,
+        response: &mut h2::client::ResponseFuture,
+        web: Option<Translation>,
+        alarm: &Alarm,
+        attempt: &Attempt,
+    ) -> Result<(), Missed> {
+        let sent = Cell::new(true);
+        let back = pin!(self.back_from_h2(response, web, alarm, &sent, attempt));
+        let idle = self.view.snapshot.timeouts.stream_idle;
+        idle::unless_idle(&self.path, idle, &sent, &[], || alarm.by(0), back).await
     }
 
     /// Both directions at once.

@@ -77,14 +77,30 @@ impl Call<'_> {
         let patience = Patience { clock: &shard.clock, stall, until: self.path.deadline };
         let sent = writer.write_all(out, 0, patience).await;
         sent.map_err(|fault| Failure::upstream(Stage::Request, super::cause(fault)))?;
+        match self.view.snapshot.timeouts.stream_idle {
+            None => self.back_from_h1(reader, &origin, input, &alarm, &Cell::new(true), attempt).await,
+            // Boxed: seldom wanted.
+            Some(_) => Box::pin(self.back_unless_idle_h1(reader, &origin, input, &alarm, attempt)).await,
+        }
+    }
+
+    /// The way back, where an exchange may not lie still for long.
+    async fn back_unless_idle_h1(
+        &self,
+        reader: &mut crate::io::Reader,
+        origin: &crate::io::Control,
+        input: &mut Buffer,
+        alarm: &Alarm,
+        attempt: &Attempt,
+    ) -> Result<Done, Failure> {
         let sent = Cell::new(true);
-        let back = pin!(self.back_from_h1(reader, &origin, input, &alarm, &sent, attempt));
-        let idle = self.view.snapshot.timeouts.stream_idle;
+        let back = pin!(self.back_from_h1(reader, origin, input, alarm, &sent, attempt));
         let hurry = || {
             origin.read_by(0);
             alarm.by(0);
         };
-        idle::unless_idle(&self.path, idle, &sent, &[&origin], hurry, back).await
+        let idle = self.view.snapshot.timeouts.stream_idle;
+        idle::unless_idle(&self.path, idle, &sent, &[origin], hurry, back).await
     }
 
     /// Both directions at once.
