@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::{Parser, Subcommand};
 use ringmesh::config::{self, Look};
 use ringmesh::control::explain::command::{self, How};
-use ringmesh::control::{self, Proxy, Start, authority};
+use ringmesh::control::{self, Proxy, Start, authority, canary};
 use ringmesh::demo;
 
 #[global_allocator]
@@ -24,6 +24,9 @@ fn main() -> ExitCode {
         }
         Command::Doctor { json } => doctor(json),
         Command::Ca { command } => ca(command),
+        Command::Canary { command } => {
+            canary::command::run(&command, &mut std::io::stdout().lock(), &mut std::io::stderr()).into()
+        }
         Command::Demo { length, rate, without_tls } => {
             demo::run(&demo::Options { length, rate, without_tls }).into()
         }
@@ -117,6 +120,16 @@ enum Command {
     Ca {
         #[command(subcommand)]
         command: authority::command::Command,
+    },
+    /// Look at canaries of a running proxy, and tell them what to do
+    ///
+    /// A canary is a service that takes over from another step by step; [[canary]] of the configuration says how.
+    ///
+    /// Exit code: 0 when it was done, 1 when the proxy refuses or cannot be reached.
+    #[command(verbatim_doc_comment)]
+    Canary {
+        #[command(subcommand)]
+        command: canary::command::Command,
     },
     /// Show a small mesh at work: three workloads, a sidecar each, a client, and a live table
     ///

@@ -15,6 +15,10 @@ mod config; // TOML to checked values: every error at once, with its place and r
 #[path = "suite/config_mesh.rs"]
 mod config_mesh; // the same for TLS, identity, authorization, HTTP/2
 
+#[path = "suite/actions.rs"]
+mod actions; // what a route changes and answers itself
+#[path = "suite/canary.rs"]
+mod canary; // a service that takes over from another, or not
 #[path = "suite/split.rs"]
 mod split; // several services for one route: shares, who stays where
 

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use rustls::pki_types::ServerName;
 
+use super::canary::{Canary, CompiledCanary};
 use super::compile::CompiledCaps;
 use super::defaults;
 use super::raw::{Destination, Shards};
@@ -34,6 +35,7 @@ pub struct Compiled {
     pub(super) listeners: Vec<CompiledListener>,
     pub(super) services: Vec<CompiledService>,
     pub(super) routes: Vec<CompiledRoute>,
+    pub(super) canaries: Vec<CompiledCanary>,
     /// Of these routes. Made once, because a snapshot is made whenever a name resolves to something else.
     pub(super) table: Arc<Table>,
     pub(super) authorization: Arc<authorize::Policy>,
@@ -267,6 +269,11 @@ impl Compiled {
             let Service { name, protocol, .. } = &*compiled.service;
             Some(Edge { service: name, server_name, ca: ca.as_deref(), protocol: *protocol })
         })
+    }
+
+    /// The canaries.
+    pub fn canaries(&self) -> impl Iterator<Item = &Canary> {
+        self.canaries.iter().map(|compiled| &compiled.canary)
     }
 
     /// How many services there are.

@@ -328,6 +328,58 @@ pub(super) const TUNNEL_IDLE: Key<Duration> =
 /// Every service of a split gets the same share. Istio wants all weights or none, Consul all, Linkerd (HTTPRoute) 1.
 pub(super) const SPLIT_WEIGHT: Key<u32> = key("route.split.weight", 1, 0, Split::WEIGHT_MAX);
 
+/// 302: a browser asks again next time. A permanent one is remembered for good, mistakes too. Gateway API 302, Envoy 301.
+pub(super) const REDIRECT_STATUS: Key<u16> = key("route.redirect.status", 302, 300, 399);
+/// No default of its own: that of the request, or none where scheme or host change.
+pub(super) const REDIRECT_PORT: Key<u16> = key("route.redirect.port", 443, 1, u16::MAX);
+
+/// 200 unless said otherwise. Envoy must be told.
+pub(super) const RESPOND_STATUS: Key<u16> = key("route.respond.status", 200, 200, 599);
+
+/// Until the browser is closed unless a time is said (the hour here is what hints show). Envoy the same.
+pub(super) const COOKIE_TTL: Key<Duration> =
+    key("route.sticky.set_cookie.ttl", seconds(3600), seconds(1), seconds(400 * 24 * 3600));
+
+/// 10 min: a preflight for each page view, not for each request, and a change is seen soon. Browsers 5 s where nothing is
+/// said, and no more than 2 h (Chrome) or 24 h (Firefox). Envoy and Istio nothing.
+pub(super) const CORS_MAX_AGE: Key<Duration> =
+    key("route.cors.max_age", seconds(600), Duration::ZERO, seconds(24 * 3600));
+/// Origins, methods, fields of one `cors`: each origin is compared in turn.
+pub(super) const CORS_ENTRIES_MAX: usize = 64;
+
+/// 1, 5, 25, 50 and 100 %: few requests meet a canary that is broken, and each step sees several times what the last one did.
+/// Argo Rollouts and Flagger must be told.
+pub(super) const STEPS: [f64; 5] = [1.0, 5.0, 25.0, 50.0, 100.0];
+/// Steps of one canary.
+pub(super) const STEPS_MAX: usize = 20;
+
+/// 5 min a step: long enough for what a service does once a minute, and 20 minutes in all.
+pub(super) const STEP_TIME: Key<Duration> =
+    key("canary.step_time", seconds(300), seconds(1), seconds(7 * 24 * 3600));
+
+/// 500 requests: the 99th percentile of fewer says nothing.
+pub(super) const SAMPLES_MIN: Key<u32> = key("canary.samples_min", 500, 20, 1_000_000_000);
+
+/// Half a percent more errors are tolerated, and latencies by a quarter longer: less than that is often the weather.
+pub(super) const ERRORS_TOLERATED: f64 = 0.005;
+/// In percent.
+pub(super) const ERRORS_TOLERATED_BOUNDS: (f64, f64) = (0.0, 100.0);
+/// See above.
+pub(super) const LATENCY_TOLERATED: f64 = 0.25;
+/// In percent.
+pub(super) const LATENCY_TOLERATED_BOUNDS: (f64, f64) = (0.0, 10_000.0);
+
+/// One of a hundred canaries that are no worse may be rolled back: its operator looks, and starts it again.
+pub(super) const FALSE_ALARMS_MAX: f64 = 0.01;
+/// In percent.
+pub(super) const FALSE_ALARMS_BOUNDS: (f64, f64) = (0.0001, 50.0);
+
+/// Where canaries keep where they stand: state that must survive a restart belongs below /var/lib.
+pub(super) const STATE_FOLDER: &str = "/var/lib/ringmesh";
+
+/// Each is looked at once a second.
+pub(super) const CANARIES_MAX: usize = 100;
+
 /// A whole exchange has no limit unless its route sets one: only its author knows what is long (the 30 s here are what
 /// hints show). Envoy 15 s, Istio and Linkerd none, HAProxy and nginx none.
 pub(super) const ROUTE_TIMEOUT: Key<Duration> = key("route.timeout", seconds(30), MILLISECOND, DAY);

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::canary::CompiledCanary;
 use super::compiled::{
     Compiled, CompiledListener, CompiledRoute, CompiledService, Extra, Identity, IdentitySource, Mark,
     Origins, Settings,
@@ -181,10 +182,7 @@ impl Compiled {
         for compiled in self.routes.iter().take(EFFECTIVE_ENTRIES_MAX) {
             let name = &compiled.route.name;
             self.entry(&mut settings, "route", name, self.route_values(compiled), &compiled.marks);
-            for Extra { key, value, mark } in &compiled.extras {
-                let (key, value) = (format!("route.{name}.{key}"), value.clone());
-                settings.push(Setting { key, value, origin: self.origins.origin(*mark) });
-            }
+            self.extras(&mut settings, &format!("route.{name}"), &compiled.extras);
             if let Some(policy) = &compiled.route.retry {
                 self.retry(&mut settings, ("route", name), policy, compiled.retry.as_ref());
             }
@@ -197,7 +195,17 @@ impl Compiled {
             self.entry(&mut settings, "authorization", &rule.name, values, marks);
         }
         left_out(&mut settings, "authorization", self.authorization.rules().len());
+        for CompiledCanary { canary, shown } in &self.canaries {
+            self.extras(&mut settings, &format!("canary.{}", canary.name), shown);
+        }
         settings
+    }
+
+    fn extras(&self, settings: &mut Vec<Setting>, entry: &str, extras: &[Extra]) {
+        for Extra { key, value, mark } in extras {
+            let (key, value) = (format!("{entry}.{key}"), value.clone());
+            settings.push(Setting { key, value, origin: self.origins.origin(*mark) });
+        }
     }
 
     /// Adds those keys of an entry that have a value.
@@ -279,7 +287,7 @@ impl Compiled {
         let (path_key, path) = path_text(&compiled.matching.path);
         let service = match &compiled.route.action {
             Action::Service(service) => self.services.get(*service as usize),
-            Action::Split(_) => None,
+            Action::Split(_) | Action::Redirect(_) | Action::Respond(_) => None,
         };
         let service = service.map(|to| quoted(&to.service.name));
         let Upgrades { websocket, connect } = compiled.route.upgrades;

@@ -5,6 +5,7 @@
 //! that it is told; watching them, resolving names and publishing are control's. Named by `control` and the binaries
 //! only.
 
+mod canary;
 mod chunks;
 mod compile;
 mod compiled;
@@ -33,6 +34,7 @@ use std::path::{Path, PathBuf};
 
 use toml::de::DeTable;
 
+pub use canary::{Canary, CanaryRules};
 pub use compiled::{
     AccessLog, Compiled, Edge, Identity, IdentitySource, Names, Settings, Termination, TlsVersion,
 };

@@ -12,6 +12,10 @@ use super::report::Place;
 use super::values::Target;
 use crate::authorize::{Action, TextMatch, Verdict};
 use crate::identity::{IdMatch, SpiffeId, TrustDomain};
+use crate::route::answer::Respond;
+use crate::route::changes::FieldChanges;
+use crate::route::cors::Cors;
+use crate::route::path::NewPath;
 use crate::route::split::Sticky;
 use crate::route::{HostMatch, Priority, Regex, Template, Test, Upgrades};
 use crate::shard::RuntimeChoice;
@@ -57,6 +61,7 @@ pub(super) struct Raw {
     pub(super) services: Vec<RawService>,
     pub(super) routes: Vec<RawRoute>,
     pub(super) authorizations: Vec<RawAuthorization>,
+    pub(super) canaries: Vec<RawCanary>,
     /// Names of the environment variables used.
     pub(super) variables: Vec<Arc<str>>,
 }
@@ -390,6 +395,55 @@ pub(super) struct RawAction {
     /// Without those that are in error.
     pub(super) split: Option<At<Vec<RawShare>>>,
     pub(super) sticky: Option<At<Sticky>>,
+    pub(super) redirect: Option<At<RawRedirect>>,
+    pub(super) respond: Option<At<Respond>>,
+    pub(super) rewrite: Option<At<RawRewrite>>,
+    pub(super) request_headers: Option<At<FieldChanges>>,
+    pub(super) response_headers: Option<At<FieldChanges>>,
+    pub(super) cors: Option<At<Cors>>,
+}
+
+/// Shares and tolerances are fractions, steps percent.
+#[derive(Debug)]
+pub(super) struct RawCanary {
+    pub(super) name: Option<At<Arc<str>>>,
+    pub(super) route: Option<At<Box<str>>>,
+    pub(super) baseline: Option<At<Box<str>>>,
+    pub(super) canary: Option<At<Box<str>>>,
+    pub(super) steps: Option<At<Box<[f64]>>>,
+    pub(super) step_time: Option<At<Duration>>,
+    pub(super) samples_min: Option<At<u32>>,
+    pub(super) errors_tolerated: Option<At<f64>>,
+    pub(super) latency_tolerated: Option<At<f64>>,
+    pub(super) false_alarms_max: Option<At<f64>>,
+    pub(super) state: Option<At<PathBuf>>,
+}
+
+/// Another path for a request.
+#[derive(Debug, Clone)]
+pub(super) enum RawPath {
+    Made(NewPath),
+    /// In place of the prefix of the route, without a final slash.
+    Prefix(Box<str>),
+}
+
+/// `redirect`.
+#[derive(Debug)]
+pub(super) struct RawRedirect {
+    pub(super) status: u16,
+    pub(super) scheme: Option<&'static str>,
+    pub(super) host: Option<Box<str>>,
+    pub(super) port: Option<u16>,
+    pub(super) path: Option<RawPath>,
+    pub(super) keep_query: bool,
+}
+
+/// `rewrite`.
+#[derive(Debug)]
+pub(super) struct RawRewrite {
+    pub(super) path: Option<RawPath>,
+    pub(super) keep_query: bool,
+    pub(super) host: Option<Box<str>>,
 }
 
 /// A share of a split.

@@ -46,10 +46,13 @@ fn collect(table: &DeTable<'_>, path: &str, shown: &mut BTreeSet<String>) {
             }
             _ => {}
         }
-        // What fields, parameters and cookies are called is no key of ours, nor is what is asked of each.
-        let free =
-            ["authorization.headers.", "route.match.headers.", "route.match.query.", "route.match.cookies."];
-        if !free.iter().any(|free| path.starts_with(free)) {
+        // Names of fields are not keys of ours.
+        let fields = ["authorization.headers.", "route.respond.headers.", ".set.", ".add."];
+        // Nor what is asked of fields, parameters and cookies.
+        let asked = ["route.match.headers.", "route.match.query.", "route.match.cookies."];
+        if !fields.iter().any(|fields| path.contains(fields))
+            && !asked.iter().any(|asked| path.starts_with(asked))
+        {
             shown.insert(path);
         }
     }
@@ -78,6 +81,14 @@ fn every_value_shown_is_the_default() {
         "route.app-split-by-cookie.",
         "route.app-split-by-source.",
         "route.app-split-by-identity.",
+        "route.app-split-by-own-cookie.",
+        "route.app-changed.",
+        "route.app-changed-by-regex.",
+        "route.app-changed-whole.",
+        "route.app-redirect.",
+        "route.app-redirect-by-regex.",
+        "route.app-redirect-whole.",
+        "route.app-respond.",
         "route.app-in-mesh.",
         "route.app-outside.",
         // Shown where something is said of it; that it is the default has a test of its own.
@@ -88,6 +99,7 @@ fn every_value_shown_is_the_default() {
         "listener.edge.",
         "listener.mesh.",
         "authorization.note-writers.",
+        "canary.app-next.",
     ];
     let only_shown: Vec<&String> = shown.keys().filter(|key| !defaults.contains_key(*key)).collect();
     assert!(only_shown.iter().all(|key| more.iter().any(|entry| key.starts_with(entry))), "{only_shown:?}");

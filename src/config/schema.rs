@@ -31,6 +31,7 @@ pub(super) static TOP: Section = Section {
         "service",
         "route",
         "authorization",
+        "canary",
     ],
 };
 pub(super) static ADMIN: Section = Section { path: "admin", header: "[admin]", keys: &["address"] };
@@ -217,6 +218,12 @@ pub(super) static ROUTE: Section = Section {
         "service",
         "split",
         "sticky",
+        "redirect",
+        "respond",
+        "rewrite",
+        "request_headers",
+        "response_headers",
+        "cors",
         "timeout",
         "upgrades",
         "tunnel_idle",
@@ -249,12 +256,70 @@ pub(super) static SPLIT: Section = Section {
 pub(super) static STICKY: Section = Section {
     path: "route.sticky",
     header: "`sticky` of a [[route]]",
-    keys: &["header", "cookie", "source", "identity"],
+    keys: &["header", "cookie", "source", "identity", "set_cookie"],
+};
+pub(super) static SET_COOKIE: Section = Section {
+    path: "route.sticky.set_cookie",
+    header: "`set_cookie` of `sticky` in a [[route]]",
+    keys: &["name", "ttl", "path", "secure", "http_only", "same_site"],
+};
+pub(super) static REDIRECT: Section = Section {
+    path: "route.redirect",
+    header: "`redirect` of a [[route]]",
+    keys: &["status", "scheme", "host", "port", "path", "path_prefix", "path_regex", "path_to", "query"],
+};
+pub(super) static RESPOND: Section = Section {
+    path: "route.respond",
+    header: "`respond` of a [[route]]",
+    keys: &["status", "body", "content_type", "headers"],
+};
+pub(super) static REWRITE: Section = Section {
+    path: "route.rewrite",
+    header: "`rewrite` of a [[route]]",
+    keys: &["path", "path_prefix", "path_regex", "path_to", "query", "host"],
+};
+pub(super) static REQUEST_HEADERS: Section = Section {
+    path: "route.request_headers",
+    header: "`request_headers` of a [[route]]",
+    keys: &["set", "add", "remove"],
+};
+pub(super) static RESPONSE_HEADERS: Section = Section {
+    path: "route.response_headers",
+    header: "`response_headers` of a [[route]]",
+    keys: &["set", "add", "remove"],
+};
+pub(super) static CORS: Section = Section {
+    path: "route.cors",
+    header: "`cors` of a [[route]]",
+    keys: &["origins", "methods", "headers", "expose", "max_age", "credentials"],
+};
+pub(super) static CORS_ORIGIN: Section = Section {
+    path: "route.cors.origins",
+    header: "an entry of `origins` in `cors` of a [[route]]",
+    keys: &["regex"],
 };
 pub(super) static AUTHORIZATION: Section = Section {
     path: "authorization",
     header: "[[authorization]]",
     keys: &["name", "action", "listeners", "from", "sources", "ports", "methods", "paths", "headers"],
+};
+
+pub(super) static CANARY: Section = Section {
+    path: "canary",
+    header: "[[canary]]",
+    keys: &[
+        "name",
+        "route",
+        "baseline",
+        "canary",
+        "steps",
+        "step_time",
+        "samples_min",
+        "errors_tolerated",
+        "latency_tolerated",
+        "false_alarms_max",
+        "state",
+    ],
 };
 
 /// All of them, in the order of `config/reference.toml`.
@@ -284,7 +349,16 @@ pub(super) static SECTIONS: &[&Section] = &[
     &ROUTE_RETRY,
     &SPLIT,
     &STICKY,
+    &SET_COOKIE,
+    &REDIRECT,
+    &RESPOND,
+    &REWRITE,
+    &REQUEST_HEADERS,
+    &RESPONSE_HEADERS,
+    &CORS,
+    &CORS_ORIGIN,
     &AUTHORIZATION,
+    &CANARY,
 ];
 
 /// Words of other proxies for what is called otherwise here.

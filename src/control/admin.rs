@@ -4,7 +4,7 @@
 //! Bounded: `CONNECTIONS_MAX` connections, a timeout for heads and for whole connections, no request body is read but the few
 //! octets of a health check. HTTP/2 connections may last, since health is watched on them: there are fewer of them, so that
 //! they leave room for others, and they are pinged.
-//! Refuses every method but GET and HEAD, and POST to `/drain` and `/reload`; refuses POST from a page in a browser
+//! Refuses every method but GET and HEAD, and POST to `/drain`, `/reload` and `/canary/…`; refuses POST from a page in a browser
 //! (Origin or Sec-Fetch-Site), since a browser on the machine would reach the loopback address too. It has no TLS and no
 //! login: the address belongs on loopback or behind a network policy.
 
@@ -27,6 +27,7 @@ use tokio::net::TcpStream;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tonic::body::Body;
 
+use super::canary;
 use super::explain::{self, Question};
 use super::export::{self, Format};
 use super::health;
@@ -152,7 +153,8 @@ async fn answer(
 ) -> Response<Full<Bytes>> {
     let path = request.uri().path();
     let query = request.uri().query().unwrap_or_default();
-    let order = matches!(path, "/drain" | "/reload");
+    let canary = canary_order(path);
+    let order = matches!(path, "/drain" | "/reload") || canary.is_some();
     match *request.method() {
         Method::GET | Method::HEAD if !order => {}
         Method::POST if order => {
@@ -197,8 +199,10 @@ async fn answer(
         "/explain" => explain(state, query, has("all") || has("all=1"), json),
         "/identity" => show(pages::identity(state)),
         "/build" => show(pages::build(state)),
+        "/canary" => show(state.canaries().page()),
         "/drain" => drain(commands),
         "/reload" => reload(commands).await,
+        _ if let Some((name, order)) = canary => tell_canary(commands, name, order).await,
         _ => page(StatusCode::NOT_FOUND, TEXT, format!("no such page\n\n{}", pages::INDEX)),
     }
 }
@@ -224,6 +228,29 @@ fn drain(commands: &mpsc::Sender<Command>) -> Response<Full<Bytes>> {
     match commands.try_send(Command::Drain) {
         Ok(()) => page(StatusCode::ACCEPTED, TEXT, "draining\n".into()),
         Err(_) => page(StatusCode::SERVICE_UNAVAILABLE, TEXT, "control is busy; try again\n".into()),
+    }
+}
+
+/// `/canary/NAME/ORDER`; a name may contain slashes.
+fn canary_order(path: &str) -> Option<(&str, canary::Order)> {
+    let (name, word) = path.strip_prefix("/canary/")?.rsplit_once('/')?;
+    Some((name, canary::Order::named(word)?))
+}
+
+async fn tell_canary(
+    commands: &mpsc::Sender<Command>,
+    name: &str,
+    order: canary::Order,
+) -> Response<Full<Bytes>> {
+    tracing::info!(canary = name, ?order, "POST /canary");
+    let (reply, answer) = oneshot::channel();
+    if commands.try_send(Command::Canary { name: name.to_owned(), order, reply }).is_err() {
+        return page(StatusCode::SERVICE_UNAVAILABLE, TEXT, "control is busy; try again\n".into());
+    }
+    match answer.await {
+        Ok(Ok(said)) => page(StatusCode::OK, TEXT, format!("{said}\n")),
+        Ok(Err(problem)) => page(StatusCode::CONFLICT, TEXT, format!("{problem}\n")),
+        Err(_) => page(StatusCode::SERVICE_UNAVAILABLE, TEXT, "the process is ending\n".into()),
     }
 }
 

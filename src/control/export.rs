@@ -109,6 +109,7 @@ impl Collector for Scrape {
         authorization(&mut page, &store)?;
         shards(&mut page, &self.0, &store)?;
         drop(store);
+        canaries(&mut page, &self.0)?;
         certificates(&mut page, &self.0)?;
         process(&mut page, &self.0)
     }
@@ -326,6 +327,37 @@ fn shards(page: &mut Page<'_, '_>, state: &State, store: &Store) -> fmt::Result 
         "1 when the shard accepts connections",
         None,
         vitals().map(|(l, v)| (l, v.accepting.load(Ordering::Relaxed) as f64)),
+    )
+}
+
+fn canaries(page: &mut Page<'_, '_>, state: &State) -> fmt::Result {
+    let canaries = state.canaries();
+    if canaries.shares().next().is_none() {
+        return Ok(());
+    }
+    page.gauge(
+        "canary_share_ratio",
+        "The share of a canary in what it and its baseline get, 0 to 1",
+        None,
+        canaries.shares().map(|(name, share)| ([("canary", name)], share / 100.0)),
+    )?;
+    page.gauge(
+        "canary_phase",
+        "1 for the phase that a canary is in: running, paused, promoted, rolled_back",
+        None,
+        canaries.phases().map(|(name, phase)| ([("canary", name), ("phase", phase)], 1.0)),
+    )?;
+    page.counter(
+        "canary_moves",
+        "Steps that canaries took, times that they were held in doubt, promoted and rolled back",
+        None,
+        canaries.moves().map(|(name, kind, n)| ([("canary", name), ("kind", kind)], n)),
+    )?;
+    page.counter(
+        "canary_state_errors",
+        "Times that it could not be kept where a canary stands",
+        None,
+        canaries.unkept().map(|(name, n)| ([("canary", name)], n)),
     )
 }
 

@@ -82,6 +82,15 @@ impl Latency {
         })
     }
 
+    /// The smallest and the largest value that the one of this rank (from 1) may have had, ns.
+    pub(super) fn at_rank(&self, rank: u64) -> Option<(u64, u64)> {
+        let mut seen = 0;
+        self.buckets.iter().filter(|_| rank > 0).find_map(|bucket| {
+            seen += bucket.count;
+            (seen >= rank).then_some((bucket.low, bucket.high))
+        })
+    }
+
     /// Counts between fixed bounds (upper bound in s; the last is +Inf), as a Prometheus histogram wants them before
     /// accumulation. A bucket that lies across a bound counts below it, because a value equal to the bound must: an error
     /// of at most the bucket's 1 %.

@@ -11,6 +11,7 @@
 
 mod admin;
 pub mod authority;
+pub mod canary;
 mod discovery;
 pub mod doctor;
 mod endpoints;

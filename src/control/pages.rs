@@ -44,16 +44,18 @@ ringmesh
   /services   what goes to each service: rate, latency, the proxy's own time, errors, endpoints
   /shards     what each shard does
   /config     the configuration in use, with where each value came from
+  /canary     which service takes over from which, how far it is and why
   /explain    what becomes of a request, and why: ?method=GET&url=https://shop/cart&header=x-user:7&from=spiffe://...
   /identity   who this proxy is, whom it trusts, and until when
   /build      what this binary is
 
   grpc.health.v1.Health   what /ready says, by gRPC: Check and Watch, of \"\" or of a service
 
+  POST /canary/NAME/ORDER   promote, rollback, pause, resume or restart a canary; as `ringmesh canary` does
   POST /reload   read the configuration again
   POST /drain    finish what is in flight, then end
 
-/services, /shards, /config, /explain, /identity and /build answer in JSON to ?format=json or Accept: application/json.
+/services, /shards, /config, /canary, /explain, /identity and /build answer in JSON to ?format=json or Accept: application/json.
 /services shows 200 services unless ?all is given.
 ";
 
@@ -412,7 +414,7 @@ fn window(window: &Window) -> Value {
 }
 
 /// Three digits and a unit.
-fn duration(ns: u64) -> String {
+pub(super) fn duration(ns: u64) -> String {
     let ns = ns as f64;
     let (value, unit) = match ns {
         n if n < 1e6 => (ns / 1e3, "µs"),
@@ -431,20 +433,20 @@ fn unix(time: SystemTime) -> u64 {
 }
 
 /// Columns as wide as their widest cell; numbers to the right.
-struct Table {
+pub(super) struct Table {
     rows: Vec<Vec<String>>,
 }
 
 impl Table {
-    fn new(head: &[&str]) -> Self {
+    pub(super) fn new(head: &[&str]) -> Self {
         Self { rows: vec![head.iter().map(|h| (*h).to_owned()).collect()] }
     }
 
-    fn row(&mut self, cells: Vec<String>) {
+    pub(super) fn row(&mut self, cells: Vec<String>) {
         self.rows.push(cells);
     }
 
-    fn text(&self) -> String {
+    pub(super) fn text(&self) -> String {
         let columns = self.rows.first().map_or(0, Vec::len);
         let width = |c: usize| self.rows.iter().filter_map(|r| r.get(c)).map(|s| s.chars().count()).max();
         let widths: Vec<usize> = (0..columns).map(|c| width(c).unwrap_or(0)).collect();

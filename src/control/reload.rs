@@ -211,6 +211,7 @@ impl Control {
             live.compiled = Arc::new(compiled);
             live.snapshot.generation + 1
         };
+        self.state.canaries().configure(self.state.live().compiled.clone().canaries());
         let snapshot = self.publish(generation);
         let names = snapshot.services.iter().map(|s| Arc::clone(&s.name));
         let rules = snapshot.authorization.rules().iter().map(|r| Arc::clone(&r.name));
@@ -249,6 +250,7 @@ impl Control {
         let resolve = |name: &str, port: u16| self.discovery.addresses(name, port);
         let mut snapshot = live.compiled.snapshot(generation, &resolve);
         snapshot.present(&self.keyring.presented());
+        self.state.canaries().apply(&mut snapshot);
         for listener in &mut snapshot.listeners {
             // Shards know a listener by the name that it was bound under.
             if let Some(place) =

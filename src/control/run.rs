@@ -13,6 +13,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{MissedTickBehavior, sleep};
 
 use super::Source;
+use super::canary;
 use super::discovery::Discovery;
 use super::doctor;
 use super::identity::Keyring;
@@ -36,6 +37,15 @@ pub(super) enum Command {
         text: Option<String>,
         /// Told what became of it.
         reply: Reply,
+    },
+    /// Tell a canary what to do.
+    Canary {
+        /// Which one.
+        name: String,
+        /// What.
+        order: canary::Order,
+        /// Told where it stands now, or why it cannot be.
+        reply: tokio::sync::oneshot::Sender<Result<String, String>>,
     },
     /// Drain, then end.
     Drain,
@@ -144,12 +154,17 @@ impl Control {
                 Some(command) = self.commands.recv() => match command {
                     Command::Reload { text, reply } if serving => reply(self.reload(text).await),
                     Command::Reload { reply, .. } => reply(Err(ReloadError::Busy)),
+                    Command::Canary { name, order, reply } => {
+                        // Whoever asked may have gone.
+                        let _ = reply.send(self.order_canary(&name, order));
+                    }
                     Command::Drain if serving => self.drain().await,
                     Command::Drain => {}
                     Command::Stop => return Ended::Stopped,
                 },
                 _ = tick.tick() => {
                     self.merge();
+                    self.conduct();
                     self.give_back();
                     if self.all_lost() {
                         return Ended::Failed;
@@ -197,6 +212,27 @@ impl Control {
                 tracing::error!(shard = n, name, "shard has ended; not ready any more: restart the process");
             }
         }
+    }
+
+    /// Lets a second pass for the canaries, and publishes the shares that have changed.
+    fn conduct(&self) {
+        let changed = {
+            // The store first, as the pages do.
+            let store = self.state.store();
+            self.state.canaries().pass(&store)
+        };
+        if changed {
+            self.republish("shares of a canary in use");
+        }
+    }
+
+    /// Tells a canary what to do.
+    fn order_canary(&self, name: &str, order: canary::Order) -> Result<String, String> {
+        let (changed, said) = self.state.canaries().order(name, order)?;
+        if changed {
+            self.republish("shares of a canary in use");
+        }
+        Ok(said)
     }
 
     /// Logs what the shards have to say.

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{mpsc, watch};
 use tokio::time::sleep;
 
+use super::canary::Canaries;
 use super::discovery::{Discovery, Pace};
 use super::identity::{Keyring, TlsSettings};
 use super::listen::{self, Bound};
@@ -123,6 +124,9 @@ impl Control {
         keyring.adopt(certificates, IDENTITY_WAIT).await;
         let mut snapshot = compiled.snapshot(1, &|name, port| discovery.addresses(name, port));
         snapshot.present(&keyring.presented());
+        let mut canaries = Canaries::default();
+        canaries.configure(compiled.canaries());
+        canaries.apply(&mut snapshot);
         let snapshot = Arc::new(snapshot);
 
         let (links, doorbells): (Vec<_>, Vec<_>) = links.into_iter().unzip();
@@ -149,6 +153,7 @@ impl Control {
         let admin_address = admin.as_ref().and_then(|a| a.local_addr().ok());
         let state =
             Arc::new(State::new(links, cpus, live, log, admin_address, discovery.counts(), keyring.status()));
+        *state.canaries() = canaries;
         // Before the first request: who waits for its first probe is marked so.
         let (probes, plan) = watch::channel(probe::Plan::of(&snapshot));
         let prober = Prober::new(plan);

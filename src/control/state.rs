@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
+use super::canary::Canaries;
 use super::discovery;
 use super::identity;
 use super::log_writer::LogWriter;
@@ -31,6 +32,8 @@ pub(super) struct State {
     pub admin: Option<SocketAddr>,
     /// How name lookups went.
     pub lookups: Arc<discovery::Counts>,
+    /// Services that take over from others.
+    pub canaries: Mutex<Canaries>,
     /// Certificates, as the keyring tells of them.
     identity: Arc<Mutex<identity::Status>>,
     /// Admin connections refused because there were too many.
@@ -107,6 +110,7 @@ impl State {
             log: Mutex::new(log),
             admin,
             lookups,
+            canaries: Mutex::default(),
             identity,
             admin_refused: AtomicU64::new(0),
             draining: AtomicBool::new(false),
@@ -130,6 +134,11 @@ impl State {
     /// The access log's writer.
     pub(super) fn log(&self) -> MutexGuard<'_, Option<LogWriter>> {
         self.log.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Services that take over from others.
+    pub(super) fn canaries(&self) -> MutexGuard<'_, Canaries> {
+        self.canaries.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Certificates.

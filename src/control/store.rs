@@ -240,6 +240,15 @@ impl Store {
         (&self.connection_failures, self.connection_failures_other)
     }
 
+    /// How long the last whole second was.
+    pub(super) fn last_second(&self) -> Duration {
+        let mut ends = self.ends.iter().rev();
+        match (ends.next(), ends.next()) {
+            (Some(end), Some(start)) => end.saturating_duration_since(*start),
+            _ => Duration::ZERO,
+        }
+    }
+
     /// What happened to `service` in the last `seconds` (at most [`Self::WINDOW`]) whole seconds.
     pub(super) fn window(&self, service: &Service, seconds: u64) -> Window {
         let seconds = seconds.min(Self::WINDOW);

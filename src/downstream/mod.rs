@@ -1,6 +1,7 @@
 //! Who is calling: accepted connections, and the requests that come on them.
 
 pub mod listener;
+pub mod turn;
 
 use std::net::SocketAddr;
 use std::ops::Range;
@@ -22,12 +23,15 @@ use crate::identity::{self, ALPN_MESH};
 use crate::io::timed::OnDeadline;
 use crate::io::tls::Tls;
 use crate::io::{Connection, Fault, Waited};
-use crate::route;
+use crate::route::split::Chosen;
+use crate::route::text::Seen;
+use crate::route::{self, Route};
 use crate::shard::buffers::{Buffer, Buffers};
 use crate::shard::clock::ns;
 use crate::shard::live::{AskAgain, Kind, Open, With};
 use crate::shard::{Shard, View};
-use crate::snapshot::Limits;
+use crate::snapshot::{Limits, Snapshot};
+use turn::Turn;
 
 /// A caller's connection. Between two requests it holds no buffer once it has been quiet for a moment.
 pub struct Downstream {
@@ -131,9 +135,11 @@ pub struct Asked {
     /// The head for the next hop, with room for a short body; empty when there is no route.
     pub head: Buffer,
     /// Index of its route.
-    pub route: Option<u32>,
+    pub route: Index,
     /// Index of the service that it goes to.
-    pub service: Option<u32>,
+    pub service: Index,
+    /// What its route makes of it, where that is more than to send it on.
+    pub turn: Option<Box<Turn>>,
     /// What matters of the method.
     pub method: Method,
     /// The version that it came with.
@@ -152,6 +158,24 @@ pub struct Asked {
     pub answer_here: bool,
     /// Where the log finds what it shows.
     pub places: Places,
+}
+
+/// An index, or none, in four bytes: the future of every connection has room for it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Index(u32);
+
+impl Index {
+    /// The index.
+    pub fn id(self) -> Option<u32> {
+        (self.0 != u32::MAX).then_some(self.0)
+    }
+}
+
+impl From<Option<u32>> for Index {
+    /// There are far fewer routes and services than 32 bits can count.
+    fn from(id: Option<u32>) -> Self {
+        Self(id.unwrap_or(u32::MAX))
+    }
 }
 
 /// What a connection may be asked to become.
@@ -395,25 +419,30 @@ impl Downstream {
             let refused = |cause| Failure::downstream(Stage::Head, cause);
             Edge::check(Edge::of(&self.connection).as_ref(), request.host()).map_err(refused)?;
             let call = call(self.caller(), request);
-            let route = snapshot.routes.find_id(&route::Request {
+            let id = snapshot.routes.find_id(&route::Request {
                 host: request.host(),
                 path: request.path().unwrap_or("/").as_bytes(),
                 query: request.query().as_bytes(),
                 call: &call,
             });
+            let route = id.and_then(|id| snapshot.routes.route(id));
             let decision = self.authorize(shard, &snapshot.authorization, &call);
-            let route_of = |id: u32| snapshot.routes.routes().get(id as usize);
-            let chosen =
-                route.and_then(route_of).map(|route| route.choose(&call, || shard.rng(|rng| rng.u64(..))));
+            let chosen = route.and_then(|route| route.choose(&call, || shard.rng(|rng| rng.u64(..))));
+            let allowed = decision.verdict == Verdict::Allow;
+            let turn = match route.filter(|route| allowed && !route.is_plain()) {
+                Some(route) => self.turn(snapshot, route, chosen.as_ref(), &call, request)?,
+                None => None,
+            };
+            let goes_on = allowed && !turn.as_ref().is_some_and(|turn| turn.is_answer());
             let mut head = Buffer::default();
-            let allowed = chosen.filter(|_| decision.verdict == Verdict::Allow);
-            if let Some(chosen) = allowed {
+            if let Some(chosen) = chosen.filter(|_| goes_on) {
                 let by = snapshot.identity.as_ref().map(|credentials| &credentials.id);
                 let client_cert = self.identity.as_ref().map(|peer| ClientCert { by, peer });
                 // Room for what is added to the head, and for a short body behind it.
                 let needed = request.head_len
                     + request.authority.map_or(0, <[u8]>::len)
                     + client_cert.map_or(0, |client_cert| client_cert.value_len())
+                    + turn.as_ref().map_or(0, |turn| turn.request_bytes())
                     + 1024;
                 head = if needed <= Buffers::SMALL {
                     shard.buffers.take_small()
@@ -430,6 +459,13 @@ impl Downstream {
                     client_cert,
                 };
                 request.write_head(&forwarding, &mut head);
+                if let Some(turn) = &turn {
+                    turn.apply_to_request(&mut head);
+                    if head.len() > Buffers::LARGE {
+                        shard.buffers.give(head);
+                        return Err(Failure::downstream(Stage::Head, Cause::HeadTooLarge));
+                    }
+                }
             }
             Ok(Asked {
                 view: Rc::clone(&view),
@@ -437,8 +473,9 @@ impl Downstream {
                 head_waited_us,
                 head_len: request.head_len,
                 head,
-                route,
-                service: chosen.map(|chosen| chosen.service),
+                route: id.into(),
+                service: chosen.map(|chosen| chosen.service).into(),
+                turn,
                 method: request.method,
                 version: request.version,
                 framing: request.framing,
@@ -459,6 +496,28 @@ impl Downstream {
                 },
             })
         })
+    }
+
+    /// What a route that is not plain makes of a request.
+    fn turn(
+        &self,
+        snapshot: &Snapshot,
+        route: &Route,
+        chosen: Option<&Chosen>,
+        call: &Call<'_, h1::Request<'_>>,
+        request: &h1::Request<'_>,
+    ) -> Result<Option<Box<Turn>>, Failure> {
+        let service = chosen.map_or("", |chosen| &*snapshot.services[chosen.service as usize].name);
+        let seen = Seen {
+            call,
+            target: request.target.as_bytes(),
+            host: request.authority.unwrap_or_default(),
+            encrypted: self.connection.tls().is_some(),
+            route: &route.name,
+            service,
+        };
+        let turn = Turn::of(route, chosen, request.is_connect(), &seen);
+        turn.map_err(|cause| Failure::downstream(Stage::Head, cause))
     }
 
     /// Asks the rules, and counts what they say.

@@ -2,6 +2,7 @@
 
 pub mod body;
 pub mod client_cert;
+pub mod edit;
 pub mod fields;
 pub mod grpc;
 pub mod grpc_web;

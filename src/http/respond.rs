@@ -7,6 +7,7 @@ use bytes::Bytes;
 
 use super::fields::write_u64;
 use super::grpc::{self, Code, Dialect};
+use super::h1::write_field;
 use crate::failure::{Cause, Failure, Side};
 use crate::shard::clock::Clock;
 
@@ -137,6 +138,61 @@ fn failure_text(failure: Failure, told: Told<'_>) -> Vec<u8> {
     }
     body.push(b'\n');
     body
+}
+
+/// Writes a response that a route makes.
+pub fn write_made(
+    parts: &http::response::Parts,
+    body: &[u8],
+    told: Told<'_>,
+    clock: &Clock,
+    out: &mut Vec<u8>,
+) {
+    out.extend_from_slice(b"HTTP/1.1 ");
+    out.extend_from_slice(parts.status.as_str().as_bytes());
+    out.push(b' ');
+    out.extend_from_slice(parts.status.canonical_reason().unwrap_or_default().as_bytes());
+    out.extend_from_slice(b"\r\n");
+    for (name, value) in &parts.headers {
+        write_field(name.as_str(), value.as_bytes(), out);
+    }
+    if !parts.headers.contains_key(http::header::DATE) {
+        out.extend_from_slice(b"date: ");
+        clock.write_date(out);
+        out.extend_from_slice(b"\r\n");
+    }
+    // RFC 9110 §8.6: 204 has none, and of 304 it would speak of another body.
+    let has_body = !matches!(parts.status.as_u16(), 204 | 304);
+    if has_body {
+        out.extend_from_slice(b"content-length: ");
+        write_u64(body.len() as u64, out);
+        out.extend_from_slice(b"\r\n");
+    }
+    end(told, out);
+    if has_body && !told.head {
+        out.extend_from_slice(body);
+    }
+}
+
+/// The same, for a caller that speaks HTTP/2.
+pub fn typed_made(
+    mut parts: http::response::Parts,
+    body: Bytes,
+    head: bool,
+    clock: &Clock,
+) -> (http::Response<()>, Bytes) {
+    parts.version = http::Version::HTTP_2;
+    let has_body = !matches!(parts.status.as_u16(), 204 | 304);
+    let fields = &mut parts.headers;
+    if has_body && !fields.contains_key("grpc-status") {
+        fields.insert(http::header::CONTENT_LENGTH, body.len().into());
+    }
+    let mut date = Vec::with_capacity(32);
+    clock.write_date(&mut date);
+    if let Ok(date) = http::HeaderValue::from_bytes(&date) {
+        fields.entry(http::header::DATE).or_insert(date);
+    }
+    (http::Response::from_parts(parts, ()), if has_body && !head { body } else { Bytes::new() })
 }
 
 /// Writes the answer to an OPTIONS request that may not go further (Max-Forwards: 0, RFC 9110 §7.6.2).

@@ -325,7 +325,7 @@ impl<'x> Shown<'x> {
             method,
             target,
             host,
-            route: asked.and_then(|a| a.route),
+            route: asked.and_then(|a| a.route.id()),
             identity: downstream.identity.as_ref().map(|peer| &peer.id),
             decision: asked.map(|a| &a.decision),
             protocol: asked.map_or("", |a| a.version.name()),

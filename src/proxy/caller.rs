@@ -15,11 +15,15 @@ use http::request::Parts;
 use super::account::Account;
 use crate::authorize::{self, Decision, Verdict};
 use crate::downstream::Edge;
-use crate::failure::Failure;
+use crate::downstream::turn::Turn;
+use crate::failure::{Cause, Failure};
 use crate::http::grpc::Dialect;
-use crate::http::h2::{self as message, Origin};
+use crate::http::h2::{self as message, Facts, Origin};
 use crate::http::respond::{self, Told};
 use crate::identity;
+use crate::route;
+use crate::route::text::Seen;
+use crate::shard::buffers::Buffers;
 use crate::shard::{Shard, View};
 use crate::upstream::service::Service;
 
@@ -45,8 +49,61 @@ impl Caller {
         if self.mesh { Origin::of(&parts.headers) } else { None }
     }
 
+    /// Where a request that was found right may go, and what its route makes of it.
+    pub(super) fn judge(
+        &self,
+        shard: &Shard,
+        view: &View,
+        checked: &mut Result<Facts, Cause>,
+        parts: &Parts,
+        host: &str,
+    ) -> Judged {
+        let snapshot = &view.snapshot;
+        let fields = message::Fields(parts);
+        let call = message::call(self.as_rules_see_it(), parts, &fields);
+        let id = snapshot.routes.find_id(&route::Request {
+            host: Some(message::host_of(host)),
+            // A CONNECT has no path: routed by its host.
+            path: parts.uri.path_and_query().map_or("/", |_| parts.uri.path()).as_bytes(),
+            query: parts.uri.query().unwrap_or_default().as_bytes(),
+            call: &call,
+        });
+        let route = id.and_then(|id| snapshot.routes.route(id));
+        let chosen = route.and_then(|route| route.choose(&call, || shard.rng(|rng| rng.u64(..))));
+        let service = chosen.map(|chosen| shard.service(view, chosen.service));
+        let Ok(facts) = checked else {
+            return Judged { route: id, service, decision: None, turn: None };
+        };
+        let decision = self.authorize(shard, &snapshot.authorization, &call);
+        let turns = route.filter(|route| !route.is_plain() && decision.verdict == Verdict::Allow);
+        let turn = turns.map_or(Ok(None), |route| {
+            let seen = Seen {
+                call: &call,
+                target: parts.uri.path_and_query().map_or(host, |target| target.as_str()).as_bytes(),
+                host: host.as_bytes(),
+                encrypted: self.encrypted,
+                route: &route.name,
+                service: service.as_ref().map_or("", |service| &service.spec.name),
+            };
+            let turn = Turn::of(route, chosen.as_ref(), facts.tunnel.is_some(), &seen)?;
+            // As large as a head may be that goes on by HTTP/1.1.
+            let came = || parts.headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 4);
+            match &turn {
+                Some(turn) if turn.request_bytes() + came().sum::<usize>() > Buffers::LARGE => {
+                    Err(Cause::HeadTooLarge)
+                }
+                _ => Ok(turn),
+            }
+        });
+        let turn = turn.unwrap_or_else(|cause| {
+            *checked = Err(cause);
+            None
+        });
+        Judged { route: id, service, decision: Some(decision), turn }
+    }
+
     /// As rules and routes see it.
-    pub(super) fn as_rules_see_it(&self) -> authorize::Caller<'_> {
+    fn as_rules_see_it(&self) -> authorize::Caller<'_> {
         authorize::Caller {
             listener: &self.listener,
             port: self.port,
@@ -56,7 +113,7 @@ impl Caller {
     }
 
     /// Asks the rules, and counts what they say.
-    pub(super) fn authorize(
+    fn authorize(
         &self,
         shard: &Shard,
         policy: &authorize::Policy,
@@ -72,6 +129,15 @@ impl Caller {
     }
 }
 
+/// What is known of a request before it goes anywhere.
+pub(super) struct Judged {
+    /// Index of its route.
+    pub(super) route: Option<u32>,
+    pub(super) service: Option<Rc<Service>>,
+    pub(super) decision: Option<Decision>,
+    pub(super) turn: Option<Box<Turn>>,
+}
+
 /// Answers a request that the service did not answer, if nothing of a response was sent; else the stream was reset.
 #[expect(clippy::too_many_arguments, reason = "what a response made here depends on")]
 pub(super) fn answer(
@@ -82,6 +148,7 @@ pub(super) fn answer(
     service: Option<&Service>,
     failure: Option<Failure>,
     grpc: Option<Dialect>,
+    turn: Option<&Turn>,
     head: bool,
 ) {
     if account.status.get() != 0 {
@@ -98,10 +165,18 @@ pub(super) fn answer(
     if grpc.is_some() {
         account.begin_grpc();
     }
-    let (response, text) = match failure {
+    let (mut response, text) = match failure {
         Some(failure) => respond::typed_failure(failure, told, &shard.clock),
-        None => (Response::new(()), Bytes::new()),
+        None => match turn.and_then(|turn| turn.answer(grpc)) {
+            Some((parts, body)) => respond::typed_made(parts, body, head, &shard.clock),
+            None => (Response::new(()), Bytes::new()),
+        },
     };
+    if let Some(turn) = turn {
+        let (mut parts, ()) = response.into_parts();
+        turn.apply_to_response_parts(&mut parts);
+        response = Response::from_parts(parts, ());
+    }
     account.status.set(response.status().as_u16());
     account.note_trailers(response.headers());
     // A caller that is gone needs no answer.

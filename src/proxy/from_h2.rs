@@ -18,15 +18,16 @@ use http::{Request, Response};
 
 use super::account::{Account, Shown};
 use super::again::Missed;
-use super::caller::{Caller, answer};
+use super::caller::{Caller, Judged, answer};
 use super::connect::To;
 use super::h2_io::{Floods, Keepalive, Lent, Place, SMALL_FRAMES_MAX, unless_stopped};
 use super::kept::Upload;
 use super::over_h2::{Head, give_up, head};
 use super::relay::{Direction, Web, unless_reset};
 use super::tunnel_h2;
-use super::{First, InProgress, Path, blamed, both, idle, retry_of, told};
+use super::{First, InProgress, Path, blamed, both, idle, retry_of, told, without_service};
 use crate::authorize::Verdict;
+use crate::downstream::turn::Turn;
 use crate::downstream::{Downstream, Edge, Protocol};
 use crate::failure::{Cause, Failure, Side, Stage};
 use crate::http::client_cert::ClientCert;
@@ -37,7 +38,6 @@ use crate::http::{Framing, Method};
 use crate::io::gather;
 use crate::io::timed::Alarm;
 use crate::io::tls::Tls;
-use crate::route;
 use crate::shard::clock::{NEVER, ns};
 use crate::shard::{Shard, View, task};
 use crate::upstream::service::Attempt;
@@ -202,63 +202,48 @@ async fn served(
     if grpc == Some(Dialect::Native) {
         account.begin_grpc();
     }
-    // A CONNECT has no path: routed by its host.
-    let path = parts.uri.path_and_query().map_or("/", |_| parts.uri.path());
-    let fields = message::Fields(parts);
-    let asked = message::call(caller.as_rules_see_it(), parts, &fields);
-    let route = view.snapshot.routes.find_id(&route::Request {
-        host: Some(message::host_of(host)),
-        path: path.as_bytes(),
-        query: parts.uri.query().unwrap_or_default().as_bytes(),
-        call: &asked,
-    });
-    let service = route.and_then(|id| view.snapshot.routes.routes().get(id as usize)).map(|route| {
-        let chosen = route.choose(&asked, || shard.rng(|rng| rng.u64(..)));
-        (route, shard.service(view, chosen.service))
-    });
-    let decision = checked.is_ok().then(|| caller.authorize(shard, &view.snapshot.authorization, &asked));
+    let Judged { route, service, decision, turn } = caller.judge(shard, view, &mut checked, parts, host);
+    let to = route.and_then(|id| view.snapshot.routes.route(id));
     let denied = decision.as_ref().is_some_and(|decision| decision.verdict == Verdict::Deny);
+    let answers = turn.as_ref().is_some_and(|turn| turn.is_answer());
     let result = match (&checked, &service) {
         (Err(cause), _) => Err(Some(Failure::downstream(Stage::Head, *cause))),
         _ if was_reset => Err(Some(Failure::downstream(Stage::Head, Cause::StreamReset))),
         _ if denied => Err(Some(Failure::downstream(Stage::Authorize, Cause::Denied))),
-        (Ok(facts), _) if facts.max_forwards == Some(0) => Err(None),
-        (Ok(facts), to)
-            if let Some(failure) = tunnel_h2::refused(facts.tunnel, to.as_ref().map(|(route, _)| *route)) =>
-        {
-            Err(Some(failure))
-        }
-        (Ok(_), None) => Err(Some(Failure::local(Stage::Route, Cause::NoRoute))),
+        (Ok(facts), _) if facts.max_forwards == Some(0) || answers => Err(None),
+        (Ok(facts), _) if let Some(failure) = tunnel_h2::refused(facts.tunnel, to) => Err(Some(failure)),
+        (Ok(_), None) => Err(Some(without_service(to))),
         (Ok(facts), Some(_)) if is_too_large(facts, limits.body_bytes_max) => {
             Err(Some(Failure::downstream(Stage::Head, Cause::BodyTooLarge)))
         }
-        (Ok(facts), Some((route, service))) => {
-            let mut deadline = route.timeout.map_or(NEVER, |t| account.started.saturating_add(ns(t)));
+        (Ok(facts), Some(service)) => {
+            let mut deadline =
+                to.and_then(|route| route.timeout).map_or(NEVER, |t| account.started.saturating_add(ns(t)));
             if facts.grpc.is_some() {
                 deadline = deadline.min(account.grpc_deadline(&parts.headers));
             }
-            if route.deadline_field {
+            if to.is_some_and(|route| route.deadline_field) {
                 account.tells_deadline.set(true);
                 let value = parts.headers.get(told::DEADLINE).map(http::HeaderValue::as_bytes);
                 deadline = deadline.min(told::deadline(account.started, value));
             }
-            let retry = retry_of(Some(*route), service);
+            let retry = retry_of(to, service);
             account
                 .repeats
                 .set(facts.method != Method::Other || retry.allows(parts.method.as_str().as_bytes()));
             let path = Path { shard, account, service, deadline, retry };
-            let call = Call { path, caller, view, parts, facts, respond };
-            let admitted = match call.path.admit(Some(*route)) {
+            let call = Call { path, caller, view, parts, facts, turn: turn.as_deref(), respond };
+            let admitted = match call.path.admit(to) {
                 Ok(None) => Ok(()),
                 // Boxed: seldom needed.
                 Ok(Some(waiting)) => Box::pin(call.wait_for_place(waiting)).await,
                 Err(failure) => Err(failure),
             };
-            let result = match facts.tunnel {
+            let result = match to.filter(|_| facts.tunnel.is_some()) {
                 _ if let Err(failure) = admitted => Err(failure),
                 None => call.carry(&mut body).await,
                 // Boxed: a tunnel is rare, and large.
-                Some(_) => Box::pin(call.tunnel(body, route)).await,
+                Some(route) => Box::pin(call.tunnel(body, route)).await,
             };
             result.map_err(|failure| Some(blamed(shard, account, failure)))
         }
@@ -267,8 +252,8 @@ async fn served(
         place.answered();
     }
     if let Err(failure) = &result {
-        let service = service.as_ref().map(|(_, service)| &**service);
-        answer(shard, view, account, respond, service, *failure, grpc, parts.method == http::Method::HEAD);
+        let head = parts.method == http::Method::HEAD;
+        answer(shard, view, account, respond, service.as_deref(), *failure, grpc, turn.as_deref(), head);
     }
     let shown = Shown {
         peer: caller.peer,
@@ -282,7 +267,7 @@ async fn served(
         protocol: caller.origin(parts).map_or("HTTP/2", |origin| origin.0.name()),
     };
     account.leaves_later(&shard.gathered);
-    account.close(shard, view, &shown, service.as_ref().map(|(_, s)| s), result.err().flatten());
+    account.close(shard, view, &shown, service.as_ref(), result.err().flatten());
 }
 
 fn is_too_large(facts: &Facts, limit: u64) -> bool {
@@ -296,6 +281,7 @@ pub(super) struct Call<'x> {
     pub(super) view: &'x View,
     pub(super) parts: &'x Parts,
     pub(super) facts: &'x Facts,
+    pub(super) turn: Option<&'x Turn>,
     pub(super) respond: &'x RefCell<SendResponse<Bytes>>,
 }
 
@@ -372,6 +358,9 @@ impl Call<'_> {
     pub(super) fn forwarded(&self, lease: &Lease) -> Parts {
         let mut parts = self.parts.clone();
         message::forward(&mut parts, self.facts, &self.forwarding());
+        if let Some(turn) = self.turn {
+            turn.apply_to_parts(&mut parts);
+        }
         message::set_scheme(&mut parts.uri, lease.is_encrypted());
         self.path.tell_attempt_typed(&mut parts.headers);
         if lease.is_mesh()
@@ -559,6 +548,9 @@ impl Call<'_> {
         let (mut parts, mut from) = response.into_parts();
         message::end_to_end(&mut parts, &self.path.shard.clock);
         let adopted = self.path.account.note_head(&mut parts, self.facts.grpc);
+        if let Some(turn) = self.turn {
+            turn.apply_to_response_parts(&mut parts);
+        }
         let web = web.and_then(|web| web.of_response(&mut parts.headers));
         let status = parts.status.as_u16();
         // What comes behind a head without a body is no part of the response: left, h2 resets the stream.

@@ -14,7 +14,7 @@ use rustls::pki_types::ServerName;
 use super::{cause, tell};
 use crate::downstream::{Downstream, Protocol};
 use crate::failure::{Cause, Failure, Stage};
-use crate::http::respond::Told;
+use crate::http::respond::{self, Told};
 use crate::identity::{self, Credentials, IdMatch, Peer};
 use crate::io::Connection;
 use crate::io::tls::{Tls, TlsFault};
@@ -202,7 +202,10 @@ async fn refuse_plain(shard: &Rc<Shard>, downstream: &mut Downstream, failure: F
         http10: false,
         grpc: None,
     };
-    tell(shard, downstream, Some(failure), told).await;
+    if let Some(mut out) = shard.buffers.take_small() {
+        respond::write_failure(failure, told, &shard.clock, &mut out);
+        tell(shard, downstream, out).await;
+    }
     downstream.linger(shard).await;
 }
 

@@ -40,13 +40,13 @@ use monoio::net::TcpStream;
 use crate::authorize::Verdict;
 use crate::downstream::{Asked, Downstream, Next, Protocol, Tunnel};
 use crate::failure::{Cause, Failure, Side, Stage};
-use crate::http::grpc::{Code, Dialect};
+use crate::http::grpc::Dialect;
 use crate::http::respond::{self, Told};
 use crate::http::{Framing, Method, Version};
 use crate::io::{Connection, Fault, Patience};
 use crate::route::Route;
 use crate::shard::Shard;
-use crate::shard::buffers::Buffers;
+use crate::shard::buffers::{Buffer, Buffers};
 use crate::shard::clock::{NEVER, ns};
 use crate::shard::live::Kind;
 use crate::upstream::pool::Pooled;
@@ -156,8 +156,8 @@ enum Settled {
 async fn exchange(shard: &Rc<Shard>, downstream: &mut Downstream, asked: &mut Asked) -> Fate {
     let _exchange = InProgress::count(shard);
     let account = Account::new(asked.started, asked.head_waited_us);
-    let route = asked.route.and_then(|id| asked.view.snapshot.routes.routes().get(id as usize));
-    let service = asked.service.map(|id| shard.service(&asked.view, id));
+    let route = asked.route.id().and_then(|id| asked.view.snapshot.routes.routes().get(id as usize));
+    let service = asked.service.id().map(|id| shard.service(&asked.view, id));
     let mut deadline = route.and_then(|r| r.timeout).map_or(NEVER, |t| asked.started.saturating_add(ns(t)));
     let mut head = std::mem::take(&mut asked.head);
     if route.is_some_and(|route| route.deadline_field) {
@@ -173,9 +173,9 @@ async fn exchange(shard: &Rc<Shard>, downstream: &mut Downstream, asked: &mut As
         _ if asked.decision.verdict == Verdict::Deny => {
             Err(Some(Failure::downstream(Stage::Authorize, Cause::Denied)))
         }
-        _ if asked.answer_here => Err(None),
+        _ if asked.answer_here || asked.turn.as_ref().is_some_and(|turn| turn.is_answer()) => Err(None),
         _ if let Some(cause) = tunnel_refused(asked, route) => Err(Some(Failure::local(Stage::Route, cause))),
-        None => Err(Some(Failure::local(Stage::Route, Cause::NoRoute))),
+        None => Err(Some(without_service(route))),
         Some(_) if asked.is_too_large() => Err(Some(Failure::downstream(Stage::Head, Cause::BodyTooLarge))),
         Some(service) => {
             let retry = retry_of(route, service);
@@ -236,6 +236,11 @@ fn tunnel_refused(asked: &Asked, route: Option<&Route>) -> Option<Cause> {
         }
         (Tunnel::WebSocket(_) | Tunnel::Connect, _) => None,
     }
+}
+
+/// Why a request goes nowhere: there is no route, or its route answers what is not asked (a tunnel is).
+fn without_service(route: Option<&Route>) -> Failure {
+    Failure::local(Stage::Route, if route.is_some() { Cause::MethodRefused } else { Cause::NoRoute })
 }
 
 /// What the stages of one exchange share.
@@ -548,10 +553,13 @@ async fn answer(
         head: asked.method == Method::Head,
         close,
         http10: asked.version == Version::Http10,
-        grpc: failure.and_then(|failure| as_grpc(downstream, asked, account, failure)),
+        grpc: failure.and_then(|failure| {
+            let dialect = dialect(downstream, asked, account)?;
+            Some((dialect, account.grpc_code(failure)))
+        }),
     };
-    account.status.set(failure.map_or(200, |failure| respond::status(failure, told)));
-    if !tell(shard, downstream, failure, told).await {
+    let Some(out) = compose(shard, downstream, asked, account, failure, told) else { return Fate::Close };
+    if !tell(shard, downstream, out).await {
         return Fate::Close;
     }
     match (close, body_read) {
@@ -561,19 +569,49 @@ async fn answer(
     }
 }
 
-/// How to tell a gRPC caller of a failure: gRPC between two proxies where a hop speaks HTTP/1.1, or gRPC-Web.
-fn as_grpc(
-    downstream: &Downstream,
-    asked: &Asked,
-    account: &Account,
-    failure: Failure,
-) -> Option<(Dialect, Code)> {
+/// How to tell a gRPC caller of what was not answered by a service: gRPC between two proxies where a hop speaks HTTP/1.1, or
+/// gRPC-Web.
+fn dialect(downstream: &Downstream, asked: &Asked, account: &Account) -> Option<Dialect> {
     let dialect = Dialect::of_head(downstream.input.get(..asked.head_len)?)?;
     if dialect != Dialect::Native && !asked.view.snapshot.translates_grpc_web(&downstream.listener) {
         return None;
     }
     account.begin_grpc();
-    Some((dialect, account.grpc_code(failure)))
+    Some(dialect)
+}
+
+/// Writes a response that is made here: of a failure, of the route, or to OPTIONS.
+fn compose(
+    shard: &Shard,
+    downstream: &Downstream,
+    asked: &Asked,
+    account: &Account,
+    failure: Option<Failure>,
+    told: Told<'_>,
+) -> Option<Buffer> {
+    let mut out = shard.buffers.take_small()?;
+    let turn = asked.turn.as_ref();
+    match failure {
+        Some(failure) => {
+            respond::write_failure(failure, told, &shard.clock, &mut out);
+            account.status.set(respond::status(failure, told));
+        }
+        None => match turn.and_then(|turn| turn.answer(dialect(downstream, asked, account))) {
+            Some((parts, body)) => {
+                respond::write_made(&parts, &body, told, &shard.clock, &mut out);
+                account.note_trailers(&parts.headers);
+                account.status.set(parts.status.as_u16());
+            }
+            None => {
+                respond::write_options(told, &shard.clock, &mut out);
+                account.status.set(200);
+            }
+        },
+    }
+    if let Some(turn) = turn {
+        turn.apply_to_response(&mut out, 0, account.status.get());
+    }
+    Some(out)
 }
 
 /// Answers bytes that are no request that can be served, and ends the connection.
@@ -598,7 +636,10 @@ async fn refuse(
             http10: false,
             grpc: None,
         };
-        tell(shard, downstream, Some(failure), told).await;
+        if let Some(mut out) = shard.buffers.take_small() {
+            respond::write_failure(failure, told, &shard.clock, &mut out);
+            tell(shard, downstream, out).await;
+        }
     }
     account.close(shard, &view, &Shown::of(downstream, None), None, Some(failure));
     if gone { Fate::Close } else { Fate::Linger }
@@ -616,12 +657,7 @@ fn blamed(shard: &Shard, account: &Account, failure: Failure) -> Failure {
 }
 
 /// Sends a response made here; whether it could be sent.
-async fn tell(shard: &Shard, downstream: &mut Downstream, failure: Option<Failure>, told: Told<'_>) -> bool {
-    let Some(mut out) = shard.buffers.take_small() else { return false };
-    match failure {
-        Some(failure) => respond::write_failure(failure, told, &shard.clock, &mut out),
-        None => respond::write_options(told, &shard.clock, &mut out),
-    }
+async fn tell(shard: &Shard, downstream: &mut Downstream, mut out: Buffer) -> bool {
     let stall = shard.view().snapshot.timeouts.body_stall;
     let patience = Patience { clock: &shard.clock, stall, until: NEVER };
     let result = downstream.connection.writer.write_all(&mut out, 0, patience).await;

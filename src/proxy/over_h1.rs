@@ -36,6 +36,9 @@ impl Call<'_> {
         let shed = Failure::local(Stage::Request, Cause::Overloaded);
         let mut out = shard.buffers.take_small().ok_or(shed)?;
         message::write_h1(self.parts, self.facts, &self.forwarding(), &mut out);
+        if let Some(turn) = self.turn {
+            turn.apply_to_request(&mut out);
+        }
         self.path.tell_attempt(&mut out, 0);
         let Some(mut input) = shard.buffers.take_small() else {
             shard.buffers.give(out);
@@ -207,6 +210,9 @@ impl Call<'_> {
         let (mut parts, ()) = std::mem::take(&mut answer.head).into_parts();
         let adopted = self.path.account.note_head(&mut parts, self.facts.grpc);
         answer.keep_alive &= !adopted;
+        if let Some(turn) = self.turn {
+            turn.apply_to_response_parts(&mut parts);
+        }
         let status = parts.status.as_u16();
         let mut reframer = Reframer::new(answer.framing, Framing::UntilClose)
             .without_trailers(std::mem::take(&mut answer.nominated_trailers));

@@ -291,6 +291,9 @@ impl Back<'_> {
             || path.shard.is_draining()
             || framing == Framing::UntilClose;
         let options = ResponseOptions { version: asked.version, framing, close };
+        if let Some(turn) = &asked.turn {
+            turn.apply_to_response_parts(&mut parts);
+        }
         message::write_h1_response(&parts, options, &path.shard.clock, out);
         path.account.status.set(parts.status.as_u16());
         if ended || framing == Framing::None {

@@ -156,6 +156,7 @@ impl Way<'_> {
                 || self.path.shard.is_draining()
                 || framing_out == Framing::UntilClose;
             let connected = self.asked.is_connect() && (200..300).contains(&response.status);
+            let head_at = out.len();
             let withheld = self.asked.tunnel.is_none() && self.path.withholds_h1(response);
             if withheld {
                 // Nothing is written.
@@ -164,6 +165,11 @@ impl Way<'_> {
             } else {
                 let options = ResponseOptions { version: self.asked.version, framing: framing_out, close };
                 h1::write_response_head(response, options, &self.path.shard.clock, out);
+                if let Some(turn) =
+                    self.asked.turn.as_ref().filter(|_| matches!(response.status, 101 | 200..))
+                {
+                    turn.apply_to_response(out, head_at, response.status);
+                }
             }
             Answer {
                 framing: response.framing,

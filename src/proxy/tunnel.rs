@@ -103,7 +103,7 @@ pub(super) async fn upgraded(
     head.extend_from_slice(&downstream.input[..asked.head_len]);
     downstream.input.drain(..asked.head_len);
     let early = std::mem::replace(&mut downstream.input, head);
-    let route = asked.route.and_then(|id| snapshot.routes.routes().get(id as usize));
+    let route = asked.route.id().and_then(|id| snapshot.routes.routes().get(id as usize));
     let idle = route.map_or(Duration::MAX, |route| route.tunnel_idle);
     let caller = downstream.connection.control();
     let Connection { reader, writer, .. } = &mut downstream.connection;

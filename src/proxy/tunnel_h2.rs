@@ -210,6 +210,9 @@ impl Call<'_> {
             let facts = message::Facts { framing: crate::http::Framing::None, ..self.facts.clone() };
             message::write_h1(self.parts, &facts, &self.forwarding(), out);
         }
+        if let Some(turn) = self.turn {
+            turn.apply_to_request(out);
+        }
         let origin = pooled.connection.control();
         let Connection { reader, writer, .. } = &mut pooled.connection;
         let stall = self.path.service.spec.timeouts.body_stall;

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use super::answer::{Redirect, Respond};
 use super::split::{Chosen, Split};
 use super::{Priority, Route, Upgrades};
 use crate::authorize::{Call, Fields};
@@ -13,6 +14,10 @@ pub enum Action {
     Service(u32),
     /// They go to one of several.
     Split(Arc<Split>),
+    /// Callers are sent elsewhere.
+    Redirect(Arc<Redirect>),
+    /// They are answered here.
+    Respond(Arc<Respond>),
 }
 
 impl Action {
@@ -21,6 +26,7 @@ impl Action {
         let (one, several) = match self {
             Self::Service(service) => (Some(*service), &[][..]),
             Self::Split(split) => (None, split.shares()),
+            Self::Redirect(_) | Self::Respond(_) => (None, &[][..]),
         };
         one.into_iter().chain(several.iter().map(|share| share.service))
     }
@@ -32,6 +38,7 @@ impl Route {
         Self {
             name: name.into(),
             action: Action::Service(service),
+            changes: None,
             timeout: None,
             upgrades: Upgrades::default(),
             tunnel_idle: std::time::Duration::from_secs(3600),
@@ -41,11 +48,18 @@ impl Route {
         }
     }
 
-    /// Where this request goes. `random` gives evenly distributed numbers; it is asked only where it is needed.
-    pub fn choose<F: Fields>(&self, call: &Call<'_, F>, random: impl FnOnce() -> u64) -> Chosen {
+    /// Where this request goes; `None` where the route answers it. `random` gives evenly distributed numbers; it is asked only
+    /// where it is needed.
+    pub fn choose<F: Fields>(&self, call: &Call<'_, F>, random: impl FnOnce() -> u64) -> Option<Chosen> {
         match &self.action {
-            Action::Service(service) => Chosen { service: *service, cookie: None },
-            Action::Split(split) => split.choose(call, random),
+            Action::Service(service) => Some(Chosen { service: *service, cookie: None }),
+            Action::Split(split) => Some(split.choose(call, random)),
+            Action::Redirect(_) | Action::Respond(_) => None,
         }
+    }
+
+    /// Whether requests go on as they came, and responses too.
+    pub fn is_plain(&self) -> bool {
+        matches!(self.action, Action::Service(_)) && self.changes.is_none()
     }
 }

@@ -8,15 +8,20 @@
 //! first in the files. [`Table`] finds it without trying them all, [`RouteMatch::judge`] says of one route why (not).
 
 mod action;
+pub mod answer;
 mod cell;
+pub mod changes;
 mod conditions;
 pub mod cookie;
+pub mod cors;
 mod judge;
+pub mod path;
 mod patterns;
 mod regex;
 pub mod split;
 mod table;
 mod template;
+pub mod text;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -37,6 +42,8 @@ pub struct Route {
     pub name: Arc<str>,
     /// What becomes of its requests.
     pub action: Action,
+    /// What is changed about its messages. Boxed, because most routes change nothing.
+    pub changes: Option<Box<changes::Changes>>,
     /// From the request's head to the last byte of the response; `None` for no limit.
     pub timeout: Option<Duration>,
     /// What a connection may be turned into on this route.

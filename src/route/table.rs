@@ -35,7 +35,7 @@ use super::{HostMatch, PathMatch, Request, Route, RouteMatch};
 use crate::authorize::{Call, Caller, Fields};
 
 /// Finds the route of a request. Cost does not grow with the number of routes.
-#[derive(Default)]
+#[derive(Default, Clone)]
 pub struct Table {
     /// In the order of adding; everything else refers to them by index.
     routes: Vec<Route>,
@@ -54,9 +54,9 @@ pub struct Table {
     /// All paths except the prefix `/`, of all hosts: one table, because 10 000 small ones would be mostly slack.
     paths: HashTable<Path>,
     /// What slots from [`CELLS`] on stand for.
-    cells: Vec<Cell>,
+    cells: Vec<Arc<Cell>>,
     /// What `Paths::patterns` stands for.
-    patterns: Vec<Patterns>,
+    patterns: Vec<Arc<Patterns>>,
     /// Whether any route lets connections become WebSockets.
     websockets: bool,
     seed: RandomState,
@@ -122,6 +122,14 @@ impl Table {
     /// All routes, in the order of adding, which is that of the files.
     pub fn routes(&self) -> &[Route] {
         &self.routes
+    }
+
+    /// The same, in which routes do something else; what they are found by stays.
+    #[must_use]
+    pub fn changed(&self, with: impl FnMut(&mut Route)) -> Self {
+        let mut table = self.clone();
+        table.routes.iter_mut().for_each(with);
+        table
     }
 
     /// One route.
@@ -374,7 +382,7 @@ impl TableBuilder {
         }
         for (host, (templates, regexes)) in hosts.patterns {
             hosts.paths[host as usize].patterns = table.patterns.len() as u32;
-            table.patterns.push(Patterns::new(&templates, regexes));
+            table.patterns.push(Arc::new(Patterns::new(&templates, regexes)));
         }
         for (host, id) in hosts.ids {
             let paths = hosts.paths[id as usize];
@@ -413,7 +421,7 @@ impl Table {
         {
             return only;
         }
-        self.cells.push(Cell::new(routes, &self.matches));
+        self.cells.push(Arc::new(Cell::new(routes, &self.matches)));
         CELLS + (self.cells.len() - 1) as u32
     }
 }
@@ -504,6 +512,7 @@ impl fmt::Debug for Table {
 type Text = SmallVec<[u8; 24]>;
 
 /// A configured host. One cache line.
+#[derive(Clone)]
 struct Host {
     /// Lower case, without final dot; a suffix with its first dot.
     name: Text,
@@ -529,6 +538,7 @@ struct Paths {
 }
 
 /// A configured path of one host.
+#[derive(Clone)]
 struct Path {
     /// As it was configured; a prefix without its final slash, and never empty.
     path: Text,

@@ -307,3 +307,59 @@ fn a_running_proxy_answers_by_what_it_serves_by() {
     proxy.drain();
     proxy.join();
 }
+
+#[test]
+fn what_a_route_changes_and_answers_itself_is_told_as_it_would_come_out() {
+    let more = r#"
+[[route]]
+name = "new"
+path_prefix = "/old"
+split = [{ service = "shop", weight = 9 }, { service = "named", weight = 1 }]
+rewrite = { path_prefix = "/new", host = "inner.example" }
+request_headers = { set = { x-way = "%{path} by %{route}" }, add = { x-more = "1" }, remove = ["x-gone"] }
+response_headers = { set = { x-status = "was %{status}" } }
+cors = { origins = ["https://*.shop.example"] }
+[[route]]
+name = "away"
+path = "/away"
+redirect = { scheme = "https", port = 8443, path = "/here" }
+[[route]]
+name = "stop"
+path = "/stop"
+respond = { status = 503, body = "not now" }
+[[canary]]
+name = "next"
+route = "new"
+baseline = "shop"
+canary = "named"
+steps = [1, 12.5, 100]
+"#;
+    let files = Files::new(&format!("{TEXT}{more}"));
+    let (told, code) =
+        files.text(&["GET", "http://shop/old/x?a=b", "-H", "origin: https://www.shop.example"]);
+    assert_eq!(code, 0, "{told}");
+    for line in [
+        "service     by chance: shop 90 %, named 10 %",
+        "canary      next: named takes over from shop by 1, 12.5, 100 %",
+        "rewrite     goes on as /new/x?a=b, for host inner.example",
+        "head        without x-gone, x-way: /old/x by new, one more x-more: 1",
+        "response    x-status: was %{status}",
+        "cors        pages of https://www.shop.example may read the response",
+    ] {
+        assert!(told.contains(line), "{line}\n{told}");
+    }
+    let ask =
+        ["OPTIONS", "/old/x", "-H", "origin: https://evil.test", "-H", "access-control-request-method: PUT"];
+    let told = files.json(&ask);
+    assert_eq!(
+        (&told["cors"]["preflight"], &told["cors"]["allowed"]),
+        (&json!(true), &json!(false)),
+        "{told:#}"
+    );
+    let (told, code) = files.text(&["GET", "http://shop/away"]);
+    assert!(told.contains("answer      by the route, with 302 to https://shop:8443/here"), "{told}");
+    assert!(!told.contains("\ntimeout") && !told.contains("\nendpoints"), "nothing goes anywhere: {told}");
+    assert_eq!(code, 0);
+    let told = files.json(&["GET", "http://shop/stop"]);
+    assert_eq!(told["answer"], json!({ "by": "respond", "status": 503, "body_bytes": 7 }), "{told:#}");
+}

@@ -3,10 +3,14 @@
 use std::sync::Arc;
 
 use super::super::compiled::{Extra, Mark};
-use super::super::raw::{At, RawRoute};
+use super::super::raw::{At, Raw, RawAction, RawPath, RawRoute};
+use super::super::report::{Problem, Problems};
 use super::super::values::quoted;
-use super::From;
+use super::{From, shown};
 use crate::route::Action;
+use crate::route::answer::Redirect;
+use crate::route::changes::{Changes, FieldChanges, Rewrite};
+use crate::route::path::NewPath;
 use crate::route::split::{Share, Split, Sticky};
 
 /// The names of services that a route has, in the order of the file.
@@ -17,6 +21,19 @@ pub(super) fn services_of(route: &RawRoute) -> impl Iterator<Item = &At<Box<str>
 
 /// The action of a route whose services are these.
 pub(super) fn action(raw: &RawRoute, found: &[u32], services: &[Arc<str>]) -> Action {
+    if let Some(At { value: redirect, .. }) = &raw.action.redirect {
+        return Action::Redirect(Arc::new(Redirect {
+            status: redirect.status,
+            scheme: redirect.scheme,
+            host: redirect.host.clone(),
+            port: redirect.port,
+            path: redirect.path.as_ref().map(|path| new_path(raw, path)),
+            keep_query: redirect.keep_query,
+        }));
+    }
+    if let Some(respond) = &raw.action.respond {
+        return Action::Respond(Arc::new(respond.value.clone()));
+    }
     let Some(split) = &raw.action.split else {
         return Action::Service(found.first().copied().unwrap_or(0));
     };
@@ -33,8 +50,42 @@ pub(super) fn action(raw: &RawRoute, found: &[u32], services: &[Arc<str>]) -> Ac
     }
 }
 
+/// What a route changes; `None` where that is nothing.
+pub(super) fn changes(raw: &RawRoute) -> Option<Box<Changes>> {
+    let RawAction { rewrite, request_headers, response_headers, cors, .. } = &*raw.action;
+    let fields =
+        |at: &Option<At<FieldChanges>>| at.as_ref().map_or_else(FieldChanges::default, |at| at.value.clone());
+    let changes = Changes {
+        request: fields(request_headers),
+        response: fields(response_headers),
+        rewrite: rewrite.as_ref().map(|At { value, .. }| Rewrite {
+            path: value.path.as_ref().map(|path| new_path(raw, path)),
+            keep_query: value.keep_query,
+            host: value.host.clone(),
+        }),
+        cors: cors.as_ref().map(|at| Box::new(at.value.clone())),
+    };
+    (changes != Changes::default()).then(|| Box::new(changes))
+}
+
+fn new_path(route: &RawRoute, path: &RawPath) -> NewPath {
+    match path {
+        RawPath::Made(path) => path.clone(),
+        RawPath::Prefix(to) => {
+            let grpc = route.matching.as_ref().and_then(|matching| matching.grpc.as_ref());
+            let from = match (&route.path_prefix, grpc.map(|at| (&at.value.service, &at.value.method))) {
+                (Some(prefix), _) => prefix.value.to_string(),
+                // All methods of a service are what is below it.
+                (None, Some((Some(service), _))) => format!("/{service}"),
+                (None, _) => "/".into(),
+            };
+            NewPath::Prefix { from: from.trim_end_matches('/').into(), to: to.clone() }
+        }
+    }
+}
+
 /// What is shown of it besides what every route has.
-pub(super) fn shown(raw: &RawRoute, from: &From<'_>) -> Vec<Extra> {
+pub(super) fn extras(raw: &RawRoute, from: &From<'_>) -> Vec<Extra> {
     let mut extras = Vec::new();
     let mut add = |key, value: String, mark: Mark| extras.push(Extra { key, value, mark });
     if let Some(split) = &raw.action.split {
@@ -53,12 +104,50 @@ pub(super) fn shown(raw: &RawRoute, from: &From<'_>) -> Vec<Extra> {
             Sticky::Cookie(name) => format!("cookie = {}", quoted(name)),
             Sticky::Source => "source = true".into(),
             Sticky::Identity => "identity = true".into(),
-            Sticky::SetCookie(set) => format!("set_cookie = {}", quoted(&set.name)),
+            Sticky::SetCookie(set) => shown::cookie(set),
         };
         add("sticky", format!("{{ {text} }}"), from.mark_of(Some(sticky)));
     }
     if let Some(at) = &raw.deadline_header {
         add("deadline_header", at.value.to_string(), from.mark_of(Some(at)));
     }
+    let RawAction { redirect, respond, rewrite, request_headers, response_headers, cors, .. } = &*raw.action;
+    if let Some(at) = redirect {
+        add("redirect", shown::redirect(&at.value), from.mark_of(Some(at)));
+    }
+    if let Some(at) = respond {
+        add("respond", shown::respond(&at.value), from.mark_of(Some(at)));
+    }
+    if let Some(at) = rewrite {
+        add("rewrite", shown::rewrite(&at.value), from.mark_of(Some(at)));
+    }
+    for (key, at) in [("request_headers", request_headers), ("response_headers", response_headers)] {
+        if let Some(at) = at {
+            add(key, shown::fields(&at.value), from.mark_of(Some(at)));
+        }
+    }
+    if let Some(at) = cors {
+        add("cors", shown::cors(&at.value), from.mark_of(Some(at)));
+    }
     extras
+}
+
+/// What is legal but surely unintended. Called by `warn`, when there are no errors.
+pub(in crate::config) fn warn(raw: &Raw, problems: &mut Problems) {
+    for route in &raw.routes {
+        let methods = route.matching.as_ref().and_then(|matching| matching.methods.as_ref());
+        if let (Some(cors), Some(methods)) = (&route.action.cors, methods)
+            && !methods.value.iter().any(|method| &**method == "OPTIONS")
+        {
+            problems.warn(|| {
+                Problem::at(
+                    cors.place,
+                    "browsers that ask beforehand (OPTIONS) are not answered by this route",
+                )
+                .label("not asked for preflights")
+                .other(methods.place, "without OPTIONS")
+                .help("add \"OPTIONS\" to `methods`")
+            });
+        }
+    }
 }

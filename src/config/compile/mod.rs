@@ -8,13 +8,16 @@ use std::time::Duration;
 
 mod action;
 mod breaker;
+mod canary;
 mod caps;
 mod matching;
 mod policy;
 mod probe;
 mod retry;
 mod service;
+mod shown;
 
+pub(super) use action::warn as warn_of_actions;
 pub(super) use breaker::values as breaker_values;
 pub(super) use caps::{CompiledCaps, warn as warn_of_caps};
 pub(super) use matching::warn as warn_of_matching;
@@ -44,6 +47,7 @@ pub(super) fn compile(raw: Raw, sources: &[Source], problems: &mut Problems) -> 
     let table = matching::collect(&raw, problems);
     check_limits(&raw, problems);
     policy::check(&raw, problems);
+    canary::check(&raw, problems);
     breaker::check(&raw.services, problems);
     probe::check(&raw.services, problems);
     retry::check(&raw, problems);
@@ -65,6 +69,7 @@ fn check_names(raw: &Raw, problems: &mut Problems) {
     unique("listener", listeners, true, problems);
     unique("service", raw.services.iter().map(|service| service.name.as_ref()), false, problems);
     unique("route", raw.routes.iter().map(|route| route.name.as_ref()), true, problems);
+    unique("canary", raw.canaries.iter().map(|canary| canary.name.as_ref()), false, problems);
     let rules = raw.authorizations.iter().map(|rule| rule.name.as_ref());
     unique("authorization", rules, true, problems);
 }
@@ -274,6 +279,7 @@ fn assemble(raw: Raw, found: &[Vec<u32>], table: TableBuilder, sources: &[Source
             route(raw, index, action, Arc::clone(matching), &from)
         })
         .collect();
+    let canaries = raw.canaries.into_iter().map(|raw| canary::canary(raw, &from)).collect();
     let table = Arc::new(table.build(routes.iter().map(|compiled| compiled.route.clone()).collect()));
     let default =
         from.value("authorization_default", raw.authorization_default, || defaults::AUTHORIZATION_DEFAULT);
@@ -289,6 +295,7 @@ fn assemble(raw: Raw, found: &[Vec<u32>], table: TableBuilder, sources: &[Source
         listeners,
         services,
         routes,
+        canaries,
         table,
         authorization: Arc::new(authorize::Policy::new(rules, default).unwrap_or_else(|_| {
             // No file has more rules than `decode` takes; if one had, nobody would be let in.
@@ -398,7 +405,8 @@ fn route(
     from: &From<'_>,
 ) -> CompiledRoute {
     let mut extras = matching::shown(&raw, &matching, from);
-    extras.extend(action::shown(&raw, from));
+    extras.extend(action::extras(&raw, from));
+    let changes = action::changes(&raw);
     let marks = [
         from.mark_of(raw.hosts.as_ref()),
         from.mark_of(raw.path.as_ref().or(raw.path_prefix.as_ref()))
@@ -417,6 +425,7 @@ fn route(
         route: Route {
             name,
             action,
+            changes,
             timeout,
             upgrades: value_or(raw.upgrades, defaults::UPGRADES),
             tunnel_idle: value_or(raw.tunnel_idle, defaults::TUNNEL_IDLE.default),

@@ -1,17 +1,18 @@
-//! What a `[[route]]` does with its requests: exactly one of `service` and `split`, and `sticky`. Called by `decode`.
+//! What a `[[route]]` does with its requests: exactly one of `service`, `split`, `redirect` and `respond`, and what goes with
+//! them. Called by `decode`.
 
 use toml::de::DeValue;
 
-use super::super::raw::{At, RawAction, RawShare};
+use super::super::raw::{At, RawAction, RawPath, RawRedirect, RawRewrite, RawShare};
 use super::super::reader::{Item, Opened, Reader};
 use super::super::report::{Place, Problem};
 use super::super::values::{self, Complaint};
 use super::super::{defaults, policy_text, schema};
-use super::missing;
-use crate::route::split::{Split, Sticky};
+use super::{changes, missing};
+use crate::route::split::{SameSite, SetCookie, Split, Sticky};
 
 /// The keys of which a route has exactly one.
-const ACTIONS: [&str; 2] = ["service", "split"];
+const ACTIONS: [&str; 4] = ["service", "split", "redirect", "respond"];
 
 pub(super) fn action(reader: &mut Reader<'_>, table: &Opened<'_>, place: Place) -> Box<RawAction> {
     let given: Vec<(&str, Place)> =
@@ -26,6 +27,20 @@ pub(super) fn action(reader: &mut Reader<'_>, table: &Opened<'_>, place: Place) 
         }),
         [_] => {}
     }
+    if matches!(given[..], [("redirect" | "respond", _)]) {
+        let (answer, other) = given[0];
+        for key in ["rewrite", "request_headers"] {
+            if let Some(item) = table.value(key) {
+                let place = reader.place(item.span());
+                reader.problems.error(|| {
+                    Problem::at(place, format!("`{key}` does not go with `{answer}`"))
+                        .label("not used")
+                        .other(other, "nothing goes on from here")
+                        .help("take it out")
+                });
+            }
+        }
+    }
     let split = table.value("split").and_then(|item| split(reader, item));
     let sticky = table.value("sticky").and_then(|item| sticky(reader, item));
     if let (Some(sticky), None) = (&sticky, table.value("split")) {
@@ -35,7 +50,18 @@ pub(super) fn action(reader: &mut Reader<'_>, table: &Opened<'_>, place: Place) 
                 .help("write split = [{ service = \"a\", weight = 90 }, { service = \"b\", weight = 10 }], or take it out")
         });
     }
-    Box::new(RawAction { split, sticky })
+    let mut fields = |key| table.value(key).and_then(|item| changes::fields(reader, key, item));
+    let (request_headers, response_headers) = (fields("request_headers"), fields("response_headers"));
+    Box::new(RawAction {
+        split,
+        sticky,
+        redirect: table.value("redirect").and_then(|item| redirect(reader, table, item)),
+        respond: table.value("respond").and_then(|item| changes::respond(reader, item)),
+        rewrite: table.value("rewrite").and_then(|item| rewrite(reader, table, item)),
+        request_headers,
+        response_headers,
+        cors: table.value("cors").and_then(|item| changes::cors(reader, item)),
+    })
 }
 
 fn split(reader: &mut Reader<'_>, item: &Item<'_>) -> Option<At<Vec<RawShare>>> {
@@ -81,6 +107,141 @@ fn split(reader: &mut Reader<'_>, item: &Item<'_>) -> Option<At<Vec<RawShare>>> 
     Some(At { value: shares, place, variable: 0 })
 }
 
+fn redirect(reader: &mut Reader<'_>, route: &Opened<'_>, item: &Item<'_>) -> Option<At<RawRedirect>> {
+    const SCHEMES: [(&str, &str); 2] = [("https", "https"), ("http", "http")];
+    const STATUSES: [u16; 5] = [301, 302, 303, 307, 308];
+    let before = reader.problems.errors();
+    let table = reader.table(&schema::REDIRECT, item)?;
+    let place = reader.place(item.span());
+    let status = table.value("status").and_then(|item| reader.count(&defaults::REDIRECT_STATUS, item));
+    if let Some(status) = status.filter(|status| !STATUSES.contains(&status.value)) {
+        reader.problems.error(|| {
+            Problem::at(status.place, format!("{} does not send anybody anywhere", status.value))
+                .help("write 301, 302, 303, 307 or 308")
+        });
+    }
+    let scheme =
+        table.value("scheme").and_then(|item| reader.choice("route.redirect.scheme", item, &SCHEMES));
+    let host = table
+        .value("host")
+        .and_then(|item| reader.parsed("route.redirect.host", item, "www.shop.example", changes::host));
+    let port = table.value("port").and_then(|item| reader.count(&defaults::REDIRECT_PORT, item));
+    let path = changes::path(reader, "redirect", &table, place);
+    check_prefix(reader, route, path.as_ref());
+    let keep_query = changes::keeps_query(reader, "redirect", &table);
+    if reader.problems.errors() == before
+        && scheme.is_none()
+        && host.is_none()
+        && port.is_none()
+        && path.is_none()
+    {
+        reader.problems.error(|| {
+            Problem::at(place, "this redirect sends callers to where they are")
+                .help("write what is different: scheme, host, port, path, path_prefix or path_regex")
+        });
+    }
+    let value = RawRedirect {
+        status: status.map_or(defaults::REDIRECT_STATUS.default, |at| at.value),
+        scheme: scheme.map(|at| at.value),
+        host: host.map(|at| at.value),
+        port: port.map(|at| at.value),
+        path: path.map(|at| at.value),
+        keep_query,
+    };
+    Some(At { value, place, variable: 0 })
+}
+
+fn rewrite(reader: &mut Reader<'_>, route: &Opened<'_>, item: &Item<'_>) -> Option<At<RawRewrite>> {
+    let before = reader.problems.errors();
+    let table = reader.table(&schema::REWRITE, item)?;
+    let place = reader.place(item.span());
+    let path = changes::path(reader, "rewrite", &table, place);
+    check_prefix(reader, route, path.as_ref());
+    let host = table.value("host").and_then(|item| {
+        reader.parsed("route.rewrite.host", item, "app.example", |text| {
+            // With a port, too: it is what the service sees as its own address.
+            let (name, port) = match text.rsplit_once(':') {
+                Some((name, port)) if port.parse::<u16>().is_ok() => (name, Some(port)),
+                _ => (text, None),
+            };
+            let name = changes::host(name)?;
+            Ok(port.map_or_else(|| name.clone(), |port| format!("{name}:{port}").into()))
+        })
+    });
+    let keep_query = changes::keeps_query(reader, "rewrite", &table);
+    if reader.problems.errors() == before && path.is_none() && host.is_none() && keep_query {
+        reader.problems.error(|| {
+            Problem::at(place, "this rewrite changes nothing")
+                .help("write what is to be different: path, path_prefix, path_regex or host")
+        });
+    }
+    let value = RawRewrite { path: path.map(|at| at.value), keep_query, host: host.map(|at| at.value) };
+    Some(At { value, place, variable: 0 })
+}
+
+/// A prefix is replaced by another where the route is found by one.
+fn check_prefix(reader: &mut Reader<'_>, route: &Opened<'_>, path: Option<&At<RawPath>>) {
+    let other = ["path", "path_template", "path_regex"].iter().find_map(|key| route.value(key));
+    if let (Some(At { value: RawPath::Prefix(_), place, .. }), Some(exact)) = (path, other) {
+        let (place, exact) = (*place, reader.place(exact.span()));
+        reader.problems.error(|| {
+            Problem::at(
+                place,
+                "`path_prefix` takes the place of the route's own path_prefix, which it has not",
+            )
+            .other(exact, "found by this")
+            .help("write `path`, or `path_regex` with `path_to`, in place of `path_prefix`")
+        });
+    }
+}
+
+fn set_cookie(reader: &mut Reader<'_>, item: &Item<'_>) -> Option<Sticky> {
+    const SAME_SITE: [(&str, SameSite); 3] =
+        [("lax", SameSite::Lax), ("strict", SameSite::Strict), ("none", SameSite::None)];
+    let table = reader.table(&schema::SET_COOKIE, item)?;
+    let place = reader.place(item.span());
+    let flag = |reader: &mut Reader<'_>, key: &'static str, default: bool| {
+        let at =
+            table.value(key).and_then(|item| reader.flag(&format!("route.sticky.set_cookie.{key}"), item));
+        at.map_or(default, |at| at.value)
+    };
+    let name = match table.value("name") {
+        Some(item) => reader.parsed("route.sticky.set_cookie.name", item, "variant", cookie_name),
+        None => {
+            missing(reader, place, "name", "a cookie", "name = \"variant\"");
+            None
+        }
+    };
+    let ttl = table.value("ttl").and_then(|item| reader.duration(&defaults::COOKIE_TTL, item));
+    let path = table.value("path").and_then(|item| {
+        reader.parsed("route.sticky.set_cookie.path", item, "/", |text| match text.contains(';') {
+            false => values::path(text).map(Box::<str>::from),
+            true => {
+                Err(Complaint { message: "`;` ends the path of a cookie".into(), help: "take it out".into() })
+            }
+        })
+    });
+    let (secure, http_only) = (flag(reader, "secure", false), flag(reader, "http_only", true));
+    let same_site = table
+        .value("same_site")
+        .and_then(|item| reader.choice("route.sticky.set_cookie.same_site", item, &SAME_SITE))
+        .map_or(SameSite::Lax, |at| at.value);
+    if same_site == SameSite::None && !secure {
+        reader.problems.error(|| {
+            Problem::at(place, "browsers drop a cookie with same_site = \"none\" that is not secure")
+                .help("write secure = true, or another same_site")
+        });
+    }
+    Some(Sticky::SetCookie(Box::new(SetCookie {
+        name: name?.value,
+        ttl: ttl.map(|at| at.value),
+        path: path.map_or_else(|| "/".into(), |at| at.value),
+        secure,
+        http_only,
+        same_site,
+    })))
+}
+
 fn sticky(reader: &mut Reader<'_>, item: &Item<'_>) -> Option<At<Sticky>> {
     let table = reader.table(&schema::STICKY, item)?;
     let place = reader.place(item.span());
@@ -94,6 +255,7 @@ fn sticky(reader: &mut Reader<'_>, item: &Item<'_>) -> Option<At<Sticky>> {
             "cookie" => reader
                 .parsed("route.sticky.cookie", item, "user", cookie_name)
                 .map(|at| Sticky::Cookie(at.value)),
+            "set_cookie" => set_cookie(reader, item),
             "source" => flag(reader, "route.sticky.source", item).map(|()| Sticky::Source),
             _ => flag(reader, "route.sticky.identity", item).map(|()| Sticky::Identity),
         };
@@ -102,7 +264,7 @@ fn sticky(reader: &mut Reader<'_>, item: &Item<'_>) -> Option<At<Sticky>> {
     if found.len() != 1 {
         reader.problems.error(|| {
             Problem::at(found.get(1).map_or(place, |(_, place)| *place), "`sticky` tells callers apart by exactly one thing")
-                .help("write { header = \"x-user\" }, { cookie = \"user\" }, { source = true } or { identity = true }")
+                .help("write { header = \"x-user\" }, { cookie = \"user\" }, { source = true }, { identity = true } or { set_cookie = { name = \"variant\" } }")
         });
     }
     let (sticky, _) = found.into_iter().next()?;

@@ -10,7 +10,9 @@ use toml::de::{DeTable, DeValue};
 
 mod action;
 mod breaker;
+mod canary;
 mod caps;
+mod changes;
 mod matching;
 mod policy;
 mod probe;
@@ -102,6 +104,13 @@ pub(super) fn file<'t>(reader: &mut Reader<'_>, table: &'t DeTable<'t>, raw: &mu
     if let Some(item) = top.value("route") {
         for (table, place) in reader.tables(&schema::ROUTE, item, defaults::ROUTES_MAX - raw.routes.len()) {
             raw.routes.push(route(reader, &table, place));
+        }
+    }
+    if let Some(item) = top.value("canary") {
+        for (table, place) in
+            reader.tables(&schema::CANARY, item, defaults::CANARIES_MAX - raw.canaries.len())
+        {
+            raw.canaries.push(canary::canary(reader, &table, place));
         }
     }
     if let Some(item) = top.value("authorization") {

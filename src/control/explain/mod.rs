@@ -6,6 +6,7 @@
 //!
 //! Refuses to guess: what only a running proxy knows (who is connected, which endpoint is chosen) is not told.
 
+mod actions;
 pub mod command;
 mod policies;
 mod question;
@@ -126,7 +127,19 @@ pub(super) fn explain(
             if let Some(place) = compiled.place_of_route(id) {
                 lines.push(Line::new("place", &*place, json!(place)));
             }
-            lines.extend(policies::of(&Chosen { compiled, snapshot, route, call: &call }));
+            let encrypted = match tls {
+                // Both are taken; who says who it is, is encrypted.
+                Some("permissive") => peer.is_some(),
+                tls => tls.is_some_and(|tls| tls != "off"),
+            };
+            lines.extend(policies::of(&Chosen {
+                compiled,
+                snapshot,
+                route,
+                question,
+                encrypted,
+                call: &call,
+            }));
         }
     }
     let (others, left_out) = others(snapshot, &request, found, best.as_ref(), all);

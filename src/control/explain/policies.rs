@@ -9,7 +9,8 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::super::endpoints::json as states;
-use super::{Line, question::Lines};
+use super::question::{Lines, Question};
+use super::{Line, actions};
 use crate::authorize::Call;
 use crate::config::{Compiled, duration_text};
 use crate::route::split::{Split, Sticky};
@@ -24,11 +25,24 @@ pub(super) struct Chosen<'s> {
     pub(super) compiled: &'s Compiled,
     pub(super) snapshot: &'s Snapshot,
     pub(super) route: &'s Route,
+    pub(super) question: &'s Question,
+    /// Whether it would come encrypted.
+    pub(super) encrypted: bool,
     pub(super) call: &'s Call<'s, Lines<'s>>,
 }
 
 /// What applies whatever service it is.
-const OF_ROUTE: [fn(&Chosen<'_>) -> Option<Line>; 3] = [service, route_timeout, upgrades];
+const OF_ROUTE: [fn(&Chosen<'_>) -> Option<Line>; 9] = [
+    actions::answer,
+    service,
+    actions::canary,
+    actions::rewrite,
+    actions::request_fields,
+    actions::response_fields,
+    actions::cors,
+    route_timeout,
+    upgrades,
+];
 
 /// What applies on the way to a service.
 const OF_SERVICE: [fn(&Chosen<'_>, &At<'_>) -> Option<Line>; 6] =
@@ -51,14 +65,19 @@ pub(super) fn of(chosen: &Chosen<'_>) -> Vec<Line> {
 }
 
 impl Chosen<'_> {
-    /// The service that it goes to for certain; `None` where chance decides.
-    fn certain(&self) -> Option<u32> {
+    /// The service that it goes to for certain; `None` where chance decides, or where the route answers itself.
+    pub(super) fn certain(&self) -> Option<u32> {
         let mut is_certain = true;
         let chosen = self.route.choose(self.call, || {
             is_certain = false;
             0
         });
-        is_certain.then_some(chosen.service)
+        chosen.filter(|_| is_certain).map(|chosen| chosen.service)
+    }
+
+    /// Whether its route answers whatever comes.
+    fn is_answered(&self) -> bool {
+        matches!(self.route.action, Action::Redirect(_) | Action::Respond(_))
     }
 
     /// The services that it may go to.
@@ -73,6 +92,7 @@ impl Chosen<'_> {
                     .map(|share| share.service)
                     .collect(),
                 Action::Service(service) => vec![*service],
+                Action::Redirect(_) | Action::Respond(_) => Vec::new(),
             },
         };
         let at = |service: u32| {
@@ -82,7 +102,7 @@ impl Chosen<'_> {
         all.into_iter().filter_map(at).collect()
     }
 
-    fn name(&self, service: u32) -> &str {
+    pub(super) fn name(&self, service: u32) -> &str {
         self.snapshot.services.get(service as usize).map_or("", |service| &service.name)
     }
 }
@@ -95,6 +115,7 @@ fn service(chosen: &Chosen<'_>) -> Option<Line> {
             return Some(Line::new("service", name, json!({ "name": name, "by": "route" })));
         }
         Action::Split(split) => split,
+        Action::Redirect(_) | Action::Respond(_) => return None,
     };
     let shares = shares(chosen, split);
     let told: Vec<String> =
@@ -134,11 +155,17 @@ fn limit(duration: Duration) -> (String, Value) {
 }
 
 fn route_timeout(chosen: &Chosen<'_>) -> Option<Line> {
+    if chosen.is_answered() {
+        return None;
+    }
     let (text, json) = limit(chosen.route.timeout.unwrap_or(Duration::MAX));
     Some(Line::new("timeout", format!("{text} for the whole exchange"), json!({ "exchange_seconds": json })))
 }
 
 fn upgrades(chosen: &Chosen<'_>) -> Option<Line> {
+    if chosen.is_answered() {
+        return None;
+    }
     let of = chosen.route.upgrades;
     let words: Vec<&str> =
         [(of.websocket, "websocket"), (of.connect, "connect")].iter().filter(|w| w.0).map(|w| w.1).collect();
