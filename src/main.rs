@@ -27,7 +27,10 @@ fn main() -> ExitCode {
         Command::Canary { command } => {
             canary::command::run(&command, &mut std::io::stdout().lock(), &mut std::io::stderr()).into()
         }
-        Command::Demo { length, rate, without_tls } => {
+        Command::Demo { chapter: Some(chapter), length, without_it, .. } => {
+            demo::chapter::run(&demo::chapter::Options { chapter, length, without_it }).into()
+        }
+        Command::Demo { chapter: None, length, rate, without_tls, .. } => {
             demo::run(&demo::Options { length, rate, without_tls }).into()
         }
     }
@@ -149,23 +152,44 @@ enum Command {
     ///   - certificates were renewed in time, and that dropped no connection
     ///   - the stranger was refused
     ///   - every process ended as it should
+    ///
+    /// With --chapter another piece is played: one proxy, endpoints that do badly on purpose, and a
+    /// client that calls at a constant rate. Each second it shows what callers and endpoints see; at
+    /// the end a table with a row for each phase, and whether held what must:
+    ///   - breaker: one of five endpoints answers 500, is well, hangs, is well. After two seconds less
+    ///     than 1 % of the requests fail, it is passed over, and it has its share again when it is well
+    ///   - retries: one answer of ten is 503: a tenth of the requests fails without retries, next to
+    ///     none with them. Then all are 503: retries without a budget triple what the service gets,
+    ///     with the default budget it is at most 1.4 times as much
+    ///   - overload: three times as much as the service can do. Without caps callers wait until the
+    ///     timeout; with them the service does 80 % or more of what it can, and who is refused hears it at once
+    ///
+    /// Exit code with --chapter: 0 when the chapter was played to its end and all of this held, 1
+    /// otherwise, also after Ctrl-C, 2 when an argument cannot be used.
     #[command(verbatim_doc_comment)]
     Demo {
-        /// End after so long [default: at Ctrl-C]
+        /// Play a chapter about one capability, and judge what is seen
+        #[arg(long, value_name = "NAME", value_enum)]
+        chapter: Option<demo::chapter::Chapter>,
+        /// End after so long [default: at Ctrl-C; a chapter: 1m, of 10s to 10m, with phases in proportion]
         #[arg(long = "for", value_name = "DURATION", value_parser = config::duration_argument)]
         length: Option<Duration>,
         /// Requests a second, whatever the answers take
-        #[arg(long, value_name = "NUMBER", default_value_t = 500, value_parser = clap::value_parser!(u32).range(1..=i64::from(demo::RATE_MAX)))]
+        #[arg(long, value_name = "NUMBER", default_value_t = 500, conflicts_with = "chapter", value_parser = clap::value_parser!(u32).range(1..=i64::from(demo::RATE_MAX)))]
         rate: u32,
         /// Leave out TLS between orders and stock: the demo must notice, and fail
-        #[arg(long)]
+        #[arg(long, conflicts_with = "chapter")]
         without_tls: bool,
+        /// Leave out what the chapter is about (breaker, retries, caps): it must notice, and fail
+        #[arg(long, requires = "chapter")]
+        without_it: bool,
     },
 }
 
 const EXAMPLES: &str = "\
 Examples:
   ringmesh demo                           see it work, with nothing but this binary
+  ringmesh demo --chapter breaker         see an endpoint fail, be passed over and come back
   ringmesh doctor                         what this machine offers, and what is missing
   ringmesh check ringmesh.toml            is it right?
   ringmesh explain ringmesh.toml -- GET https://shop/cart -H 'x-user: 7'   where would that go?

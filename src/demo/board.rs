@@ -339,7 +339,7 @@ fn summary_row([traffic, own_p50, own_p99, memory, cpu, each]: [String; 6]) -> S
     format!("{traffic:<12}{own_p50:>8}{own_p99:>9}{memory:>11}{cpu:>9}{each:>14}")
 }
 
-fn place(what: &str, how: String) -> Line {
+pub(super) fn place(what: &str, how: String) -> Line {
     Line::new().add(Dim, format!("{what:<18}")).add(Plain, how)
 }
 
@@ -347,7 +347,7 @@ fn label(text: &str) -> String {
     format!("{text:<10}")
 }
 
-fn unoptimized() -> &'static str {
+pub(super) fn unoptimized() -> &'static str {
     if cfg!(debug_assertions) { " (a debug build: slow)" } else { "" }
 }
 
@@ -372,7 +372,7 @@ fn number(value: Option<f64>) -> String {
 
 /// A curve of blocks, the newest value at the right, the last `room` values. What is usual (the median) is half high, so
 /// that what is not stands out.
-fn draw(curve: &VecDeque<f64>, room: usize) -> String {
+pub(super) fn draw(curve: &VecDeque<f64>, room: usize) -> String {
     const BLOCKS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
     let shown: Vec<f64> = curve.iter().skip(curve.len().saturating_sub(room)).take(room).copied().collect();
     let mut sorted: Vec<f64> = shown.iter().copied().filter(|value| *value > 0.0).collect();

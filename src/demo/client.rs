@@ -169,7 +169,7 @@ fn judge(result: Result<io::Result<Answer>, tokio::time::error::Elapsed>) -> Res
 
 /// Tells the moments at which requests are due, each when it has come, until nobody listens. A thread of its own, since
 /// the runtime's timer goes by milliseconds.
-fn keep_pace(rate: u32, due: &mpsc::Sender<Instant>) {
+pub(super) fn keep_pace(rate: u32, due: &mpsc::Sender<Instant>) {
     let every = Duration::from_secs(1) / rate.max(1);
     let mut next = Instant::now() + every;
     loop {

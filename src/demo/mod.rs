@@ -9,6 +9,8 @@
 //! network could. The demo fails when that is anything but TLS records, when a renewal comes late or drops a connection,
 //! or when somebody is called by another one than he should (`trust`).
 //!
+//! `ringmesh demo --chapter` plays another piece: one proxy, endpoints that do badly on purpose, and what must hold (`chapter`).
+//!
 //! Called by `main`. Needs nothing but the binary and free ports on 127.0.0.1, and leaves nothing behind: sidecars end with
 //! this process however it ends (`sidecar`), files with it or with the next demo (`folder`). It stops from the outside
 //! in: first the client, then each sidecar before the workloads that it could still call.
@@ -20,6 +22,7 @@
 
 mod board;
 mod call;
+pub mod chapter;
 mod client;
 mod folder;
 mod record;
@@ -75,6 +78,11 @@ pub struct Options {
 /// be read between sidecars, no renewal of a certificate was late or dropped a connection, and every process ended as it
 /// should; else 1.
 pub fn run(options: &Options) -> u8 {
+    perform(async |terminal| play(options, terminal).await)
+}
+
+/// Plays on a runtime and a terminal of its own. Gives the exit code.
+fn perform(piece: impl AsyncFnOnce(&mut Terminal) -> Result<bool, Trouble>) -> u8 {
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
@@ -83,7 +91,7 @@ pub fn run(options: &Options) -> u8 {
         }
     };
     let mut terminal = Terminal::of_stdout();
-    let ended = runtime.block_on(play(options, &mut terminal));
+    let ended = runtime.block_on(piece(&mut terminal));
     drop(terminal);
     runtime.shutdown_background();
     match ended {

@@ -2,7 +2,8 @@
 //!
 //! It is started with `run --until-stdin-ends` and holds the reading end of a pipe: whatever becomes of the demo, SIGKILL
 //! included, the pipe closes and the sidecar drains. It has a process group of its own, so that Ctrl-C reaches the demo
-//! alone, which stops things in their order. Its ports are free ones, told in its log.
+//! alone, which stops things in their order. Its ports are free ones, told in its log. It may be given another
+//! configuration while it runs.
 
 use std::collections::VecDeque;
 use std::fmt::Write as _;
@@ -27,6 +28,8 @@ const STOP_MAX: Duration = Duration::from_secs(10);
 const PACE: Duration = Duration::from_millis(5);
 /// For a page of its admin address.
 const PAGE_MAX: Duration = Duration::from_millis(500);
+/// For a new configuration to be read, and to be served by.
+const RELOAD_MAX: Duration = Duration::from_secs(10);
 /// Lines of its log that are kept to explain its end, and that may wait to be read.
 const LINES_MAX: usize = 20;
 
@@ -195,14 +198,22 @@ impl Sidecar {
     /// # Errors
     /// When its configuration cannot be written, or it does not become ready: with what it said.
     pub(super) async fn start(plan: &Plan<'_>) -> Result<Self, Trouble> {
-        let name = plan.name;
-        std::fs::write(plan.config, plan.text()).map_err(|error| {
-            Trouble::new(
-                format!("cannot write {}: {error}", plan.config.display()),
-                "make room there, or name another folder in TMPDIR",
-            )
-        })?;
-        let mut process = Process::start(plan)?;
+        Self::launch(plan.name, plan.program, plan.config, &plan.text()).await
+    }
+
+    /// Starts one with this configuration, which must have a listener `inbound` and ask for free ports, and waits until it is
+    /// ready.
+    ///
+    /// # Errors
+    /// As [`Sidecar::start`].
+    pub(super) async fn launch(
+        name: &'static str,
+        program: &Path,
+        config: &Path,
+        text: &str,
+    ) -> Result<Self, Trouble> {
+        write(config, text)?;
+        let mut process = Process::start(name, program, config)?;
         let mut known = Known::default();
         let all_told = async {
             while let Some(line) = process.lines.recv().await {
@@ -260,16 +271,59 @@ impl Sidecar {
     /// # Errors
     /// When it does not answer within half a second.
     pub(super) fn page(&self, path: &str) -> std::io::Result<Value> {
-        let mut stream = TcpStream::connect_timeout(&self.admin, PAGE_MAX)?;
-        stream.set_read_timeout(Some(PAGE_MAX))?;
-        stream.set_write_timeout(Some(PAGE_MAX))?;
+        let (_, body) = self.ask("GET", path, PAGE_MAX)?;
+        Ok(serde_json::from_str(&body)?)
+    }
+
+    /// Gives it another configuration, and waits until every shard serves by it.
+    ///
+    /// # Errors
+    /// When it cannot be written, or is not taken: with what the sidecar says of it.
+    pub(super) async fn reload(&self, config: &Path, text: &str) -> Result<(), Trouble> {
+        let trouble = |what: String| {
+            Trouble::new(
+                format!("the sidecar of {} did not take its new configuration: {what}", self.name),
+                "is the machine very busy? If not, please report this",
+            )
+        };
+        write(config, text)?;
+        let (status, said) =
+            self.ask("POST", "/reload", RELOAD_MAX).map_err(|error| trouble(error.to_string()))?;
+        let generation =
+            said.trim().strip_prefix("generation ").and_then(|number| number.parse::<u64>().ok());
+        let Some(generation) = generation.filter(|_| status == 200) else {
+            return Err(trouble(said));
+        };
+        let all_serve_by_it = async {
+            loop {
+                let shards = self.page("/shards?format=json").unwrap_or_default();
+                let shards = shards["shards"].as_array().map_or(&[][..], Vec::as_slice);
+                let serves = |shard: &Value| shard["generation"].as_u64().is_some_and(|g| g >= generation);
+                if !shards.is_empty() && shards.iter().all(serves) {
+                    return;
+                }
+                sleep(PACE).await;
+            }
+        };
+        timeout(RELOAD_MAX, all_serve_by_it)
+            .await
+            .map_err(|_| trouble(format!("no shard serves by it after {} s", RELOAD_MAX.as_secs())))
+    }
+
+    /// Status and body of an answer of its admin address, within this time.
+    fn ask(&self, method: &str, path: &str, within: Duration) -> std::io::Result<(u16, String)> {
+        let mut stream = TcpStream::connect_timeout(&self.admin, within)?;
+        stream.set_read_timeout(Some(within))?;
+        stream.set_write_timeout(Some(within))?;
         stream.write_all(
-            format!("GET {path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", self.admin).as_bytes(),
+            format!("{method} {path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", self.admin)
+                .as_bytes(),
         )?;
         let mut answer = String::new();
         stream.read_to_string(&mut answer)?;
-        let body = answer.split_once("\r\n\r\n").map_or("", |(_, body)| body);
-        Ok(serde_json::from_str(body)?)
+        let (head, body) = answer.split_once("\r\n\r\n").ok_or(std::io::ErrorKind::UnexpectedEof)?;
+        let status = head.split(' ').nth(1).and_then(|status| status.parse().ok());
+        Ok((status.ok_or(std::io::ErrorKind::InvalidData)?, body.to_owned()))
     }
 
     /// What it has used since its start.
@@ -299,10 +353,10 @@ impl Sidecar {
 }
 
 impl Process {
-    fn start(plan: &Plan<'_>) -> Result<Self, Trouble> {
-        let mut child = Command::new(plan.program)
+    fn start(name: &'static str, program: &Path, config: &Path) -> Result<Self, Trouble> {
+        let mut child = Command::new(program)
             .args(["run", "--until-stdin-ends", "--config"])
-            .arg(plan.config)
+            .arg(config)
             // What is read from its log must be there, in any environment.
             .env("RINGMESH_LOG", "info")
             .stdin(Stdio::piped())
@@ -312,11 +366,7 @@ impl Process {
             .spawn()
             .map_err(|error| {
                 Trouble::new(
-                    format!(
-                        "cannot start {} for the sidecar of {}: {error}",
-                        plan.program.display(),
-                        plan.name
-                    ),
+                    format!("cannot start {} for the sidecar of {name}: {error}", program.display()),
                     match error.kind() {
                         std::io::ErrorKind::NotFound | std::io::ErrorKind::ExecutableFileBusy => {
                             "was the binary moved or rebuilt meanwhile? Start the demo again"
@@ -327,11 +377,11 @@ impl Process {
             })?;
         let (sender, lines) = mpsc::channel(10 * LINES_MAX);
         let (stdin, stderr) = (child.stdin.take(), child.stderr.take());
-        let process = Self { name: plan.name, child, stdin, lines, last: VecDeque::new(), ended: false };
+        let process = Self { name, child, stdin, lines, last: VecDeque::new(), ended: false };
         if let Some(stderr) = stderr {
             // Ends with the process, whose end of the pipe it reads.
             std::thread::Builder::new()
-                .name(format!("{}-log", plan.name))
+                .name(format!("{name}-log"))
                 .spawn(move || read_lines(stderr, &sender))
                 .map_err(|error| {
                     Trouble::new(format!("cannot start a thread: {error}"), "raise `ulimit -u`")
@@ -401,6 +451,17 @@ impl Drop for Process {
     fn drop(&mut self) {
         self.kill();
     }
+}
+
+/// Puts a configuration into its place: it is there whole or not at all, whenever a sidecar looks.
+fn write(config: &Path, text: &str) -> Result<(), Trouble> {
+    let written = config.with_extension("new");
+    std::fs::write(&written, text).and_then(|()| std::fs::rename(&written, config)).map_err(|error| {
+        Trouble::new(
+            format!("cannot write {}: {error}", config.display()),
+            "make room there, or name another folder in TMPDIR",
+        )
+    })
 }
 
 /// What its log has told so far.

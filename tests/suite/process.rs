@@ -10,6 +10,8 @@
 mod authority;
 #[path = "process/binary.rs"]
 mod binary;
+#[path = "process/chapters.rs"]
+mod chapters;
 #[path = "process/demo.rs"]
 mod demo;
 #[path = "process/http2.rs"]
