@@ -193,6 +193,8 @@ causes! {
     // --- the network and the peers ---
     /// A timeout ran out.
     Timeout = "timeout", 408;
+    /// Neither side moved an octet of an exchange for as long as one may.
+    StreamIdle = "stream_idle", 408;
     /// The peer closed its side before the message was whole.
     Closed = "closed_early", 400;
     /// The peer reset the connection.

@@ -230,6 +230,8 @@ pub struct Timeouts {
     pub idle: Duration,
     /// Between two reads of a request body, or two writes of a response body: a peer that makes no progress at all.
     pub body_stall: Duration,
+    /// How long an exchange may go on without an octet moving on either side; `None` for ever.
+    pub stream_idle: Option<Duration>,
     /// From SIGTERM to the end of what is in flight.
     pub drain: Duration,
     /// For a TLS handshake.

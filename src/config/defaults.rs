@@ -99,6 +99,10 @@ pub(super) const IDLE: Key<Duration> = key("timeouts.idle", seconds(300), MILLIS
 /// 30 s without a byte of progress. nginx 60 s, Envoy 5 min (stream idle), HAProxy `timeout client`.
 pub(super) const BODY_STALL: Key<Duration> = key("timeouts.body_stall", seconds(30), MILLISECOND, DAY);
 
+/// Off: `body_stall` bounds the silence of either side. Where that is long, because streams may be silent on one side, this bounds
+/// the silence of both. Envoy 5 min (and no bound for one side alone).
+pub(super) const STREAM_IDLE: Key<Duration> = key("timeouts.stream_idle", DAY, MILLISECOND, DAY);
+
 /// 25 s: ends within the 30 s that Kubernetes gives before SIGKILL. Envoy 600 s, Istio 5 s, Linkerd 120 s.
 pub(super) const DRAIN: Key<Duration> = key("timeouts.drain", seconds(25), Duration::ZERO, DAY);
 
@@ -425,6 +429,10 @@ pub(super) const CANARIES_MAX: usize = 100;
 /// A whole exchange has no limit unless its route sets one: only its author knows what is long (the 30 s here are what
 /// hints show). Envoy 15 s, Istio and Linkerd none, HAProxy and nginx none.
 pub(super) const ROUTE_TIMEOUT: Key<Duration> = key("route.timeout", seconds(30), MILLISECOND, DAY);
+
+/// Off: who may say how long others work for him must be trusted. gRPC's own deadlines are always passed on. Envoy sends and
+/// honours such fields at all times, Linkerd only its own.
+pub(super) const DEADLINE_HEADER: bool = false;
 
 // --- further attempts ---
 

@@ -258,6 +258,7 @@ impl Compiled {
             ("timeouts.head", time(timeouts.head)),
             ("timeouts.idle", time(timeouts.idle)),
             ("timeouts.body_stall", time(timeouts.body_stall)),
+            ("timeouts.stream_idle", timeouts.stream_idle.map_or_else(|| quoted("off"), time)),
             ("timeouts.drain", time(timeouts.drain)),
             ("timeouts.handshake", time(timeouts.handshake)),
             ("http2.streams_max", http2.streams_max.to_string()),

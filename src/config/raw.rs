@@ -114,6 +114,8 @@ pub(super) struct RawTimeouts {
     pub(super) head: Option<At<Duration>>,
     pub(super) idle: Option<At<Duration>>,
     pub(super) body_stall: Option<At<Duration>>,
+    /// `"off"`: `None`.
+    pub(super) stream_idle: Option<At<Option<Duration>>>,
     pub(super) drain: Option<At<Duration>>,
     pub(super) handshake: Option<At<Duration>>,
 }
@@ -361,6 +363,7 @@ pub(super) struct RawRoute {
     /// The longest there is: `"off"`.
     pub(super) tunnel_idle: Option<At<Duration>>,
     pub(super) retry: Option<Box<RawRetry>>,
+    pub(super) deadline_header: Option<At<bool>>,
     pub(super) priority: Option<At<Priority>>,
     /// Whether hosts and path are free of errors, so that it can be compared with other routes.
     pub(super) match_is_right: bool,

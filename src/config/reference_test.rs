@@ -94,6 +94,7 @@ fn every_value_shown_is_the_default() {
         "route.app-outside.",
         // Shown where something is said of it; that it is the default has a test of its own.
         "service.app.retry.",
+        "route.app.deadline_header",
         "service.in-mesh.",
         "service.learnt.",
         "service.outside.",

@@ -54,7 +54,7 @@ pub(super) static LIMITS: Section = Section {
 pub(super) static TIMEOUTS: Section = Section {
     path: "timeouts",
     header: "[timeouts]",
-    keys: &["head", "idle", "body_stall", "drain", "handshake"],
+    keys: &["head", "idle", "body_stall", "stream_idle", "drain", "handshake"],
 };
 pub(super) static HTTP2: Section = Section {
     path: "http2",
@@ -248,6 +248,7 @@ pub(super) static ROUTE: Section = Section {
         "upgrades",
         "tunnel_idle",
         "retry",
+        "deadline_header",
         "priority",
     ],
 };

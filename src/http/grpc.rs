@@ -82,7 +82,7 @@ pub fn code_of(failure: Failure) -> Code {
             Code::Cancelled
         }
         Cause::NoRoute => Code::Unimplemented,
-        Cause::Timeout => Code::DeadlineExceeded,
+        Cause::Timeout | Cause::StreamIdle => Code::DeadlineExceeded,
         Cause::Denied => Code::PermissionDenied,
         Cause::RateLimited | Cause::BodyTooLarge | Cause::HeadTooLarge | Cause::Flood => {
             Code::ResourceExhausted

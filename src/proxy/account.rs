@@ -37,6 +37,8 @@ pub(super) struct Account {
     pub(super) further: OnceCell<Box<Further>>,
     /// Whether the request may be done twice.
     pub(super) repeats: Cell<bool>,
+    /// Whether the service is told what is left of its time.
+    pub(super) tells_deadline: Cell<bool>,
     /// Whether something of its body is gone, so that it cannot be sent again.
     pub(super) body_is_gone: Cell<bool>,
     /// Bytes of the request's body that were passed on.
@@ -53,6 +55,10 @@ pub(super) struct Account {
     pub(super) place: Cell<Pass>,
     waiting_since: Cell<u64>,
     waited_ns: Cell<u64>,
+    /// Waits for either peer that are over: while this stays as it is, nothing moves. It wraps.
+    pub(super) moves: Cell<u32>,
+    /// Whether it was ended because nothing moved.
+    pub(super) was_idle: Cell<bool>,
     /// 4 s at most.
     leaving_ns: Cell<u32>,
 }
@@ -103,6 +109,7 @@ impl Account {
     /// A wait for a peer is over.
     pub(super) fn waited(&self, now: u64) {
         self.waiting.set(self.waiting.get() - 1);
+        self.moves.set(self.moves.get().wrapping_add(1));
         if self.waiting.get() == 0 {
             self.waited_ns.set(self.waited_ns.get() + now.saturating_sub(self.waiting_since.get()));
         }

@@ -43,6 +43,7 @@ impl Route {
             upgrades: Upgrades::default(),
             tunnel_idle: std::time::Duration::from_secs(3600),
             retry: None,
+            deadline_field: false,
             priority: Priority::Default,
             quotas: None,
         }

@@ -37,6 +37,7 @@ fn snapshot(generation: u64, rules: Vec<Rule>) -> Arc<Snapshot> {
             head: second,
             idle: second,
             body_stall: second,
+            stream_idle: None,
             drain: second,
             handshake: second,
         },

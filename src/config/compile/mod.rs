@@ -248,6 +248,7 @@ fn assemble(raw: Raw, found: &[Vec<u32>], table: TableBuilder, sources: &[Source
         head: from.key(&defaults::HEAD, raw.timeouts.head),
         idle: from.key(&defaults::IDLE, raw.timeouts.idle),
         body_stall: from.key(&defaults::BODY_STALL, raw.timeouts.body_stall),
+        stream_idle: from.value(defaults::STREAM_IDLE.name, raw.timeouts.stream_idle, || None),
         drain: from.key(&defaults::DRAIN, raw.timeouts.drain),
         handshake: from.key(&defaults::HANDSHAKE, raw.timeouts.handshake),
     };
@@ -438,6 +439,7 @@ fn route(
             upgrades: value_or(raw.upgrades, defaults::UPGRADES),
             tunnel_idle: value_or(raw.tunnel_idle, defaults::TUNNEL_IDLE.default),
             retry: retry.as_ref().map(|retry| Arc::clone(&retry.policy)),
+            deadline_field: value_or(raw.deadline_header, defaults::DEADLINE_HEADER),
             priority: value_or(raw.priority, Priority::Default),
             quotas: None,
         },

@@ -309,6 +309,17 @@ fn timeouts(reader: &mut Reader<'_>, table: &Opened<'_>, raw: &mut RawTimeouts) 
             once(reader, key.name, slot, value);
         }
     }
+    if let Some(item) = table.value("stream_idle") {
+        let key = &defaults::STREAM_IDLE;
+        let value = match word(reader, key.name, item, "off") {
+            Some(off) => Some(off.with(None)),
+            None => reader.duration(key, item).map(|at| {
+                let idle = Some(at.value);
+                at.with(idle)
+            }),
+        };
+        once(reader, key.name, &mut raw.stream_idle, value);
+    }
 }
 
 fn forwarding(reader: &mut Reader<'_>, table: &Opened<'_>, raw: &mut RawForwarding) {
@@ -419,6 +430,9 @@ fn route(reader: &mut Reader<'_>, table: &Opened<'_>, place: Place) -> RawRoute 
                 None => reader.duration(key, item),
             }
         }),
+        deadline_header: table
+            .value("deadline_header")
+            .and_then(|item| reader.flag("route.deadline_header", item)),
         retry: table.value("retry").and_then(|item| retry::retry(reader, &schema::ROUTE_RETRY, item)),
         priority: table
             .value("priority")

@@ -487,6 +487,7 @@ fn every_cause_that_a_request_head_can_have_is_in_the_table() {
         Cause::QueueTimeout,
         Cause::NotAdmitted,
         Cause::Timeout,
+        Cause::StreamIdle,
         Cause::Closed,
         Cause::Reset,
         Cause::Refused,
