@@ -19,6 +19,8 @@ pub enum Stage {
     Route,
     /// Deciding whether the caller may.
     Authorize,
+    /// Deciding whether it comes too soon.
+    Quota,
     /// Waiting for a place at the service.
     Admit,
     /// Choosing an endpoint.
@@ -179,14 +181,20 @@ causes! {
     BodyTooLarge = "body_too_large", 413;
     /// A limit of this proxy on connections or exchanges is reached.
     Overloaded = "overloaded", 503;
+    /// There were as many requests of its kind as there may be in a time (`[[rate_limit]]`).
+    RateLimited = "rate_limited", 429;
     /// The service has as many exchanges as it may have, and as many wait as may.
     QueueFull = "queue_full", 503;
     /// The service had as many exchanges as it may have for as long as one may wait for a place.
     QueueTimeout = "queue_timeout", 503;
+    /// The service fails so often that it is given less until it recovers.
+    NotAdmitted = "not_admitted", 503;
 
     // --- the network and the peers ---
     /// A timeout ran out.
     Timeout = "timeout", 408;
+    /// Neither side moved an octet of an exchange for as long as one may.
+    StreamIdle = "stream_idle", 408;
     /// The peer closed its side before the message was whole.
     Closed = "closed_early", 400;
     /// The peer reset the connection.
@@ -291,6 +299,7 @@ impl Stage {
             Self::Head => "head",
             Self::Route => "route",
             Self::Authorize => "authorize",
+            Self::Quota => "quota",
             Self::Admit => "admit",
             Self::Balance => "balance",
             Self::Connect => "connect",

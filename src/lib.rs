@@ -11,6 +11,7 @@ pub mod http; //       one message model and its wire format; knows nothing of r
 pub mod identity; //   who is who: SPIFFE ids, trust, what this proxy presents
 pub mod io; //         bytes: the only code that knows the runtime's I/O traits, times out or cancels
 pub mod proxy; //      THE PATH: one connection, one exchange, every branch
+pub mod quota; //      how many requests there may be in a time, of one kind
 pub mod route; //      which service was meant
 pub mod shard; //      one pinned thread and everything it owns
 pub mod snapshot; //   the immutable state that control gives to shards

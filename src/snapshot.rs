@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use rustls::pki_types::CertificateDer;
 
+use crate::quota::Quota;
 use crate::{authorize, identity, io, route, upstream};
 
 /// Everything that a shard needs to know to serve.
@@ -38,6 +39,8 @@ pub struct Snapshot {
     pub identity: Option<Arc<identity::Credentials>>,
     /// Who may do what.
     pub authorization: Arc<authorize::Policy>,
+    /// What `[[rate_limit]]` declares, with what was taken: `route::Route::quotas` has indices into this list.
+    pub quotas: Arc<[Arc<Quota>]>,
     /// How HTTP/2 is spoken with callers.
     pub http2: Http2,
 }
@@ -233,6 +236,8 @@ pub struct Timeouts {
     pub idle: Duration,
     /// Between two reads of a request body, or two writes of a response body: a peer that makes no progress at all.
     pub body_stall: Duration,
+    /// How long an exchange may go on without an octet moving on either side; `None` for ever.
+    pub stream_idle: Option<Duration>,
     /// From SIGTERM to the end of what is in flight.
     pub drain: Duration,
     /// For a TLS handshake.

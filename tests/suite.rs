@@ -98,12 +98,16 @@ mod pool; // reuse, dead connections, replays, other endpoints
 mod probes; // of all kinds; endpoints that drain
 #[path = "suite/process.rs"]
 mod process; // the real binary, from outside: ports, signals, files, exit codes, and the demo
+#[path = "suite/rate_limit.rs"]
+mod rate_limit; // how many requests there may be in a time
 #[path = "suite/reload.rs"]
 mod reload; // what a new snapshot changes and what it keeps
 #[path = "suite/retries.rs"]
 mod retries; // further attempts: worth it, safe, within the budget
 #[path = "suite/runtime.rs"]
 mod runtime; // what shards run on, where the operator chooses
+#[path = "suite/timeouts.rs"]
+mod timeouts; // exchanges on which nothing moves
 
 #[path = "suite/mesh_pair.rs"]
 mod mesh_pair; // two proxies in a row: what they speak does not show

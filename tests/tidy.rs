@@ -22,12 +22,15 @@ const DIRECTIONS: &[Direction] = &[
     Direction {
         from: &[
             "authorize",
+            "quota",
             "route",
+            "upstream::admission",
             "upstream::balance",
             "upstream::breaker",
             "upstream::budget",
             "upstream::retry",
             "upstream::caps",
+            "upstream::concurrency",
             "upstream::gate",
             "upstream::health",
             "upstream::limiter",
@@ -89,6 +92,7 @@ const DIRECTIONS: &[Direction] = &[
             "http",
             "io",
             "proxy",
+            "quota",
             "route",
             "shard",
             "snapshot",

@@ -9,12 +9,13 @@ use std::time::Duration;
 use rustls::pki_types::ServerName;
 
 use super::canary::{Canary, CompiledCanary};
-use super::compile::CompiledCaps;
+use super::compile::{CompiledCaps, CompiledRateLimit};
 use super::defaults;
 use super::raw::{Destination, Shards};
 use super::values::Target;
 use crate::authorize;
 use crate::identity::{SpiffeId, TrustDomain};
+use crate::quota::Quota;
 use crate::route::{Route, RouteMatch, Table};
 use crate::shard::RuntimeChoice;
 use crate::snapshot::{AccessLogFormat, Forwarding, Http2, Limits, Listener, Snapshot, Timeouts};
@@ -41,6 +42,7 @@ pub struct Compiled {
     pub(super) authorization: Arc<authorize::Policy>,
     /// For each rule where its values came from, in the order of `effective::RULE_KEYS`.
     pub(super) rule_marks: Vec<RuleMarks>,
+    pub(super) rate_limits: Vec<CompiledRateLimit>,
     pub(super) limits: Limits,
     pub(super) timeouts: Timeouts,
     pub(super) http2: Http2,
@@ -189,6 +191,7 @@ impl Compiled {
             access_log: self.settings.access_log.as_ref().map(|log| log.format),
             identity: None,
             authorization: Arc::clone(&self.authorization),
+            quotas: self.rate_limits.iter().map(|limit| Arc::clone(&limit.quota)).collect(),
             http2: self.http2,
         }
     }
@@ -225,7 +228,8 @@ impl Compiled {
     }
 
     /// Takes from the `running` configuration every service that is the same here, so that it is in memory once, and of those
-    /// that have changed what is counted of them: their new ceilings hold for that from now on.
+    /// that have changed what is counted of them: their new ceilings hold for that from now on. The same of rate limits: one that
+    /// has not changed goes on.
     pub fn share(&mut self, running: &Self) {
         let known: std::collections::HashMap<&str, &Arc<Service>> =
             running.services.iter().map(|compiled| (&*compiled.service.name, &compiled.service)).collect();
@@ -242,6 +246,15 @@ impl Compiled {
                     }
                 }
                 None => {}
+            }
+        }
+        let known: std::collections::HashMap<&str, &Arc<Quota>> =
+            running.rate_limits.iter().map(|limit| (&*limit.quota.spec.name, &limit.quota)).collect();
+        for limit in &mut self.rate_limits {
+            if let Some(same) = known.get(&*limit.quota.spec.name)
+                && same.spec == limit.quota.spec
+            {
+                limit.quota = Arc::clone(same);
             }
         }
     }

@@ -112,6 +112,10 @@ pub(super) const IDLE: Key<Duration> = key("timeouts.idle", seconds(300), MILLIS
 /// 30 s without a byte of progress. nginx 60 s, Envoy 5 min (stream idle), HAProxy `timeout client`.
 pub(super) const BODY_STALL: Key<Duration> = key("timeouts.body_stall", seconds(30), MILLISECOND, DAY);
 
+/// Off: `body_stall` bounds the silence of either side. Where that is long, because streams may be silent on one side, this bounds
+/// the silence of both. Envoy 5 min (and no bound for one side alone).
+pub(super) const STREAM_IDLE: Key<Duration> = key("timeouts.stream_idle", DAY, MILLISECOND, DAY);
+
 /// 25 s: ends within the 30 s that Kubernetes gives before SIGKILL. Envoy 600 s, Istio 5 s, Linkerd 120 s.
 pub(super) const DRAIN: Key<Duration> = key("timeouts.drain", seconds(25), Duration::ZERO, DAY);
 
@@ -296,6 +300,52 @@ pub(super) const CAPS_QUEUE_TARGET: Key<Duration> =
 /// No ceiling: the budget of retries is the better one. Envoy 3, which Istio raises to 2^32.
 pub(super) const CAPS_RETRIES_MAX: Key<u32> = key("service.caps.retries_max", u32::MAX, 0, 10_000_000);
 
+/// 2 at least: with one at a time nothing can be told of what more would do. Envoy 3.
+pub(super) const CONCURRENCY_LIMIT_MIN: Key<u32> = key("service.concurrency.limit_min", 2, 1, 1_000_000);
+
+/// 1000, as Envoy.
+pub(super) const CONCURRENCY_LIMIT_MAX: Key<u32> = key("service.concurrency.limit_max", 1000, 1, 1_000_000);
+
+/// 20 to begin with: what nearly every service bears; it is a few windows from there to what it is. Envoy 3, Netflix's
+/// limiters 20.
+pub(super) const CONCURRENCY_LIMIT_INITIAL: Key<u32> =
+    key("service.concurrency.limit_initial", 20, 1, 1_000_000);
+
+/// 25 % above the latency when little is asked is taken for chance, as Envoy's buffer.
+pub(super) const CONCURRENCY_TOLERANCE_PERCENT: Key<u32> =
+    key("service.concurrency.tolerance_percent", 25, 1, 400);
+
+/// 100 ms, as Envoy: soon enough for a burst, long enough for a median.
+pub(super) const CONCURRENCY_WINDOW: Key<Duration> =
+    key("service.concurrency.window", Duration::from_millis(100), MILLISECOND, seconds(60));
+
+/// 95 %: as Envoy.
+pub(super) const ADMISSION_SUCCESS_MIN_PERCENT: Key<u32> =
+    key("service.admission.success_min_percent", 95, 1, 100);
+
+/// 80 %: a fifth finds out whether it is over. As Envoy.
+pub(super) const ADMISSION_REFUSE_MAX_PERCENT: Key<u32> =
+    key("service.admission.refuse_max_percent", 80, 1, 100);
+
+/// 10 s: it is as long until all is as before. Envoy 30 s, Google's book two minutes.
+pub(super) const ADMISSION_WINDOW: Key<Duration> =
+    key("service.admission.window", seconds(10), Duration::from_millis(10), seconds(3600));
+
+/// 20 exchanges in the window of a shard: fewer are no statistics. Envoy none by default.
+pub(super) const ADMISSION_EXCHANGES_MIN: Key<u32> = key("service.admission.exchanges_min", 20, 1, 1_000_000);
+
+/// What somebody who limits must say; the number is what hints show. A million a second is more than a proxy carries.
+pub(super) const RATE_LIMIT_RATE: Key<u32> = key("rate_limit.rate", 100, 1, 1_000_000);
+
+/// A second. Envoy's fill interval has no default and is 50 ms at least.
+pub(super) const RATE_LIMIT_PER: Key<Duration> = key("rate_limit.per", seconds(1), MILLISECOND, DAY);
+
+/// As `rate`, unless it is said.
+pub(super) const RATE_LIMIT_BURST: Key<u32> = key("rate_limit.burst", 100, 1, 10_000_000);
+
+/// 10 000 keys are 320 KiB. Envoy 20 for the values of a wildcard.
+pub(super) const RATE_LIMIT_KEYS_MAX: Key<u32> = key("rate_limit.keys_max", 10_000, 1, 1_000_000);
+
 // --- probes ---
 
 /// What every server has. Envoy, HAProxy and Kubernetes must be told.
@@ -403,6 +453,10 @@ pub(super) const CANARIES_MAX: usize = 100;
 /// hints show). Envoy 15 s, Istio and Linkerd none, HAProxy and nginx none.
 pub(super) const ROUTE_TIMEOUT: Key<Duration> = key("route.timeout", seconds(30), MILLISECOND, DAY);
 
+/// Off: who may say how long others work for him must be trusted. gRPC's own deadlines are always passed on. Envoy sends and
+/// honours such fields at all times, Linkerd only its own.
+pub(super) const DEADLINE_HEADER: bool = false;
+
 // --- further attempts ---
 
 /// 3 attempts at most, the first included: one bad endpoint of ten is met twice in a row by one request of a hundred, three
@@ -462,6 +516,10 @@ pub(super) const SERVICES_MAX: usize = 100_000;
 pub(super) const ROUTES_MAX: usize = 100_000;
 /// Each is looked at for each request.
 pub(super) const AUTHORIZATIONS_MAX: usize = 10_000;
+/// Each of those that limit a route is asked for each of its requests.
+pub(super) const RATE_LIMITS_MAX: usize = 1000;
+/// What makes a key.
+pub(super) const RATE_LIMIT_BY_MAX: usize = 8;
 /// Values of one condition of a rule, and identities of a service.
 pub(super) const CONDITION_MAX: usize = 1000;
 /// Tests of fields, of parameters and of cookies of one route: as many as Gateway API takes of each, twice.

@@ -195,6 +195,9 @@ impl Compiled {
             self.entry(&mut settings, "authorization", &rule.name, values, marks);
         }
         left_out(&mut settings, "authorization", self.authorization.rules().len());
+        for limit in &self.rate_limits {
+            self.extras(&mut settings, &format!("rate_limit.{}", limit.quota.spec.name), &limit.shown);
+        }
         for CompiledCanary { canary, shown } in &self.canaries {
             self.extras(&mut settings, &format!("canary.{}", canary.name), shown);
         }
@@ -258,6 +261,7 @@ impl Compiled {
             ("timeouts.head", time(timeouts.head)),
             ("timeouts.idle", time(timeouts.idle)),
             ("timeouts.body_stall", time(timeouts.body_stall)),
+            ("timeouts.stream_idle", timeouts.stream_idle.map_or_else(|| quoted("off"), time)),
             ("timeouts.drain", time(timeouts.drain)),
             ("timeouts.handshake", time(timeouts.handshake)),
             ("http2.streams_max", http2.streams_max.to_string()),

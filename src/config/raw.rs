@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::compiled::TlsVersion;
-use super::decode::RawCaps;
+use super::decode::{RawAdmission, RawCaps, RawConcurrency, RawRateLimit};
 use super::report::Place;
 use super::values::Target;
 use crate::authorize::{Action, TextMatch, Verdict};
@@ -63,6 +63,7 @@ pub(super) struct Raw {
     pub(super) services: Vec<RawService>,
     pub(super) routes: Vec<RawRoute>,
     pub(super) authorizations: Vec<RawAuthorization>,
+    pub(super) rate_limits: Vec<RawRateLimit>,
     pub(super) canaries: Vec<RawCanary>,
     /// Names of the environment variables used.
     pub(super) variables: Vec<Arc<str>>,
@@ -118,6 +119,8 @@ pub(super) struct RawTimeouts {
     pub(super) head: Option<At<Duration>>,
     pub(super) idle: Option<At<Duration>>,
     pub(super) body_stall: Option<At<Duration>>,
+    /// `"off"`: `None`.
+    pub(super) stream_idle: Option<At<Option<Duration>>>,
     pub(super) drain: Option<At<Duration>>,
     pub(super) handshake: Option<At<Duration>>,
 }
@@ -228,6 +231,8 @@ pub(super) struct RawService {
     pub(super) breaker: Option<Box<RawBreaker>>,
     pub(super) probe: Option<Box<RawProbe>>,
     pub(super) caps: Option<Box<RawCaps>>,
+    pub(super) concurrency: Option<Box<RawConcurrency>>,
+    pub(super) admission: Option<Box<RawAdmission>>,
     pub(super) idle_max: Option<At<u32>>,
     pub(super) idle_timeout: Option<At<Duration>>,
     pub(super) connections_max: Option<At<u32>>,
@@ -363,6 +368,7 @@ pub(super) struct RawRoute {
     /// The longest there is: `"off"`.
     pub(super) tunnel_idle: Option<At<Duration>>,
     pub(super) retry: Option<Box<RawRetry>>,
+    pub(super) deadline_header: Option<At<bool>>,
     pub(super) priority: Option<At<Priority>>,
     /// Whether hosts and path are free of errors, so that it can be compared with other routes.
     pub(super) match_is_right: bool,

@@ -91,14 +91,18 @@ fn every_value_shown_is_the_default() {
         "route.app-redirect-whole.",
         "route.app-respond.",
         "route.app-in-mesh.",
+        "route.app-learnt.",
         "route.app-outside.",
         // Shown where something is said of it; that it is the default has a test of its own.
         "service.app.retry.",
+        "route.app.deadline_header",
         "service.in-mesh.",
+        "service.learnt.",
         "service.outside.",
         "listener.edge.",
         "listener.mesh.",
         "authorization.note-writers.",
+        "rate_limit.per-tenant.",
         "canary.app-next.",
     ];
     let only_shown: Vec<&String> = shown.keys().filter(|key| !defaults.contains_key(*key)).collect();

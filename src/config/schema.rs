@@ -31,6 +31,7 @@ pub(super) static TOP: Section = Section {
         "service",
         "route",
         "authorization",
+        "rate_limit",
         "canary",
     ],
 };
@@ -56,7 +57,7 @@ pub(super) static LIMITS: Section = Section {
 pub(super) static TIMEOUTS: Section = Section {
     path: "timeouts",
     header: "[timeouts]",
-    keys: &["head", "idle", "body_stall", "drain", "handshake"],
+    keys: &["head", "idle", "body_stall", "stream_idle", "drain", "handshake"],
 };
 pub(super) static HTTP2: Section = Section {
     path: "http2",
@@ -111,6 +112,8 @@ pub(super) static SERVICE: Section = Section {
         "retry",
         "probe",
         "caps",
+        "concurrency",
+        "admission",
     ],
 };
 pub(super) static ENDPOINT: Section = Section {
@@ -207,6 +210,23 @@ pub(super) static CAPS: Section = Section {
     header: "`caps` of a [[service]]",
     keys: &["exchanges_max", "pending_max", "queue_timeout", "queue_target", "retries_max"],
 };
+pub(super) static CONCURRENCY: Section = Section {
+    path: "service.concurrency",
+    header: "`concurrency` of a [[service]]",
+    keys: &["limit_min", "limit_max", "limit_initial", "tolerance_percent", "window"],
+};
+pub(super) static ADMISSION: Section = Section {
+    path: "service.admission",
+    header: "`admission` of a [[service]]",
+    keys: &["success_min_percent", "refuse_max_percent", "window", "exchanges_min"],
+};
+pub(super) static RATE_LIMIT: Section = Section {
+    path: "rate_limit",
+    header: "[[rate_limit]]",
+    keys: &["name", "rate", "per", "burst", "by", "routes", "keys_max"],
+};
+pub(super) static RATE_LIMIT_BY: Section =
+    Section { path: "rate_limit.by", header: "an entry of `by` of a [[rate_limit]]", keys: &["header"] };
 pub(super) static ROUTE: Section = Section {
     path: "route",
     header: "[[route]]",
@@ -233,6 +253,7 @@ pub(super) static ROUTE: Section = Section {
         "upgrades",
         "tunnel_idle",
         "retry",
+        "deadline_header",
         "priority",
     ],
 };
@@ -364,6 +385,8 @@ pub(super) static SECTIONS: &[&Section] = &[
     &SERVICE_RETRY,
     &PROBE,
     &CAPS,
+    &CONCURRENCY,
+    &ADMISSION,
     &ROUTE,
     &ROUTE_MATCH,
     &ROUTE_GRPC,
@@ -383,6 +406,8 @@ pub(super) static SECTIONS: &[&Section] = &[
     &FAULT_DELAY,
     &FAULT_ABORT,
     &AUTHORIZATION,
+    &RATE_LIMIT,
+    &RATE_LIMIT_BY,
     &CANARY,
 ];
 

@@ -48,7 +48,7 @@ pub(super) fn warn(raw: &Raw, found: &[Vec<u32>], matches: &[Arc<RouteMatch>], p
         of_endpoints(service, &listening, problems);
         of_pool(service, problems);
         if let Some(caps) = &service.caps {
-            super::compile::warn_of_caps(caps, problems);
+            super::compile::warn_of_caps(caps, service.concurrency.is_some(), problems);
         }
     }
     let target_bytes_max =

@@ -107,6 +107,7 @@ impl Collector for Scrape {
         services(&mut page, &store)?;
         super::endpoints::metrics(&mut page, &self.0)?;
         routes(&mut page, &store)?;
+        super::quotas::metrics(&mut page, &self.0)?;
         authorization(&mut page, &store)?;
         shards(&mut page, &self.0, &store)?;
         drop(store);

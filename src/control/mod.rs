@@ -26,6 +26,7 @@ mod log_writer;
 pub mod machine;
 mod pages;
 mod probe;
+mod quotas;
 mod reload;
 mod run;
 mod signal;

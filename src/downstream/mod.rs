@@ -23,6 +23,7 @@ use crate::identity::{self, ALPN_MESH};
 use crate::io::timed::OnDeadline;
 use crate::io::tls::Tls;
 use crate::io::{Connection, Fault, Waited};
+use crate::quota;
 use crate::route::split::Chosen;
 use crate::route::text::Seen;
 use crate::route::{self, Route};
@@ -429,12 +430,20 @@ impl Downstream {
             let decision = self.authorize(shard, &snapshot.authorization, &call);
             let chosen = route.and_then(|route| route.choose(&call, || shard.rng(|rng| rng.u64(..))));
             let allowed = decision.verdict == Verdict::Allow;
-            let turn = match route.filter(|route| allowed && !route.is_plain()) {
+            let mut turn = match route.filter(|route| allowed && !route.is_plain()) {
                 Some(route) => self.turn(shard, &view, route, chosen.as_ref(), &call, request)?,
                 None => None,
             };
             let goes_on = allowed && !turn.as_ref().is_some_and(|turn| turn.is_answer());
             let mut head = Buffer::default();
+            let too_soon = match route {
+                Some(Route { quotas: Some(of), name, .. }) if allowed => {
+                    quota::charge(&snapshot.quotas, of, name, &call, shard.clock.common())
+                }
+                _ => None,
+            };
+            let goes_on = goes_on && too_soon.is_none();
+            Turn::note_quota(&mut turn, too_soon);
             if let Some(chosen) = chosen.filter(|_| goes_on) {
                 let by = snapshot.identity.as_ref().map(|credentials| &credentials.id);
                 let client_cert = self.identity.as_ref().map(|peer| ClientCert { by, peer });

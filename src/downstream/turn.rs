@@ -12,6 +12,8 @@ use crate::authorize::Fields;
 use crate::failure::Cause;
 use crate::http::edit::{self, Edits, STATUS};
 use crate::http::grpc::{self, Dialect};
+use crate::http::respond::Exceeded;
+use crate::quota::TooSoon;
 use crate::route::changes::{Change, Rewrite, TooLong};
 use crate::route::cors::Kind;
 use crate::route::fault::{Drawn, How, Made};
@@ -28,6 +30,8 @@ pub struct Turn {
     host: Option<Box<str>>,
     response: Edits,
     answer: Option<Answer>,
+    /// The limit that it met: then nothing else is made of it but another response head.
+    too_soon: Option<Box<TooSoon>>,
     fault: Option<Fault>,
 }
 
@@ -136,6 +140,37 @@ impl Turn {
             self.host.clone_from(&rewrite.host);
         }
         Ok(())
+    }
+
+    /// Notes that it came too soon, if it did.
+    pub fn note_quota(turn: &mut Option<Box<Self>>, too_soon: Option<Box<TooSoon>>) {
+        if too_soon.is_some() {
+            let turn = turn.get_or_insert_default();
+            turn.too_soon = too_soon;
+            // Nor is anything done to it on purpose.
+            turn.fault = None;
+        }
+    }
+
+    /// Whether it came too soon.
+    pub fn is_too_soon(&self) -> bool {
+        self.too_soon.is_some()
+    }
+
+    /// The limit that it met.
+    pub fn rate_limit(&self) -> Option<&str> {
+        Some(&self.too_soon.as_ref()?.quota.spec.name)
+    }
+
+    /// What the caller is told of that.
+    pub fn exceeded(&self) -> Option<Exceeded<'_>> {
+        let TooSoon { quota, wait_seconds } = &**self.too_soon.as_ref()?;
+        Some(Exceeded {
+            name: &quota.spec.name,
+            quota: quota.spec.burst,
+            window_seconds: quota.window_seconds(),
+            wait_seconds: *wait_seconds,
+        })
     }
 
     /// Whether the route answers the request itself.

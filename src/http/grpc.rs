@@ -82,9 +82,11 @@ pub fn code_of(failure: Failure) -> Code {
             Code::Cancelled
         }
         Cause::NoRoute => Code::Unimplemented,
-        Cause::Timeout => Code::DeadlineExceeded,
+        Cause::Timeout | Cause::StreamIdle => Code::DeadlineExceeded,
         Cause::Denied => Code::PermissionDenied,
-        Cause::BodyTooLarge | Cause::HeadTooLarge | Cause::Flood => Code::ResourceExhausted,
+        Cause::RateLimited | Cause::BodyTooLarge | Cause::HeadTooLarge | Cause::Flood => {
+            Code::ResourceExhausted
+        }
         _ if failure.side == Side::Downstream => code_of_status(failure.status()),
         _ => Code::Unavailable,
     }
@@ -174,6 +176,12 @@ impl Status {
     /// are answers to what the caller asked.
     pub fn is_error(self) -> bool {
         matches!(self.0, 2 | 4 | 12..=15) || self == Self::OTHER || self == Self::ABSENT
+    }
+
+    /// Whether it says that the service is not well: deadline exceeded, resource exhausted, internal, unavailable, data loss (what
+    /// Envoy's admission control does not call a success), and what is no status.
+    pub fn is_overload_or_outage(self) -> bool {
+        matches!(self.0, 4 | 8 | 13..=15) || self == Self::OTHER
     }
 }
 

@@ -27,8 +27,37 @@ pub struct Told<'s> {
     pub close: bool,
     /// Whether the caller spoke HTTP/1.0, where a connection lives on only if told so.
     pub http10: bool,
+    /// The limit that a request met which came too soon.
+    pub quota: Option<Exceeded<'s>>,
     /// How a gRPC caller speaks it, and the code: it gets a trailers-only response.
     pub grpc: Option<(Dialect, Code)>,
+}
+
+/// What is told of a limit (draft-ietf-httpapi-ratelimit-headers): `ratelimit-policy` and `ratelimit`.
+#[derive(Debug, Clone, Copy)]
+pub struct Exceeded<'s> {
+    /// Its name.
+    pub name: &'s str,
+    /// So many requests at once...
+    pub quota: u32,
+    /// ...and as many in so many seconds.
+    pub window_seconds: u64,
+    /// When the next one may come.
+    pub wait_seconds: u64,
+}
+
+impl Exceeded<'_> {
+    /// Names and values of the fields.
+    fn fields(&self) -> [(&'static str, String); 4] {
+        let Self { name, quota, window_seconds, wait_seconds } = self;
+        [
+            ("retry-after", wait_seconds.to_string()),
+            ("ratelimit-policy", format!("\"{name}\";q={quota};w={window_seconds}")),
+            ("ratelimit", format!("\"{name}\";r=0;t={wait_seconds}")),
+            // So that no proxy on the way tries again: Envoy's name for it.
+            ("x-envoy-ratelimited", "true".into()),
+        ]
+    }
 }
 
 /// Writes the response for a failure.
@@ -43,6 +72,11 @@ pub fn write_failure(failure: Failure, told: Told<'_>, clock: &Clock, out: &mut 
         out.extend_from_slice(b"retry-after: ");
         out.extend_from_slice(seconds.as_bytes());
         out.extend_from_slice(b"\r\n");
+    }
+    for (name, value) in told.quota.iter().flat_map(Exceeded::fields) {
+        for part in [name, ": ", &value, "\r\n"] {
+            out.extend_from_slice(part.as_bytes());
+        }
     }
     if told.failure_field {
         out.extend_from_slice(FAILURE_FIELD.as_bytes());
@@ -78,7 +112,7 @@ pub fn status(failure: Failure, told: Told<'_>) -> u16 {
 /// When to come again, for those who were turned away because there is too much for now: seconds is all that can be said, and
 /// one is the least.
 fn retry_after(failure: Failure) -> Option<&'static str> {
-    matches!(failure.cause, Cause::QueueFull | Cause::QueueTimeout).then_some("1")
+    matches!(failure.cause, Cause::QueueFull | Cause::QueueTimeout | Cause::NotAdmitted).then_some("1")
 }
 
 /// The response for a failure, for a caller that speaks HTTP/2.
@@ -101,6 +135,9 @@ pub fn typed_failure(failure: Failure, told: Told<'_>, clock: &Clock) -> (http::
     add("date", &date);
     if let Some(seconds) = retry_after(failure) {
         add("retry-after", seconds.as_bytes());
+    }
+    for (name, value) in told.quota.iter().flat_map(Exceeded::fields) {
+        add(name, value.as_bytes());
     }
     if told.failure_field {
         add(FAILURE_FIELD, &label);
@@ -239,6 +276,7 @@ fn reason(status: u16) -> &'static str {
         413 => "Content Too Large",
         414 => "URI Too Long",
         417 => "Expectation Failed",
+        429 => "Too Many Requests",
         431 => "Request Header Fields Too Large",
         500 => "Internal Server Error",
         501 => "Not Implemented",

@@ -437,6 +437,18 @@ impl Control {
         }
     }
 
+    /// The same where `is_to`.
+    pub fn shutdown_if(&self, is_to: bool) {
+        if is_to {
+            self.shutdown();
+        }
+    }
+
+    /// How many writes are over, parts of long ones included: while that stays as it is, the peer takes nothing. It wraps.
+    pub fn writes(&self) -> u32 {
+        self.joint.ticket.writes()
+    }
+
     /// Brings the deadline of a read in flight forward to `deadline`.
     pub fn read_by(&self, deadline: u64) {
         self.joint.ticket.read_by(deadline);

@@ -51,6 +51,8 @@ struct Slot {
     on_read: OnDeadline,
     read_fired: bool,
     write_fired: bool,
+    /// Writes that are over; it wraps.
+    writes: u32,
     /// The read in flight was cancelled from outside.
     cancelled: bool,
     /// Waiting for the next request and holding nothing: closed first when the proxy drains.
@@ -91,6 +93,7 @@ impl Deadlines {
             on_read: OnDeadline::Shutdown,
             read_fired: false,
             write_fired: false,
+            writes: 0,
             cancelled: false,
             idle: false,
             canceller: None,
@@ -388,7 +391,13 @@ impl Ticket {
         let mut slots = self.deadlines.slots.borrow_mut();
         let slot = &mut slots[self.slot as usize];
         slot.write_at = NEVER;
+        slot.writes = slot.writes.wrapping_add(1);
         std::mem::take(&mut slot.write_fired)
+    }
+
+    /// How many writes are over, parts of long ones included; it wraps.
+    pub(super) fn writes(&self) -> u32 {
+        self.deadlines.slots.borrow()[self.slot as usize].writes
     }
 
     /// The socket that this is the place of.

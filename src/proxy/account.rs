@@ -19,7 +19,7 @@ use crate::shard::clock::{NEVER, ns};
 use crate::shard::{Gathered, Shard, View};
 use crate::telemetry::access::Line;
 use crate::telemetry::recorder::{Ended, GrpcEnded};
-use crate::upstream::limiter::Pass;
+use crate::upstream::limiter::{Outcome, Pass};
 use crate::upstream::service::Service;
 
 /// An exchange's account. `Cell`s, because both directions of a streamed exchange write into it.
@@ -41,6 +41,8 @@ pub(super) struct Account {
     pub(super) mirror: OnceCell<Box<Pending>>,
     /// Whether the request may be done twice.
     pub(super) repeats: Cell<bool>,
+    /// Whether the service is told what is left of its time.
+    pub(super) tells_deadline: Cell<bool>,
     /// Whether something of its body is gone, so that it cannot be sent again.
     pub(super) body_is_gone: Cell<bool>,
     /// Bytes of the request's body that were passed on.
@@ -54,9 +56,13 @@ pub(super) struct Account {
     /// Waits for either peer that are going on, since when there is at least one, and the sum of those that are over.
     waiting: Cell<u8>,
     /// Its place at a service that may be given so much at a time.
-    pub(super) place: Cell<Option<Pass>>,
+    pub(super) place: Cell<Pass>,
     waiting_since: Cell<u64>,
     waited_ns: Cell<u64>,
+    /// Waits for either peer that are over: while this stays as it is, nothing moves. It wraps.
+    pub(super) moves: Cell<u32>,
+    /// Whether it was ended because nothing moved.
+    pub(super) was_idle: Cell<bool>,
     /// 4 s at most.
     leaving_ns: Cell<u32>,
 }
@@ -107,6 +113,7 @@ impl Account {
     /// A wait for a peer is over.
     pub(super) fn waited(&self, now: u64) {
         self.waiting.set(self.waiting.get() - 1);
+        self.moves.set(self.moves.get().wrapping_add(1));
         if self.waiting.get() == 0 {
             self.waited_ns.set(self.waited_ns.get() + now.saturating_sub(self.waiting_since.get()));
         }
@@ -171,14 +178,33 @@ impl Account {
     pub(super) fn tunnel_begins(&self, now: u64) {
         self.tunnel.set(true);
         // How long it lasts is up to its ends: it counts as a connection, not as an exchange.
-        self.give_place_back(now);
+        let first_byte_at = self.first_byte_at.get();
+        let answered_ns = (first_byte_at > 0).then_some(first_byte_at);
+        self.give_place_back(Outcome { well: Some(true), answered_ns }, now);
         self.wait(now);
     }
 
     /// Gives its place at the service back, if it has one.
-    fn give_place_back(&self, now: u64) {
-        if let Some(place) = self.place.take() {
-            place.end(now);
+    fn give_place_back(&self, outcome: Outcome, now: u64) {
+        self.place.take().end(outcome, now);
+    }
+
+    /// What the end of the exchange tells of the service: an error is no latency, however soon it came; that no answer came in
+    /// time is one.
+    fn outcome(&self, failure: Option<Failure>, now: u64) -> Outcome {
+        let first_byte_at = self.first_byte_at.get();
+        let answered_ns = (first_byte_at > 0).then_some(first_byte_at);
+        match failure {
+            Some(failure) if failure.side == Side::Upstream => {
+                Outcome { well: Some(false), answered_ns: (failure.cause == Cause::Timeout).then_some(now) }
+            }
+            // The caller's doing, or ours.
+            Some(_) => Outcome::default(),
+            None => {
+                let grpc = self.grpc.get().and_then(|tally| tally.status.get());
+                let well = self.status.get() < 500 && !grpc.is_some_and(Status::is_overload_or_outage);
+                Outcome { well: Some(well), answered_ns: answered_ns.filter(|_| well) }
+            }
         }
     }
 
@@ -238,7 +264,7 @@ impl Account {
         failure: Option<Failure>,
     ) {
         let now = shard.clock.now();
-        self.give_place_back(now);
+        self.give_place_back(self.outcome(failure, now), now);
         let whole_ns = now - self.started + u64::from(self.leaving_ns.get());
         let first_byte_ns = match self.first_byte_at.get() {
             0 => None,
@@ -289,6 +315,7 @@ impl Account {
                     .zip(self.last_endpoint())
                     .and_then(|(s, e)| s.spec.endpoints.get(e as usize))
                     .map(|e| &e.address),
+                rate_limit: shown.rate_limit,
                 ended: &ended,
             };
             shard.access_log.borrow_mut().write(format, &line, &shard.clock, &shard.link);
@@ -309,6 +336,8 @@ pub(super) struct Shown<'x> {
     pub(super) decision: Option<&'x Decision>,
     /// What its route did to it on purpose.
     pub(super) fault: Option<Made>,
+    /// The limit by which it came too soon.
+    pub(super) rate_limit: Option<&'x str>,
     /// What the caller spoke; a ringmesh says what its own caller did.
     pub(super) protocol: &'static str,
 }
@@ -335,6 +364,7 @@ impl<'x> Shown<'x> {
             identity: downstream.identity.as_ref().map(|peer| &peer.id),
             fault: asked.and_then(|asked| asked.turn.as_ref()?.fault()),
             decision: asked.map(|a| &a.decision),
+            rate_limit: asked.and_then(|a| a.turn.as_ref()?.rate_limit()),
             protocol: asked.map_or("", |a| a.version.name()),
         }
     }

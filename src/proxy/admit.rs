@@ -27,9 +27,10 @@ impl Path<'_> {
     pub(super) fn admit(&self, route: Option<&Route>) -> Result<Option<Waiting>, Failure> {
         let Some(limiter) = &self.service.limiter else { return Ok(None) };
         let priority = route.map_or_else(Default::default, |route| route.priority);
-        match limiter.enter(priority, self.shard.clock.now()) {
+        let chance = || self.shard.rng(fastrand::Rng::f64);
+        match limiter.enter(priority, self.shard.clock.now(), chance) {
             Entry::In(pass) => {
-                self.account.place.set(Some(pass));
+                self.account.place.set(pass);
                 Ok(None)
             }
             Entry::Wait(waiting) => Ok(Some(waiting)),
@@ -86,7 +87,7 @@ impl Path<'_> {
     fn took(&self, place: Option<<Waiting as Future>::Output>) -> Result<(), Failure> {
         match place {
             Some(Ok(pass)) => {
-                self.account.place.set(Some(pass));
+                self.account.place.set(pass);
                 Ok(())
             }
             Some(Err(cause)) => Err(refused(cause)),

@@ -12,13 +12,13 @@ use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::future::pending;
 
-use super::Path;
 use super::account::Account;
 use super::connect::Tried;
+use super::{Path, told};
 use crate::failure::{Cause, Failure};
 use crate::http::grpc::{self, Status};
 use crate::http::{Method, h1};
-use crate::shard::clock::ns;
+use crate::shard::clock::{NEVER, ns};
 use crate::telemetry::retries::Refusal;
 use crate::upstream::retry::{After, Head, Reason};
 use crate::upstream::shared::Lease;
@@ -159,7 +159,7 @@ impl Path<'_> {
     }
 
     fn replay(&self, further: &Further) -> bool {
-        if self.account.body_is_gone.get() {
+        if self.account.body_is_gone.get() || self.account.was_idle.get() {
             return false;
         }
         further.replays.set(further.replays.get() + 1);
@@ -173,7 +173,7 @@ impl Path<'_> {
     /// What comes of an attempt that failed, and with nothing of which anything has gone to the caller. `unsent`: the connection
     /// was reset before an octet of the request was written.
     pub(super) fn missed(&self, failure: Failure, unsent: bool) -> Missed {
-        if self.retry.is_off() || self.account.status.get() != 0 {
+        if self.retry.is_off() || self.account.status.get() != 0 || self.account.was_idle.get() {
             return Missed::Failed(failure);
         }
         match self.retry.reason_of_failure(failure, unsent) {
@@ -290,12 +290,36 @@ impl Path<'_> {
         self.retry.attempt_field.then_some(retries + 1)
     }
 
-    /// Says in a canonical head which attempt it is, where the service is to be told. So many octets stand behind it.
+    /// Says in a canonical head which attempt it is and what is left of its time, where the service is to be told. So many octets
+    /// stand behind it.
     pub(super) fn tell_attempt(&self, request: &mut Vec<u8>, behind: usize) {
         if let Some(number) = self.attempt_told() {
             let head_len = request.len() - behind;
-            number_attempt(request, head_len, number);
+            told::put(request, head_len, told::ATTEMPT, number.into());
         }
+        if let Some(left_ms) = self.left_told() {
+            let head_len = request.len() - behind;
+            told::put(request, head_len, told::DEADLINE, left_ms);
+        }
+    }
+
+    /// The same in a head for HTTP/2.
+    pub(super) fn tell_attempt_typed(&self, headers: &mut http::HeaderMap) {
+        if let Some(number) = self.attempt_told() {
+            headers.insert(told::ATTEMPT, u16::from(number).into());
+        }
+        if let Some(left_ms) = self.left_told() {
+            headers.insert(told::DEADLINE, left_ms.into());
+        }
+    }
+
+    /// What is left of the time of this exchange, or of this attempt if that is less, ms, for a service that is to be told.
+    fn left_told(&self) -> Option<u64> {
+        if !self.account.tells_deadline.get() || self.deadline == NEVER {
+            return None;
+        }
+        let left_ns = self.deadline.saturating_sub(self.shard.clock.now()).min(self.patience_ns());
+        Some(left_ns / 1_000_000)
     }
 
     /// Whether the next attempt is not due yet.
@@ -313,31 +337,6 @@ impl Path<'_> {
         let _: Option<()> = self.shard.deadlines.alarm().until(at, pending()).await;
         self.account.waited(self.shard.clock.now());
     }
-}
-
-/// The field that says which attempt it is (Envoy's).
-pub(super) const ATTEMPT_FIELD: &str = "x-envoy-attempt-count";
-
-/// Puts the field in place of what stands there.
-fn number_attempt(request: &mut Vec<u8>, mut head_len: usize, number: u8) {
-    let named = |line: &[u8]| {
-        line.get(..ATTEMPT_FIELD.len())
-            .is_some_and(|name| name.eq_ignore_ascii_case(ATTEMPT_FIELD.as_bytes()))
-            && line.get(ATTEMPT_FIELD.len()) == Some(&b':')
-    };
-    let mut at = 0;
-    while let Some(length) = memchr::memchr(b'\n', &request[at..head_len]).map(|end| end + 1) {
-        if named(&request[at..at + length]) {
-            request.drain(at..at + length);
-            head_len -= length;
-        } else {
-            at += length;
-        }
-    }
-    // Before the empty line that ends the head.
-    let end = head_len.saturating_sub(2);
-    let line = ATTEMPT_FIELD.bytes().chain(*b": ").chain([b'0' + number.min(9)]).chain(*b"\r\n");
-    request.splice(end..end, line);
 }
 
 impl Account {
@@ -360,33 +359,5 @@ impl Account {
 
     fn make_further(&self) -> &Further {
         self.further.get_or_init(Box::default)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_number_of_an_attempt_takes_the_place_of_what_stands_there() {
-        let numbered = |head: &str, body: &str, number| {
-            let mut request = format!("{head}{body}").into_bytes();
-            number_attempt(&mut request, head.len(), number);
-            String::from_utf8(request).unwrap()
-        };
-        let first = numbered("GET / HTTP/1.1\r\nhost: a\r\n\r\n", "x-envoy-attempt-count: 7\r\n", 1);
-        assert_eq!(
-            first,
-            "GET / HTTP/1.1\r\nhost: a\r\nx-envoy-attempt-count: 1\r\n\r\nx-envoy-attempt-count: 7\r\n"
-        );
-        let second = numbered(
-            "GET / HTTP/1.1\r\nX-Envoy-Attempt-Count: 1\r\nhost: a\r\nx-envoy-attempt-count: 8\r\nx-envoy-attempt-counts: 3\r\n\r\n",
-            "",
-            2,
-        );
-        assert_eq!(
-            second,
-            "GET / HTTP/1.1\r\nhost: a\r\nx-envoy-attempt-counts: 3\r\nx-envoy-attempt-count: 2\r\n\r\n"
-        );
     }
 }

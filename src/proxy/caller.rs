@@ -21,8 +21,9 @@ use crate::http::grpc::Dialect;
 use crate::http::h2::{self as message, Facts, Origin};
 use crate::http::respond::{self, Told};
 use crate::identity;
-use crate::route;
+use crate::quota;
 use crate::route::text::Seen;
+use crate::route::{self, Route};
 use crate::shard::buffers::Buffers;
 use crate::shard::{Shard, View};
 use crate::upstream::service::Service;
@@ -75,6 +76,12 @@ impl Caller {
             return Judged { route: id, service, decision: None, turn: None };
         };
         let decision = self.authorize(shard, &snapshot.authorization, &call);
+        let too_soon = match route {
+            Some(Route { quotas: Some(of), name, .. }) if decision.verdict == Verdict::Allow => {
+                quota::charge(&snapshot.quotas, of, name, &call, shard.clock.common())
+            }
+            _ => None,
+        };
         let turns = route.filter(|route| !route.is_plain() && decision.verdict == Verdict::Allow);
         let turn = turns.map_or(Ok(None), |route| {
             let seen = Seen {
@@ -99,10 +106,11 @@ impl Caller {
                 _ => Ok(turn),
             }
         });
-        let turn = turn.unwrap_or_else(|cause| {
+        let mut turn = turn.unwrap_or_else(|cause| {
             *checked = Err(cause);
             None
         });
+        Turn::note_quota(&mut turn, too_soon);
         Judged { route: id, service, decision: Some(decision), turn }
     }
 
@@ -164,6 +172,7 @@ pub(super) fn answer(
         head,
         close: false,
         http10: false,
+        quota: turn.and_then(Turn::exceeded),
         grpc: grpc.zip(failure.map(|failure| account.grpc_code(failure))),
     };
     if grpc.is_some() {

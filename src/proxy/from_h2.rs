@@ -17,7 +17,7 @@ use http::request::Parts;
 use http::{Request, Response};
 
 use super::account::{Account, Shown};
-use super::again::{ATTEMPT_FIELD, Missed};
+use super::again::Missed;
 use super::caller::{Caller, Judged, answer};
 use super::connect::To;
 use super::h2_io::{Floods, Keepalive, Lent, Place, SMALL_FRAMES_MAX, unless_stopped};
@@ -25,7 +25,7 @@ use super::kept::Upload;
 use super::over_h2::{Head, give_up, head};
 use super::relay::{Direction, Web, unless_reset};
 use super::tunnel_h2;
-use super::{First, InProgress, Path, blamed, both, fault, retry_of, without_service};
+use super::{First, InProgress, Path, TOO_SOON, blamed, both, fault, idle, retry_of, told, without_service};
 use crate::authorize::Verdict;
 use crate::downstream::turn::Turn;
 use crate::downstream::{Downstream, Edge, Protocol};
@@ -217,6 +217,7 @@ async fn served(
         (Err(cause), _) => Err(Some(Failure::downstream(Stage::Head, *cause))),
         _ if was_reset => Err(Some(Failure::downstream(Stage::Head, Cause::StreamReset))),
         _ if denied => Err(Some(Failure::downstream(Stage::Authorize, Cause::Denied))),
+        _ if turn.as_ref().is_some_and(|turn| turn.is_too_soon()) => Err(Some(TOO_SOON)),
         _ if turn.as_ref().is_some_and(|turn| turn.resets()) => {
             respond.borrow_mut().send_reset(Reason::INTERNAL_ERROR);
             Ok(())
@@ -232,6 +233,11 @@ async fn served(
                 to.and_then(|route| route.timeout).map_or(NEVER, |t| account.started.saturating_add(ns(t)));
             if facts.grpc.is_some() {
                 deadline = deadline.min(account.grpc_deadline(&parts.headers));
+            }
+            if to.is_some_and(|route| route.deadline_field) {
+                account.tells_deadline.set(true);
+                let value = parts.headers.get(told::DEADLINE).map(http::HeaderValue::as_bytes);
+                deadline = deadline.min(told::deadline(account.started, value));
             }
             let retry = retry_of(to, service);
             account
@@ -257,7 +263,7 @@ async fn served(
                 // Boxed: a tunnel is rare, and large.
                 Some(route) => Box::pin(call.tunnel(body, route)).await,
             };
-            result.map_err(|failure| Some(blamed(shard, failure)))
+            result.map_err(|failure| Some(blamed(shard, account, failure)))
         }
     };
     if account.status.get() != 0 {
@@ -277,6 +283,7 @@ async fn served(
         identity: caller.identity.as_ref().map(|peer| &peer.id),
         decision: decision.as_ref(),
         fault: turn.as_ref().and_then(|turn| turn.fault()),
+        rate_limit: turn.as_ref().and_then(|turn| turn.rate_limit()),
         protocol: caller.origin(parts).map_or("HTTP/2", |origin| origin.0.name()),
     };
     account.leaves_later(&shard.gathered);
@@ -375,9 +382,7 @@ impl Call<'_> {
             turn.apply_to_parts(&mut parts);
         }
         message::set_scheme(&mut parts.uri, lease.is_encrypted());
-        if let Some(number) = self.path.attempt_told() {
-            parts.headers.insert(ATTEMPT_FIELD, u16::from(number).into());
-        }
+        self.path.tell_attempt_typed(&mut parts.headers);
         if lease.is_mesh()
             && let Some(origin) = self.caller.origin(self.parts)
         {
@@ -430,10 +435,28 @@ impl Call<'_> {
         let (mut response, stream) = lease.send(Request::from_parts(parts, ()), whole)?;
         let alarm = self.path.shard.deadlines.alarm();
         if whole {
-            return self.back_from_h2(&mut response, web, &alarm, &Cell::new(true), attempt).await;
+            return match self.view.snapshot.timeouts.stream_idle {
+                None => self.back_from_h2(&mut response, web, &alarm, &Cell::new(true), attempt).await,
+                // Boxed: seldom wanted.
+                Some(_) => Box::pin(self.back_unless_idle(&mut response, web, &alarm, attempt)).await,
+            };
         }
         // Boxed: two directions are much state, which most requests do not need.
         Box::pin(self.both_h2(body, stream, &mut response, web, &alarm, attempt)).await
+    }
+
+    /// The way back, where an exchange may not lie still for long.
+    async fn back_unless_idle(
+        &self,
+        response: &mut h2::client::ResponseFuture,
+        web: Option<Translation>,
+        alarm: &Alarm,
+        attempt: &Attempt,
+    ) -> Result<(), Missed> {
+        let sent = Cell::new(true);
+        let back = pin!(self.back_from_h2(response, web, alarm, &sent, attempt));
+        let idle = self.view.snapshot.timeouts.stream_idle;
+        idle::unless_idle(&self.path, idle, &sent, &[], || alarm.by(0), back).await
     }
 
     /// Both directions at once.
@@ -463,7 +486,7 @@ impl Call<'_> {
             attempt.uploaded(self.path.shard.clock.now());
             result
         });
-        let (there_result, back_result, back_was_first) = both(there, back, |first| match first {
+        let both = pin!(both(there, back, |first| match first {
             First::There(Err(failure)) if failure.side != Side::Upstream => {
                 stream.borrow_mut().send_reset(Reason::CANCEL);
             }
@@ -476,8 +499,14 @@ impl Call<'_> {
                 stream.borrow_mut().send_reset(Reason::NO_ERROR);
                 there_alarm.by(0);
             }
-        })
-        .await;
+        }));
+        let idle = self.view.snapshot.timeouts.stream_idle;
+        let hurry = || {
+            alarm.by(0);
+            there_alarm.by(0);
+        };
+        let (there_result, back_result, back_was_first) =
+            idle::unless_idle(&self.path, idle, &sent, &[], hurry, both).await;
         match (there_result, back_result) {
             (Err(there), Err(_)) if there.side != Side::Upstream && !back_was_first => Err(there.into()),
             (_, back) => back,

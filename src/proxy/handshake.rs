@@ -200,6 +200,7 @@ async fn refuse_plain(shard: &Rc<Shard>, downstream: &mut Downstream, failure: F
         head: downstream.input.starts_with(b"HEAD "),
         close: true,
         http10: false,
+        quota: None,
         grpc: None,
     };
     if let Some(mut out) = shard.buffers.take_small() {

@@ -29,6 +29,8 @@ impl Path<'_> {
     pub(super) fn judge(&self, attempt: &Attempt, began: u64, failure: Option<&Failure>) {
         let now = self.shard.clock.now();
         match failure {
+            // What it looks like was this proxy's doing.
+            Some(_) if self.account.was_idle.get() => {}
             Some(failure) if failure.side == Side::Upstream => {
                 attempt.failed(self.blamed_for(attempt, failure, now.saturating_sub(began)), now);
             }

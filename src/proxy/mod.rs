@@ -15,6 +15,7 @@ mod from_h2;
 mod h2_client;
 mod h2_io;
 mod handshake;
+mod idle;
 mod judge;
 mod kept;
 mod mirror;
@@ -23,6 +24,7 @@ mod over_h2;
 mod relay;
 mod request;
 mod response;
+mod told;
 mod tunnel;
 mod tunnel_h2;
 
@@ -33,6 +35,7 @@ use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Poll;
+use std::time::Duration;
 
 use monoio::net::TcpStream;
 
@@ -58,6 +61,9 @@ use connect::To;
 use kept::Kept;
 use response::Answered;
 use tunnel::{Agreed, Far};
+
+/// There were as many of its kind as there may be in a time.
+const TOO_SOON: Failure = Failure::downstream(Stage::Quota, Cause::RateLimited);
 
 /// There is no memory for one more buffer.
 const SHED: Failure = Failure::local(Stage::Response, Cause::Overloaded);
@@ -161,8 +167,12 @@ async fn exchange(shard: &Rc<Shard>, downstream: &mut Downstream, asked: &mut As
     }
     let route = asked.route.id().and_then(|id| asked.view.snapshot.routes.routes().get(id as usize));
     let service = asked.service.id().map(|id| shard.service(&asked.view, id));
-    let deadline = route.and_then(|r| r.timeout).map_or(NEVER, |t| asked.started.saturating_add(ns(t)));
+    let mut deadline = route.and_then(|r| r.timeout).map_or(NEVER, |t| asked.started.saturating_add(ns(t)));
     let mut head = std::mem::take(&mut asked.head);
+    if route.is_some_and(|route| route.deadline_field) {
+        account.tells_deadline.set(true);
+        deadline = deadline.min(told::deadline(asked.started, told::value(&head, told::DEADLINE)));
+    }
     // Bytes of the body that are in the input, when all are; what is streamed takes its bytes from there itself.
     let mut body = whole_body(asked, &downstream.input);
     // What was sent in the hope of a tunnel must not be read as a request if none comes about.
@@ -172,6 +182,7 @@ async fn exchange(shard: &Rc<Shard>, downstream: &mut Downstream, asked: &mut As
         _ if asked.decision.verdict == Verdict::Deny => {
             Err(Some(Failure::downstream(Stage::Authorize, Cause::Denied)))
         }
+        _ if asked.turn.as_ref().is_some_and(|turn| turn.is_too_soon()) => Err(Some(TOO_SOON)),
         _ if asked.turn.as_ref().is_some_and(|turn| turn.resets()) => Ok(Fate::Reset),
         _ if asked.answer_here || asked.turn.as_ref().is_some_and(|turn| turn.is_answer()) => Err(None),
         _ if let Some(cause) = tunnel_refused(asked, route) => Err(Some(Failure::local(Stage::Route, cause))),
@@ -217,7 +228,7 @@ async fn exchange(shard: &Rc<Shard>, downstream: &mut Downstream, asked: &mut As
         }
     };
     shard.buffers.give(head);
-    let result = result.map_err(|failure| failure.map(|failure| blamed(shard, failure)));
+    let result = result.map_err(|failure| failure.map(|failure| blamed(shard, &account, failure)));
     let fate = match &result {
         Ok(fate) => *fate,
         Err(failure) => {
@@ -321,8 +332,17 @@ async fn whole(
                 Ok(()) => {
                     let way =
                         response::Way { path, asked, request_sent: &Cell::new(true), attempt: &attempt };
-                    response::carry(&way, &mut pooled.connection.reader, &mut downstream.connection.writer)
-                        .await
+                    match asked.view.snapshot.timeouts.stream_idle {
+                        None => {
+                            let (from, to) =
+                                (&mut pooled.connection.reader, &mut downstream.connection.writer);
+                            response::carry(&way, from, to).await
+                        }
+                        // Boxed: seldom wanted.
+                        idle => {
+                            Box::pin(back_unless_idle(&way, idle, &mut pooled.connection, downstream)).await
+                        }
+                    }
                 }
             };
             path.judge(&attempt, began, result.as_ref().err());
@@ -361,6 +381,22 @@ async fn whole(
             Missed::Again => {}
         }
     }
+}
+
+/// The way back of such a request, where an exchange may not lie still for long.
+async fn back_unless_idle(
+    way: &response::Way<'_>,
+    idle: Option<Duration>,
+    upstream: &mut Connection,
+    downstream: &mut Downstream,
+) -> Result<Answered, Failure> {
+    let (caller, origin) = (downstream.connection.control(), upstream.control());
+    let hurry = || {
+        origin.read_by(0);
+        caller.shutdown_if(way.path.account.status.get() != 0);
+    };
+    let back = pin!(response::carry(way, &mut upstream.reader, &mut downstream.connection.writer));
+    idle::unless_idle(way.path, idle, way.request_sent, &[&caller, &origin], hurry, back).await
 }
 
 /// A request whose body is still coming: again where nothing of it is gone.
@@ -423,7 +459,7 @@ async fn stream(
         let Connection { reader: upstream_reader, writer: upstream_writer, .. } = &mut pooled.connection;
         let there = pin!(request::carry(&there, reader, upstream_writer, head, &mut input, &mut kept));
         let back = pin!(response::carry(&back, upstream_reader, writer));
-        both(there, back, |first| match first {
+        let both = pin!(both(there, back, |first| match first {
             // Sent: now the service has its time to answer, whatever interim responses there were. A response that is
             // on its way has its own time.
             First::There(Ok(())) if account.status.get() == 0 => {
@@ -443,8 +479,15 @@ async fn stream(
                 caller.cancel_read();
                 origin.shutdown();
             }
-        })
-        .await
+        }));
+        let idle = asked.view.snapshot.timeouts.stream_idle;
+        let hurry = || {
+            over.set(true);
+            caller.cancel_read();
+            origin.read_by(0);
+            caller.shutdown_if(account.status.get() != 0);
+        };
+        idle::unless_idle(path, idle, &request_sent, &[&caller, &origin], hurry, both).await
     };
     downstream.input.append(&mut input);
     shard.buffers.give(input);
@@ -524,6 +567,7 @@ async fn answer(
         head: asked.method == Method::Head,
         close,
         http10: asked.version == Version::Http10,
+        quota: asked.turn.as_ref().and_then(|turn| turn.exceeded()),
         grpc: failure.and_then(|failure| {
             let dialect = dialect(downstream, asked, account)?;
             Some((dialect, account.grpc_code(failure)))
@@ -595,7 +639,7 @@ async fn refuse(
     let account = Account::new(started, waited_us);
     let view = shard.view();
     let gone = matches!(failure.cause, Cause::Closed | Cause::Reset);
-    let failure = blamed(shard, failure);
+    let failure = blamed(shard, &account, failure);
     if !gone {
         account.status.set(failure.status());
         let told = Told {
@@ -605,6 +649,7 @@ async fn refuse(
             head: downstream.input.trim_ascii_start().starts_with(b"HEAD "),
             close: true,
             http10: false,
+            quota: None,
             grpc: None,
         };
         if let Some(mut out) = shard.buffers.take_small() {
@@ -617,8 +662,14 @@ async fn refuse(
 }
 
 /// When the drain has lasted long enough, every wait ends, which looks like somebody's fault but is ours.
-fn blamed(shard: &Shard, failure: Failure) -> Failure {
-    if shard.is_cut() { Failure::local(failure.stage, Cause::Draining) } else { failure }
+/// So it is when nothing has moved for too long.
+fn blamed(shard: &Shard, account: &Account, failure: Failure) -> Failure {
+    let cause = match failure.cause {
+        _ if shard.is_cut() => Cause::Draining,
+        _ if account.was_idle.get() => Cause::StreamIdle,
+        _ => return failure,
+    };
+    Failure::local(failure.stage, cause)
 }
 
 /// Sends a response made here; whether it could be sent.

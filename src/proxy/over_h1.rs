@@ -10,7 +10,7 @@ use super::from_h2::Call;
 use super::judge::note_wish;
 use super::kept::Upload;
 use super::relay::unless_reset;
-use super::{First, SHED, both};
+use super::{First, SHED, both, idle};
 use crate::failure::{Cause, Failure, Side, Stage};
 use crate::http::Framing;
 use crate::http::body::{Reframer, TAILROOM};
@@ -80,7 +80,30 @@ impl Call<'_> {
         let patience = Patience { clock: &shard.clock, stall, until: self.path.deadline };
         let sent = writer.write_all(out, 0, patience).await;
         sent.map_err(|fault| Failure::upstream(Stage::Request, super::cause(fault)))?;
-        self.back_from_h1(reader, &origin, input, &alarm, &Cell::new(true), attempt).await
+        match self.view.snapshot.timeouts.stream_idle {
+            None => self.back_from_h1(reader, &origin, input, &alarm, &Cell::new(true), attempt).await,
+            // Boxed: seldom wanted.
+            Some(_) => Box::pin(self.back_unless_idle_h1(reader, &origin, input, &alarm, attempt)).await,
+        }
+    }
+
+    /// The way back, where an exchange may not lie still for long.
+    async fn back_unless_idle_h1(
+        &self,
+        reader: &mut crate::io::Reader,
+        origin: &crate::io::Control,
+        input: &mut Buffer,
+        alarm: &Alarm,
+        attempt: &Attempt,
+    ) -> Result<Done, Failure> {
+        let sent = Cell::new(true);
+        let back = pin!(self.back_from_h1(reader, origin, input, alarm, &sent, attempt));
+        let hurry = || {
+            origin.read_by(0);
+            alarm.by(0);
+        };
+        let idle = self.view.snapshot.timeouts.stream_idle;
+        idle::unless_idle(&self.path, idle, &sent, &[origin], hurry, back).await
     }
 
     /// Both directions at once.
@@ -117,7 +140,7 @@ impl Call<'_> {
             result
         });
         let answer_by = || shard.clock.now().saturating_add(self.path.patience_ns());
-        let (there_result, back_result, back_was_first) = both(there, back, |first| match first {
+        let both = pin!(both(there, back, |first| match first {
             First::There(Err(failure)) if failure.side != Side::Upstream => origin.shutdown(),
             First::There(_) if self.path.account.status.get() == 0 => origin.read_by(answer_by()),
             First::There(_) => {}
@@ -125,8 +148,15 @@ impl Call<'_> {
                 there_alarm.by(0);
                 origin.shutdown();
             }
-        })
-        .await;
+        }));
+        let idle = self.view.snapshot.timeouts.stream_idle;
+        let hurry = || {
+            origin.read_by(0);
+            alarm.by(0);
+            there_alarm.by(0);
+        };
+        let (there_result, back_result, back_was_first) =
+            idle::unless_idle(&self.path, idle, &sent, &[&origin], hurry, both).await;
         match (there_result, back_result) {
             (Ok(()), Ok(done)) if !back_was_first => Ok(done),
             (_, Ok(done)) => Ok(Done { reusable: false, ..done }),

@@ -15,7 +15,7 @@ use super::again::Missed;
 use super::judge::note_wish;
 use super::kept::Kept;
 use super::relay::{Direction, Web};
-use super::{Fate, First, Path, SHED, both};
+use super::{Fate, First, Path, SHED, both, idle};
 use crate::downstream::{Asked, Downstream};
 use crate::failure::{Cause, Failure, Side, Stage};
 use crate::http::body::Reframer;
@@ -25,7 +25,7 @@ use crate::http::h1::ResponseOptions;
 use crate::http::h2::{self as message, Origin};
 use crate::http::{Framing, Method, Version};
 use crate::io::timed::Alarm;
-use crate::io::{Connection, Patience, Writer};
+use crate::io::{Connection, Control, Patience, Writer};
 use crate::shard::clock::NEVER;
 use crate::upstream::service::Attempt;
 use crate::upstream::shared::Lease;
@@ -109,14 +109,17 @@ async fn exchange(
         sender: |cause| Failure::downstream(Stage::Request, cause),
         receiver: |cause| Failure::upstream(Stage::Request, cause),
     };
+    let idle = asked.view.snapshot.timeouts.stream_idle;
     if let Some(length) = body {
         let octets = &downstream.input[asked.head_len..asked.head_len + length];
         path.account.request_body_bytes.set(length as u64);
         let sent = Cell::new(length == 0);
         let back = Back { path, asked, alarm: &alarm, attempt, sent: &sent, web };
-        let back = back.carry(response, &mut downstream.connection.writer);
+        let caller = downstream.connection.control();
+        let back = pin!(back.carry(response, &mut downstream.connection.writer));
+        let hurry = || hurry(path, &[&alarm, &there_alarm], &caller);
         if length == 0 {
-            return back.await;
+            return idle::unless_idle(path, idle, &sent, &[&caller], hurry, back).await;
         }
         let octets = there.translate(Bytes::copy_from_slice(octets), true)?;
         let there = pin!(async {
@@ -125,15 +128,15 @@ async fn exchange(
             result
         });
         // The service may answer before it has taken the body, or refuse to take it.
-        let (there, back, _) = both(there, pin!(back), |first| match first {
+        let both = pin!(both(there, back, |first| match first {
             First::There(Err(failure)) if failure.cause == Cause::Timeout => {}
             First::There(_) => wait(path, &alarm),
             First::Back => {
                 stream.borrow_mut().send_reset(h2::Reason::NO_ERROR);
                 there_alarm.by(0);
             }
-        })
-        .await;
+        }));
+        let (there, back, _) = idle::unless_idle(path, idle, &sent, &[&caller], hurry, both).await;
         return match (there, back) {
             // What it refused to take is gone from the connection: the next request may come.
             (_, Ok(fate)) => Ok(fate),
@@ -164,7 +167,7 @@ async fn exchange(
             clean
         });
         let back = pin!(back.carry(response, writer));
-        both(there, back, |first| match first {
+        let both = pin!(both(there, back, |first| match first {
             First::There(Ok(())) => wait(path, &alarm),
             First::There(Err(failure)) if failure.side == Side::Upstream => wait(path, &alarm),
             // Nothing of this may look whole to the service; the reset ends the way back as well.
@@ -173,8 +176,12 @@ async fn exchange(
                 stream.borrow_mut().send_reset(h2::Reason::NO_ERROR);
                 caller.cancel_read();
             }
-        })
-        .await
+        }));
+        let hurry = || {
+            caller.cancel_read();
+            hurry(path, &[&alarm, &there_alarm], &caller);
+        };
+        idle::unless_idle(path, idle, &sent, &[&caller], hurry, both).await
     };
     if reframer.is_untouched() && behind == 0 {
         // What is there was room for chunk sizes.
@@ -188,6 +195,14 @@ async fn exchange(
         (Err(there), Err(_)) if there.side != Side::Upstream && !back_was_first => Err(there.into()),
         (_, Err(back)) => Err(back),
     }
+}
+
+/// Ends what an exchange waits for on which nothing moves.
+fn hurry(path: &Path<'_>, alarms: &[&Alarm], caller: &Control) {
+    for alarm in alarms {
+        alarm.by(0);
+    }
+    caller.shutdown_if(path.account.status.get() != 0);
 }
 
 /// From now on the service has so long for its answer.

@@ -45,7 +45,9 @@ impl Route {
             upgrades: Upgrades::default(),
             tunnel_idle: std::time::Duration::from_secs(3600),
             retry: None,
+            deadline_field: false,
             priority: Priority::Default,
+            quotas: None,
         }
     }
 

@@ -59,8 +59,12 @@ pub struct Route {
     pub tunnel_idle: Duration,
     /// Whether and when a request is sent once more; `None` where its service says.
     pub retry: Option<Arc<retry::Policy>>,
+    /// Whether the caller may say when it stops waiting, and the service is told what is left.
+    pub deadline_field: bool,
     /// Who gives way where there is not enough for all.
     pub priority: Priority,
+    /// How often it may be taken: indices into `Snapshot::quotas`; `None` where nothing says.
+    pub quotas: Option<Box<[u32]>>,
 }
 
 /// Who gives way to whom where there is not enough for all.

@@ -41,6 +41,16 @@ impl Clock {
         clock
     }
 
+    /// The time of the machine when this clock was 0, ns: with that, times of different shards can be compared.
+    pub fn origin(&self) -> u64 {
+        self.origin_ns
+    }
+
+    /// As [`Self::now`], but the same for all shards.
+    pub fn common(&self) -> u64 {
+        self.origin_ns.saturating_add(self.now())
+    }
+
     /// The time at the start of the present poll, ns.
     pub fn now(&self) -> u64 {
         self.now_ns.get()

@@ -40,6 +40,7 @@ fn snapshot(generation: u64, rules: Vec<Rule>) -> Arc<Snapshot> {
             head: second,
             idle: second,
             body_stall: second,
+            stream_idle: None,
             drain: second,
             handshake: second,
         },
@@ -47,6 +48,7 @@ fn snapshot(generation: u64, rules: Vec<Rule>) -> Arc<Snapshot> {
         access_log: None,
         identity: None,
         authorization: Arc::new(Policy::new(rules, Verdict::Allow).unwrap()),
+        quotas: Arc::default(),
         http2: Http2::default(),
     })
 }

@@ -154,8 +154,10 @@ impl Shard {
         age_min: Duration,
         snapshot: Arc<Snapshot>,
     ) -> Self {
+        let clock = Rc::new(Clock::new());
         Self {
-            clock: Rc::new(Clock::new()),
+            doors: Doors::new(Arc::<Link>::clone(&link), clock.origin()),
+            clock,
             deadlines: Rc::default(),
             buffers: Buffers::default(),
             recorder: RefCell::default(),
@@ -172,7 +174,6 @@ impl Shard {
             rng: RefCell::new(fastrand::Rng::new()),
             view: RefCell::new(Rc::new(View::new(snapshot, Arc::clone(&link)))),
             vanished: RefCell::default(),
-            doors: Doors::new(Arc::<Link>::clone(&link)),
             draining: Cell::new(false),
             mirrored: Cell::new(0),
             faulty: Cell::new(0),

@@ -56,6 +56,8 @@ pub struct Line<'l> {
     pub service: Option<&'l str>,
     /// The endpoint of the last attempt.
     pub endpoint: Option<&'l Address>,
+    /// The limit by which it came too soon.
+    pub rate_limit: Option<&'l str>,
     /// Outcome, sizes and times.
     pub ended: &'l Ended,
 }
@@ -169,6 +171,11 @@ impl AccessLog {
                 grpc.response_messages
             );
         }
+        if let Some(limit) = line.rate_limit {
+            out.extend_from_slice(b",\"rate_limit\":\"");
+            escape(limit.as_bytes(), out);
+            out.push(b'"');
+        }
         if let Some(rule) = line.denied_by() {
             out.extend_from_slice(b",\"rule\":\"");
             escape(rule.as_bytes(), out);
@@ -258,6 +265,10 @@ impl AccessLog {
         }
         if let Some(identity) = line.identity {
             let _ = write!(out, " peer_identity={identity}");
+        }
+        if let Some(limit) = line.rate_limit {
+            out.extend_from_slice(b" rate_limit=");
+            escape(limit.as_bytes(), out);
         }
         if let Some(rule) = line.denied_by() {
             out.extend_from_slice(b" rule=");
@@ -391,6 +402,7 @@ mod tests {
             route: Some("r"),
             service: Some("s"),
             endpoint: None,
+            rate_limit: None,
             ended,
         }
     }

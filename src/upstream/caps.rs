@@ -5,8 +5,12 @@
 
 use std::sync::Arc;
 
+use crossbeam::atomic::AtomicCell;
+
+use super::concurrency::Estimator;
 use super::gate::{Count, Gate};
 use super::line::Patience;
+use super::{admission, concurrency};
 
 /// How much a service may be given at a time. [`u32::MAX`] is no ceiling.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,6 +23,10 @@ pub struct Caps {
     pub patience: Patience,
     /// Retries in progress, of the whole proxy.
     pub retries_max: u32,
+    /// How what the service bears is learnt; `None` where it is not.
+    pub concurrency: Option<concurrency::Settings>,
+    /// When exchanges are turned away because the service fails; `None` for never.
+    pub admission: Option<admission::Settings>,
     /// What is counted.
     pub counts: Counts,
 }
@@ -26,28 +34,46 @@ pub struct Caps {
 impl Caps {
     /// Makes the ceilings hold for what is counted.
     pub fn apply(&self) {
-        self.counts.exchanges.set(self.exchanges_max, self.pending_max);
+        let counts = &self.counts;
+        counts.exchanges.set(self.exchanges_max, self.pending_max);
+        match (self.concurrency, counts.estimator.take()) {
+            (None, _) => counts.exchanges.set_limit(u32::MAX),
+            (Some(settings), None) => {
+                counts.exchanges.set_limit(settings.limit_initial);
+                counts.estimator.store(Some(Box::new(Estimator::new(settings, counts.seed))));
+            }
+            // It takes new settings with the next exchange.
+            (Some(_), known) => counts.estimator.store(known),
+        }
         self.counts.retries.set(self.retries_max);
     }
 }
 
 /// What the shards count together. All are equal: they are no part of what is declared.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct Counts(Arc<Counted>);
 
 /// The counts of one service.
-#[derive(Debug)]
 pub struct Counted {
     /// Exchanges, and those who wait.
     pub exchanges: Gate,
     /// Retries.
     pub retries: Count,
+    /// What is learnt. It goes from shard to shard: who has it learns, who finds it gone keeps what he measured for the next
+    /// time.
+    pub(super) estimator: AtomicCell<Option<Box<Estimator>>>,
+    seed: u64,
 }
 
 impl Counts {
-    /// Nothing counted; no ceilings until [`Caps::apply`].
-    pub fn new() -> Self {
-        Self(Arc::new(Counted { exchanges: Gate::new(u32::MAX, 0), retries: Count::new(u32::MAX) }))
+    /// Nothing counted; no ceilings until [`Caps::apply`]. The seed is for when to look anew what the service bears.
+    pub fn new(seed: u64) -> Self {
+        Self(Arc::new(Counted {
+            exchanges: Gate::new(u32::MAX, 0),
+            retries: Count::new(u32::MAX),
+            estimator: AtomicCell::new(None),
+            seed,
+        }))
     }
 
     /// Whether both are the same, not only equal.
@@ -56,17 +82,17 @@ impl Counts {
     }
 }
 
-impl Default for Counts {
-    fn default() -> Self {
-        Self::new()
-    }
-}
-
 impl std::ops::Deref for Counts {
     type Target = Counted;
 
     fn deref(&self) -> &Counted {
         &self.0
+    }
+}
+
+impl std::fmt::Debug for Counts {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Counts({:?}, {:?})", self.0.exchanges, self.0.retries)
     }
 }
 

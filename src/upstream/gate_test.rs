@@ -98,7 +98,15 @@ const NS: u64 = 1_000_000;
 fn caps(exchanges_max: u32, pending_max: u32, counts: &Counts) -> Arc<Caps> {
     let patience = Patience { timeout_ns: 1000 * NS, target_ns: 1000 * NS };
     let counts = counts.clone();
-    let caps = Caps { exchanges_max, pending_max, patience, retries_max: u32::MAX, counts };
+    let caps = Caps {
+        exchanges_max,
+        pending_max,
+        patience,
+        retries_max: u32::MAX,
+        concurrency: None,
+        admission: None,
+        counts,
+    };
     Arc::new(caps)
 }
 
@@ -129,7 +137,7 @@ fn poll(waiting: &mut Waiting) -> Poll<Result<Pass, Cause>> {
 
 /// A shard that does at random what shards do; at its end it holds nothing and waits for nothing.
 fn shard(truth: &Truth, counts: &Counts, declared: &[(u32, u32)], steps: u32, rng: &mut fastrand::Rng) {
-    let doors = Doors::new(Arc::new(Silent));
+    let doors = Doors::new(Arc::new(Silent), 0);
     let limiter = Limiter::new(caps(declared[0].0, declared[0].1, counts), &doors);
     let (mut passes, mut waitings): (Vec<Pass>, Vec<Waiting>) = (Vec::new(), Vec::new());
     let settle = |passes: &mut Vec<Pass>, waitings: &mut Vec<Waiting>| {
@@ -147,7 +155,7 @@ fn shard(truth: &Truth, counts: &Counts, declared: &[(u32, u32)], steps: u32, rn
     };
     for _ in 0..steps {
         match rng.u32(..10) {
-            0..4 => match limiter.enter(Priority::Default, 0) {
+            0..4 => match limiter.enter(Priority::Default, 0, || 0.5) {
                 Entry::In(pass) => {
                     truth.enter();
                     passes.push(pass);
@@ -200,7 +208,7 @@ fn seeds() -> impl Iterator<Item = u64> {
 fn in_any_order_of_steps_no_place_is_lost_and_none_is_given_twice() {
     for seed in seeds().take(150) {
         for declared in [&[(1, 8)][..], &[(2, 3)], &[(3, 4), (1, 4), (2, 1)]] {
-            let counts = Counts::new();
+            let counts = Counts::new(1);
             caps(declared[0].0, declared[0].1, &counts).apply();
             let truth = Arc::new(Truth::default());
             let threads = (0..3_u64).map(|n| {
@@ -220,16 +228,16 @@ fn in_any_order_of_steps_no_place_is_lost_and_none_is_given_twice() {
 fn whoever_waits_comes_to_his_turn_in_any_order_of_steps() {
     // One place, three shards, each of which wants it several times and never gives up: all get it.
     for seed in seeds().take(150) {
-        let counts = Counts::new();
+        let counts = Counts::new(1);
         caps(1, 8, &counts).apply();
         let truth = Arc::new(Truth::default());
         let threads = (0..3).map(|_| {
             let (counts, truth) = (counts.clone(), Arc::clone(&truth));
             Box::new(move || {
-                let doors = Doors::new(Arc::new(Silent));
+                let doors = Doors::new(Arc::new(Silent), 0);
                 let limiter = Limiter::new(caps(1, 8, &counts), &doors);
                 for _ in 0..4 {
-                    let pass = match limiter.enter(Priority::Default, 0) {
+                    let pass = match limiter.enter(Priority::Default, 0, || 0.5) {
                         Entry::In(pass) => pass,
                         Entry::Wait(mut waiting) => {
                             // By far more turns than the other two need for all that they do.
@@ -261,7 +269,7 @@ fn whoever_waits_comes_to_his_turn_in_any_order_of_steps() {
 fn sixteen_threads_share_one_place_and_shards_come_to_their_turn_in_order() {
     const SHARDS: usize = 16;
     const EACH: u32 = 200;
-    let counts = Counts::new();
+    let counts = Counts::new(1);
     caps(1, 64, &counts).apply();
     let truth = Truth::default();
     std::thread::scope(|scope| {
@@ -273,10 +281,10 @@ fn sixteen_threads_share_one_place_and_shards_come_to_their_turn_in_order() {
                         self.0.unpark();
                     }
                 }
-                let doors = Doors::new(Arc::new(Unpark(std::thread::current())));
+                let doors = Doors::new(Arc::new(Unpark(std::thread::current())), 0);
                 let limiter = Limiter::new(caps(1, 64, &counts), &doors);
                 for _ in 0..EACH {
-                    let pass = match limiter.enter(Priority::Default, 0) {
+                    let pass = match limiter.enter(Priority::Default, 0, || 0.5) {
                         Entry::In(pass) => pass,
                         Entry::Wait(mut waiting) => loop {
                             doors.serve(0);
@@ -301,20 +309,20 @@ fn sixteen_threads_share_one_place_and_shards_come_to_their_turn_in_order() {
 
 #[test]
 fn places_go_to_shards_in_the_order_in_which_they_asked() {
-    let counts = Counts::new();
+    let counts = Counts::new(1);
     let declared = caps(1, 64, &counts);
     declared.apply();
     let shards: Vec<_> = (0..4)
         .map(|_| {
-            let doors = Doors::new(Arc::new(Silent));
+            let doors = Doors::new(Arc::new(Silent), 0);
             (Limiter::new(Arc::clone(&declared), &doors), doors)
         })
         .collect();
-    let Entry::In(first) = shards[0].0.enter(Priority::Default, 0) else { panic!("there is room") };
+    let Entry::In(first) = shards[0].0.enter(Priority::Default, 0, || 0.5) else { panic!("there is room") };
     // The third asks twice, the first, who has the place, last.
     let mut waiting: Vec<(usize, Waiting)> = [2, 1, 3, 2, 0]
         .into_iter()
-        .map(|n| match shards[n].0.enter(Priority::Default, 0) {
+        .map(|n| match shards[n].0.enter(Priority::Default, 0, || 0.5) {
             Entry::Wait(waiting) => (n, waiting),
             Entry::In(_) | Entry::Refused(_) => panic!("it waits"),
         })
@@ -341,12 +349,12 @@ fn places_go_to_shards_in_the_order_in_which_they_asked() {
 
 #[test]
 fn a_lower_ceiling_is_reached_before_anybody_else_comes_in_and_a_higher_one_lets_in_at_once() {
-    let counts = Counts::new();
+    let counts = Counts::new(1);
     let (three, one) = (caps(3, 8, &counts), caps(1, 8, &counts));
     three.apply();
-    let doors = Doors::new(Arc::new(Silent));
+    let doors = Doors::new(Arc::new(Silent), 0);
     let limiter = Limiter::new(Arc::clone(&three), &doors);
-    let enter = || limiter.enter(Priority::Default, 0);
+    let enter = || limiter.enter(Priority::Default, 0, || 0.5);
     let mut passes: Vec<Pass> = (0..3)
         .map(|_| match enter() {
             Entry::In(pass) => pass,

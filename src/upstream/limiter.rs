@@ -13,7 +13,9 @@ use std::task::{Context, Poll, Waker};
 
 use smallvec::SmallVec;
 
+use super::admission::Admission;
 use super::caps::Caps;
+use super::concurrency::{Estimator, Sample};
 use super::gate::{Bell, Seat};
 use super::line::{Line, Ticket};
 use crate::failure::Cause;
@@ -23,6 +25,8 @@ use crate::route::Priority;
 pub struct Doors {
     /// How other shards tell this one that it was handed a place.
     bell: Arc<dyn Bell>,
+    /// The time of all shards when that of this one began.
+    origin_ns: u64,
     /// Those with tickets out.
     waiting: RefCell<Vec<Weak<Limiter>>>,
 }
@@ -35,6 +39,13 @@ pub struct Limiter {
     line: RefCell<Line<Rc<Waiter>>>,
     /// Tickets of this shard that are out: at least as many as wait here.
     tickets: Cell<u32>,
+    /// How exchanges have ended on this shard.
+    admission: RefCell<Admission>,
+    /// What was measured and is not learnt from yet.
+    measured: RefCell<Vec<Sample>>,
+    /// Emptied passes, for the next ones: none is allocated once warm.
+    #[expect(clippy::vec_box, reason = "they go out boxed, so that an exchange holds one word")]
+    spare: RefCell<Vec<Box<Held>>>,
     /// Whether it is among those of the shard with tickets out.
     listed: Cell<bool>,
     now_ns: Cell<u64>,
@@ -50,9 +61,23 @@ pub enum Entry {
     Refused(Cause),
 }
 
-/// A place. Given back when dropped.
-pub struct Pass {
-    limiter: Rc<Limiter>,
+/// A place, or none. Given back when dropped.
+#[derive(Default)]
+pub struct Pass(Option<Box<Held>>);
+
+struct Held {
+    /// `None` of a spare one.
+    limiter: Option<Rc<Limiter>>,
+    since_ns: u64,
+}
+
+/// How an exchange has ended, as far as it tells of the service.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Outcome {
+    /// Whether well; `None` where that is not the service's doing.
+    pub well: Option<bool>,
+    /// When it was answered, or when that was given up.
+    pub answered_ns: Option<u64>,
 }
 
 /// A place in the line, for as long as it is not dropped.
@@ -81,9 +106,9 @@ enum Told {
 pub struct Retry(Arc<Caps>);
 
 impl Doors {
-    /// Those of a shard that `bell` tells when it was handed a place.
-    pub fn new(bell: Arc<dyn Bell>) -> Rc<Self> {
-        Rc::new(Self { bell, waiting: RefCell::default() })
+    /// Those of a shard that `bell` tells when it was handed a place. `origin_ns` is the time of all shards when this one's is 0.
+    pub fn new(bell: Arc<dyn Bell>, origin_ns: u64) -> Rc<Self> {
+        Rc::new(Self { bell, origin_ns, waiting: RefCell::default() })
     }
 
     /// Gives out the places that other shards have handed to this one.
@@ -101,6 +126,11 @@ impl Doors {
 }
 
 impl Limiter {
+    /// Measured and not learnt from; with more, what another shard learns from is enough.
+    const MEASURED_MAX: usize = 64;
+    /// Emptied passes kept.
+    const SPARE_MAX: usize = 1024;
+
     /// One of the doors of a shard.
     pub fn new(caps: Arc<Caps>, doors: &Rc<Doors>) -> Rc<Self> {
         Rc::new(Self {
@@ -109,18 +139,38 @@ impl Limiter {
             doors: Rc::clone(doors),
             line: RefCell::default(),
             tickets: Cell::new(0),
+            admission: RefCell::default(),
+            measured: RefCell::default(),
+            spare: RefCell::default(),
             listed: Cell::new(false),
             now_ns: Cell::new(0),
         })
     }
 
-    /// Asks for a place.
-    pub fn enter(self: &Rc<Self>, priority: Priority, now_ns: u64) -> Entry {
+    /// Asks for a place. `chance` is from 0 to 1, exclusive.
+    pub fn enter(self: &Rc<Self>, priority: Priority, now_ns: u64, chance: impl FnOnce() -> f64) -> Entry {
         self.now_ns.set(now_ns);
-        if self.caps.borrow().counts.exchanges.enter() {
-            return Entry::In(Pass { limiter: Rc::clone(self) });
+        let entered = {
+            let caps = self.caps.borrow();
+            if let Some(settings) = &caps.admission
+                && self.admission.borrow_mut().refuses(settings, priority, chance(), now_ns)
+            {
+                return Entry::Refused(Cause::NotAdmitted);
+            }
+            caps.counts.exchanges.enter()
+        };
+        if entered {
+            return Entry::In(self.pass());
         }
         self.wait(priority, now_ns)
+    }
+
+    fn pass(self: &Rc<Self>) -> Pass {
+        let mut held =
+            self.spare.borrow_mut().pop().unwrap_or_else(|| Box::new(Held { limiter: None, since_ns: 0 }));
+        held.limiter = Some(Rc::clone(self));
+        held.since_ns = self.now_ns.get();
+        Pass(Some(held))
     }
 
     fn wait(self: &Rc<Self>, priority: Priority, now_ns: u64) -> Entry {
@@ -182,6 +232,10 @@ impl Limiter {
 
     /// The declaration has changed, and with it the ceilings. What is counted has not.
     pub fn adopt(&self, caps: Arc<Caps>) {
+        if caps.concurrency.is_none() {
+            // Another shard may have learnt one more just when that ended.
+            caps.counts.exchanges.set_limit(u32::MAX);
+        }
         *self.caps.borrow_mut() = caps;
         self.settle();
     }
@@ -195,6 +249,40 @@ impl Limiter {
     pub fn retry(&self) -> Option<Retry> {
         let caps = self.caps();
         caps.counts.retries.take().then(|| Retry(caps))
+    }
+
+    /// An exchange that was let in at `since_ns` has ended so.
+    fn learn(&self, since_ns: u64, outcome: Outcome, now_ns: u64) {
+        let caps = self.caps();
+        if let (Some(settings), Some(well)) = (&caps.admission, outcome.well) {
+            self.admission.borrow_mut().ended(settings, well, now_ns);
+        }
+        let (Some(settings), Some(answered_ns)) = (caps.concurrency, outcome.answered_ns) else { return };
+        let origin_ns = self.doors.origin_ns;
+        let mut measured = self.measured.borrow_mut();
+        measured.push(Sample {
+            since_ns: origin_ns + since_ns,
+            now_ns: origin_ns + answered_ns,
+            taken: caps.counts.exchanges.taken(),
+        });
+        let mut lent = Lent::take(&caps);
+        let Some(estimator) = lent.as_mut().and_then(|lent| lent.estimator.as_mut()) else {
+            if measured.len() >= Self::MEASURED_MAX {
+                measured.clear();
+            }
+            return;
+        };
+        let before = estimator.limit();
+        for sample in measured.drain(..) {
+            estimator.learn(settings, sample);
+        }
+        let limit = estimator.limit();
+        // While it is lent, so that the newest limit is the last that is set.
+        caps.counts.exchanges.set_limit(limit);
+        drop((lent, measured));
+        if limit > before {
+            self.settle();
+        }
     }
 
     fn settle(&self) {
@@ -224,14 +312,47 @@ impl Drop for Limiter {
 
 impl Pass {
     /// The exchange has ended.
-    pub fn end(self, now_ns: u64) {
-        self.limiter.now_ns.set(now_ns);
+    pub fn end(self, outcome: Outcome, now_ns: u64) {
+        if let Some(held) = &self.0
+            && let Some(limiter) = &held.limiter
+        {
+            limiter.now_ns.set(now_ns);
+            limiter.learn(held.since_ns, outcome, now_ns);
+        }
     }
 }
 
 impl Drop for Pass {
     fn drop(&mut self) {
-        self.limiter.give_back();
+        let Some(mut held) = self.0.take() else { return };
+        let Some(limiter) = held.limiter.take() else { return };
+        {
+            let mut spare = limiter.spare.borrow_mut();
+            if spare.len() < Limiter::SPARE_MAX {
+                spare.push(held);
+            }
+        }
+        limiter.give_back();
+    }
+}
+
+/// The estimator of a service while this shard has it; goes back when dropped.
+struct Lent<'c> {
+    caps: &'c Caps,
+    estimator: Option<Box<Estimator>>,
+}
+
+impl<'c> Lent<'c> {
+    /// `None` while another shard has it.
+    fn take(caps: &'c Caps) -> Option<Self> {
+        let estimator = caps.counts.estimator.take();
+        estimator.is_some().then_some(Self { caps, estimator })
+    }
+}
+
+impl Drop for Lent<'_> {
+    fn drop(&mut self) {
+        self.caps.counts.estimator.store(self.estimator.take());
     }
 }
 
@@ -249,7 +370,7 @@ impl Future for Waiting {
             }
             Told::Granted => {
                 self.waiter.told.set(Told::Over);
-                Poll::Ready(Ok(Pass { limiter: Rc::clone(&self.limiter) }))
+                Poll::Ready(Ok(self.limiter.pass()))
             }
             Told::Refused(cause) => Poll::Ready(Err(cause)),
             Told::Over => Poll::Pending,
@@ -263,7 +384,8 @@ impl Drop for Waiting {
             Told::Nothing => {
                 let caps = self.limiter.caps();
                 let now_ns = self.limiter.now_ns.get();
-                if self.limiter.line.borrow_mut().remove(self.ticket, caps.patience, now_ns).is_some() {
+                let left = self.limiter.line.borrow_mut().remove(self.ticket, caps.patience, now_ns);
+                if left.is_some() {
                     caps.counts.exchanges.waits_no_more();
                 }
             }

@@ -12,13 +12,21 @@ impl Bell for Silent {
 
 fn door(exchanges_max: u32, pending_max: u32) -> (Rc<Limiter>, Arc<Caps>) {
     let patience = Patience { timeout_ns: 100 * MS, target_ns: 5 * MS };
-    let caps = Arc::new(Caps { exchanges_max, pending_max, patience, retries_max: 1, counts: Counts::new() });
+    let caps = Arc::new(Caps {
+        exchanges_max,
+        pending_max,
+        patience,
+        retries_max: 1,
+        concurrency: None,
+        admission: None,
+        counts: Counts::new(1),
+    });
     caps.apply();
-    (Limiter::new(Arc::clone(&caps), &Doors::new(Arc::new(Silent))), caps)
+    (Limiter::new(Arc::clone(&caps), &Doors::new(Arc::new(Silent), 0)), caps)
 }
 
 fn enter(limiter: &Rc<Limiter>, priority: Priority, now: u64) -> Entry {
-    limiter.enter(priority, now)
+    limiter.enter(priority, now, || 0.5)
 }
 
 fn inside(entry: Entry) -> Pass {
@@ -84,7 +92,7 @@ fn who_has_waited_too_long_is_told_so_when_somebody_else_comes_to_his_turn() {
     let mut old = waits(enter(&limiter, Priority::Default, 0));
     let mut new = waits(enter(&limiter, Priority::Default, 99 * MS));
     assert_eq!(old.until_ns, 100 * MS);
-    pass.end(101 * MS);
+    pass.end(Outcome::default(), 101 * MS);
     assert!(matches!(told(&mut old), Some(Err(Cause::QueueTimeout))));
     assert!(matches!(told(&mut new), Some(Ok(_))));
     assert_eq!(caps.counts.exchanges.waiting(), 0);

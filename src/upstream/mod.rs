@@ -1,9 +1,11 @@
 //! Where it goes: the services that control declared, and what one shard knows of each (endpoints, averages, pools).
 
+pub mod admission;
 pub mod balance;
 pub mod breaker;
 pub mod budget;
 pub mod caps;
+pub mod concurrency;
 pub mod gate;
 pub mod health;
 pub mod limiter;

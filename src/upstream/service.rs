@@ -480,7 +480,7 @@ mod tests {
         impl crate::upstream::gate::Bell for Silent {
             fn ring(&self) {}
         }
-        Doors::new(Arc::new(Silent))
+        Doors::new(Arc::new(Silent), 0)
     }
 
     fn declared(ports: &[u16]) -> Arc<spec::Service> {

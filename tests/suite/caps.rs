@@ -275,3 +275,70 @@ fn a_ceiling_holds_exactly_for_all_shards_together() {
     proxy.drain();
     proxy.join();
 }
+
+#[test]
+fn a_service_that_fails_is_given_less() {
+    let origin = Origin::answering(|request| match request.target() {
+        "/well" => ok(request),
+        _ => b"HTTP/1.1 500 Internal Server Error\r\ncontent-length: 0\r\n\r\n".to_vec(),
+    });
+    let rig = Rig::before_with(origin, |config| {
+        config.keys("admission = { exchanges_min = 100, window = \"1h\", refuse_max_percent = 100 }")
+    });
+    let mut client = rig.client();
+    for _ in 0..100 {
+        client.send(get("/badly"));
+        assert_eq!(client.response().status(), 500);
+    }
+    // 100 of 101: of a thousand ten are let in, and each makes it more. That nobody is turned away has a chance of 1e-2000.
+    let mut refused = 0;
+    for _ in 0..1000 {
+        client.send(get("/badly"));
+        let response = client.response();
+        if response.status() == 503 {
+            assert_eq!(response.one("x-ringmesh-failure").as_deref(), Some("admit.local.not_admitted"));
+            assert_eq!(response.one("retry-after").as_deref(), Some("1"));
+            refused += 1;
+        }
+    }
+    assert!(refused > 900, "{refused}");
+    drop(client);
+    let done = rig.done();
+    assert_eq!(done.requests.len(), 1100 - refused, "the service has seen nothing of those");
+}
+
+#[test]
+fn what_a_service_bears_is_learnt_and_what_is_learnt_survives_a_reload() {
+    // The gate is shut: nothing is answered, so the limit is what it begins with.
+    let (gate, mut rig) = {
+        let (gate, origin) = Origin::gated();
+        let keys = "concurrency = { limit_initial = 2 }\ncaps = { pending_max = 0 }";
+        (gate, Rig::before_with(origin, |config| config.keys(keys)))
+    };
+    let mut clients: Vec<Client> = (0..3).map(|_| rig.client()).collect();
+    for client in &mut clients[..2] {
+        client.send(get("/"));
+    }
+    rig.origin.wait_requests(2);
+    clients[2].send(get("/"));
+    assert_eq!(clients[2].response().one("x-ringmesh-failure").as_deref(), Some("admit.local.queue_full"));
+    // What is in progress stays counted.
+    let endpoint = rig.origin.endpoint.clone();
+    rig.reload(|_| {
+        let keys = "concurrency = { limit_initial = 2, limit_max = 3 }\ncaps = { pending_max = 0 }";
+        Config::default().service_at("app", &[&endpoint], keys)
+    });
+    clients[2].send(get("/"));
+    assert_eq!(clients[2].response().one("x-ringmesh-failure").as_deref(), Some("admit.local.queue_full"));
+    gate.open();
+    for client in &mut clients[..2] {
+        assert_eq!(client.response().status(), 200);
+    }
+    // Answered at once, one after the other: nothing queues anywhere, and nobody is turned away any more.
+    for _ in 0..200 {
+        clients[2].send(get("/"));
+        assert_eq!(clients[2].response().status(), 200);
+    }
+    drop(clients);
+    rig.done();
+}

@@ -543,3 +543,57 @@ fn services_are_told_which_attempt_it_is_where_that_is_wanted() {
     drop(client);
     mesh.finish();
 }
+
+#[test]
+fn a_deadline_is_passed_on_and_cuts_the_work_on_both_sides() {
+    let routes = "[[route]]\nservice = \"app\"\ntimeout = \"20s\"\ndeadline_header = true\n";
+    let field = "x-envoy-expected-rq-timeout-ms";
+    // Told: what is left of the route's, or of the caller's if that is sooner; of the attempt's, sooner still.
+    for (keys, said, at_most) in [
+        ("", "", 15_000),
+        ("timeouts = { response = \"1h\" }\n", "", 20_000),
+        ("", "9000", 9_000),
+        ("retry = { attempt_timeout = \"4s\" }\n", "9000", 4_000),
+        ("", "nonsense", 15_000),
+    ] {
+        for way in 0..2 {
+            let origin = Origin::plain();
+            let mesh = Config::default().service("app", &[&origin], keys).routes(routes).start();
+            if way == 0 {
+                let mut client = mesh.client();
+                client.send(format!(
+                    "GET /x HTTP/1.1\r\nHost: a\r\nX-Envoy-Expected-Rq-Timeout-Ms: {said}\r\n\r\n"
+                ));
+                assert_eq!(client.response().status(), 200);
+            } else {
+                let mut asking = request("GET", "/x");
+                asking.headers_mut().insert(field, said.parse().unwrap());
+                assert_eq!(call(mesh.address, asking, b"", None).unwrap().head.status, 200);
+            }
+            mesh.finish();
+            let requests: Vec<Message> = origin.settle().iter().flat_map(|r| r.requests()).collect();
+            let told: u64 = requests[0].one(field).unwrap().parse().unwrap();
+            // The machine may be slow, but not by more than the guard.
+            assert!(told <= at_most && told + 30_000 >= at_most, "{keys:?} {said:?}: {told}");
+        }
+    }
+    // Honoured: the caller is answered then, and the service's connection ends.
+    for way in 0..2 {
+        let origin = Origin::scripted(|visit| {
+            visit.request();
+            visit.drain();
+        });
+        let mesh = Config::default().service("app", &[&origin], "").routes(routes).start();
+        if way == 0 {
+            let mut client = mesh.client();
+            client.send(format!("GET /x HTTP/1.1\r\nHost: a\r\n{field}: 30\r\n\r\n"));
+            assert_eq!(client.response().status(), 504);
+        } else {
+            let mut asking = request("GET", "/x");
+            asking.headers_mut().insert(field, "30".parse().unwrap());
+            assert_eq!(call(mesh.address, asking, b"", None).unwrap().head.status, 504);
+        }
+        origin.wait_end(0);
+        mesh.finish();
+    }
+}

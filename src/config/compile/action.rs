@@ -129,6 +129,9 @@ pub(super) fn extras(raw: &RawRoute, from: &From<'_>) -> Vec<Extra> {
     if let Some(at) = &raw.action.fault {
         add("fault", shown::fault(&at.value), from.mark_of(Some(at)));
     }
+    if let Some(at) = &raw.deadline_header {
+        add("deadline_header", at.value.to_string(), from.mark_of(Some(at)));
+    }
     let RawAction { redirect, respond, rewrite, request_headers, response_headers, cors, .. } = &*raw.action;
     if let Some(at) = redirect {
         add("redirect", shown::redirect(&at.value), from.mark_of(Some(at)));

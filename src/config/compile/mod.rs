@@ -13,6 +13,7 @@ mod caps;
 mod matching;
 mod policy;
 mod probe;
+mod rate_limit;
 mod retry;
 mod service;
 mod shown;
@@ -23,6 +24,7 @@ pub(super) use caps::{CompiledCaps, warn as warn_of_caps};
 pub(super) use matching::warn as warn_of_matching;
 pub(super) use policy::warn as warn_of_policy;
 pub(super) use probe::values as probe_values;
+pub(super) use rate_limit::CompiledRateLimit;
 
 use super::compiled::{AccessLog, Compiled, CompiledRoute, Mark, Origins, Settings};
 use super::defaults::{self, Key};
@@ -47,7 +49,11 @@ pub(super) fn compile(raw: Raw, sources: &[Source], problems: &mut Problems) -> 
     let found = find_services(&raw, &services_by_name, problems);
     let table = matching::collect(&raw, problems);
     check_limits(&raw, problems);
+    for concurrency in raw.services.iter().filter_map(|service| service.concurrency.as_ref()) {
+        caps::check(concurrency, problems);
+    }
     policy::check(&raw, problems);
+    rate_limit::check(&raw, problems);
     canary::check(&raw, problems);
     breaker::check(&raw.services, problems);
     probe::check(&raw.services, problems);
@@ -73,6 +79,7 @@ fn check_names(raw: &Raw, problems: &mut Problems) {
     unique("canary", raw.canaries.iter().map(|canary| canary.name.as_ref()), false, problems);
     let rules = raw.authorizations.iter().map(|rule| rule.name.as_ref());
     unique("authorization", rules, true, problems);
+    unique("rate_limit", raw.rate_limits.iter().map(|limit| limit.name.as_ref()), true, problems);
 }
 
 /// No two of a kind have the same name. What has none is called by its number, and may clash with a given name.
@@ -242,6 +249,7 @@ fn assemble(raw: Raw, found: &[Vec<u32>], table: TableBuilder, sources: &[Source
         head: from.key(&defaults::HEAD, raw.timeouts.head),
         idle: from.key(&defaults::IDLE, raw.timeouts.idle),
         body_stall: from.key(&defaults::BODY_STALL, raw.timeouts.body_stall),
+        stream_idle: from.value(defaults::STREAM_IDLE.name, raw.timeouts.stream_idle, || None),
         drain: from.key(&defaults::DRAIN, raw.timeouts.drain),
         handshake: from.key(&defaults::HANDSHAKE, raw.timeouts.handshake),
     };
@@ -269,7 +277,7 @@ fn assemble(raw: Raw, found: &[Vec<u32>], table: TableBuilder, sources: &[Source
         .collect();
     let services: Vec<_> = raw.services.into_iter().map(|raw| service::service(raw, &from)).collect();
     let names: Vec<Arc<str>> = services.iter().map(|compiled| Arc::clone(&compiled.service.name)).collect();
-    let routes: Vec<CompiledRoute> = raw
+    let mut routes: Vec<CompiledRoute> = raw
         .routes
         .into_iter()
         .enumerate()
@@ -280,6 +288,7 @@ fn assemble(raw: Raw, found: &[Vec<u32>], table: TableBuilder, sources: &[Source
             route(raw, index, (action, mirror), Arc::clone(matching), &from)
         })
         .collect();
+    let rate_limits = rate_limit::rate_limits(raw.rate_limits, &mut routes, &from);
     let canaries = raw.canaries.into_iter().map(|raw| canary::canary(raw, &from)).collect();
     let table = Arc::new(table.build(routes.iter().map(|compiled| compiled.route.clone()).collect()));
     let default =
@@ -303,6 +312,7 @@ fn assemble(raw: Raw, found: &[Vec<u32>], table: TableBuilder, sources: &[Source
             authorize::Policy::new(Vec::new(), authorize::Verdict::Deny).unwrap_or_default()
         })),
         rule_marks,
+        rate_limits,
         limits,
         timeouts,
         http2,
@@ -439,7 +449,9 @@ fn route(
             upgrades: value_or(raw.upgrades, defaults::UPGRADES),
             tunnel_idle: value_or(raw.tunnel_idle, defaults::TUNNEL_IDLE.default),
             retry: retry.as_ref().map(|retry| Arc::clone(&retry.policy)),
+            deadline_field: value_or(raw.deadline_header, defaults::DEADLINE_HEADER),
             priority: value_or(raw.priority, Priority::Default),
+            quotas: None,
         },
         matching,
         marks,

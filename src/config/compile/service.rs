@@ -69,7 +69,12 @@ pub(super) fn service(raw: RawService, from: &From<'_>) -> CompiledService {
     let (probe, probe_marks) = super::probe::probe(raw.probe.as_deref(), from);
     let (breaker, breaker_marks) = super::breaker::breaker(raw.breaker.as_deref(), from);
     let retry = raw.retry.map(|raw| super::retry::retry(*raw, from));
-    let caps = super::caps::caps(raw.caps.map(|boxed| *boxed), from);
+    let caps = super::caps::caps(
+        raw.caps.map(|boxed| *boxed),
+        raw.concurrency.map(|boxed| *boxed),
+        raw.admission.map(|boxed| *boxed),
+        from,
+    );
     let tls = *raw.tls;
     let (tls, edge) = match value_or(tls.tls, ServiceTlsWord::Off) {
         ServiceTlsWord::Off => (spec::Tls::Off, None),

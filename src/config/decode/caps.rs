@@ -1,4 +1,5 @@
-//! `[service.caps]`: how much a service is given at a time. Called by `decode::service`.
+//! `[service.caps]`, `[service.concurrency]` and `[service.admission]`: how much a service is given at a time. Called by
+//! `decode::service`.
 
 use std::time::Duration;
 
@@ -17,6 +18,25 @@ pub(in crate::config) struct RawCaps {
     pub(in crate::config) queue_timeout: Option<At<Duration>>,
     pub(in crate::config) queue_target: Option<At<Duration>>,
     pub(in crate::config) retries_max: Option<At<u32>>,
+}
+
+/// `[service.concurrency]`.
+#[derive(Debug)]
+pub(in crate::config) struct RawConcurrency {
+    pub(in crate::config) limit_min: Option<At<u32>>,
+    pub(in crate::config) limit_max: Option<At<u32>>,
+    pub(in crate::config) limit_initial: Option<At<u32>>,
+    pub(in crate::config) tolerance_percent: Option<At<u32>>,
+    pub(in crate::config) window: Option<At<Duration>>,
+}
+
+/// `[service.admission]`.
+#[derive(Debug)]
+pub(in crate::config) struct RawAdmission {
+    pub(in crate::config) success_min_percent: Option<At<u32>>,
+    pub(in crate::config) refuse_max_percent: Option<At<u32>>,
+    pub(in crate::config) window: Option<At<Duration>>,
+    pub(in crate::config) exchanges_min: Option<At<u32>>,
 }
 
 /// How `route.priority` is written.
@@ -46,5 +66,28 @@ pub(super) fn caps(reader: &mut Reader<'_>, item: &Item<'_>) -> Option<RawCaps> 
             .value("queue_target")
             .and_then(|item| reader.duration(&defaults::CAPS_QUEUE_TARGET, item)),
         retries_max,
+    })
+}
+
+pub(super) fn concurrency(reader: &mut Reader<'_>, item: &Item<'_>) -> Option<RawConcurrency> {
+    let table = reader.table(&schema::CONCURRENCY, item)?;
+    let mut count = |name, key: &Key<u32>| table.value(name).and_then(|item| reader.count(key, item));
+    Some(RawConcurrency {
+        limit_min: count("limit_min", &defaults::CONCURRENCY_LIMIT_MIN),
+        limit_max: count("limit_max", &defaults::CONCURRENCY_LIMIT_MAX),
+        limit_initial: count("limit_initial", &defaults::CONCURRENCY_LIMIT_INITIAL),
+        tolerance_percent: count("tolerance_percent", &defaults::CONCURRENCY_TOLERANCE_PERCENT),
+        window: table.value("window").and_then(|item| reader.duration(&defaults::CONCURRENCY_WINDOW, item)),
+    })
+}
+
+pub(super) fn admission(reader: &mut Reader<'_>, item: &Item<'_>) -> Option<RawAdmission> {
+    let table = reader.table(&schema::ADMISSION, item)?;
+    let mut count = |name, key: &Key<u32>| table.value(name).and_then(|item| reader.count(key, item));
+    Some(RawAdmission {
+        success_min_percent: count("success_min_percent", &defaults::ADMISSION_SUCCESS_MIN_PERCENT),
+        refuse_max_percent: count("refuse_max_percent", &defaults::ADMISSION_REFUSE_MAX_PERCENT),
+        exchanges_min: count("exchanges_min", &defaults::ADMISSION_EXCHANGES_MIN),
+        window: table.value("window").and_then(|item| reader.duration(&defaults::ADMISSION_WINDOW, item)),
     })
 }

@@ -18,13 +18,15 @@ mod matching;
 mod mirror;
 mod policy;
 mod probe;
+mod rate_limit;
 mod retry;
 mod service;
 mod tls;
 
-pub(super) use caps::{PRIORITY_WORDS, RawCaps};
+pub(super) use caps::{PRIORITY_WORDS, RawAdmission, RawCaps, RawConcurrency};
 pub(super) use policy::ACTION_WORDS;
 pub(super) use probe::{PROBE_WORDS, START_WORDS};
+pub(super) use rate_limit::{RawRateLimit, text as by_text};
 pub(super) use retry::RETRY_WORDS;
 pub(super) use service::PROTOCOL_WORDS;
 pub(super) use tls::{LISTENER_TLS_WORDS, SERVICE_TLS_WORDS, SOURCE_WORDS, VERSION_WORDS};
@@ -119,6 +121,12 @@ pub(super) fn file<'t>(reader: &mut Reader<'_>, table: &'t DeTable<'t>, raw: &mu
         let left = defaults::AUTHORIZATIONS_MAX - raw.authorizations.len();
         for (table, place) in reader.tables(&schema::AUTHORIZATION, item, left) {
             raw.authorizations.push(policy::authorization(reader, &table, place));
+        }
+    }
+    if let Some(item) = top.value("rate_limit") {
+        let left = defaults::RATE_LIMITS_MAX - raw.rate_limits.len();
+        for (table, place) in reader.tables(&schema::RATE_LIMIT, item, left) {
+            raw.rate_limits.push(rate_limit::rate_limit(reader, &table, place));
         }
     }
 }
@@ -315,6 +323,17 @@ fn timeouts(reader: &mut Reader<'_>, table: &Opened<'_>, raw: &mut RawTimeouts) 
             once(reader, key.name, slot, value);
         }
     }
+    if let Some(item) = table.value("stream_idle") {
+        let key = &defaults::STREAM_IDLE;
+        let value = match word(reader, key.name, item, "off") {
+            Some(off) => Some(off.with(None)),
+            None => reader.duration(key, item).map(|at| {
+                let idle = Some(at.value);
+                at.with(idle)
+            }),
+        };
+        once(reader, key.name, &mut raw.stream_idle, value);
+    }
 }
 
 fn forwarding(reader: &mut Reader<'_>, table: &Opened<'_>, raw: &mut RawForwarding) {
@@ -425,6 +444,9 @@ fn route(reader: &mut Reader<'_>, table: &Opened<'_>, place: Place) -> RawRoute 
                 None => reader.duration(key, item),
             }
         }),
+        deadline_header: table
+            .value("deadline_header")
+            .and_then(|item| reader.flag("route.deadline_header", item)),
         retry: table.value("retry").and_then(|item| retry::retry(reader, &schema::ROUTE_RETRY, item)),
         priority: table
             .value("priority")

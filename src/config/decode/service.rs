@@ -35,6 +35,14 @@ pub(super) fn service(reader: &mut Reader<'_>, table: &Opened<'_>, place: Place)
         breaker: table.value("breaker").and_then(|item| super::breaker::breaker(reader, item)).map(Box::new),
         probe: table.value("probe").and_then(|item| super::probe::probe(reader, item)).map(Box::new),
         caps: table.value("caps").and_then(|item| super::caps::caps(reader, item)).map(Box::new),
+        concurrency: table
+            .value("concurrency")
+            .and_then(|item| super::caps::concurrency(reader, item))
+            .map(Box::new),
+        admission: table
+            .value("admission")
+            .and_then(|item| super::caps::admission(reader, item))
+            .map(Box::new),
         idle_max: None,
         idle_timeout: None,
         connections_max: None,

@@ -77,3 +77,29 @@ fn of_many_routes_the_nearest_are_told_and_the_rest_is_a_number() {
     let all = told(&text, "http://a/7", true);
     assert_eq!((all.others.len(), all.left_out), (200, 0));
 }
+
+#[test]
+fn how_much_a_service_is_given_is_told_where_that_is_bounded() {
+    let text = "[[listener]]\naddress = \"127.0.0.1:15001\"\n[[service]]\nname = \"app\"\nendpoints = [\"127.0.0.1:9000\"]\n\
+                caps = { exchanges_max = 30, retries_max = 3 }\nconcurrency = { limit_initial = 7 }\n\
+                admission = { success_min_percent = 90 }\n[[service]]\nname = \"free\"\nendpoints = [\"127.0.0.1:9001\"]\n\
+                [[route]]\nservice = \"app\"\npriority = \"sheddable\"\n[[route]]\npath_prefix = \"/free\"\nservice = \"free\"\n";
+    let lines = |url| {
+        let told = told(text, url, false);
+        let lines = told
+            .lines
+            .into_iter()
+            .filter(|line| ["priority", "caps", "concurrency", "admission"].contains(&line.name));
+        lines.map(|line| format!("{}: {}", line.name, line.text)).collect::<Vec<_>>()
+    };
+    assert_eq!(
+        lines("/"),
+        [
+            "priority: sheddable: gives way to everybody",
+            "admission: when less than 90 % of 20 or more in 10s end well some are turned away, 80 % at most",
+            "caps: 7 exchanges (0 now), then 1024 wait (0 now) for 100ms, or 5ms while too much comes; 3 retries",
+            "concurrency: learnt: 2 to 1000 exchanges, while half of them take at most 25 % longer than when little is asked",
+        ]
+    );
+    assert_eq!(lines("/free"), [""; 0]);
+}

@@ -8,6 +8,7 @@
 
 mod actions;
 pub mod command;
+mod load;
 mod policies;
 mod question;
 mod report;

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::super::endpoints::json as states;
 use super::question::{Lines, Question};
-use super::{Line, actions};
+use super::{Line, actions, load};
 use crate::authorize::Call;
 use crate::config::{Compiled, duration_text};
 use crate::route::split::{Split, Sticky};
@@ -32,7 +32,9 @@ pub(super) struct Chosen<'s> {
 }
 
 /// What applies whatever service it is.
-const OF_ROUTE: [fn(&Chosen<'_>) -> Option<Line>; 11] = [
+const OF_ROUTE: [fn(&Chosen<'_>) -> Option<Line>; 13] = [
+    load::rate_limits,
+    load::priority,
     actions::fault,
     actions::answer,
     service,
@@ -47,12 +49,21 @@ const OF_ROUTE: [fn(&Chosen<'_>) -> Option<Line>; 11] = [
 ];
 
 /// What applies on the way to a service.
-const OF_SERVICE: [fn(&Chosen<'_>, &At<'_>) -> Option<Line>; 6] =
-    [timeouts, attempts, connection, breaker, probe, endpoints];
+const OF_SERVICE: [fn(&Chosen<'_>, &At<'_>) -> Option<Line>; 9] = [
+    load::admission,
+    load::caps,
+    load::concurrency,
+    timeouts,
+    attempts,
+    connection,
+    breaker,
+    probe,
+    endpoints,
+];
 
 /// A service, and what is known of its endpoints.
-struct At<'s> {
-    service: &'s Service,
+pub(super) struct At<'s> {
+    pub(super) service: &'s Service,
     health: &'s Health,
 }
 
@@ -149,7 +160,7 @@ fn shares<'c>(chosen: &'c Chosen<'_>, split: &Split) -> Vec<(&'c str, f64)> {
     split.shares().iter().map(share).collect()
 }
 
-fn limit(duration: Duration) -> (String, Value) {
+pub(super) fn limit(duration: Duration) -> (String, Value) {
     match duration {
         Duration::MAX => ("off".into(), Value::Null),
         _ => (duration_text(duration), json!(duration.as_secs_f64())),

@@ -1,0 +1,92 @@
+//! Fields by which proxies and services tell each other of attempts and deadlines (Envoy's), in heads of HTTP/1.1 that are written
+//! already: read, or put in place of what stands there.
+
+use crate::shard::clock::{NEVER, ns};
+use std::time::Duration;
+
+/// Which attempt it is.
+pub(super) const ATTEMPT: &str = "x-envoy-attempt-count";
+/// After how many milliseconds nobody waits for the response any more.
+pub(super) const DEADLINE: &str = "x-envoy-expected-rq-timeout-ms";
+
+/// When a request that began then must have ended by what its caller says; [`NEVER`] where that is nothing, or no number.
+pub(super) fn deadline(started: u64, value: Option<&[u8]>) -> u64 {
+    let ms =
+        value.and_then(|value| std::str::from_utf8(value).ok()).and_then(|text| text.trim().parse().ok());
+    ms.map_or(NEVER, |ms| started.saturating_add(ns(Duration::from_millis(ms))))
+}
+
+/// The value of the first such field of a head.
+pub(super) fn value<'h>(head: &'h [u8], name: &str) -> Option<&'h [u8]> {
+    head.split(|octet| *octet == b'\n').find(|line| is_named(line, name)).map(|line| &line[name.len() + 1..])
+}
+
+/// Puts the field in place of what stands there. What is behind the head stays there.
+pub(super) fn put(request: &mut Vec<u8>, mut head_len: usize, name: &str, value: u64) {
+    let mut at = 0;
+    while let Some(length) = memchr::memchr(b'\n', &request[at..head_len]).map(|end| end + 1) {
+        if is_named(&request[at..at + length], name) {
+            request.drain(at..at + length);
+            head_len -= length;
+        } else {
+            at += length;
+        }
+    }
+    // Before the empty line that ends the head.
+    let end = head_len.saturating_sub(2);
+    // As many digits as the largest number has.
+    let mut digits = [0; 20];
+    let (mut left, mut first) = (value, digits.len());
+    while left > 0 || first == digits.len() {
+        first -= 1;
+        digits[first] = b'0' + (left % 10) as u8;
+        left /= 10;
+    }
+    let digits = digits[first..].iter().copied();
+    request.splice(end..end, name.bytes().chain(*b": ").chain(digits).chain(*b"\r\n"));
+}
+
+fn is_named(line: &[u8], name: &str) -> bool {
+    line.get(..name.len()).is_some_and(|start| start.eq_ignore_ascii_case(name.as_bytes()))
+        && line.get(name.len()) == Some(&b':')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_field_takes_the_place_of_what_stands_there() {
+        let with = |head: &str, body: &str, number| {
+            let mut request = format!("{head}{body}").into_bytes();
+            put(&mut request, head.len(), ATTEMPT, number);
+            String::from_utf8(request).unwrap()
+        };
+        let first = with("GET / HTTP/1.1\r\nhost: a\r\n\r\n", "x-envoy-attempt-count: 7\r\n", 1);
+        assert_eq!(
+            first,
+            "GET / HTTP/1.1\r\nhost: a\r\nx-envoy-attempt-count: 1\r\n\r\nx-envoy-attempt-count: 7\r\n"
+        );
+        let second = with(
+            "GET / HTTP/1.1\r\nX-Envoy-Attempt-Count: 1\r\nhost: a\r\nx-envoy-attempt-count: 8\r\nx-envoy-attempt-counts: 3\r\n\r\n",
+            "",
+            12,
+        );
+        assert_eq!(
+            second,
+            "GET / HTTP/1.1\r\nhost: a\r\nx-envoy-attempt-counts: 3\r\nx-envoy-attempt-count: 12\r\n\r\n"
+        );
+    }
+
+    #[test]
+    fn a_deadline_is_a_number_of_milliseconds_or_none() {
+        let head = b"GET / HTTP/1.1\r\nhost: a\r\nX-Envoy-Expected-Rq-Timeout-Ms:  250 \r\n\r\n";
+        assert_eq!(deadline(1_000_000, value(head, DEADLINE)), 251_000_000);
+        assert_eq!(value(b"GET / HTTP/1.1\r\nhost: a\r\n\r\n", DEADLINE), None);
+        for odd in ["", "-1", "1s", "0x10", "99999999999999999999999"] {
+            assert_eq!(deadline(5, Some(odd.as_bytes())), NEVER, "{odd}");
+        }
+        assert_eq!(deadline(5, Some(b"0")), 5);
+        assert!(deadline(5, Some(b"18446744073709551615")) > 1 << 62);
+    }
+}

@@ -1,0 +1,336 @@
+//! How many exchanges a service bears at a time, learnt from its latency: as long as that is what it is when little is asked
+//! of it, more may be asked; when it is longer, something queues there, and less is. Pure: time and chance are arguments.
+//!
+//! Once in a `window` the median of what was measured is compared with the *baseline*, the median when little is asked:
+//! - within `tolerance` of it, and as many in progress as may be: the limit grows, by its square root at most and by less the
+//!   nearer it comes to the tolerance;
+//! - beyond: it shrinks in proportion, by half at most, and half of that at once.
+//!
+//! The baseline is measured whenever no more than half of the limit is in use. Where that does not happen for ten seconds
+//! the limit is halved until fifty exchanges that began after that have been answered: that costs a few percent of some
+//! tens of milliseconds, where Envoy goes down to three for fifty exchanges, which is an outage for a service that bears a
+//! hundred. A median that falls when the limit is halved says that it was too high, and is measured again after a second. A
+//! limit that came down by a quarter and took nothing off the latency came down in vain: then the latency is the service's
+//! own, and becomes the baseline; so a service that has become slower is not strangled.
+//!
+//! Refuses to judge answers: errors are no latencies (`admission` is for those), and a timeout counts as what was waited.
+
+use fastrand::Rng;
+
+/// How it learns.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Settings {
+    /// The limit is never lower.
+    pub limit_min: u32,
+    /// And never higher.
+    pub limit_max: u32,
+    /// What it begins with.
+    pub limit_initial: u32,
+    /// How much longer than the baseline the median may be, as a part of it.
+    pub tolerance: f64,
+    /// How often it decides, ns.
+    pub window_ns: u64,
+}
+
+impl Eq for Settings {}
+
+/// One exchange that was answered.
+#[derive(Debug, Clone, Copy)]
+pub struct Sample {
+    /// When it was let in, ns.
+    pub since_ns: u64,
+    /// When it was answered, ns.
+    pub now_ns: u64,
+    /// How many were in progress then.
+    pub taken: u32,
+}
+
+/// What is known of a service.
+#[derive(Debug)]
+pub struct Estimator {
+    settings: Settings,
+    rng: Rng,
+    limit: f64,
+    baseline_ns: Option<f64>,
+    /// When it is to be measured again, whether or not little is asked.
+    probe_at_ns: u64,
+    probe: Option<Probe>,
+    /// The window: when it began, the most that were in progress, what was measured.
+    began_ns: u64,
+    peak: u32,
+    latencies: Latencies,
+    /// The median of the last windows.
+    median_ns: Option<f64>,
+    /// Limit and median when the limit began to come down, or was looked at since.
+    before: Option<(f64, f64)>,
+}
+
+#[derive(Debug)]
+struct Probe {
+    limit: f64,
+    began_ns: u64,
+    /// Since when no more than the limit have been in progress.
+    clean_ns: Option<u64>,
+    latencies: Latencies,
+}
+
+/// The newest of what was measured.
+#[derive(Debug, Default)]
+struct Latencies {
+    ns: Vec<u64>,
+    next: usize,
+}
+
+impl Estimator {
+    /// A window has at least so many.
+    const SAMPLES_MIN: usize = 20;
+    /// A probe is over after so many: the median of an exponential latency is then within 15 %, one time of three not.
+    const PROBE_SAMPLES: usize = 50;
+    /// Without a probe, or little asked, for so long: the baseline is doubted. Longer for slow services: 200 times it.
+    const PROBE_EVERY_NS: u64 = 10_000_000_000;
+    const PROBE_EVERY_LATENCIES: f64 = 200.0;
+    /// After a probe that found the limit too high.
+    const PROBE_SOON_NS: u64 = 1_000_000_000;
+    /// A probe lasts no longer: this, or 20 times the baseline.
+    const PROBE_MAX_NS: u64 = 2_000_000_000;
+
+    /// Nothing is known.
+    pub fn new(settings: Settings, seed: u64) -> Self {
+        Self {
+            settings,
+            rng: Rng::with_seed(seed),
+            limit: f64::from(settings.limit_initial),
+            baseline_ns: None,
+            probe_at_ns: 0,
+            probe: None,
+            began_ns: 0,
+            peak: 0,
+            latencies: Latencies::default(),
+            median_ns: None,
+            before: None,
+        }
+    }
+
+    /// The limit as of now.
+    pub fn limit(&self) -> u32 {
+        let limit = self.probe.as_ref().map_or(self.limit, |probe| probe.limit);
+        // Within the bounds, which are u32.
+        limit as u32
+    }
+
+    /// What is known of the service's latency when little is asked, ns.
+    pub fn baseline_ns(&self) -> Option<u64> {
+        self.baseline_ns.map(|ns| ns as u64)
+    }
+
+    /// Learns from one more, by settings that may have changed.
+    pub fn learn(&mut self, settings: Settings, sample: Sample) {
+        if settings != self.settings {
+            self.settings = settings;
+            self.limit = self.bounded(self.limit);
+        }
+        let now_ns = sample.now_ns;
+        let latency_ns = now_ns.saturating_sub(sample.since_ns);
+        self.peak = self.peak.max(sample.taken);
+        if let Some(probe) = &mut self.probe {
+            if f64::from(sample.taken) <= probe.limit {
+                probe.clean_ns.get_or_insert(now_ns);
+            }
+            if probe.clean_ns.is_some_and(|clean_ns| sample.since_ns >= clean_ns) {
+                probe.latencies.push(latency_ns);
+            }
+            let most_ns = self.baseline_ns.map_or(0.0, |ns| 20.0 * ns);
+            let most_ns = (most_ns as u64).max(Self::PROBE_MAX_NS);
+            let enough = probe.latencies.len() >= Self::PROBE_SAMPLES;
+            if enough || now_ns.saturating_sub(probe.began_ns) > most_ns {
+                self.end_probe(now_ns);
+            }
+            return;
+        }
+        self.latencies.push(latency_ns);
+        if self.latencies.len() >= Self::SAMPLES_MIN
+            && now_ns.saturating_sub(self.began_ns) >= self.settings.window_ns
+        {
+            self.decide(now_ns);
+        }
+    }
+
+    fn decide(&mut self, now_ns: u64) {
+        let median_ns = self.latencies.median();
+        let peak = f64::from(std::mem::take(&mut self.peak));
+        self.latencies.clear();
+        self.began_ns = now_ns;
+        if peak <= self.limit / 2.0 {
+            // Little is asked. Down at once, up slowly: a burst that was not seen as such should not teach much.
+            let known_ns = self.baseline_ns.unwrap_or(median_ns);
+            let weight = if median_ns < known_ns { 0.5 } else { 0.2 };
+            self.baseline_ns = Some(known_ns + (median_ns - known_ns) * weight);
+            (self.median_ns, self.before) = (None, None);
+            self.doubt_later(now_ns, Self::PROBE_EVERY_NS);
+            return;
+        }
+        let smooth_ns = self.median_ns.map_or(median_ns, |known_ns| (known_ns + median_ns) / 2.0);
+        self.median_ns = Some(smooth_ns);
+        let Some(baseline_ns) = self.baseline_ns.filter(|_| now_ns < self.probe_at_ns) else {
+            let limit = self.bounded(self.limit / 2.0);
+            self.probe =
+                Some(Probe { limit, began_ns: now_ns, clean_ns: None, latencies: Latencies::default() });
+            return;
+        };
+        let bearable_ns = baseline_ns * (1.0 + self.settings.tolerance);
+        // Upwards the newest counts as well, or it would go on growing after it was enough.
+        let worse_ns = smooth_ns.max(median_ns);
+        if worse_ns <= bearable_ns {
+            self.before = None;
+            if peak >= self.limit.floor() * 0.9 {
+                // The nearer to what is bearable, the less.
+                let room = (bearable_ns - worse_ns) / (bearable_ns - baseline_ns).max(1.0);
+                self.limit = self.bounded(self.limit + self.limit.sqrt() * room.min(1.0));
+            }
+            return;
+        }
+        if smooth_ns <= bearable_ns {
+            return;
+        }
+        match self.before {
+            None => self.before = Some((self.limit, smooth_ns)),
+            Some((limit, before_ns)) if self.limit <= 0.75 * limit => {
+                if smooth_ns > 0.87 * before_ns {
+                    self.baseline_ns = Some(smooth_ns / (1.0 + self.settings.tolerance));
+                    self.before = None;
+                    return;
+                }
+                self.before = Some((self.limit, smooth_ns));
+            }
+            Some(_) => {}
+        }
+        let gradient = (bearable_ns / smooth_ns).max(0.5);
+        self.limit = self.bounded(self.limit * f64::midpoint(1.0, gradient));
+    }
+
+    fn end_probe(&mut self, now_ns: u64) {
+        let Some(probe) = self.probe.take() else { return };
+        self.latencies.clear();
+        (self.began_ns, self.peak, self.before) = (now_ns, 0, None);
+        if probe.latencies.len() < Self::SAMPLES_MIN {
+            // Too few to say anything.
+            self.doubt_later(now_ns, Self::PROBE_EVERY_NS);
+            return;
+        }
+        let measured_ns = probe.latencies.median();
+        let was_too_high = self.median_ns.is_some_and(|median_ns| measured_ns < 0.75 * median_ns);
+        self.baseline_ns = Some(match self.baseline_ns {
+            // About the same: both are right.
+            Some(known_ns) if (0.7..=1.4).contains(&(measured_ns / known_ns)) => {
+                f64::midpoint(known_ns, measured_ns)
+            }
+            _ => measured_ns,
+        });
+        self.median_ns = None;
+        self.doubt_later(now_ns, if was_too_high { Self::PROBE_SOON_NS } else { Self::PROBE_EVERY_NS });
+    }
+
+    /// Proxies that began together should not all probe together.
+    fn doubt_later(&mut self, now_ns: u64, after_ns: u64) {
+        let slow_ns = self.baseline_ns.unwrap_or(0.0) * Self::PROBE_EVERY_LATENCIES;
+        let after_ns = (after_ns as f64).max(slow_ns) * (1.0 + 0.15 * self.rng.f64());
+        self.probe_at_ns = now_ns.saturating_add(after_ns as u64);
+    }
+
+    fn bounded(&self, limit: f64) -> f64 {
+        limit.clamp(f64::from(self.settings.limit_min), f64::from(self.settings.limit_max))
+    }
+}
+
+impl Latencies {
+    const MOST: usize = 256;
+
+    fn push(&mut self, ns: u64) {
+        if self.ns.len() < Self::MOST {
+            self.ns.push(ns);
+        } else {
+            self.ns[self.next % Self::MOST] = ns;
+            self.next += 1;
+        }
+    }
+
+    fn len(&self) -> usize {
+        self.ns.len()
+    }
+
+    fn clear(&mut self) {
+        self.ns.clear();
+        self.next = 0;
+    }
+
+    /// Of at least one.
+    fn median(&self) -> f64 {
+        let mut ns = smallvec::SmallVec::<[u64; Self::MOST]>::from_slice(&self.ns);
+        let middle = ns.len() / 2;
+        // A clock has at least that resolution, and nothing is divided by nothing.
+        (*ns.select_nth_unstable(middle).1).max(1) as f64
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: u64 = 1_000_000;
+    const SETTINGS: Settings =
+        Settings { limit_min: 2, limit_max: 1000, limit_initial: 20, tolerance: 0.25, window_ns: 100 * MS };
+
+    /// So many windows of a service that bears `capacity` at a time, each for 10 ms, where as much is asked as is let in
+    /// (`asked` at the most).
+    fn run(estimator: &mut Estimator, now_ns: &mut u64, windows: u32, capacity: f64, asked: u32) {
+        for _ in 0..windows * 40 {
+            *now_ns += 100 * MS / 40;
+            let taken = asked.min(estimator.limit());
+            let latency_ns = (10.0 * MS as f64 * (f64::from(taken) / capacity).max(1.0)) as u64;
+            estimator.learn(SETTINGS, Sample { since_ns: *now_ns - latency_ns, now_ns: *now_ns, taken });
+        }
+    }
+
+    #[test]
+    fn it_finds_what_a_service_bears_from_below_and_from_above() {
+        for capacity in [8.0, 50.0, 300.0] {
+            let (mut estimator, mut now) = (Estimator::new(SETTINGS, 1), 1000 * MS);
+            run(&mut estimator, &mut now, 400, capacity, u32::MAX);
+            let part = f64::from(estimator.limit()) / capacity;
+            assert!((0.6..=1.7).contains(&part), "{} for {capacity}: {estimator:?}", estimator.limit());
+        }
+    }
+
+    #[test]
+    fn it_neither_grows_nor_shrinks_while_little_is_asked() {
+        let (mut estimator, mut now) = (Estimator::new(SETTINGS, 1), 1000 * MS);
+        run(&mut estimator, &mut now, 400, 50.0, 5);
+        assert_eq!(estimator.limit(), 20);
+        assert_eq!(estimator.baseline_ns(), Some(10 * MS));
+    }
+
+    #[test]
+    fn a_service_that_becomes_slower_for_good_is_not_strangled() {
+        let (mut estimator, mut now) = (Estimator::new(SETTINGS, 1), 1000 * MS);
+        run(&mut estimator, &mut now, 200, 50.0, u32::MAX);
+        // From now on each takes 40 ms, whatever is asked: the limit comes down, in vain, and goes up again.
+        let mut least = u32::MAX;
+        for _ in 0..200 * 40 {
+            now += 100 * MS / 40;
+            let taken = estimator.limit();
+            least = least.min(taken);
+            estimator.learn(SETTINGS, Sample { since_ns: now - 40 * MS, now_ns: now, taken });
+        }
+        assert!(estimator.limit() > 100, "{estimator:?}");
+        assert!(least >= 10, "{least}");
+    }
+
+    #[test]
+    fn settings_that_change_hold_at_once() {
+        let (mut estimator, mut now) = (Estimator::new(SETTINGS, 1), 1000 * MS);
+        run(&mut estimator, &mut now, 100, 300.0, u32::MAX);
+        let lower = Settings { limit_max: 7, ..SETTINGS };
+        estimator.learn(lower, Sample { since_ns: now - MS, now_ns: now, taken: 1 });
+        assert!(estimator.limit() <= 7);
+    }
+}

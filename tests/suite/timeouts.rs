@@ -1,0 +1,107 @@
+//! Exchanges on which nothing moves, for callers and services of either protocol.
+
+use crate::support::http2::{
+    CANCEL, DATA, END_HEADERS, END_STREAM, HEADERS, Outcome, Raw, RawService, block, fields,
+};
+use crate::support::mesh::{Config, Mesh};
+use crate::support::origin::Origin;
+
+/// Longer than any of the threads here keeps others waiting; nothing else runs out.
+const IDLE: &str = "stream_idle = \"400ms\"\nbody_stall = \"1h\"";
+const LONG: &str = "timeouts = { response = \"1h\", body_stall = \"1h\" }\n";
+
+/// Runs `test` before services of both protocols, which begin to answer and say no more, or are silent.
+fn before(begins: bool, test: impl Fn(&Mesh, u8)) {
+    let origin = Origin::scripted(move |visit| {
+        if visit.head().is_some() && begins {
+            // Without a length: what ends with its connection must not look whole.
+            visit.send("HTTP/1.1 200 OK\r\n\r\nhell");
+        }
+        visit.drain();
+    });
+    let mesh = Config::default().service("app", &[&origin], LONG).timeouts(IDLE).start();
+    test(&mesh, 1);
+    assert_eq!(idle_of(mesh), 1);
+    // It has been told that nobody waits any more.
+    origin.wait_end(0);
+    let service = RawService::scripted(move |_, raw| {
+        while let Some((stream, _)) = raw.request() {
+            if begins {
+                raw.head(0, stream, &[(":status", "200")]);
+                raw.frame(DATA, 0, stream, b"hell");
+            }
+        }
+    });
+    let keys = format!("protocol = \"http2\"\n{LONG}");
+    let mesh = Config::default().service_at("app", &[&service.endpoint], &keys).timeouts(IDLE).start();
+    test(&mesh, 2);
+    assert_eq!(idle_of(mesh), 1);
+}
+
+fn idle_of(mesh: Mesh) -> u64 {
+    let seen = mesh.finish();
+    assert_eq!(seen.failures.len(), 1, "{:?}", seen.failures);
+    seen.of_cause("local.stream_idle")
+}
+
+const UPLOAD: &str = "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\nhel";
+
+#[test]
+fn an_upload_that_both_sides_have_forgotten_is_answered_with_408() {
+    before(false, |mesh, _| {
+        let mut client = mesh.client();
+        client.send(UPLOAD);
+        let response = client.response();
+        assert_eq!(response.status(), 408);
+        assert!(response.one("x-ringmesh-failure").unwrap().ends_with(".local.stream_idle"));
+        client.end();
+    });
+    before(false, |mesh, _| {
+        let mut raw = Raw::connect(mesh.address);
+        raw.frame(HEADERS, END_HEADERS, 1, &block(&fields("POST", "/", &[])));
+        raw.frame(DATA, 0, 1, b"hel");
+        assert_eq!(raw.outcome(1), Outcome::Status(408));
+    });
+}
+
+#[test]
+fn a_response_on_which_nothing_moves_is_cut_whether_or_not_the_request_was_whole() {
+    for request in ["GET / HTTP/1.1\r\nHost: a\r\n\r\n", UPLOAD] {
+        before(true, |mesh, _| {
+            let mut client = mesh.client();
+            client.send(request);
+            // Chunks without their end.
+            client.cut();
+        });
+    }
+    for flags in [END_STREAM, 0] {
+        before(true, |mesh, to| {
+            let mut raw = Raw::connect(mesh.address);
+            raw.frame(HEADERS, END_HEADERS | flags, 1, &block(&fields("POST", "/", &[])));
+            assert_eq!(raw.outcome(1), Outcome::Status(200), "{to}");
+            let (body, code) = raw.body(1);
+            assert_eq!(body, b"hell", "{to}");
+            assert!(code.is_some_and(|code| code != CANCEL), "{to}: {code:?}");
+        });
+    }
+}
+
+#[test]
+fn a_service_that_has_the_whole_request_has_its_own_time_to_answer() {
+    // Ten times as long as an exchange may lie still: it is not a failure of that kind.
+    let origin = Origin::scripted(|visit| {
+        visit.request();
+        visit.drain();
+    });
+    let keys = "timeouts = { response = \"300ms\" }\n";
+    let mesh = Config::default().service("app", &[&origin], keys).timeouts("stream_idle = \"30ms\"").start();
+    for request in [
+        "GET / HTTP/1.1\r\nHost: a\r\n\r\n",
+        "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    ] {
+        let mut client = mesh.client();
+        client.send(request);
+        assert_eq!(client.response().status(), 504);
+    }
+    assert_eq!(mesh.finish().failures["response.upstream.timeout"], 2);
+}
