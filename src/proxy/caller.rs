@@ -25,6 +25,7 @@ use crate::route;
 use crate::route::text::Seen;
 use crate::shard::buffers::Buffers;
 use crate::shard::{Shard, View};
+use crate::upstream::affinity::{Affinity, affinity};
 use crate::upstream::service::Service;
 
 /// Who is at the other end of a connection.
@@ -72,7 +73,7 @@ impl Caller {
         let chosen = route.and_then(|route| route.choose(&call, || shard.rng(|rng| rng.u64(..))));
         let service = chosen.map(|chosen| shard.service(view, chosen.service));
         let Ok(facts) = checked else {
-            return Judged { route: id, service, decision: None, turn: None };
+            return Judged { route: id, service, decision: None, turn: None, affinity: None };
         };
         let decision = self.authorize(shard, &snapshot.authorization, &call);
         let turns = route.filter(|route| !route.is_plain() && decision.verdict == Verdict::Allow);
@@ -99,7 +100,12 @@ impl Caller {
             *checked = Err(cause);
             None
         });
-        Judged { route: id, service, decision: Some(decision), turn }
+        let goes_on =
+            decision.verdict == Verdict::Allow && !turn.as_ref().is_some_and(|turn| turn.is_answer());
+        let affinity = chosen.zip(service.as_deref()).filter(|_| goes_on);
+        let affinity = affinity
+            .and_then(|(chosen, service)| self.affinity(shard, (service, chosen.subset), &call, parts));
+        Judged { route: id, service, decision: Some(decision), turn, affinity }
     }
 
     /// As rules and routes see it.
@@ -110,6 +116,24 @@ impl Caller {
             source: self.peer.ip(),
             peer: self.identity.as_ref().map(|peer| &peer.id),
         }
+    }
+
+    /// What the endpoint of a request is chosen by, if that is anything in particular.
+    fn affinity(
+        &self,
+        shard: &Shard,
+        to: (&Service, u16),
+        call: &authorize::Call<'_, message::Fields<'_>>,
+        parts: &Parts,
+    ) -> Option<Box<Affinity>> {
+        let (service, subset) = to;
+        let rules = service.spec.hash_rules();
+        if rules.is_empty() && subset == 0 {
+            return None;
+        }
+        let query = parts.uri.query().unwrap_or_default().as_bytes();
+        let found = affinity(rules, call, query, self.encrypted, || shard.rng(|rng| rng.u64(..)));
+        Some(Box::new(Affinity { subset, ..found }))
     }
 
     /// Asks the rules, and counts what they say.
@@ -136,6 +160,8 @@ pub(super) struct Judged {
     pub(super) service: Option<Rc<Service>>,
     pub(super) decision: Option<Decision>,
     pub(super) turn: Option<Box<Turn>>,
+    /// What its endpoint is chosen by.
+    pub(super) affinity: Option<Box<Affinity>>,
 }
 
 /// Answers a request that the service did not answer, if nothing of a response was sent; else the stream was reset.

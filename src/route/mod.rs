@@ -42,6 +42,8 @@ pub struct Route {
     pub name: Arc<str>,
     /// What becomes of its requests.
     pub action: Action,
+    /// Of the one service that they go to, the subset of its endpoints, as `Service::subset_named` numbers it; 0 for any.
+    pub subset: u16,
     /// What is changed about its messages. Boxed, because most routes change nothing.
     pub changes: Option<Box<changes::Changes>>,
     /// From the request's head to the last byte of the response; `None` for no limit.

@@ -7,6 +7,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 mod action;
+mod balance;
 mod breaker;
 mod canary;
 mod caps;
@@ -18,6 +19,7 @@ mod service;
 mod shown;
 
 pub(super) use action::warn as warn_of_actions;
+pub(super) use balance::warn as warn_of_balance;
 pub(super) use breaker::values as breaker_values;
 pub(super) use caps::{CompiledCaps, warn as warn_of_caps};
 pub(super) use matching::warn as warn_of_matching;
@@ -44,6 +46,7 @@ pub(super) fn compile(raw: Raw, sources: &[Source], problems: &mut Problems) -> 
         .filter_map(|(index, service)| Some((&*service.name.as_ref()?.value, index)))
         .collect();
     let found = find_services(&raw, &services_by_name, problems);
+    balance::check(&raw, &found, problems);
     let table = matching::collect(&raw, problems);
     check_limits(&raw, problems);
     policy::check(&raw, problems);
@@ -266,16 +269,18 @@ fn assemble(raw: Raw, found: &[Vec<u32>], table: TableBuilder, sources: &[Source
         .enumerate()
         .filter_map(|(index, raw)| service::listener(raw, index, &from))
         .collect();
-    let services: Vec<_> = raw.services.into_iter().map(|raw| service::service(raw, &from)).collect();
-    let names: Vec<Arc<str>> = services.iter().map(|compiled| Arc::clone(&compiled.service.name)).collect();
+    let zone = raw.zone.map(|at| from.value("zone.name", Some(at), || "".into()));
+    let services: Vec<_> =
+        raw.services.into_iter().map(|raw| service::service(raw, zone.as_ref(), &from)).collect();
     let routes: Vec<CompiledRoute> = raw
         .routes
         .into_iter()
         .enumerate()
         .zip(found.iter().zip(table.matches()))
         .map(|((index, raw), (found, matching))| {
-            let action = action::action(&raw, found, &names);
-            route(raw, index, action, Arc::clone(matching), &from)
+            let action = action::action(&raw, found, &services);
+            let subset = balance::subset_of(&raw, found, &services);
+            route(raw, index, (action, subset), Arc::clone(matching), &from)
         })
         .collect();
     let canaries = raw.canaries.into_iter().map(|raw| canary::canary(raw, &from)).collect();
@@ -301,6 +306,7 @@ fn assemble(raw: Raw, found: &[Vec<u32>], table: TableBuilder, sources: &[Source
             authorize::Policy::new(Vec::new(), authorize::Verdict::Deny).unwrap_or_default()
         })),
         rule_marks,
+        zone,
         limits,
         timeouts,
         http2,
@@ -399,7 +405,7 @@ fn value_or<T>(at: Option<At<T>>, default: T) -> T {
 fn route(
     raw: RawRoute,
     index: usize,
-    action: Action,
+    (action, subset): (Action, u16),
     matching: Arc<RouteMatch>,
     from: &From<'_>,
 ) -> CompiledRoute {
@@ -424,6 +430,7 @@ fn route(
         route: Route {
             name,
             action,
+            subset,
             changes,
             timeout,
             upgrades: value_or(raw.upgrades, defaults::UPGRADES),

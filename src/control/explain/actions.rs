@@ -22,7 +22,7 @@ fn with_seen<T>(chosen: &Chosen<'_>, then: impl FnOnce(&Seen<'_, '_, Lines<'_>>)
         true => question.path.clone(),
         false => format!("{}?{}", question.path, question.query),
     };
-    let service = chosen.certain().map_or("", |service| chosen.name(service));
+    let service = chosen.certain().map_or("", |(service, _)| chosen.service_name(service));
     then(&Seen {
         call: chosen.call,
         target: target.as_bytes(),
