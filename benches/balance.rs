@@ -3,20 +3,30 @@
 
 use std::hint::black_box;
 use std::net::SocketAddr;
+use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::time::Duration;
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use fastrand::Rng;
-use ringmesh::upstream::balance::{Balancer, Outcome};
+use ringmesh::upstream::balance::{Balancer, Outcome, Wanted};
 use ringmesh::upstream::budget::Shared;
 use ringmesh::upstream::retry::Policy;
-use ringmesh::upstream::spec::{Address, Balance, Endpoint, Http2, Pool, Protocol, Service, Timeouts, Tls};
+use ringmesh::upstream::spec::{
+    Address, Balance, Choice, Endpoint, Http2, Planned, Pool, Protocol, Service, Timeouts, Tls,
+};
 
-criterion_group!(benches, pick, whole);
+criterion_group!(benches, pick, by_key, tables, parted, whole);
 criterion_main!(benches);
 
-const ALL: [Balance; 4] = [Balance::PeakEwma, Balance::LeastRequest, Balance::RoundRobin, Balance::Random];
+const ALL: [Balance; 6] = [
+    Balance::PeakEwma,
+    Balance::LeastRequest,
+    Balance::RoundRobin,
+    Balance::Random,
+    Balance::RingHash,
+    Balance::Maglev,
+];
 
 /// The choice alone, among endpoints that have answered before.
 fn pick(criterion: &mut Criterion) {
@@ -39,6 +49,54 @@ fn pick(criterion: &mut Criterion) {
             });
         }
     }
+}
+
+/// With a key of its own for each exchange, and by one that is passed over.
+fn by_key(criterion: &mut Criterion) {
+    for balance in [Balance::RingHash, Balance::Maglev] {
+        for (name, endpoints) in [("10", 10), ("1000", 1000), ("10000", 10_000)] {
+            let mut balancer = Balancer::new(&service(balance, endpoints, 1));
+            let mut rng = Rng::with_seed(1);
+            let mut key = 1_u64;
+            for (what, skipped) in [("", usize::MAX), (" one of two passed over", 2)] {
+                criterion.bench_function(&format!("balance/by_key/{balance:?}/{name}{what}"), |bencher| {
+                    bencher.iter(|| {
+                        key = key.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+                        let wanted = Wanted { subset: 0, key: NonZeroU64::new(key) };
+                        balancer.pick_for(0, &mut rng, black_box(wanted), |e| skipped == 2 && e % 2 == 0)
+                    });
+                });
+            }
+        }
+    }
+}
+
+/// What control pays for a table.
+fn tables(criterion: &mut Criterion) {
+    for balance in [Balance::RingHash, Balance::Maglev] {
+        for endpoints in [10, 1000] {
+            let service = service(balance, endpoints, 1);
+            criterion.bench_function(&format!("balance/table/{balance:?}/{endpoints}"), |bencher| {
+                bencher
+                    .iter(|| Service { planned: Planned::default(), ..service.clone() }.plan().table_bytes());
+            });
+        }
+    }
+}
+
+/// What zones and priorities add to a choice.
+fn parted(criterion: &mut Criterion) {
+    let mut declared = service(Balance::PeakEwma, 30, 1);
+    for (n, endpoint) in declared.endpoints.iter_mut().enumerate() {
+        endpoint.zone = Some(["a", "b", "c"][n % 3].into());
+        endpoint.priority = u8::from(n >= 24);
+    }
+    declared.choice = Some(Box::new(Choice { own_zone: Some("a".into()), ..Choice::DEFAULT }));
+    let mut balancer = Balancer::new(&declared);
+    let mut rng = Rng::with_seed(1);
+    criterion.bench_function("balance/parted/PeakEwma/30", |bencher| {
+        bencher.iter(|| balancer.pick(black_box(1_000_000), &mut rng, |_| false));
+    });
 }
 
 /// All that is done for one exchange, one after the other.
@@ -67,10 +125,8 @@ fn whole(criterion: &mut Criterion) {
 fn service(balance: Balance, endpoints: usize, weight: u16) -> Service {
     let second = Duration::from_secs(1);
     let endpoint = |n: usize| Endpoint {
-        address: Address::Ip(SocketAddr::from(([127, 0, 0, 1], n as u16 + 1))),
         weight: n as u16 % weight + 1,
-        zone: None,
-        drain: false,
+        ..Endpoint::new(Address::Ip(SocketAddr::from(([127, 0, 0, 1], n as u16 + 1))))
     };
     Service {
         name: "bench".into(),
@@ -82,6 +138,8 @@ fn service(balance: Balance, endpoints: usize, weight: u16) -> Service {
         protocol: Protocol::Auto,
         tls: Tls::Off,
         http2: Http2::default(),
+        choice: None,
+        planned: Planned::default(),
         breaker: None,
         retry: Arc::new(Policy::off()),
         meter: Shared::default(),

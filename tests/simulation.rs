@@ -20,8 +20,11 @@ use ringmesh::upstream::budget::{Budget, Further, Gauge, Shared};
 use ringmesh::upstream::health::{Health, Reason};
 use ringmesh::upstream::retry::{After, Policy};
 use ringmesh::upstream::spec::{
-    self, Address, Balance, Endpoint, Http2, Pool, Protocol, Service, Timeouts, Tls,
+    self, Address, Balance, Endpoint, Http2, Planned, Pool, Protocol, Service, Timeouts, Tls,
 };
+
+#[path = "simulation/choice.rs"]
+mod choice;
 
 #[test]
 fn random_follows_the_weights() {
@@ -204,14 +207,14 @@ fn peak_ewma_leaves_an_endpoint_that_fails_at_once() {
 
 #[test]
 fn nobody_starves() {
-    // One request every two seconds, latencies from 1 to 10 ms: estimates fade between them, so that all are asked.
+    // One request in 20 s, latencies from 1 to 10 ms: estimates fade between them, so that all are asked.
     let mut rng = seeded();
     for balance in [Balance::PeakEwma, Balance::LeastRequest, Balance::RoundRobin, Balance::Random] {
         let mut world = World::new(balance, &[1; 10], MS);
         for (n, server) in world.servers.iter_mut().enumerate() {
             server.mean_ns = (n + 1) as f64 * MS as f64;
         }
-        world.run(&mut rng, 0.5, 4 * 3600 * SECOND);
+        world.run(&mut rng, 0.05, 40 * 3600 * SECOND);
         let least =
             *world.picks.iter().min().unwrap() as f64 / (world.picks.iter().sum::<u64>() as f64 / 10.0);
         eprintln!("{balance:?}: the least asked has {least:.2} of an even part");
@@ -437,7 +440,7 @@ impl Ward {
         let (balancer, breaker) = &mut self.shards[shard];
         let picked = breaker.choose(now_ns, true, &|_| false, |skip| balancer.pick(now_ns, rng, skip));
         let endpoint = picked.expect("there are endpoints");
-        breaker.take_returned().into_iter().for_each(|e| balancer.forget(e as usize));
+        breaker.take_returned().into_iter().for_each(|e| balancer.returned(e as usize, now_ns));
         let begun = breaker.begin(endpoint, now_ns);
         balancer.started(endpoint);
         self.picks[endpoint] += 1;
@@ -826,10 +829,8 @@ fn seeded() -> Rng {
 fn service(balance: Balance, weights: &[u16]) -> Service {
     let second = Duration::from_secs(1);
     let endpoint = |(n, &weight): (usize, &u16)| Endpoint {
-        address: Address::Ip(SocketAddr::from(([127, 0, 0, 1], n as u16 + 1))),
         weight,
-        zone: None,
-        drain: false,
+        ..Endpoint::new(Address::Ip(SocketAddr::from(([127, 0, 0, 1], n as u16 + 1))))
     };
     Service {
         name: "simulated".into(),
@@ -841,6 +842,8 @@ fn service(balance: Balance, weights: &[u16]) -> Service {
         protocol: Protocol::Auto,
         tls: Tls::Off,
         http2: Http2::default(),
+        choice: None,
+        planned: Planned::default(),
         breaker: None,
         retry: Arc::new(Policy::off()),
         meter: Shared::default(),

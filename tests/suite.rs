@@ -12,6 +12,8 @@ mod support;
 
 #[path = "suite/config.rs"]
 mod config; // TOML to checked values: every error at once, with its place and remedy
+#[path = "suite/config_choice.rs"]
+mod config_choice; // the same for the choice among endpoints
 #[path = "suite/config_mesh.rs"]
 mod config_mesh; // the same for TLS, identity, authorization, HTTP/2
 
@@ -84,6 +86,8 @@ mod grpc_web; // gRPC from browsers
 mod access_log; // what a line says, also of what was refused
 #[path = "suite/authorize.rs"]
 mod authorize; // who may do what: rules, spellings, what the caller, the log and the metrics are told
+#[path = "suite/balance.rs"]
+mod balance; // which endpoint: by key, subset, priority, zone; a cookie that is set
 #[path = "suite/breaker.rs"]
 mod breaker; // endpoints that are ill, and come back
 #[path = "suite/caps.rs"]

@@ -21,7 +21,7 @@ use crate::shard::RuntimeChoice;
 use crate::snapshot::{AccessLogFormat, Forwarding, Http2, Limits, Listener, Snapshot, Timeouts};
 use crate::upstream::caps::Caps;
 use crate::upstream::retry::{Policy, Statuses};
-use crate::upstream::spec::{Address, Endpoint, Protocol, Service};
+use crate::upstream::spec::{Address, Endpoint, Labels, Planned, Protocol, Service};
 
 /// How names are resolved: a name and a port to addresses, none if it does not resolve.
 pub type Names<'a> = &'a dyn Fn(&str, u16) -> Vec<SocketAddr>;
@@ -37,6 +37,8 @@ pub struct Compiled {
     pub(super) services: Vec<CompiledService>,
     pub(super) routes: Vec<CompiledRoute>,
     pub(super) canaries: Vec<CompiledCanary>,
+    /// Where this proxy is.
+    pub(super) zone: Option<Arc<str>>,
     /// Of these routes. Made once, because a snapshot is made whenever a name resolves to something else.
     pub(super) table: Arc<Table>,
     pub(super) authorization: Arc<authorize::Policy>,
@@ -178,6 +180,10 @@ impl Compiled {
     /// none is fine: the service then lacks these endpoints. Services without names are shared between snapshots.
     pub fn snapshot(&self, generation: u64, names: Names<'_>) -> Snapshot {
         let services: Vec<_> = self.services.iter().map(|compiled| compiled.resolved(names)).collect();
+        // Tables are built here, so that no shard has to.
+        for service in &services {
+            service.plan();
+        }
         Snapshot {
             generation,
             listeners: self.listeners.iter().map(|compiled| compiled.listener.clone()).collect(),
@@ -343,6 +349,8 @@ pub(super) struct CompiledService {
     pub(super) caps: CompiledCaps,
     /// Where its values came from, in the order of `effective::SERVICE_KEYS`.
     pub(super) marks: [Mark; 20],
+    /// Where the values of its choice came from, in the order of `effective_choice::KEYS`.
+    pub(super) choice_marks: ChoiceMarks,
     /// The same for `effective::BREAKER_KEYS`; `None` where no file says anything of it.
     pub(super) breaker_marks: Option<Box<BreakerMarks>>,
     /// The same for `effective::PROBE_KEYS`.
@@ -363,12 +371,17 @@ pub(super) struct CompiledRetry {
     pub(super) marks: Box<[Mark]>,
 }
 
+/// Where the values of a choice came from.
+pub(super) type ChoiceMarks = [Mark; 11];
+
 /// An endpoint as declared.
 #[derive(Debug, Clone)]
 pub(super) struct Declared {
     pub(super) target: Target,
     pub(super) weight: u16,
     pub(super) zone: Option<Arc<str>>,
+    pub(super) priority: u8,
+    pub(super) labels: Option<Arc<Labels>>,
     pub(super) drain: bool,
 }
 
@@ -386,12 +399,15 @@ impl CompiledService {
             for address in addresses {
                 // An address is an endpoint's identity: the same one by two names counts once, the first.
                 if endpoints.len() < defaults::ENDPOINTS_MAX && seen.insert(address.clone()) {
-                    let (weight, zone, drain) = (one.weight, one.zone.clone(), one.drain);
-                    endpoints.push(Endpoint { address, weight, zone, drain });
+                    let Declared { weight, priority, drain, .. } = *one;
+                    let (zone, labels) = (one.zone.clone(), one.labels.clone());
+                    endpoints.push(Endpoint { address, weight, zone, priority, labels, drain });
                 }
             }
         }
-        Arc::new(Service { endpoints, ..Service::clone(&self.service) })
+        // The plan is that of the new endpoints.
+        let planned = Planned::default();
+        Arc::new(Service { endpoints, planned, ..Service::clone(&self.service) })
     }
 }
 

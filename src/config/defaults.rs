@@ -194,6 +194,42 @@ pub(super) const PROTOCOL: Protocol = Protocol::Auto;
 /// Every endpoint gets the same share. As all neighbours.
 pub(super) const WEIGHT: Key<u16> = key("service.endpoints.weight", 1, 1, 1000);
 
+/// Every endpoint is used at first. Envoy the same, up to 128 priorities.
+pub(super) const PRIORITY: Key<u8> = key("service.endpoints.priority", 0, 0, 15);
+
+/// 256 points on the ring for an endpoint of average weight: its part differs from its share by 6 % (1/√256), at 16 bytes
+/// a point. Envoy 1024 on the whole ring, ketama 160 each.
+pub(super) const RING_POINTS: Key<u32> = key("service.consistent.ring_points", 256, 1, 65_536);
+
+/// 65 537 places of two bytes, as Maglev's paper and Envoy: at most 655 endpoints to be even to one percent.
+pub(super) const MAGLEV_PLACES: Key<u32> = key("service.consistent.maglev_places", 65_537, 101, 5_000_011);
+
+/// Off: loads are not bounded unless asked for. Google's paper and HAProxy suggest 125 to 150; Envoy must be told.
+pub(super) const OVERLOAD_PERCENT: Key<u32> = key("service.consistent.overload_percent", 150, 100, 10_000);
+
+/// A cookie that is set for affinity lasts an hour in what hints show; none is set unless asked for. As Envoy.
+pub(super) const HASH_COOKIE_TTL: Key<Duration> =
+    key("service.hash.ttl", seconds(3600), Duration::ZERO, seconds(400 * 24 * 3600));
+
+/// The own zone is preferred where it is known, because to name it says no less. Istio the same; Envoy must be told.
+pub(super) const PREFER_OWN_ZONE: bool = true;
+
+/// 6 endpoints: with fewer the share of one zone is too coarse to be divided. As Envoy.
+pub(super) const ZONE_ENDPOINTS_MIN: Key<u32> = key("service.zones.endpoints_min", 6, 2, 10_000);
+
+/// In hundredths. As many callers in each zone that has endpoints, unless it is said. Envoy learns it from its control plane.
+pub(super) const CALLERS_PERCENT: Key<u32> = key("service.zones.callers_percent", 3_333, 1, 10_000);
+
+/// Off unless asked for, because the latency that an endpoint is held to have already keeps it from being flooded. Envoy and HAProxy off.
+pub(super) const SLOW_START_WINDOW: Key<Duration> =
+    key("service.slow_start.window", seconds(30), MILLISECOND, DAY);
+
+/// In hundredths: 1.0, a straight line. As Envoy.
+pub(super) const AGGRESSION: Key<u32> = key("service.slow_start.aggression", 100, 1, 10_000);
+
+/// 10 %: enough to warm up by. As Envoy.
+pub(super) const WEIGHT_PERCENT_MIN: Key<u8> = key("service.slow_start.weight_percent_min", 10, 1, 100);
+
 /// 256 idle connections per endpoint and shard. nginx must be told, HAProxy none of its own, Envoy no bound.
 pub(super) const POOL_IDLE_MAX: Key<u32> = key("service.pool.idle_max", 256, 0, 1_000_000);
 
@@ -526,6 +562,12 @@ pub(super) const CONDITION_MAX: usize = 1000;
 pub(super) const TESTS_MAX: usize = 32;
 /// Trust domains besides our own.
 pub(super) const FEDERATED_MAX: usize = 100;
+/// Parts of one key.
+pub(super) const HASH_MAX: usize = 8;
+/// Subsets of one service. With a balancer that hashes each has a table of its own.
+pub(super) const SUBSETS_MAX: usize = 64;
+/// Labels of one endpoint.
+pub(super) const LABELS_MAX: usize = 16;
 /// Hosts of one route.
 pub(super) const HOSTS_MAX: usize = 1000;
 /// Endpoints of one service, also after its names are resolved.

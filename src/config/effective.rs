@@ -1,6 +1,5 @@
 //! What is in force, key by key, and where each value came from: for the admin's `/config`. Made on demand and bounded.
 
-use std::fmt::Write as _;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,6 +13,7 @@ use super::decode::{
     ACTION_WORDS, BALANCE_WORDS, FORWARDED_WORDS, LISTENER_TLS_WORDS, PRIORITY_WORDS, PROTOCOL_WORDS,
     RUNTIME_WORDS, SERVICE_TLS_WORDS, SOURCE_WORDS, VERDICT_WORDS, VERSION_WORDS,
 };
+use super::effective_choice as choice;
 use super::policy_text::match_text;
 use super::raw::{Destination, ListenerTlsWord, ServiceTlsWord, Shards, SourceWord};
 use super::route_text::path_text;
@@ -166,6 +166,8 @@ impl Compiled {
             let values = service_values(compiled);
             let name = &compiled.service.name;
             self.entry(&mut settings, "service", name, SERVICE_KEYS.into_iter().zip(values), &compiled.marks);
+            let values = choice::KEYS.into_iter().zip(choice::values(&compiled.service));
+            self.entry(&mut settings, "service", name, values, &compiled.choice_marks);
             let values = BREAKER_KEYS.into_iter().zip(super::compile::breaker_values(compiled));
             let marks = compiled.breaker_marks.as_deref().unwrap_or(&[Mark::DEFAULT; BREAKER_KEYS.len()]);
             self.entry(&mut settings, "service", name, values, marks);
@@ -277,6 +279,7 @@ impl Compiled {
             "authorization_default",
             word(written(&VERDICT_WORDS, &self.authorization.default_verdict())),
         ));
+        values.extend(self.zone.iter().map(|zone| ("zone.name", quoted(zone))));
         if let Some(identity) = &self.identity {
             values.extend(identity_values(identity));
         }
@@ -331,16 +334,29 @@ fn service_values(compiled: &CompiledService) -> [Option<String>; 20] {
     let time = |duration: Duration| quoted(&duration_text(duration));
     let endpoints = match &compiled.declared {
         Some(declared) => list(
-            declared
-                .iter()
-                .map(|one| endpoint(&one.target.to_string(), one.weight, one.zone.as_deref(), one.drain)),
+            declared.iter().map(|one| {
+                choice::endpoint(
+                    &one.target.to_string(),
+                    one.weight,
+                    one.zone.as_deref(),
+                    one.priority,
+                    one.labels.as_deref(),
+                    one.drain,
+                )
+            }),
             declared.len(),
         ),
         None => list(
-            service
-                .endpoints
-                .iter()
-                .map(|one| endpoint(&one.address.to_string(), one.weight, one.zone.as_deref(), one.drain)),
+            service.endpoints.iter().map(|one| {
+                choice::endpoint(
+                    &one.address.to_string(),
+                    one.weight,
+                    one.zone.as_deref(),
+                    one.priority,
+                    one.labels.as_deref(),
+                    one.drain,
+                )
+            }),
             service.endpoints.len(),
         ),
     };
@@ -457,20 +473,6 @@ fn file_text(path: &Path) -> String {
 
 fn ping_text(interval: Duration) -> String {
     if interval.is_zero() { quoted("off") } else { quoted(&duration_text(interval)) }
-}
-
-fn endpoint(address: &str, weight: u16, zone: Option<&str>, drain: bool) -> String {
-    if weight == super::defaults::WEIGHT.default && zone.is_none() && !drain {
-        return quoted(address);
-    }
-    let mut text = format!("{{ address = {}, weight = {weight}", quoted(address));
-    if let Some(zone) = zone {
-        let _ = write!(text, ", zone = {}", quoted(zone));
-    }
-    if drain {
-        text.push_str(", drain = true");
-    }
-    text + " }"
 }
 
 pub(super) fn list(entries: impl Iterator<Item = String>, count: usize) -> String {

@@ -12,6 +12,7 @@ mod compiled;
 mod decode;
 mod defaults;
 mod effective;
+mod effective_choice;
 mod effective_retry;
 mod environment;
 mod nearest;
@@ -40,6 +41,7 @@ pub use compiled::{
 };
 pub use defaults::{FOLDER as AUTHORITY_FOLDER, SHARDS_MAX};
 pub use effective::{Origin, Setting};
+pub(crate) use effective_choice::choice_text;
 pub use environment::{Environment, process_environment};
 pub use raw::{Destination, Shards};
 pub use report::{Look, Report};

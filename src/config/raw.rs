@@ -22,8 +22,9 @@ use crate::route::split::Sticky;
 use crate::route::{HostMatch, Priority, Regex, Template, Test, Upgrades};
 use crate::shard::RuntimeChoice;
 use crate::snapshot::{AccessLogFormat, ForwardedFields};
+use crate::upstream::affinity::HashRule;
 use crate::upstream::retry::{Reasons, Statuses};
-use crate::upstream::spec::{Balance, Protocol};
+use crate::upstream::spec::{Balance, Labels, Protocol};
 
 /// A value and where it came from.
 #[derive(Debug, Clone, Copy)]
@@ -58,6 +59,8 @@ pub(super) struct Raw {
     pub(super) http2: RawHttp2,
     pub(super) forwarding: RawForwarding,
     pub(super) identity: RawIdentity,
+    /// `zone.name`.
+    pub(super) zone: Option<At<Arc<str>>>,
     pub(super) authorization_default: Option<At<Verdict>>,
     pub(super) listeners: Vec<RawListener>,
     pub(super) services: Vec<RawService>,
@@ -228,6 +231,8 @@ pub(super) struct RawService {
     /// `tls` and what goes with some of its values only; boxed, because most services have none of it.
     pub(super) tls: Box<RawServiceTls>,
     pub(super) http2: Option<Box<RawHttp2>>,
+    /// Boxed, because most services have none of it.
+    pub(super) choice: Box<RawChoice>,
     pub(super) breaker: Option<Box<RawBreaker>>,
     pub(super) probe: Option<Box<RawProbe>>,
     pub(super) caps: Option<Box<RawCaps>>,
@@ -341,7 +346,41 @@ pub(super) struct RawEndpoint {
     pub(super) target: Target,
     pub(super) weight: u16,
     pub(super) zone: Option<Arc<str>>,
+    pub(super) priority: u8,
+    pub(super) labels: Option<Arc<Labels>>,
     pub(super) drain: bool,
+}
+
+/// What is said of the choice among endpoints, beyond `balance`.
+#[derive(Debug, Default)]
+pub(super) struct RawChoice {
+    pub(super) hash: Option<At<Vec<HashRule>>>,
+    /// Whether there is a `hash` that is in error.
+    pub(super) is_hash_wrong: bool,
+    /// Where the table stands, if there is one.
+    pub(super) consistent_place: Option<Place>,
+    pub(super) ring_points: Option<At<u32>>,
+    pub(super) maglev_places: Option<At<u32>>,
+    /// `None` inside: `"off"`.
+    pub(super) overload_percent: Option<At<Option<u32>>>,
+    /// Where the table stands, if there is one.
+    pub(super) zones_place: Option<Place>,
+    pub(super) prefer_own: Option<At<bool>>,
+    pub(super) zone_endpoints_min: Option<At<u32>>,
+    /// In hundredths.
+    pub(super) callers_percent: Option<At<u32>>,
+    pub(super) subsets: Vec<RawSubset>,
+    pub(super) slow_start_window: Option<At<Duration>>,
+    /// In hundredths.
+    pub(super) aggression: Option<At<u32>>,
+    pub(super) weight_percent_min: Option<At<u8>>,
+}
+
+#[derive(Debug)]
+pub(super) struct RawSubset {
+    pub(super) name: Option<At<Arc<str>>>,
+    pub(super) labels: Option<At<Labels>>,
+    pub(super) fallback: Option<At<Arc<str>>>,
 }
 
 /// Hosts of a route, each with its place.
@@ -362,6 +401,7 @@ pub(super) struct RawRoute {
     pub(super) service: Option<At<Box<str>>>,
     /// What else it may do with its requests. Boxed, because most routes have none of it.
     pub(super) action: Box<RawAction>,
+    pub(super) subset: Option<At<Box<str>>>,
     /// `None` inside: `"off"`.
     pub(super) timeout: Option<At<Option<Duration>>>,
     pub(super) upgrades: Option<At<Upgrades>>,
@@ -467,7 +507,15 @@ pub(super) struct RawRewrite {
 #[derive(Debug)]
 pub(super) struct RawShare {
     pub(super) service: At<Box<str>>,
+    pub(super) subset: Option<At<Box<str>>>,
     pub(super) weight: u32,
+}
+
+impl RawShare {
+    /// What it leads to.
+    pub(super) fn name(&self) -> (&str, Option<&str>) {
+        (&self.service.value, self.subset.as_ref().map(|subset| &*subset.value))
+    }
 }
 
 /// Header fields of a rule, names in lower case.

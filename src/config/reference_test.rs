@@ -46,8 +46,15 @@ fn collect(table: &DeTable<'_>, path: &str, shown: &mut BTreeSet<String>) {
             }
             _ => {}
         }
-        // Names of fields are not keys of ours.
-        let fields = ["authorization.headers.", "route.respond.headers.", ".set.", ".add."];
+        // Names of fields are not keys of ours, nor are labels.
+        let fields = [
+            "authorization.headers.",
+            "route.respond.headers.",
+            ".set.",
+            ".add.",
+            "endpoints.labels.",
+            "subset.labels.",
+        ];
         // Nor what is asked of fields, parameters and cookies.
         let asked = ["route.match.headers.", "route.match.query.", "route.match.cookies."];
         if !fields.iter().any(|fields| path.contains(fields))
@@ -66,7 +73,7 @@ fn every_value_shown_is_the_default() {
     let mut defaults = settings(&parse(bare));
     // Weight and zone of an endpoint have no keys of their own among the settings; the zone is an example.
     defaults.get_mut("service.app.endpoints").unwrap().value =
-        "[\"127.0.0.1:9000\", { address = \"unix:/run/app.sock\", weight = 1, zone = \"a\" }]".into();
+        "[\"127.0.0.1:9000\", { address = \"unix:/run/app.sock\", weight = 1, zone = \"a\", labels = { version = \"v2\" } }]".into();
     for (key, default) in &defaults {
         assert_eq!(shown[key].value, default.value, "{key}");
         assert!(matches!(shown[key].origin, Origin::File { .. }), "{key} is not set in the reference");
@@ -93,6 +100,10 @@ fn every_value_shown_is_the_default() {
         "route.app-in-mesh.",
         "route.app-learnt.",
         "route.app-outside.",
+        "route.app-by-key.",
+        "route.app-by-version.",
+        "service.by-key.",
+        "service.by-version.",
         // Shown where something is said of it; that it is the default has a test of its own.
         "service.app.retry.",
         "route.app.deadline_header",

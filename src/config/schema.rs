@@ -27,6 +27,7 @@ pub(super) static TOP: Section = Section {
         "http2",
         "forwarding",
         "identity",
+        "zone",
         "listener",
         "service",
         "route",
@@ -108,6 +109,11 @@ pub(super) static SERVICE: Section = Section {
         "pool",
         "timeouts",
         "http2",
+        "hash",
+        "consistent",
+        "zones",
+        "slow_start",
+        "subset",
         "breaker",
         "retry",
         "probe",
@@ -119,8 +125,31 @@ pub(super) static SERVICE: Section = Section {
 pub(super) static ENDPOINT: Section = Section {
     path: "service.endpoints",
     header: "an endpoint of a [[service]]",
-    keys: &["address", "weight", "zone", "drain"],
+    keys: &["address", "weight", "zone", "priority", "labels", "drain"],
 };
+pub(super) static HASH: Section = Section {
+    path: "service.hash",
+    header: "an entry of `hash` in a [[service]]",
+    keys: &["header", "cookie", "ttl", "path", "source", "query", "identity", "terminal"],
+};
+pub(super) static CONSISTENT: Section = Section {
+    path: "service.consistent",
+    header: "`consistent` of a [[service]]",
+    keys: &["ring_points", "maglev_places", "overload_percent"],
+};
+pub(super) static ZONES: Section = Section {
+    path: "service.zones",
+    header: "`zones` of a [[service]]",
+    keys: &["prefer_own", "endpoints_min", "callers_percent"],
+};
+pub(super) static SLOW_START: Section = Section {
+    path: "service.slow_start",
+    header: "`slow_start` of a [[service]]",
+    keys: &["window", "aggression", "weight_percent_min"],
+};
+pub(super) static SUBSET: Section =
+    Section { path: "service.subset", header: "[[service.subset]]", keys: &["name", "labels", "fallback"] };
+pub(super) static ZONE: Section = Section { path: "zone", header: "[zone]", keys: &["name"] };
 pub(super) static POOL: Section = Section {
     path: "service.pool",
     header: "`pool` of a [[service]]",
@@ -239,6 +268,7 @@ pub(super) static ROUTE: Section = Section {
         "path_regex",
         "match",
         "service",
+        "subset",
         "split",
         "sticky",
         "redirect",
@@ -276,7 +306,7 @@ pub(super) static ROUTE_TEST: Section = Section {
 pub(super) static SPLIT: Section = Section {
     path: "route.split",
     header: "a share of `split` in a [[route]]",
-    keys: &["service", "weight"],
+    keys: &["service", "weight", "subset"],
 };
 pub(super) static STICKY: Section = Section {
     path: "route.sticky",
@@ -375,12 +405,18 @@ pub(super) static SECTIONS: &[&Section] = &[
     &FORWARDING,
     &IDENTITY,
     &FEDERATED,
+    &ZONE,
     &LISTENER,
     &SERVICE,
     &ENDPOINT,
     &POOL,
     &SERVICE_TIMEOUTS,
     &SERVICE_HTTP2,
+    &HASH,
+    &CONSISTENT,
+    &ZONES,
+    &SLOW_START,
+    &SUBSET,
     &BREAKER,
     &SERVICE_RETRY,
     &PROBE,

@@ -50,6 +50,8 @@ pub(super) fn json(service: &spec::Service, health: &Health) -> Vec<Value> {
             "address": endpoint.address.to_string(),
             "weight": endpoint.weight,
             "zone": endpoint.zone.as_deref(),
+            "priority": endpoint.priority,
+            "labels": labels(endpoint.labels.as_deref()),
             "state": state(endpoint, standing.map(|standing| &**standing)),
             "reason": word.reason().map(Reason::label),
             "ejections_in_row": word.level(),
@@ -57,6 +59,23 @@ pub(super) fn json(service: &spec::Service, health: &Health) -> Vec<Value> {
         })
     };
     service.endpoints.iter().enumerate().map(one).collect()
+}
+
+/// Every subset, with how many endpoints it has.
+pub(super) fn subsets(service: &spec::Service) -> Vec<Value> {
+    let one = |(subset, number): (&spec::Subset, u16)| {
+        json!({
+            "name": &*subset.name,
+            "labels": labels(Some(&subset.labels)),
+            "endpoints": service.plan().endpoints_of(number),
+        })
+    };
+    service.choice().subsets.iter().zip(1..).map(one).collect()
+}
+
+fn labels(labels: Option<&spec::Labels>) -> Value {
+    let all = labels.map_or(&[][..], |labels| labels);
+    Value::Object(all.iter().map(|(name, value)| (name.to_string(), json!(&**value))).collect())
 }
 
 /// Of services that are in use and have more than one endpoint; of no more than are told apart elsewhere.

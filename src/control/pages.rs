@@ -176,6 +176,8 @@ fn services_json<'a>(store: &Store, rows: impl Iterator<Item = Row<'a>>, hidden:
             "last_second": service.map(|s| window(&store.window(s, 1))),
             "last_10_seconds": service.map(|s| window(&store.window(s, Store::WINDOW))),
             "endpoints": configured.map(|(s, health)| endpoints::json(s, health)),
+            "subsets": configured.map(|(s, _)| endpoints::subsets(s)),
+            "table_bytes": configured.map(|(s, _)| s.plan().table_bytes()),
         });
         // A service a line.
         let _ = write!(text, "{}\n  {row}", if n > 0 { "," } else { "" });

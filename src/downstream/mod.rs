@@ -3,6 +3,7 @@
 pub mod listener;
 pub mod turn;
 
+use std::cell::Cell;
 use std::net::SocketAddr;
 use std::ops::Range;
 use std::rc::Rc;
@@ -32,6 +33,7 @@ use crate::shard::clock::ns;
 use crate::shard::live::{AskAgain, Kind, Open, With};
 use crate::shard::{Shard, View};
 use crate::snapshot::Limits;
+use crate::upstream::affinity::{Affinity, HashRule, affinity};
 use turn::Turn;
 
 /// A caller's connection. Between two requests it holds no buffer once it has been quiet for a moment.
@@ -49,6 +51,8 @@ pub struct Downstream {
     pub port: u16,
     /// Who the caller is, where its certificate was verified.
     pub identity: Option<Rc<identity::Peer>>,
+    /// What the endpoint of the present request is chosen by, with services that hash; until its exchange takes it.
+    pub affinity: Cell<Option<Box<Affinity>>>,
 }
 
 /// For which hosts a connection to an edge was made: RFC 9110 §15.5.20 has a gateway refuse others, because it speaks for
@@ -148,7 +152,7 @@ pub struct Asked {
     /// How its body ends.
     pub framing: Framing,
     /// Trailers that concern this hop only.
-    pub nominated_trailers: Box<[Box<str>]>,
+    nominated_trailers: Option<Box<Nominated>>,
     /// Whether the caller lets the connection live.
     pub keep_alive: bool,
     /// Whether it may be served, and which rules say so.
@@ -161,6 +165,8 @@ pub struct Asked {
     pub places: Places,
 }
 
+/// Names of trailers. Boxed where they are, because the future of every connection has room for them.
+struct Nominated(Vec<Box<str>>);
 /// An index, or none, in four bytes: the future of every connection has room for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Index(u32);
@@ -189,6 +195,11 @@ pub enum Tunnel {
 }
 
 impl Asked {
+    /// Names of trailers that concern this hop only.
+    pub fn nominated_trailers(&self) -> Vec<Box<str>> {
+        self.nominated_trailers.as_ref().map_or_else(Vec::new, |names| names.0.clone())
+    }
+
     /// Whether it is a CONNECT.
     pub fn is_connect(&self) -> bool {
         matches!(self.tunnel.as_deref(), Some(Tunnel::Connect))
@@ -244,7 +255,8 @@ impl Downstream {
     /// Takes an accepted connection.
     pub fn new(shard: &Shard, stream: TcpStream, peer: SocketAddr, listener: Arc<str>, port: u16) -> Self {
         let connection = Connection::accepted(stream, &shard.deadlines);
-        Self { connection, input: Buffer::default(), peer, listener, port, identity: None }
+        let (input, affinity) = (Buffer::default(), Cell::default());
+        Self { connection, input, peer, listener, port, identity: None, affinity }
     }
 
     /// Who calls, as rules see it.
@@ -475,6 +487,10 @@ impl Downstream {
                         return Err(Failure::downstream(Stage::Head, Cause::HeadTooLarge));
                     }
                 }
+                let rules = snapshot.services[chosen.service as usize].hash_rules();
+                if chosen.subset != 0 || !rules.is_empty() {
+                    self.want(shard, chosen.subset, rules, (&call, request));
+                }
             }
             Ok(Asked {
                 view: Rc::clone(&view),
@@ -488,7 +504,9 @@ impl Downstream {
                 method: request.method,
                 version: request.version,
                 framing: request.framing,
-                nominated_trailers: request.nominated_trailers().into(),
+                nominated_trailers: Some(request.nominated_trailers())
+                    .filter(|names| !names.is_empty())
+                    .map(|names| Box::new(Nominated(names))),
                 keep_alive: request.keep_alive
                     && self.connection.tls().is_none_or(|tls| started < tls.leave_at()),
                 decision,
@@ -505,6 +523,23 @@ impl Downstream {
                 },
             })
         })
+    }
+
+    /// Notes what the endpoint of a request is chosen by.
+    fn want(
+        &self,
+        shard: &Shard,
+        subset: u16,
+        rules: &[HashRule],
+        (call, request): (&Call<'_, h1::Request<'_>>, &h1::Request<'_>),
+    ) {
+        let query = request.query().as_bytes();
+        let encrypted = self.connection.tls().is_some();
+        let found = affinity(rules, call, query, encrypted, || shard.rng(|rng| rng.u64(..)));
+        // The one that the last exchange left, or the connection's first.
+        let mut wanted = self.affinity.take().unwrap_or_default();
+        *wanted = Affinity { subset, ..found };
+        self.affinity.set(Some(wanted));
     }
 
     /// What a route that is not plain makes of a request.

@@ -6,6 +6,8 @@ use std::num::NonZeroU32;
 use std::ops::Range;
 use std::rc::Rc;
 
+use http::HeaderValue;
+
 use super::again::Further;
 use super::mirror::Pending;
 use crate::authorize::Decision;
@@ -19,6 +21,8 @@ use crate::shard::clock::{NEVER, ns};
 use crate::shard::{Gathered, Shard, View};
 use crate::telemetry::access::Line;
 use crate::telemetry::recorder::{Ended, GrpcEnded};
+use crate::upstream::affinity::{Affinity, Minted};
+use crate::upstream::balance::Wanted;
 use crate::upstream::limiter::{Outcome, Pass};
 use crate::upstream::service::Service;
 
@@ -49,6 +53,8 @@ pub(super) struct Account {
     pub(super) request_body_bytes: Cell<u64>,
     /// Bytes of the response's body that were passed on.
     pub(super) response_body_bytes: Cell<u64>,
+    /// What is wanted of the endpoint, where something is.
+    affinity: OnceCell<Box<Affinity>>,
     /// Whether it became a tunnel.
     tunnel: Cell<bool>,
     /// Of a gRPC call.
@@ -82,6 +88,38 @@ impl Account {
     /// Of the time since `started` the caller was waited for so long.
     pub(super) fn new(started: u64, waited_us: u32) -> Self {
         Self { started, waited_ns: (u64::from(waited_us) * 1000).into(), ..Self::default() }
+    }
+
+    /// Where the exchange is to go within its service, if that matters.
+    pub(super) fn want(&self, affinity: Option<Box<Affinity>>) {
+        if let Some(affinity) = affinity {
+            self.affinity.get_or_init(|| affinity);
+        }
+    }
+
+    /// The same, for the balancer.
+    pub(super) fn wanted(&self) -> Wanted {
+        let Some(affinity) = self.affinity.get() else { return Wanted::default() };
+        Wanted { subset: affinity.subset, key: affinity.key }
+    }
+
+    /// The cookie that the response has to set, once: not in interim ones.
+    pub(super) fn minted(&self) -> Option<&Minted> {
+        self.affinity.get()?.minted.as_ref()
+    }
+
+    /// What the exchange wanted, empty, for the next one on its connection.
+    pub(super) fn spent(self) -> Option<Box<Affinity>> {
+        let mut affinity = self.affinity.into_inner()?;
+        *affinity = Affinity::default();
+        Some(affinity)
+    }
+
+    /// Sets the cookie in a response that goes on as fields.
+    pub(super) fn mint(&self, headers: &mut http::HeaderMap) {
+        if let Some(value) = self.minted().and_then(|minted| HeaderValue::from_str(minted.as_str()).ok()) {
+            headers.append(http::header::SET_COOKIE, value);
+        }
     }
 
     /// An attempt begins, on that endpoint. What was noted of the one before says nothing any more.

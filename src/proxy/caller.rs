@@ -26,6 +26,7 @@ use crate::route::text::Seen;
 use crate::route::{self, Route};
 use crate::shard::buffers::Buffers;
 use crate::shard::{Shard, View};
+use crate::upstream::affinity::{Affinity, affinity};
 use crate::upstream::service::Service;
 
 /// Who is at the other end of a connection.
@@ -73,7 +74,7 @@ impl Caller {
         let chosen = route.and_then(|route| route.choose(&call, || shard.rng(|rng| rng.u64(..))));
         let service = chosen.map(|chosen| shard.service(view, chosen.service));
         let Ok(facts) = checked else {
-            return Judged { route: id, service, decision: None, turn: None };
+            return Judged { route: id, service, decision: None, turn: None, affinity: None };
         };
         let decision = self.authorize(shard, &snapshot.authorization, &call);
         let too_soon = match route {
@@ -110,8 +111,14 @@ impl Caller {
             *checked = Err(cause);
             None
         });
+        let goes_on = decision.verdict == Verdict::Allow
+            && too_soon.is_none()
+            && !turn.as_ref().is_some_and(|turn| turn.is_answer());
         Turn::note_quota(&mut turn, too_soon);
-        Judged { route: id, service, decision: Some(decision), turn }
+        let affinity = chosen.zip(service.as_deref()).filter(|_| goes_on);
+        let affinity = affinity
+            .and_then(|(chosen, service)| self.affinity(shard, (service, chosen.subset), &call, parts));
+        Judged { route: id, service, decision: Some(decision), turn, affinity }
     }
 
     /// As rules and routes see it.
@@ -122,6 +129,24 @@ impl Caller {
             source: self.peer.ip(),
             peer: self.identity.as_ref().map(|peer| &peer.id),
         }
+    }
+
+    /// What the endpoint of a request is chosen by, if that is anything in particular.
+    fn affinity(
+        &self,
+        shard: &Shard,
+        to: (&Service, u16),
+        call: &authorize::Call<'_, message::Fields<'_>>,
+        parts: &Parts,
+    ) -> Option<Box<Affinity>> {
+        let (service, subset) = to;
+        let rules = service.spec.hash_rules();
+        if rules.is_empty() && subset == 0 {
+            return None;
+        }
+        let query = parts.uri.query().unwrap_or_default().as_bytes();
+        let found = affinity(rules, call, query, self.encrypted, || shard.rng(|rng| rng.u64(..)));
+        Some(Box::new(Affinity { subset, ..found }))
     }
 
     /// Asks the rules, and counts what they say.
@@ -148,6 +173,8 @@ pub(super) struct Judged {
     pub(super) service: Option<Rc<Service>>,
     pub(super) decision: Option<Decision>,
     pub(super) turn: Option<Box<Turn>>,
+    /// What its endpoint is chosen by.
+    pub(super) affinity: Option<Box<Affinity>>,
 }
 
 /// Answers a request that the service did not answer, if nothing of a response was sent; else the stream was reset.

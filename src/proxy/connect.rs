@@ -105,7 +105,7 @@ impl Path<'_> {
     }
 
     fn pick(&self, tried: &Tried, now: u64) -> Option<Attempt> {
-        let attempt = self.shard.rng(|rng| self.service.pick(now, rng, tried))?;
+        let attempt = self.shard.rng(|rng| self.service.pick(now, rng, self.account.wanted(), tried))?;
         self.account.attempt(attempt.endpoint);
         Some(attempt)
     }

@@ -45,7 +45,7 @@ use crate::upstream::shared::Lease;
 
 /// Serves one connection to its end. Its input are its first octets, the preface or a part of it.
 pub(super) async fn serve(shard: Rc<Shard>, downstream: Downstream) {
-    let Downstream { connection, input: seen, peer, listener, port, identity } = downstream;
+    let Downstream { connection, input: seen, peer, listener, port, identity, .. } = downstream;
     let leave_at = connection.tls().map_or(NEVER, Tls::leave_at);
     let edge = Edge::of(&connection).map(Edge::kept);
     let encrypted = connection.tls().is_some();
@@ -202,8 +202,10 @@ async fn served(
     if grpc == Some(Dialect::Native) {
         account.begin_grpc();
     }
-    let Judged { route, service, decision, turn } = caller.judge(shard, view, &mut checked, parts, host);
+    let Judged { route, service, decision, turn, affinity } =
+        caller.judge(shard, view, &mut checked, parts, host);
     let to = route.and_then(|id| view.snapshot.routes.route(id));
+    account.want(affinity);
     let denied = decision.as_ref().is_some_and(|decision| decision.verdict == Verdict::Deny);
     let mut was_reset = was_reset;
     if let Some(delay) = turn.as_ref().and_then(|turn| turn.delay()) {
@@ -574,6 +576,7 @@ impl Call<'_> {
         }
         let web = web.and_then(|web| web.of_response(&mut parts.headers));
         let status = parts.status.as_u16();
+        self.path.account.mint(&mut parts.headers);
         // What comes behind a head without a body is no part of the response: left, h2 resets the stream.
         let ended = adopted || from.is_end_stream() || matches!(status, 204 | 304);
         self.caller.repeats.borrow_mut().mark(&mut parts.headers);

@@ -310,8 +310,8 @@ impl Shadow {
         let now = shard.clock.now();
         let (account, retry) = (Account::new(now, 0), Policy::off());
         if let Some(limiter) = &service.limiter {
-            match limiter.enter(Priority::Sheddable, now) {
-                Entry::In(pass) => account.place.set(Some(pass)),
+            match limiter.enter(Priority::Sheddable, now, || shard.rng(fastrand::Rng::f64)) {
+                Entry::In(pass) => account.place.set(pass),
                 Entry::Wait(_) | Entry::Refused(_) => return unsent(shard, service, Unsent::Caps),
             }
         }

@@ -168,6 +168,7 @@ async fn exchange(shard: &Rc<Shard>, downstream: &mut Downstream, asked: &mut As
     let route = asked.route.id().and_then(|id| asked.view.snapshot.routes.routes().get(id as usize));
     let service = asked.service.id().map(|id| shard.service(&asked.view, id));
     let mut deadline = route.and_then(|r| r.timeout).map_or(NEVER, |t| asked.started.saturating_add(ns(t)));
+    account.want(downstream.affinity.take());
     let mut head = std::mem::take(&mut asked.head);
     if route.is_some_and(|route| route.deadline_field) {
         account.tells_deadline.set(true);
@@ -237,6 +238,7 @@ async fn exchange(shard: &Rc<Shard>, downstream: &mut Downstream, asked: &mut As
     };
     let shown = Shown::of(downstream, Some(asked));
     account.close(shard, &asked.view, &shown, service.as_ref(), result.err().flatten());
+    downstream.affinity.set(account.spent());
     downstream.used_up(shard, asked.head_len + body.unwrap_or(0));
     fate
 }

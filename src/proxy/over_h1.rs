@@ -214,6 +214,7 @@ impl Call<'_> {
         if let Some(turn) = self.turn {
             turn.apply_to_response_parts(&mut parts);
         }
+        self.path.account.mint(&mut parts.headers);
         let status = parts.status.as_u16();
         let mut reframer = Reframer::new(answer.framing, Framing::UntilClose)
             .without_trailers(std::mem::take(&mut answer.nominated_trailers));

@@ -155,7 +155,7 @@ async fn exchange(
     downstream.input.truncate(asked.head_len);
     let caller = downstream.connection.control();
     let mut reframer =
-        Reframer::new(asked.framing, Framing::UntilClose).without_trailers(asked.nominated_trailers.to_vec());
+        Reframer::new(asked.framing, Framing::UntilClose).without_trailers(asked.nominated_trailers());
     let (there_result, back_result, back_was_first) = {
         let Connection { reader, writer, .. } = &mut downstream.connection;
         let there = pin!(async {
@@ -281,6 +281,7 @@ impl Back<'_> {
         let (mut parts, mut body) = response.into_parts();
         let adopted = path.account.note_head(&mut parts, self.web.map(|web| Dialect::Web(web.response)));
         let web = self.web.and_then(|web| web.of_response(&mut parts.headers));
+        path.account.mint(&mut parts.headers);
         let ended = adopted || body.is_end_stream();
         let refused = |cause| Failure::upstream(Stage::Response, cause);
         let framing =

@@ -62,7 +62,7 @@ impl Way<'_> {
         let head_len = head.len();
         let mut head_is_sent = false;
         let mut reframer = Reframer::new(self.asked.framing, self.asked.framing)
-            .without_trailers(self.asked.nominated_trailers.to_vec());
+            .without_trailers(self.asked.nominated_trailers());
         if input.is_empty() {
             // The caller may be waiting for a 100 before it sends more.
             head_is_sent = true;

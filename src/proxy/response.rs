@@ -170,6 +170,9 @@ impl Way<'_> {
                 {
                     turn.apply_to_response(out, head_at, response.status);
                 }
+                if let Some(minted) = self.path.account.minted().filter(|_| !response.is_interim()) {
+                    h1::add_field("set-cookie", minted.as_str().as_bytes(), out);
+                }
             }
             Answer {
                 framing: response.framing,

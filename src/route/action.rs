@@ -38,6 +38,7 @@ impl Route {
         Self {
             name: name.into(),
             action: Action::Service(service),
+            subset: 0,
             changes: None,
             fault: None,
             mirror: None,
@@ -55,7 +56,7 @@ impl Route {
     /// where it is needed.
     pub fn choose<F: Fields>(&self, call: &Call<'_, F>, random: impl FnOnce() -> u64) -> Option<Chosen> {
         match &self.action {
-            Action::Service(service) => Some(Chosen { service: *service, cookie: None }),
+            Action::Service(service) => Some(Chosen { service: *service, subset: self.subset, cookie: None }),
             Action::Split(split) => Some(split.choose(call, random)),
             Action::Redirect(_) | Action::Respond(_) => None,
         }

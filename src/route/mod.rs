@@ -45,6 +45,8 @@ pub struct Route {
     pub name: Arc<str>,
     /// What becomes of its requests.
     pub action: Action,
+    /// Of the one service that they go to, the subset of its endpoints, as `Service::subset_named` numbers it; 0 for any.
+    pub subset: u16,
     /// What is changed about its messages. Boxed, because most routes change nothing.
     pub changes: Option<Box<changes::Changes>>,
     /// What is done to its requests on purpose; `None` for nearly all.

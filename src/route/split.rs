@@ -26,6 +26,8 @@ pub struct Split {
 pub struct Share {
     /// Index into `Snapshot::services`.
     pub service: u32,
+    /// The subset of its endpoints, as `Service::subset_named` numbers it; 0 for any.
+    pub subset: u16,
     /// Relative to the others.
     pub weight: u32,
     /// What its draws depend on besides the key: its name, so that the order of the files does not matter.
@@ -81,6 +83,8 @@ pub enum SameSite {
 pub struct Chosen {
     /// Index into `Snapshot::services`.
     pub service: u32,
+    /// The subset of its endpoints; 0 for any.
+    pub subset: u16,
     /// The value of the cookie that the caller is to be given.
     pub cookie: Option<u64>,
 }
@@ -88,7 +92,14 @@ pub struct Chosen {
 impl Share {
     /// A share of a service with this name.
     pub fn new(service: u32, name: &str, weight: u32) -> Self {
-        Self { service, weight, seed: hash(name.as_bytes()) }
+        Self { service, subset: 0, weight, seed: hash(name.as_bytes()) }
+    }
+
+    /// The same share of one subset of the service.
+    #[must_use]
+    pub fn within(self, name: &str, subset: u16) -> Self {
+        // Not the same as another service whose name is the two together.
+        Self { subset, seed: self.seed.rotate_left(1) ^ hash(name.as_bytes()), ..self }
     }
 }
 
@@ -123,49 +134,57 @@ impl Split {
     /// Where this request goes. `random` gives evenly distributed numbers; it is asked only where it is needed.
     pub fn choose<F: Fields>(&self, call: &Call<'_, F>, random: impl FnOnce() -> u64) -> Chosen {
         let mut cookie = None;
-        let service = match &self.sticky {
-            None => self.by_chance(random()),
-            Some(sticky) => match sticky.with_key(call, |key| self.by_key(key)) {
-                Some(service) => service,
+        let share = match &self.sticky {
+            None => self.share_by_chance(random()),
+            Some(sticky) => match sticky.with_key(call, |key| self.share_by_key(key)) {
+                Some(share) => share,
                 None => {
                     let token = random();
                     match sticky {
                         Sticky::SetCookie(_) => {
                             cookie = Some(token);
-                            self.by_key(&written(token))
+                            self.share_by_key(&written(token))
                         }
-                        _ => self.by_chance(token),
+                        _ => self.share_by_chance(token),
                     }
                 }
             },
         };
-        Chosen { service, cookie }
+        Chosen { service: share.service, subset: share.subset, cookie }
     }
 
     /// By an evenly distributed number.
     pub fn by_chance(&self, random: u64) -> u32 {
+        self.share_by_chance(random).service
+    }
+
+    /// By what the caller is told by.
+    pub fn by_key(&self, key: &[u8]) -> u32 {
+        self.share_by_key(key).service
+    }
+
+    fn share_by_chance(&self, random: u64) -> &Share {
         // The high half of the product: as even as can be without a loop.
         let mut point = ((u128::from(random) * u128::from(self.total)) >> 64) as u64;
         for share in &self.shares {
             match point.checked_sub(share.weight.into()) {
                 Some(rest) => point = rest,
-                None => return share.service,
+                None => return share,
             }
         }
-        // Of numbers below the sum one lies within.
-        self.shares.last().map_or(0, |share| share.service)
+        // Of numbers below the sum one lies within. There is a share, or there were no split.
+        &self.shares[self.shares.len() - 1]
     }
 
-    /// By what the caller is told by.
-    pub fn by_key(&self, key: &[u8]) -> u32 {
+    fn share_by_key(&self, key: &[u8]) -> &Share {
         let key = hash(key);
-        let mut best = (f64::INFINITY, 0);
+        let mut best = (f64::INFINITY, &self.shares[0]);
         for share in self.shares.iter().filter(|share| share.weight > 0) {
             // 53 bits, and never 0.
             let draw = ((mixed(key ^ share.seed) >> 11) as f64 + 0.5) / (1_u64 << 53) as f64;
             let score = -draw.ln() / f64::from(share.weight);
             if score < best.0 {
-                best = (score, share.service);
+                best = (score, share);
             }
         }
         best.1

@@ -165,7 +165,7 @@ fn a_caller_is_told_by_what_is_configured_and_goes_by_chance_without_it() {
     let header = || Sticky::Header("x-user".into());
     let head = Head(vec![("x-user", "user-1".into()), ("cookie", "a=1; user=user-1".into())]);
     let by_key = split(&[("a", 50), ("b", 50)], None).by_key(b"user-1");
-    assert_eq!(of(header(), &head, "10.0.0.1"), Chosen { service: by_key, cookie: None });
+    assert_eq!(of(header(), &head, "10.0.0.1"), Chosen { service: by_key, subset: 0, cookie: None });
     assert_eq!(of(Sticky::Cookie("user".into()), &head, "10.0.0.1").service, by_key);
     assert_eq!(
         of(Sticky::Source, &head, "::ffff:10.0.0.7").service,
@@ -209,8 +209,22 @@ fn a_cookie_of_ours_is_set_once_and_keeps_the_caller_where_it_is() {
         let never = || -> u64 { panic!("by chance") };
         assert_eq!(
             split.choose(&call(&again, "10.0.0.2"), never),
-            Chosen { service: first.service, cookie: None }
+            Chosen { service: first.service, subset: 0, cookie: None }
         );
     }
     assert!(counts[0] > 50 && counts[1] > 50, "{counts:?}");
+}
+
+#[test]
+fn two_subsets_of_one_service_are_two_places_for_a_key() {
+    let of_subset = |name: &str, subset| Share::new(0, "shop", 1).within(name, subset);
+    let split = Split::new(vec![of_subset("v1", 1), of_subset("v2", 2)], None).unwrap();
+    let mut met = [0_u32; 3];
+    for n in 0..1000 {
+        met[usize::from(split.share_by_key(format!("user-{n}").as_bytes()).subset)] += 1;
+    }
+    // A half, and five standard deviations of 16.
+    assert!(met[0] == 0 && met[1].abs_diff(500) < 80, "{met:?}");
+    assert_eq!(split.share_by_chance(0).subset, 1);
+    assert_eq!(split.share_by_chance(u64::MAX).subset, 2);
 }

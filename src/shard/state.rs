@@ -209,7 +209,8 @@ impl Shard {
                             Rc::clone(service)
                         } else {
                             let (spec, health) = (Arc::clone(spec), Arc::clone(health));
-                            Rc::new(Service::carried_over(service, spec, health, &self.doors))
+                            let now = self.clock.now();
+                            Rc::new(Service::carried_over(service, spec, health, &self.doors, now))
                         };
                         kept.insert(id, carried);
                     }

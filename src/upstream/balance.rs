@@ -19,27 +19,62 @@
 //! Peak EWMA as in Finagle and Linkerd: an answer slower than the estimate replaces it at once, a faster one is averaged
 //! in by `exp(−Δt / 10 s)`, and the estimate that is compared fades by the same rule while nothing is heard (down to half
 //! of what is usual, so that load still counts after a quiet night). An endpoint which was slow is therefore asked again
-//! after `10 s × ln(slow / usual)` without any probe. An endpoint that has not answered yet counts as fast as this
+//! after `10 s × ln(slow / usual)` without any probe. Where the service answers this shard less than ten times a second, the
+//! 10 s are stretched to the time of a hundred answers, at most to 100 s: one that is fifty times slower then gets one
+//! request of some four hundred whatever the rate, and does not show in the p99 of callers. An endpoint that has not answered yet counts as fast as this
 //! service usually is, or 30 ms before the first answer of all. A failure counts as an answer after 1 s or 10 × the
-//! usual, whichever is longer: refusing fast must not look fast. The other three do not look at failures of exchanges;
+//! usual, whichever is longer: refusing fast must not look fast. The others do not look at failures of exchanges;
 //! passing over an endpoint that fails, or that cannot be connected to, is the breaker's work (`upstream::breaker`).
 //!
 //! Refuses to know sockets, and to forget an exchange: each `started` needs its `ended` on the same balancer.
 
+use std::sync::Arc;
+
 use fastrand::Rng;
 
+use super::affinity::Key;
+use super::census::Census;
+use super::consistent::xxh64::avalanche;
+use super::plan::{Group, Plan, Shares, below};
+use super::rise::Rise;
 use super::spec::{Balance, Service};
+use super::turns::Turns;
 
 /// One shard's choice among the endpoints of one service, and what it has seen of them. Endpoints are named by their
 /// index in `Service::endpoints`.
 #[derive(Debug)]
 pub struct Balancer {
+    /// What is drawn from.
+    plan: Arc<Plan>,
+    seen: Seen,
+    /// By group, with round robin only.
+    turns: Box<[Turns]>,
+    /// Where there is more than one group, or loads are bounded.
+    census: Option<Box<Census>>,
+}
+
+/// What was seen of the endpoints.
+#[derive(Debug)]
+struct Seen {
     balance: Balance,
     /// By endpoint.
     loads: Box<[Load]>,
-    shares: Shares,
-    turns: Turns,
     usual: Usual,
+    /// Attempts begun and not ended.
+    in_flight: u32,
+    /// How much more than its part an endpoint may have in flight, where that is bounded.
+    overload: Option<f64>,
+    /// With slow start.
+    rise: Option<Box<Rise>>,
+}
+
+/// What an exchange wants of its endpoint.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Wanted {
+    /// The subset, as `Service::subset_named` numbers it; 0 for any endpoint.
+    pub subset: u16,
+    /// What a balancer that hashes goes by; without it, anywhere.
+    pub key: Option<Key>,
 }
 
 /// How an attempt ended, as far as it says something of the endpoint.
@@ -59,82 +94,115 @@ pub enum Outcome {
 impl Balancer {
     /// A balancer that has seen nothing.
     pub fn new(service: &Service) -> Self {
-        let weights = || service.endpoints.iter().map(|e| e.weight.max(1));
-        let equal = service.endpoints.windows(2).all(|pair| pair[0].weight == pair[1].weight);
+        let plan = Arc::clone(service.plan());
+        let choice = service.choice();
+        let overload = choice.consistent.overload_percent.filter(|_| service.balance.hashes());
+        let count = service.endpoints.len();
+        let turns = match service.balance {
+            Balance::RoundRobin => plan.groups().iter().map(Turns::of).collect(),
+            _ => Box::default(),
+        };
+        let counts = overload.is_some() || plan.sets().iter().any(|set| set.groups.len() > 1);
         Self {
-            balance: service.balance,
-            loads: service.endpoints.iter().map(|_| Load::new()).collect(),
-            shares: if equal { Shares::Equal } else { Shares::unequal(&weights().collect::<Vec<_>>()) },
-            turns: match service.balance {
-                Balance::RoundRobin if equal => Turns::Circle { next: None },
-                Balance::RoundRobin => {
-                    Turns::Due { shuffled: false, heap: weights().enumerate().map(Turn::new).collect() }
-                }
-                Balance::PeakEwma | Balance::LeastRequest | Balance::Random => Turns::Unused,
+            census: counts.then(|| Box::new(Census::new(&plan))),
+            turns,
+            seen: Seen {
+                balance: service.balance,
+                loads: (0..count).map(|_| Load::new()).collect(),
+                usual: Usual::NEW,
+                in_flight: 0,
+                overload: overload.map(|percent| f64::from(percent) / 100.0),
+                rise: choice.slow_start.as_ref().map(|declared| Box::new(Rise::new(declared, count))),
             },
-            usual: Usual { latency_ns: 0.0 },
+            plan,
         }
     }
 
     /// An endpoint that `skip` does not refuse (because it was tried before, for instance), or `None` when there is
     /// none. Does not count as in flight until `started` says so.
     pub fn pick(&mut self, now_ns: u64, rng: &mut Rng, skip: impl Fn(usize) -> bool) -> Option<usize> {
-        match self.loads.len() {
+        self.pick_for(now_ns, rng, Wanted::default(), skip)
+    }
+
+    /// As [`Balancer::pick`], for an exchange that wants something of its endpoint.
+    pub fn pick_for(
+        &mut self,
+        now_ns: u64,
+        rng: &mut Rng,
+        wanted: Wanted,
+        skip: impl Fn(usize) -> bool,
+    ) -> Option<usize> {
+        let Self { plan, seen, turns, census } = self;
+        let groups = plan.set(wanted.subset)?.groups.clone();
+        let key = wanted.key.map(Key::get);
+        let pick = |group: u32, rng: &mut Rng, turns: &mut [Turns]| {
+            let census = census.as_deref();
+            let choosing =
+                Choosing { group: &plan.groups()[group as usize], number: group, seen, census, now_ns };
+            choosing.pick(rng, turns.get_mut(group as usize), key, &skip)
+        };
+        match groups.len() {
             0 => return None,
-            1 => return (!skip(0)).then_some(0),
+            1 => return pick(groups.start, rng, turns),
             _ => {}
         }
-        match self.balance {
-            Balance::Random => self.draw(rng, &skip),
-            Balance::RoundRobin => self.turns.next(self.loads.len(), rng, &skip),
-            Balance::LeastRequest => {
-                let (first, second) = self.draw_two(rng, &skip)?;
-                let cost = |e: usize| self.loads[e].in_flight as f32 * self.shares.relief(e);
-                Some(if cost(second) < cost(first) { second } else { first })
-            }
-            Balance::PeakEwma => {
-                let (first, second) = self.draw_two(rng, &skip)?;
-                let cost = |e: usize| {
-                    let load = &self.loads[e];
-                    load.latency_ns(now_ns, self.usual)
-                        * (load.in_flight as f32 * self.shares.relief(e) + 1.0)
-                };
-                Some(if cost(second) < cost(first) { second } else { first })
-            }
+        // Its own hash decides for a key, so that one priority gets the same keys from everybody.
+        let bits = key.map_or_else(|| rng.u32(..), |key| avalanche(!key) as u32);
+        let first = census.as_ref().and_then(|census| census.group(wanted.subset, bits));
+        let others = groups.filter(|group| Some(*group) != first);
+        first.into_iter().chain(others).find_map(|group| pick(group, rng, turns))
+    }
+
+    /// Whether it has to be told which endpoints are usable ([`Balancer::usable`]).
+    pub fn counts_usable(&self) -> bool {
+        self.census.is_some()
+    }
+
+    /// Which endpoints are usable: not passed over. `version` is another one whenever that may have changed.
+    pub fn usable(&mut self, now_ns: u64, version: u64, usable: impl Fn(usize) -> bool) {
+        if let Some(census) = &mut self.census {
+            census.refresh(&self.plan, now_ns, version, usable);
         }
     }
 
     /// An attempt on this endpoint begins (with connecting, where that is needed).
     pub fn started(&mut self, endpoint: usize) {
-        debug_assert!(endpoint < self.loads.len(), "an endpoint of another balancer");
-        if let Some(load) = self.loads.get_mut(endpoint) {
+        debug_assert!(endpoint < self.seen.loads.len(), "an endpoint of another balancer");
+        if let Some(load) = self.seen.loads.get_mut(endpoint) {
             load.in_flight += 1;
+            self.seen.in_flight += 1;
         }
     }
 
-    /// What was seen of the endpoint's latency does not count any more: it has been passed over, and is used again.
-    pub fn forget(&mut self, endpoint: usize) {
-        if let Some(load) = self.loads.get_mut(endpoint) {
+    /// The endpoint has been passed over, and is used again: what was seen of its latency does not count any more, and with
+    /// slow start it gets its part by and by.
+    pub fn returned(&mut self, endpoint: usize, now_ns: u64) {
+        if let Some(load) = self.seen.loads.get_mut(endpoint) {
             load.estimate_ns = f32::INFINITY;
+        }
+        if let Some(rise) = &mut self.seen.rise {
+            rise.begin(endpoint, now_ns);
         }
     }
 
     /// The attempt has ended: once for each `started`.
     pub fn ended(&mut self, endpoint: usize, now_ns: u64, outcome: Outcome) {
-        debug_assert!(endpoint < self.loads.len(), "an endpoint of another balancer");
-        let Some(load) = self.loads.get_mut(endpoint) else { return };
+        debug_assert!(endpoint < self.seen.loads.len(), "an endpoint of another balancer");
+        let Seen { balance, loads, usual, in_flight, .. } = &mut self.seen;
+        let Some(load) = loads.get_mut(endpoint) else { return };
         debug_assert!(load.in_flight > 0, "ended without started");
         load.in_flight = load.in_flight.saturating_sub(1);
-        if self.balance != Balance::PeakEwma {
+        *in_flight = in_flight.saturating_sub(1);
+        if *balance != Balance::PeakEwma {
             return;
         }
         match outcome {
             Outcome::Answered { latency_ns } => {
-                load.observe(latency_ns as f32, now_ns);
-                self.usual.observe(latency_ns as f32);
+                load.observe(latency_ns as f32, now_ns, *usual);
+                usual.observe(latency_ns as f32, now_ns);
             }
             Outcome::Failed => {
-                load.observe(FAILURE_NS.max(self.usual.latency_ns() * FAILURE_FACTOR), now_ns);
+                load.observe(FAILURE_NS.max(usual.latency_ns() * FAILURE_FACTOR), now_ns, *usual);
             }
             Outcome::Cancelled => {}
         }
@@ -142,12 +210,17 @@ impl Balancer {
 
     /// Takes over what `old` learned of the endpoints that are still there; `places` as `spec::former_places` gives them.
     /// What is in flight stays with the old balancer, where it will end.
-    pub fn carry_over(&mut self, old: &Self, places: &[Option<usize>]) {
-        if self.balance != Balance::PeakEwma || old.balance != Balance::PeakEwma {
+    pub fn carry_over(&mut self, old: &Self, places: &[Option<usize>], now_ns: u64) {
+        let (seen, old) = (&mut self.seen, &old.seen);
+        if let Some(rise) = &mut seen.rise {
+            rise.carry_over(old.rise.as_deref(), places, now_ns);
+        }
+        let averages = seen.balance == Balance::PeakEwma && old.balance == Balance::PeakEwma;
+        if !averages {
             return;
         }
-        self.usual = old.usual;
-        for (load, place) in self.loads.iter_mut().zip(places) {
+        seen.usual = old.usual;
+        for (load, place) in seen.loads.iter_mut().zip(places) {
             if let Some(before) = place.and_then(|n| old.loads.get(n)) {
                 (load.estimate_ns, load.at_ns) = (before.estimate_ns, before.at_ns);
             }
@@ -156,42 +229,153 @@ impl Balancer {
 
     /// How many endpoints there are to choose from.
     pub fn len(&self) -> usize {
-        self.loads.len()
+        self.seen.loads.len()
     }
 
     /// Whether there is no endpoint at all.
     pub fn is_empty(&self) -> bool {
-        self.loads.is_empty()
+        self.seen.loads.is_empty()
     }
 
     /// Attempts in flight to this endpoint, for limits and admin; 0 for an endpoint that is not there.
     pub fn in_flight(&self, endpoint: usize) -> u32 {
-        self.loads.get(endpoint).map_or(0, |load| load.in_flight)
+        self.seen.loads.get(endpoint).map_or(0, |load| load.in_flight)
     }
 
     /// What peak EWMA holds this endpoint's latency to be, for admin; `None` before its first answer and where another
     /// way of balancing is configured.
     pub fn latency_ns(&self, endpoint: usize, now_ns: u64) -> Option<u64> {
-        let load = self.loads.get(endpoint)?;
-        load.estimate_ns.is_finite().then(|| load.latency_ns(now_ns, self.usual) as u64)
+        let load = self.seen.loads.get(endpoint)?;
+        load.estimate_ns.is_finite().then(|| load.latency_ns(now_ns, self.seen.usual) as u64)
+    }
+}
+
+/// A choice within one group. `skip` and what it answers are of endpoints, the rest is of their places.
+struct Choosing<'c> {
+    group: &'c Group,
+    number: u32,
+    seen: &'c Seen,
+    census: Option<&'c Census>,
+    now_ns: u64,
+}
+
+impl Choosing<'_> {
+    /// An endpoint of the group.
+    fn pick(
+        &self,
+        rng: &mut Rng,
+        turns: Option<&mut Turns>,
+        key: Option<u64>,
+        skip: impl Fn(usize) -> bool,
+    ) -> Option<usize> {
+        let group = self.group;
+        let skip = |place: usize| skip(group.endpoint(place));
+        let place = match group.len {
+            0 => None,
+            1 => (!skip(0)).then_some(0),
+            _ => match self.seen.balance {
+                Balance::Random => self.draw(rng, &skip),
+                Balance::RoundRobin => self.in_turn(rng, turns?, &skip),
+                Balance::LeastRequest => self.better_of_two(rng, &skip, |load| load.in_flight(self, 0.0)),
+                Balance::PeakEwma => self.better_of_two(rng, &skip, |load| {
+                    load.load.latency_ns(self.now_ns, self.seen.usual) * load.in_flight(self, 1.0)
+                }),
+                Balance::RingHash | Balance::Maglev => self.by_key(key.unwrap_or_else(|| rng.u64(..)), &skip),
+            },
+        };
+        place.map(|place| group.endpoint(place))
     }
 
-    /// One endpoint at random, by weight.
+    /// Whose turn it is. One that is rising loses some of its turns.
+    fn in_turn(&self, rng: &mut Rng, turns: &mut Turns, skip: &impl Fn(usize) -> bool) -> Option<usize> {
+        let mut picked = turns.next(self.group.len, rng, skip)?;
+        if self.is_rising() {
+            for _ in 0..RISING_DRAWS_MAX {
+                if rng.f32() < self.risen(picked) {
+                    break;
+                }
+                picked = turns.next(self.group.len, rng, skip)?;
+            }
+        }
+        Some(picked)
+    }
+
+    /// Where the key leads. One that is rising takes a part of its keys, and more of them by and by: a key that it has taken
+    /// stays. One with too much in flight is passed over; where all have too much none is.
+    fn by_key(&self, key: u64, skip: &impl Fn(usize) -> bool) -> Option<usize> {
+        let table = self.group.table.as_ref()?;
+        let rising = self.is_rising();
+        let takes = |place: usize| {
+            !skip(place) && (!rising || self.risen(place) > fraction(avalanche(key ^ RISING_SALT)))
+        };
+        let bounded = match (self.seen.overload, self.census) {
+            (Some(overload), Some(census)) => {
+                let in_flight = f64::from(self.seen.in_flight + 1) * overload;
+                table.find(key, |place| {
+                    takes(place) && {
+                        let part = census.part(self.number, self.group.weight_at(place));
+                        let load = &self.seen.loads[self.group.endpoint(place)];
+                        f64::from(load.in_flight) < (in_flight * part).ceil()
+                    }
+                })
+            }
+            _ => None,
+        };
+        let taken = bounded.or_else(|| table.find(key, takes));
+        // All of them rise, and none takes this key yet.
+        if rising { taken.or_else(|| table.find(key, |place| !skip(place))) } else { taken }
+    }
+
+    /// Of two at random the one that costs less, the first drawn on a tie.
+    fn better_of_two(
+        &self,
+        rng: &mut Rng,
+        skip: &impl Fn(usize) -> bool,
+        cost: impl Fn(LoadAt<'_>) -> f32,
+    ) -> Option<usize> {
+        let (first, second) = self.draw_two(rng, skip)?;
+        let load = |place: usize| LoadAt { load: &self.seen.loads[self.group.endpoint(place)], place };
+        Some(if cost(load(second)) < cost(load(first)) { second } else { first })
+    }
+
+    /// One at random, by weight.
     fn draw(&self, rng: &mut Rng, skip: &impl Fn(usize) -> bool) -> Option<usize> {
-        for _ in 0..DRAWS_MAX {
-            let drawn = self.shares.draw(rng, self.loads.len());
-            if !skip(drawn) {
+        let rising = self.is_rising();
+        for _ in 0..if rising { RISING_DRAWS_MAX } else { DRAWS_MAX } {
+            let drawn = self.group.shares.draw(rng, self.group.len);
+            if !skip(drawn) && (!rising || rng.f32() < self.risen(drawn)) {
                 return Some(drawn);
             }
         }
-        self.shares.draw_among(rng, self.loads.len(), skip)
+        self.draw_among(rng, skip)
     }
 
-    /// Two endpoints at random, by weight; different ones where weights are equal and none is skipped.
+    /// As `draw`, by counting those that are not skipped: O(n).
+    fn draw_among(&self, rng: &mut Rng, skip: &impl Fn(usize) -> bool) -> Option<usize> {
+        let rising = self.is_rising();
+        let weight = |place: usize| {
+            let weight = u64::from(self.group.shares.weight(place));
+            if rising { ((weight << 16) as f32 * self.risen(place)).max(1.0) as u64 } else { weight }
+        };
+        let left = || (0..self.group.len).filter(|&place| !skip(place));
+        let total: u64 = left().map(weight).sum();
+        if total == 0 {
+            return None;
+        }
+        let mut point = rng.u64(..total);
+        left().find(|&place| {
+            let weight = weight(place);
+            let found = point < weight;
+            point = point.saturating_sub(weight);
+            found
+        })
+    }
+
+    /// Two at random, by weight; different ones where weights are equal and none is skipped.
     fn draw_two(&self, rng: &mut Rng, skip: &impl Fn(usize) -> bool) -> Option<(usize, usize)> {
-        if matches!(self.shares, Shares::Equal) {
-            let first = below(rng, self.loads.len());
-            let second = below(rng, self.loads.len() - 1);
+        if matches!(self.group.shares, Shares::Equal) && !self.is_rising() {
+            let first = below(rng, self.group.len);
+            let second = below(rng, self.group.len - 1);
             let second = second + usize::from(second >= first);
             if !skip(first) && !skip(second) {
                 return Some((first, second));
@@ -199,6 +383,36 @@ impl Balancer {
         }
         Some((self.draw(rng, skip)?, self.draw(rng, skip)?))
     }
+
+    fn is_rising(&self) -> bool {
+        self.seen.rise.as_ref().is_some_and(|rise| rise.is_under_way(self.now_ns))
+    }
+
+    /// The part of its weight that an endpoint has by now.
+    fn risen(&self, place: usize) -> f32 {
+        let endpoint = self.group.endpoint(place);
+        self.seen.rise.as_ref().map_or(1.0, |rise| rise.factor(endpoint, self.now_ns))
+    }
+}
+
+/// A load, and whose it is.
+struct LoadAt<'l> {
+    load: &'l Load,
+    place: usize,
+}
+
+impl LoadAt<'_> {
+    /// What is in flight and so much more, by what the endpoint can bear.
+    fn in_flight(&self, choosing: &Choosing<'_>, more: f32) -> f32 {
+        let in_flight = self.load.in_flight as f32 * choosing.group.shares.relief(self.place);
+        (if choosing.is_rising() { in_flight / choosing.risen(self.place) } else { in_flight }) + more
+    }
+}
+
+/// A hash as a number from 0 to below 1.
+fn fraction(hash: u64) -> f32 {
+    // 24 bits: all that the type holds.
+    (hash >> 40) as f32 / (1_u32 << 24) as f32
 }
 
 /// What is known of one endpoint.
@@ -222,239 +436,59 @@ impl Load {
         if !self.estimate_ns.is_finite() {
             return usual_ns;
         }
-        let faded = self.estimate_ns * decay(now_ns.saturating_sub(self.at_ns));
+        let faded = self.estimate_ns * decay(now_ns.saturating_sub(self.at_ns), usual.fade_ns);
         faded.max(usual_ns * 0.5).min(self.estimate_ns)
     }
 
-    fn observe(&mut self, latency_ns: f32, now_ns: u64) {
+    fn observe(&mut self, latency_ns: f32, now_ns: u64, usual: Usual) {
         self.estimate_ns = if !self.estimate_ns.is_finite() || latency_ns > self.estimate_ns {
             latency_ns
         } else {
-            let kept = decay(now_ns.saturating_sub(self.at_ns));
+            let kept = decay(now_ns.saturating_sub(self.at_ns), usual.fade_ns);
             self.estimate_ns * kept + latency_ns * (1.0 - kept)
         };
         self.at_ns = now_ns;
     }
 }
 
-/// How fast the whole service usually answers this shard: a plain moving average over answers, to compare with.
+/// How fast the whole service usually answers this shard, and how often: plain moving averages over answers.
 #[derive(Debug, Clone, Copy)]
 struct Usual {
     /// 0 before the first answer.
     latency_ns: f32,
+    /// From one answer to the next.
+    interval_ns: f32,
+    /// In what time estimates fade to 1/e.
+    fade_ns: f32,
+    /// When the last answer came.
+    at_ns: u64,
 }
 
 impl Usual {
+    const NEW: Self = Self { latency_ns: 0.0, interval_ns: 0.0, fade_ns: FADE_NS, at_ns: u64::MAX };
+
     fn latency_ns(self) -> f32 {
         if self.latency_ns == 0.0 { COLD_NS } else { self.latency_ns }
     }
 
-    fn observe(&mut self, latency_ns: f32) {
+    fn observe(&mut self, latency_ns: f32, now_ns: u64) {
         // Long enough that one slow endpoint of ten does not set it, short enough to be right after a few dozen.
         const ANSWERS: f32 = 64.0;
         self.latency_ns = match self.latency_ns {
             0.0 => latency_ns.max(1.0),
             before => (before + (latency_ns - before) / ANSWERS).max(1.0),
         };
+        // A quiet night is no more than a pause.
+        let pause_ns = (now_ns.saturating_sub(self.at_ns) as f32).min(PAUSE_NS);
+        self.interval_ns += (pause_ns - self.interval_ns) / ANSWERS;
+        self.fade_ns = (self.interval_ns * FADE_ANSWERS).clamp(FADE_NS, FADE_NS_MAX);
+        self.at_ns = now_ns;
     }
 }
 
-/// The endpoints' parts of the traffic.
-#[derive(Debug)]
-enum Shares {
-    Equal,
-    /// By endpoint.
-    Unequal(Box<[Share]>),
-}
-
-/// One endpoint's part, and its column of the alias table (Vose): a column is drawn evenly, then 32 random bits below
-/// `threshold` mean its own endpoint and others mean `alias`.
-#[derive(Debug)]
-struct Share {
-    threshold: u32,
-    alias: u32,
-    /// Mean weight / own weight: one request weighs less on an endpoint of more weight.
-    relief: f32,
-    /// Own weight.
-    weight: u16,
-}
-
-impl Shares {
-    fn unequal(weights: &[u16]) -> Self {
-        let count = weights.len() as u64;
-        let total: u64 = weights.iter().map(|&w| u64::from(w)).sum();
-        let mut shares: Box<[Share]> = weights
-            .iter()
-            .enumerate()
-            .map(|(n, &weight)| Share {
-                threshold: u32::MAX,
-                alias: n as u32,
-                relief: total as f32 / (count as f32 * f32::from(weight)),
-                weight,
-            })
-            .collect();
-        // In units of 1 / (count × total), in which each column has room for `total`: integers, hence exact.
-        let mut room: Vec<u64> = weights.iter().map(|&w| u64::from(w) * count).collect();
-        let (mut small, mut large): (Vec<usize>, Vec<usize>) =
-            (0..weights.len()).partition(|&n| room[n] < total);
-        while let (Some(&less), Some(&more)) = (small.last(), large.last()) {
-            small.pop();
-            shares[less].threshold = ((room[less] << 32) / total) as u32;
-            shares[less].alias = more as u32;
-            room[more] -= total - room[less];
-            if room[more] < total {
-                large.pop();
-                small.push(more);
-            }
-        }
-        Self::Unequal(shares)
-    }
-
-    fn draw(&self, rng: &mut Rng, count: usize) -> usize {
-        match self {
-            Self::Equal => below(rng, count),
-            Self::Unequal(shares) => {
-                let bits = rng.u64(..);
-                // The upper half chooses the column, the lower half within it.
-                let column = (((bits >> 32) * count as u64) >> 32) as usize;
-                let share = &shares[column];
-                if (bits as u32) < share.threshold { column } else { share.alias as usize }
-            }
-        }
-    }
-
-    /// As `draw`, among those that are not skipped: O(n).
-    fn draw_among(&self, rng: &mut Rng, count: usize, skip: &impl Fn(usize) -> bool) -> Option<usize> {
-        let weight = |e: usize| match self {
-            Self::Equal => 1,
-            Self::Unequal(shares) => u64::from(shares[e].weight),
-        };
-        let left = || (0..count).filter(|&e| !skip(e));
-        let total: u64 = left().map(weight).sum();
-        if total == 0 {
-            return None;
-        }
-        let mut point = rng.u64(..total);
-        left().find(|&e| {
-            let weight = weight(e);
-            let found = point < weight;
-            point = point.saturating_sub(weight);
-            found
-        })
-    }
-
-    fn relief(&self, endpoint: usize) -> f32 {
-        match self {
-            Self::Equal => 1.0,
-            Self::Unequal(shares) => shares[endpoint].relief,
-        }
-    }
-}
-
-/// Whose turn it is. Shards begin at different endpoints, so that many shards (and many proxies) do not all call the
-/// first endpoint first.
-#[derive(Debug)]
-enum Turns {
-    /// Not round robin.
-    Unused,
-    /// Weights are equal.
-    Circle {
-        /// `None` before the first pick.
-        next: Option<usize>,
-    },
-    /// Weights differ: a binary heap, the earliest due at the root.
-    Due {
-        /// Whether the first turns have been spread at random.
-        shuffled: bool,
-        heap: Box<[Turn]>,
-    },
-}
-
-#[derive(Debug, Clone, Copy)]
-struct Turn {
-    /// When it is due, in a time of its own that passes with picks and wraps around; compare with [`Turn::before`].
-    due: u64,
-    /// From one turn to the next: inverse to the weight.
-    stride: u64,
-    endpoint: usize,
-}
-
-impl Turn {
-    /// The stride of weight 1. Divided by weights up to 1000 it is exact to one in 4 × 10⁶, and all strides are so far
-    /// below 2⁶³ that turns which are due can be told from those which were, also when the time wraps around.
-    const STRIDE: u64 = 1 << 32;
-
-    fn new((endpoint, weight): (usize, u16)) -> Self {
-        let stride = Self::STRIDE / u64::from(weight);
-        Self { due: stride, stride, endpoint }
-    }
-
-    fn before(&self, other: &Self) -> bool {
-        match (self.due.wrapping_sub(other.due)) as i64 {
-            0 => self.endpoint < other.endpoint,
-            difference => difference < 0,
-        }
-    }
-}
-
-impl Turns {
-    fn next(&mut self, count: usize, rng: &mut Rng, skip: &impl Fn(usize) -> bool) -> Option<usize> {
-        match self {
-            Self::Unused => None,
-            Self::Circle { next } => {
-                let first = next.unwrap_or_else(|| below(rng, count));
-                let picked = (first..count).chain(0..first).find(|&e| !skip(e))?;
-                *next = Some(if picked + 1 == count { 0 } else { picked + 1 });
-                Some(picked)
-            }
-            Self::Due { shuffled, heap } => {
-                if !*shuffled {
-                    *shuffled = true;
-                    for turn in &mut **heap {
-                        turn.due = rng.u64(..turn.stride);
-                    }
-                    heap.sort_unstable_by_key(|turn| turn.due);
-                }
-                if skip(heap[0].endpoint) {
-                    // One that is skipped loses this turn and stands behind the one that is picked: were it to keep
-                    // its turns, it would get all of them in one burst when it is skipped no longer.
-                    let earliest = |a: Turn, b: Turn| if b.before(&a) { b } else { a };
-                    let due = heap.iter().copied().filter(|turn| !skip(turn.endpoint)).reduce(earliest)?.due;
-                    while skip(heap[0].endpoint) {
-                        heap[0].due = due.wrapping_add(heap[0].stride);
-                        sift_root(heap);
-                    }
-                }
-                let picked = heap[0].endpoint;
-                heap[0].due = heap[0].due.wrapping_add(heap[0].stride);
-                sift_root(heap);
-                Some(picked)
-            }
-        }
-    }
-}
-
-/// Restores the order of a heap whose root has become later.
-fn sift_root(heap: &mut [Turn]) {
-    let mut at = 0;
-    loop {
-        let mut earliest = at;
-        for child in [2 * at + 1, 2 * at + 2] {
-            if child < heap.len() && heap[child].before(&heap[earliest]) {
-                earliest = child;
-            }
-        }
-        if earliest == at {
-            return;
-        }
-        heap.swap(at, earliest);
-        at = earliest;
-    }
-}
-
-/// `exp(−Δt / 10 s)`.
-fn decay(elapsed_ns: u64) -> f32 {
-    let x = elapsed_ns as f32 / DECAY_NS;
+/// `exp(−Δt / fade)`.
+fn decay(elapsed_ns: u64, fade_ns: f32) -> f32 {
+    let x = elapsed_ns as f32 / fade_ns;
     if x < 0.02 {
         // The usual case, a fraction of a second since the last answer: two terms are exact to 10⁻⁶ there.
         1.0 - x + x * x * 0.5
@@ -466,13 +500,15 @@ fn decay(elapsed_ns: u64) -> f32 {
     }
 }
 
-/// An even number below `count`, which is at most 2³² (one multiplication; the bias of at most count / 2³² is nothing).
-fn below(rng: &mut Rng, count: usize) -> usize {
-    ((u64::from(rng.u32(..)) * count as u64) >> 32) as usize
-}
-
 /// The time constant of the average: 10 s, as Finagle and Linkerd have it. After 23 s a tenth of a peak is left.
-const DECAY_NS: f32 = 10e9;
+const FADE_NS: f32 = 10e9;
+/// And that of a service which is seldom called: 100 s. Below one answer a second a slow endpoint has more than its one
+/// request of four hundred, because it should not be forgotten for longer than some minutes.
+const FADE_NS_MAX: f32 = 100e9;
+/// In between it is the time of so many answers.
+const FADE_ANSWERS: f32 = 100.0;
+/// No pause between answers counts for more: twice what the longest fading takes for one.
+const PAUSE_NS: f32 = 2.0 * FADE_NS_MAX / FADE_ANSWERS;
 /// The latency before the first answer of all: 30 ms, as Linkerd has it. It is the same for all endpoints, so it decides
 /// nothing but how a first failure compares.
 const COLD_NS: f32 = 30e6;
@@ -483,6 +519,10 @@ const FAILURE_FACTOR: f32 = 10.0;
 /// Draws before those that are skipped are left out by counting. With half of the endpoints skipped, one of 16 picks
 /// comes to that.
 const DRAWS_MAX: usize = 4;
+/// Draws while somebody is rising: with a tenth of its weight each, 16 of 100 picks come to counting.
+const RISING_DRAWS_MAX: usize = 16;
+/// Makes the part of keys that a rising endpoint takes another than that which leads to it.
+const RISING_SALT: u64 = 0x5bd1_e995_9e37_79b1;
 
 #[cfg(test)]
 #[path = "balance_test.rs"]

@@ -113,10 +113,10 @@ fn a_peak_counts_at_once_and_fades_by_time() {
 fn the_short_form_of_the_decay_agrees_with_the_long_one() {
     for ms in 0..60_000 {
         let exact = (-(f64::from(ms) / 10_000.0)).exp();
-        let ours = f64::from(decay(u64::from(ms as u32) * MS));
+        let ours = f64::from(decay(u64::from(ms as u32) * MS, FADE_NS));
         assert!((ours - exact).abs() < 2e-6, "{ms} ms: {ours} for {exact}");
     }
-    assert_eq!(decay(u64::MAX), 0.0);
+    assert_eq!(decay(u64::MAX, FADE_NS), 0.0);
 }
 
 #[test]
@@ -190,20 +190,20 @@ fn averages_survive_a_reload_by_address() {
         new_service.endpoints.insert(0, endpoint(999, 7));
         let mut new = Balancer::new(&new_service);
         let places = former_places(&old_service.endpoints, &new_service.endpoints);
-        new.carry_over(&old, &places);
+        new.carry_over(&old, &places, SECOND);
         assert_eq!(new.latency_ns(0, SECOND), None, "a new one");
         near(new.latency_ns(1, SECOND), 1e6);
         near(new.latency_ns(2, SECOND), 3e6);
         near(new.latency_ns(count - 1, SECOND), count as f64 * 1e6);
         assert_eq!(new.in_flight(1), 0, "what is in flight ends on the old balancer");
         assert_eq!(
-            new.usual.latency_ns(),
-            old.usual.latency_ns(),
+            new.seen.usual.latency_ns(),
+            old.seen.usual.latency_ns(),
             "the new one is held to be as fast as the others"
         );
 
         let mut other = Balancer::new(&service(Balance::Random, &vec![1; count]));
-        other.carry_over(&old, &places);
+        other.carry_over(&old, &places, SECOND);
         assert_eq!(other.latency_ns(1, SECOND), None, "it would not keep them fresh");
     }
 }
@@ -213,9 +213,9 @@ fn turns_stay_in_order_when_their_time_wraps_around() {
     let mut balancer = Balancer::new(&service(Balance::RoundRobin, &[1, 2, 3]));
     let mut rng = Rng::with_seed(6);
     balancer.pick(0, &mut rng, |_| false);
-    let Turns::Due { heap, .. } = &mut balancer.turns else { panic!("unequal weights") };
+    let Turns::Due { heap, .. } = &mut balancer.turns[0] else { panic!("unequal weights") };
     for turn in &mut **heap {
-        turn.due = turn.due.wrapping_add(u64::MAX - 10 * Turn::STRIDE);
+        turn.due = turn.due.wrapping_add(u64::MAX - 10 * crate::upstream::turns::Turn::STRIDE);
     }
     let mut picks = [0i32; 3];
     for _ in 0..600 {
@@ -244,7 +244,7 @@ fn an_endpoint_that_was_skipped_for_long_gets_no_burst() {
 fn an_endpoint_costs_sixteen_bytes() {
     // 10 000 services of ten endpoints: 1.6 MB per shard, and balancers themselves about as much.
     assert_eq!(size_of::<Load>(), 16);
-    assert!(size_of::<Balancer>() <= 96, "{}", size_of::<Balancer>());
+    assert!(size_of::<Balancer>() <= 128, "{}", size_of::<Balancer>());
 }
 
 fn answer(balancer: &mut Balancer, endpoint: usize, now_ns: u64, latency_ns: u64) {
@@ -255,4 +255,81 @@ fn answer(balancer: &mut Balancer, endpoint: usize, now_ns: u64, latency_ns: u64
 fn near(latency_ns: Option<u64>, expected: f64) {
     let latency_ns = latency_ns.unwrap() as f64;
     assert!((latency_ns / expected - 1.0).abs() < 1e-3, "{latency_ns} ns for {expected}");
+}
+
+#[test]
+fn a_service_that_is_seldom_called_forgets_by_answers() {
+    let fade_after = |interval_ns: u64| {
+        let mut balancer = Balancer::new(&service(Balance::PeakEwma, &[1, 1]));
+        for n in 0..1000 {
+            answer(&mut balancer, 0, SECOND + n * interval_ns, MS);
+        }
+        balancer.seen.usual.fade_ns / 1e9
+    };
+    for (interval_ms, seconds) in [(1, 10.0), (100, 10.0), (500, 50.0), (900, 90.0), (5_000, 100.0)] {
+        let fade = fade_after(interval_ms * MS);
+        assert!((fade / seconds - 1.0).abs() < 0.01, "{interval_ms} ms: {fade} s for {seconds} s");
+    }
+    // One long pause does not count for more than a short one.
+    let mut balancer = Balancer::new(&service(Balance::PeakEwma, &[1, 1]));
+    for n in 0..1000 {
+        answer(&mut balancer, 0, SECOND + n * MS, MS);
+    }
+    answer(&mut balancer, 0, 12 * 3600 * SECOND, MS);
+    assert!(balancer.seen.usual.fade_ns <= 10e9);
+}
+
+#[test]
+fn an_endpoint_that_came_back_and_one_that_is_new_start_slowly() {
+    use super::super::spec::{Choice, SlowStart};
+    let declared = |count: usize| {
+        let slow_start = Some(SlowStart {
+            window: std::time::Duration::from_secs(10),
+            aggression: 100,
+            weight_percent_min: 10,
+        });
+        let mut service = service(Balance::Random, &vec![1; count]);
+        service.choice = Some(Box::new(Choice { slow_start, ..Choice::DEFAULT }));
+        service
+    };
+    let mut rng = Rng::with_seed(12);
+    let mut part = |balancer: &mut Balancer, of: usize, now_ns: u64| {
+        (0..20_000).filter(|_| balancer.pick(now_ns, &mut rng, |_| false) == Some(of)).count() as f64
+            / 20_000.0
+    };
+    let mut balancer = Balancer::new(&declared(2));
+    assert!((part(&mut balancer, 0, SECOND) - 0.5).abs() < 0.02, "the first ones are nobody's successors");
+    balancer.returned(0, 3 * SECOND);
+    assert!((part(&mut balancer, 0, 3 * SECOND) - 0.1 / 1.1).abs() < 0.01);
+    assert!((part(&mut balancer, 0, 8 * SECOND) - 0.5 / 1.5).abs() < 0.02);
+    assert!((part(&mut balancer, 0, 13 * SECOND) - 0.5).abs() < 0.02);
+
+    let mut more = Balancer::new(&declared(3));
+    let places = former_places(&declared(2).endpoints, &declared(3).endpoints);
+    more.carry_over(&balancer, &places, 20 * SECOND);
+    assert!((part(&mut more, 2, 20 * SECOND) - 0.1 / 2.1).abs() < 0.01);
+    assert!((part(&mut more, 2, 30 * SECOND) - 1.0 / 3.0).abs() < 0.02);
+}
+
+#[test]
+fn the_same_key_leads_to_the_same_endpoint_and_comes_back_to_it() {
+    for balance in [Balance::RingHash, Balance::Maglev] {
+        let service = service(balance, &[1; 8]);
+        let (mut one, mut other) = (Balancer::new(&service), Balancer::new(&service));
+        let mut rng = Rng::with_seed(13);
+        for key in 1..500_u64 {
+            let wanted = Wanted { subset: 0, key: Key::new(avalanche(key)) };
+            let first = one.pick_for(SECOND, &mut rng, wanted, |_| false).unwrap();
+            assert_eq!(other.pick_for(9 * SECOND, &mut rng, wanted, |_| false), Some(first));
+            let second = one.pick_for(SECOND, &mut rng, wanted, |e| e == first).unwrap();
+            assert_ne!(first, second);
+            // Another proxy has the same substitute.
+            assert_eq!(
+                other.pick_for(9 * SECOND, &mut rng, wanted, |e| e == first),
+                Some(second),
+                "{balance:?}"
+            );
+            assert_eq!(other.pick_for(9 * SECOND, &mut rng, wanted, |_| false), Some(first), "{balance:?}");
+        }
+    }
 }

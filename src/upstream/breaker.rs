@@ -196,27 +196,52 @@ impl Breaker {
         now_ns: u64,
         first: bool,
         skip: &dyn Fn(usize) -> bool,
+        pick: impl FnMut(&dyn Fn(usize) -> bool) -> Option<usize>,
+    ) -> Option<usize> {
+        self.choose_among(now_ns, &|_| first, skip, pick)
+    }
+
+    /// As [`Breaker::choose`], where `may_try` says which endpoints the attempt may find out about.
+    pub fn choose_among(
+        &mut self,
+        now_ns: u64,
+        may_try: &dyn Fn(usize) -> bool,
+        skip: &dyn Fn(usize) -> bool,
         mut pick: impl FnMut(&dyn Fn(usize) -> bool) -> Option<usize>,
     ) -> Option<usize> {
         if !self.is_troubled(now_ns) {
             return pick(skip);
         }
         let endpoints = &self.known().endpoints;
-        let drains = |e: usize| self.drained.binary_search(&(e as u32)).is_ok();
         let due = |e: &usize| {
             let word = endpoints[*e].word();
             let is_due = !word.is_used() && now_ns >= word.at_ns();
-            is_due && !endpoints[*e].probed().is_out() && !drains(*e) && !skip(*e)
+            is_due && !endpoints[*e].probed().is_out() && !self.drains(*e) && !skip(*e) && may_try(*e)
         };
-        if first && let Some(due) = self.out.iter().map(|e| *e as usize).find(due) {
+        if let Some(due) = self.out.iter().map(|e| *e as usize).find(due) {
             return Some(due);
         }
-        let is_out = |e: usize| match endpoints[e].word().reason() {
+        pick(&|e| skip(e) || self.is_out(e)).or_else(|| pick(skip))
+    }
+
+    /// Whether an endpoint is passed over as long as there are others.
+    pub fn is_out(&self, endpoint: usize) -> bool {
+        let standing = self.standing(endpoint);
+        match standing.word().reason() {
             Some(Reason::Connect) => true,
             Some(_) if !self.panicking => true,
-            _ => drains(e) || (!self.panicking && endpoints[e].probed().is_out()),
-        };
-        pick(&|e| skip(e) || is_out(e)).or_else(|| pick(skip))
+            _ => self.drains(endpoint) || (!self.panicking && standing.probed().is_out()),
+        }
+    }
+
+    /// Whether it gets nothing new.
+    fn drains(&self, endpoint: usize) -> bool {
+        u32::try_from(endpoint).is_ok_and(|endpoint| self.drained.binary_search(&endpoint).is_ok())
+    }
+
+    /// Another number whenever [`Breaker::is_out`] may have changed, since [`Breaker::is_troubled`] was asked last.
+    pub fn version(&self) -> u64 {
+        self.seen << 1 | u64::from(self.panicking)
     }
 
     /// An attempt begins.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use smallvec::SmallVec;
 
-use super::balance::{Balancer, Outcome};
+use super::balance::{Balancer, Outcome, Wanted};
 use super::breaker::{Begun, Breaker, Change, Role, Verdict};
 use super::budget::Gauge;
 use super::health::{Health, Probed, Reason};
@@ -113,10 +113,11 @@ impl Service {
         spec: Arc<spec::Service>,
         health: Arc<Health>,
         doors: &Rc<Doors>,
+        now: u64,
     ) -> Self {
         let places = spec::former_places(&old.spec.endpoints, &spec.endpoints);
         let mut balancer = Balancer::new(&spec);
-        balancer.carry_over(&old.balancer.borrow(), &places);
+        balancer.carry_over(&old.balancer.borrow(), &places, now);
         let mut left: Vec<Option<&Rc<Pools>>> = old.pools.iter().map(Some).collect();
         let mut take = |place: usize| left.get_mut(place).and_then(Option::take).map(Rc::clone);
         // What was spoken in plain text yesterday, or to somebody else, is no connection for today.
@@ -153,20 +154,40 @@ impl Service {
     }
 
     /// Chooses an endpoint for an attempt, none of `tried`.
-    pub fn pick(self: &Rc<Self>, now: u64, rng: &mut fastrand::Rng, tried: &[u32]) -> Option<Attempt> {
+    pub fn pick(
+        self: &Rc<Self>,
+        now: u64,
+        rng: &mut fastrand::Rng,
+        wanted: Wanted,
+        tried: &[u32],
+    ) -> Option<Attempt> {
         let mut balancer = self.balancer.borrow_mut();
+        let balancer = &mut *balancer;
         let skip = |e: usize| tried.iter().any(|t| *t as usize == e);
         let (endpoint, begun) = match &self.breaker {
-            None => (balancer.pick(now, rng, skip)?, Begun::default()),
+            None => (balancer.pick_for(now, rng, wanted, skip)?, Begun::default()),
             Some(breaker) => {
                 let mut breaker = breaker.borrow_mut();
-                let endpoint = if breaker.is_troubled(now) {
-                    breaker.choose(now, tried.is_empty(), &skip, |skip| balancer.pick(now, rng, skip))?
+                let is_troubled = breaker.is_troubled(now);
+                if balancer.counts_usable() {
+                    balancer.usable(now, breaker.version(), |e| !breaker.is_out(e));
+                }
+                let endpoint = if is_troubled {
+                    // With a key only its own endpoint is found out about: no session goes astray for that.
+                    let own = wanted.key.map(|_| balancer.pick_for(now, rng, wanted, skip));
+                    let may_try = |e: usize| {
+                        tried.is_empty()
+                            && self.spec.plan().has(wanted.subset, e)
+                            && own.is_none_or(|own| own == Some(e))
+                    };
+                    breaker.choose_among(now, &may_try, &skip, |skip| {
+                        balancer.pick_for(now, rng, wanted, skip)
+                    })?
                 } else {
-                    balancer.pick(now, rng, skip)?
+                    balancer.pick_for(now, rng, wanted, skip)?
                 };
                 if breaker.has_returned() {
-                    breaker.take_returned().into_iter().for_each(|e| balancer.forget(e as usize));
+                    breaker.take_returned().into_iter().for_each(|e| balancer.returned(e as usize, now));
                 }
                 (endpoint, breaker.begin(endpoint, now))
             }
@@ -429,7 +450,7 @@ mod tests {
         ];
         for ports in lists {
             let old = seen(&[1, 2, 3, 4]);
-            let new = Service::carried_over(&old, declared(ports), Arc::default(), &silent());
+            let new = Service::carried_over(&old, declared(ports), Arc::default(), &silent(), 0);
             assert_eq!(new.pools.len(), ports.len());
             let balancer = new.balancer.borrow();
             for (n, port) in ports.iter().enumerate() {
@@ -448,7 +469,7 @@ mod tests {
         let mut ports: Vec<u16> = (1..=10_000).collect();
         let old = seen(&ports);
         ports.rotate_left(4_321);
-        let new = Service::carried_over(&old, declared(&ports), Arc::default(), &silent());
+        let new = Service::carried_over(&old, declared(&ports), Arc::default(), &silent(), 0);
         for (n, port) in ports.iter().enumerate() {
             assert!(Rc::ptr_eq(&new.pools[n], &old.pools[usize::from(*port) - 1]), "{port}");
         }
@@ -458,7 +479,7 @@ mod tests {
     fn an_address_that_is_listed_twice_has_two_pools() {
         for (before, after) in [(&[1, 1, 2], &[2, 1, 1]), (&[1, 2, 3], &[1, 1, 1]), (&[1, 1, 1], &[2, 3, 1])]
         {
-            let new = Service::carried_over(&seen(before), declared(after), Arc::default(), &silent());
+            let new = Service::carried_over(&seen(before), declared(after), Arc::default(), &silent(), 0);
             let different = |a: usize, b: usize| !Rc::ptr_eq(&new.pools[a], &new.pools[b]);
             assert!(different(0, 1) && different(1, 2) && different(0, 2), "{before:?} {after:?}");
         }

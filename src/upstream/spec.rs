@@ -3,10 +3,12 @@
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use super::affinity::HashRule;
 use super::caps::Caps;
+use super::plan::Plan;
 use super::{budget, retry};
 use crate::identity::IdMatch;
 
@@ -41,6 +43,144 @@ pub struct Service {
     pub probe: Option<Arc<Probe>>,
     /// How much it may be given at a time; `None` for whatever comes.
     pub caps: Option<Arc<Caps>>,
+    /// What of all endpoints may be chosen, and by what. Boxed: most services have none of it.
+    pub choice: Option<Box<Choice>>,
+    /// What follows for the balancers of all shards.
+    pub planned: Planned,
+}
+
+/// What of the endpoints of a service may be chosen, and by what, beyond [`Balance`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Choice {
+    /// What a request's key is made of, with a balancer that hashes.
+    pub hash: Vec<HashRule>,
+    /// How its table is built.
+    pub consistent: Consistent,
+    /// Where this proxy is.
+    pub own_zone: Option<Arc<str>>,
+    /// How its own zone is preferred.
+    pub zones: Zones,
+    /// Subsets by label.
+    pub subsets: Vec<Subset>,
+    /// How an endpoint that is new, or came back, is given more and more.
+    pub slow_start: Option<SlowStart>,
+}
+
+impl Choice {
+    /// What holds where nothing is said.
+    pub const DEFAULT: Self = Self {
+        hash: Vec::new(),
+        consistent: Consistent { ring_points: 256, maglev_places: 65_537, overload_percent: None },
+        own_zone: None,
+        zones: Zones { prefer_own: true, endpoints_min: 6, callers_percent: None },
+        subsets: Vec::new(),
+        slow_start: None,
+    };
+}
+
+impl Default for Choice {
+    fn default() -> Self {
+        Self::DEFAULT
+    }
+}
+
+/// How tables of consistent hashing are built and used.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Consistent {
+    /// Points on the ring of an endpoint of average weight.
+    pub ring_points: u32,
+    /// Places in the table of maglev, a prime.
+    pub maglev_places: u32,
+    /// An endpoint that has more than so many percent of its part of what is in flight is passed over; `None`: never.
+    pub overload_percent: Option<u32>,
+}
+
+/// How the proxy's own zone is preferred.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Zones {
+    /// Whether it is.
+    pub prefer_own: bool,
+    /// Of services with fewer endpoints (of one priority) all zones are used alike.
+    pub endpoints_min: u32,
+    /// Hundredths of a percent of all callers of the service that are in this zone; `None`: as many as in each other zone.
+    pub callers_percent: Option<u16>,
+}
+
+/// The endpoints that have all of these labels.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Subset {
+    /// Its name in routes.
+    pub name: Arc<str>,
+    /// What they must have.
+    pub labels: Labels,
+    /// What is used in its place when no endpoint has them.
+    pub fallback: Fallback,
+}
+
+/// What is used in the place of a subset without endpoints.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Fallback {
+    /// Nothing: 503.
+    #[default]
+    None,
+    /// Any endpoint of the service.
+    Any,
+    /// Another subset, by its index; if that has none either, nothing.
+    Subset(u16),
+}
+
+/// Labels: name and value, in the order of their names, no name twice.
+pub type Labels = Vec<(Arc<str>, Arc<str>)>;
+
+/// How an endpoint that is new, or came back, is given more and more.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SlowStart {
+    /// How long it takes until it has its whole part.
+    pub window: Duration,
+    /// Hundredths: 100 is a straight line, more is more at once.
+    pub aggression: u16,
+    /// Percent of its weight that it has at once.
+    pub weight_percent_min: u8,
+}
+
+/// The plan of a service, made once: by control, before shards see the service. It follows from what is declared, so that
+/// services with the same declaration are the same.
+#[derive(Debug, Clone, Default)]
+pub struct Planned(OnceLock<Arc<Plan>>);
+
+impl PartialEq for Planned {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+impl Eq for Planned {}
+
+impl Service {
+    /// What follows from the declaration for balancers. Made now if it was not before.
+    pub fn plan(&self) -> &Arc<Plan> {
+        self.planned.0.get_or_init(|| Arc::new(Plan::new(self)))
+    }
+
+    /// What may be chosen, and by what.
+    pub fn choice(&self) -> &Choice {
+        static DEFAULT: Choice = Choice::DEFAULT;
+        self.choice.as_deref().unwrap_or(&DEFAULT)
+    }
+
+    /// What a request's key is made of; nothing where none is needed.
+    pub fn hash_rules(&self) -> &[HashRule] {
+        match &self.choice {
+            Some(choice) if self.balance.hashes() => &choice.hash,
+            Some(_) | None => &[],
+        }
+    }
+
+    /// The number by which [`Wanted`](super::balance::Wanted) calls a subset.
+    pub fn subset_named(&self, name: &str) -> Option<u16> {
+        let index = self.choice().subsets.iter().position(|subset| *subset.name == *name)?;
+        u16::try_from(index + 1).ok()
+    }
 }
 
 /// Active probes of each endpoint, by control.
@@ -252,10 +392,27 @@ pub struct Endpoint {
     pub address: Address,
     /// Its share relative to the others, 1 to 1000.
     pub weight: u16,
-    /// Where it runs, for log and admin (balancing by zone comes with zone-aware routing).
+    /// Where it runs.
     pub zone: Option<Arc<str>>,
+    /// 0 is used first; the next ones when too little of it is there.
+    pub priority: u8,
+    /// What subsets choose by. Shared by all endpoints that have the same.
+    pub labels: Option<Arc<Labels>>,
     /// Whether it gets nothing new.
     pub drain: bool,
+}
+
+impl Endpoint {
+    /// One with nothing but an address.
+    pub const fn new(address: Address) -> Self {
+        Self { address, weight: 1, zone: None, priority: 0, labels: None, drain: false }
+    }
+
+    /// Whether it has all of these labels.
+    pub fn has_labels(&self, wanted: &Labels) -> bool {
+        let own = self.labels.as_deref().map_or(&[][..], |labels| labels);
+        wanted.iter().all(|label| own.contains(label))
+    }
 }
 
 /// A TCP address or the path of a Unix socket.
@@ -279,6 +436,17 @@ pub enum Balance {
     RoundRobin,
     /// At random, by weight.
     Random,
+    /// By the request's key, on a ring of points.
+    RingHash,
+    /// By the request's key, in a table of places.
+    Maglev,
+}
+
+impl Balance {
+    /// Whether a request's key decides.
+    pub const fn hashes(self) -> bool {
+        matches!(self, Self::RingHash | Self::Maglev)
+    }
 }
 
 /// How connections to a service are kept, per shard and endpoint.
@@ -352,6 +520,8 @@ pub(super) mod testing {
             protocol: Protocol::Auto,
             tls: Tls::Off,
             http2: Http2::default(),
+            choice: None,
+            planned: Planned::default(),
             breaker: None,
             retry: Arc::new(retry::Policy::off()),
             meter: budget::Shared::default(),
@@ -362,11 +532,6 @@ pub(super) mod testing {
 
     /// An endpoint on that port.
     pub(in crate::upstream) fn endpoint(port: u16, weight: u16) -> Endpoint {
-        Endpoint {
-            address: Address::Ip(SocketAddr::from(([127, 0, 0, 1], port))),
-            weight,
-            zone: None,
-            drain: false,
-        }
+        Endpoint { weight, ..Endpoint::new(Address::Ip(SocketAddr::from(([127, 0, 0, 1], port)))) }
     }
 }

@@ -256,6 +256,83 @@ fn probes_and_endpoints_that_drain_are_told() {
 }
 
 #[test]
+fn subsets_zones_priorities_and_keys_are_told() {
+    let text = r#"
+[zone]
+name = "a"
+[[listener]]
+address = "127.0.0.1:15001"
+[[service]]
+name = "shop"
+endpoints = [
+  { address = "10.0.0.1:80", zone = "a", labels = { version = "v1" } },
+  { address = "10.0.0.2:80", zone = "b", labels = { version = "v2" } },
+  { address = "10.0.0.3:80", priority = 1, labels = { version = "v2" } },
+]
+slow_start = { window = "30s" }
+[[service.subset]]
+name = "v1"
+labels = { version = "v1" }
+[[service.subset]]
+name = "v2"
+labels = { version = "v2" }
+[[service]]
+name = "carts"
+endpoints = ["10.0.1.1:80"]
+balance = "maglev"
+hash = [{ header = "x-user" }]
+[[route]]
+path_prefix = "/new"
+service = "shop"
+subset = "v2"
+[[route]]
+path_prefix = "/both"
+split = [{ service = "shop", subset = "v1", weight = 3 }, { service = "shop", subset = "v2", weight = 1 }]
+[[route]]
+path_prefix = "/carts"
+service = "carts"
+"#;
+    let files = Files::new(text);
+    for (url, lines) in [
+        (
+            "http://shop/new",
+            &[
+                "service     shop subset v2",
+                "choice      shop: subset v2 (2 endpoints), this proxy is in zone a, zones.prefer_own = true",
+                "slow_start.window = \"30s\"",
+                "endpoints   shop: 10.0.0.2:80 in b, 10.0.0.3:80 priority 1, by peak-ewma",
+            ][..],
+        ),
+        (
+            "http://shop/both",
+            &[
+                "service     by chance: shop subset v1 75 %, shop subset v2 25 %",
+                "choice      shop: subset v1 (1 endpoints), subset v2 (2 endpoints), this proxy",
+                "endpoints   shop: 10.0.0.1:80 in a, 10.0.0.2:80 in b, 10.0.0.3:80 priority 1, by peak-ewma",
+            ],
+        ),
+        (
+            "http://shop/carts",
+            &[
+                "hash = [{ header = \"x-user\" }], consistent.maglev_places = 65537",
+                "endpoints   carts: 10.0.1.1:80, by maglev",
+            ],
+        ),
+        ("http://shop/", &["route       none"]),
+    ] {
+        let (told, _) = files.text(&["GET", url]);
+        for line in lines {
+            let line = line.replace("shop: ", "").replace("carts: ", "");
+            let told = told.replace("shop: ", "").replace("carts: ", "");
+            assert!(told.contains(&line), "{line}\n{told}");
+        }
+    }
+    let told = files.json(&["GET", "http://shop/new"]);
+    assert_eq!(told["services"]["shop"]["choice"]["subsets"], json!([{ "name": "v2", "endpoints": 2 }]));
+    assert_eq!(told["services"]["shop"]["endpoints"]["endpoints"].as_array().unwrap().len(), 2);
+}
+
+#[test]
 fn two_configurations_are_compared_for_one_request() {
     let (files, other) = (
         Files::new(TEXT),

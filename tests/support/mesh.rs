@@ -199,7 +199,11 @@ impl Config {
         }
         text += "\n[[listener]]\nname = \"inbound\"\naddress = \"127.0.0.1:15001\"\n";
         for Service { name, endpoints, keys } in &self.services {
-            text += &format!("[[service]]\nname = {name:?}\nendpoints = {endpoints:?}\n");
+            // A table stands as it is.
+            let written = |e: &String| if e.starts_with('{') { e.clone() } else { format!("{e:?}") };
+            let endpoints: Vec<_> = endpoints.iter().map(written).collect();
+            let endpoints = endpoints.join(", ");
+            text += &format!("[[service]]\nname = {name:?}\nendpoints = [{endpoints}]\n");
             if !keys.contains("retry") {
                 // What a service is asked is asked once, so that it can be counted; tests of retries say what they want.
                 text += "retry = \"off\"\n";

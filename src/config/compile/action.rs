@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::super::compiled::{Extra, Mark};
+use super::super::compiled::{CompiledService, Extra, Mark};
 use super::super::raw::{At, Raw, RawAction, RawMirror, RawPath, RawRoute};
 use super::super::report::{Problem, Problems};
 use super::super::values::quoted;
@@ -31,7 +31,7 @@ pub(super) fn mirror(raw: &RawRoute, found: &[u32]) -> Option<Arc<[Mirror]>> {
 }
 
 /// The action of a route whose services are these.
-pub(super) fn action(raw: &RawRoute, found: &[u32], services: &[Arc<str>]) -> Action {
+pub(super) fn action(raw: &RawRoute, found: &[u32], services: &[CompiledService]) -> Action {
     if let Some(At { value: redirect, .. }) = &raw.action.redirect {
         return Action::Redirect(Arc::new(Redirect {
             status: redirect.status,
@@ -49,8 +49,14 @@ pub(super) fn action(raw: &RawRoute, found: &[u32], services: &[Arc<str>]) -> Ac
         return Action::Service(found.first().copied().unwrap_or(0));
     };
     let share = |(share, service): (&super::super::raw::RawShare, &u32)| {
-        let name = services.get(*service as usize).map_or("", |name| name);
-        Share::new(*service, name, share.weight)
+        let to = services.get(*service as usize).map(|to| &*to.service);
+        let whole = Share::new(*service, to.map_or("", |to| &to.name), share.weight);
+        match (&share.subset, to) {
+            (Some(subset), Some(to)) => {
+                whole.within(&subset.value, to.subset_named(&subset.value).unwrap_or(0))
+            }
+            (Some(_), None) | (None, _) => whole,
+        }
     };
     let shares = split.value.iter().zip(found).map(share).collect();
     let sticky = raw.action.sticky.as_ref().map(|sticky| sticky.value.clone());
@@ -99,12 +105,18 @@ fn new_path(route: &RawRoute, path: &RawPath) -> NewPath {
 pub(super) fn extras(raw: &RawRoute, from: &From<'_>) -> Vec<Extra> {
     let mut extras = Vec::new();
     let mut add = |key, value: String, mark: Mark| extras.push(Extra { key, value, mark });
+    if let Some(subset) = &raw.subset {
+        add("subset", quoted(&subset.value), from.mark_of(Some(subset)));
+    }
     if let Some(split) = &raw.action.split {
         let shares: Vec<String> = split
             .value
             .iter()
             .map(|share| {
-                format!("{{ service = {}, weight = {} }}", quoted(&share.service.value), share.weight)
+                let subset = share.subset.as_ref();
+                let subset =
+                    subset.map_or_else(String::new, |at| format!(", subset = {}", quoted(&at.value)));
+                format!("{{ service = {}{subset}, weight = {} }}", quoted(&share.service.value), share.weight)
             })
             .collect();
         add("split", format!("[{}]", shares.join(", ")), from.mark_of(Some(split)));

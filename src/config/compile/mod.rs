@@ -7,6 +7,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 mod action;
+mod balance;
 mod breaker;
 mod canary;
 mod caps;
@@ -19,6 +20,7 @@ mod service;
 mod shown;
 
 pub(super) use action::warn as warn_of_actions;
+pub(super) use balance::warn as warn_of_balance;
 pub(super) use breaker::values as breaker_values;
 pub(super) use caps::{CompiledCaps, warn as warn_of_caps};
 pub(super) use matching::warn as warn_of_matching;
@@ -47,6 +49,7 @@ pub(super) fn compile(raw: Raw, sources: &[Source], problems: &mut Problems) -> 
         .filter_map(|(index, service)| Some((&*service.name.as_ref()?.value, index)))
         .collect();
     let found = find_services(&raw, &services_by_name, problems);
+    balance::check(&raw, &found, problems);
     let table = matching::collect(&raw, problems);
     check_limits(&raw, problems);
     for concurrency in raw.services.iter().filter_map(|service| service.concurrency.as_ref()) {
@@ -275,17 +278,19 @@ fn assemble(raw: Raw, found: &[Vec<u32>], table: TableBuilder, sources: &[Source
         .enumerate()
         .filter_map(|(index, raw)| service::listener(raw, index, &from))
         .collect();
-    let services: Vec<_> = raw.services.into_iter().map(|raw| service::service(raw, &from)).collect();
-    let names: Vec<Arc<str>> = services.iter().map(|compiled| Arc::clone(&compiled.service.name)).collect();
+    let zone = raw.zone.map(|at| from.value("zone.name", Some(at), || "".into()));
+    let services: Vec<_> =
+        raw.services.into_iter().map(|raw| service::service(raw, zone.as_ref(), &from)).collect();
     let mut routes: Vec<CompiledRoute> = raw
         .routes
         .into_iter()
         .enumerate()
         .zip(found.iter().zip(table.matches()))
         .map(|((index, raw), (found, matching))| {
-            let action = action::action(&raw, found, &names);
+            let action = action::action(&raw, found, &services);
+            let subset = balance::subset_of(&raw, found, &services);
             let mirror = action::mirror(&raw, found);
-            route(raw, index, (action, mirror), Arc::clone(matching), &from)
+            route(raw, index, (action, subset, mirror), Arc::clone(matching), &from)
         })
         .collect();
     let rate_limits = rate_limit::rate_limits(raw.rate_limits, &mut routes, &from);
@@ -313,6 +318,7 @@ fn assemble(raw: Raw, found: &[Vec<u32>], table: TableBuilder, sources: &[Source
         })),
         rule_marks,
         rate_limits,
+        zone,
         limits,
         timeouts,
         http2,
@@ -416,7 +422,7 @@ fn value_or<T>(at: Option<At<T>>, default: T) -> T {
 fn route(
     raw: RawRoute,
     index: usize,
-    (action, mirror): (Action, Option<Arc<[Mirror]>>),
+    (action, subset, mirror): (Action, u16, Option<Arc<[Mirror]>>),
     matching: Arc<RouteMatch>,
     from: &From<'_>,
 ) -> CompiledRoute {
@@ -442,6 +448,7 @@ fn route(
         route: Route {
             name,
             action,
+            subset,
             changes,
             fault,
             mirror,

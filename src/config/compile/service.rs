@@ -42,7 +42,7 @@ pub(super) fn listener(raw: RawListener, index: usize, from: &From<'_>) -> Optio
     Some(CompiledListener { listener, termination, marks })
 }
 
-pub(super) fn service(raw: RawService, from: &From<'_>) -> CompiledService {
+pub(super) fn service(raw: RawService, own_zone: Option<&Arc<str>>, from: &From<'_>) -> CompiledService {
     let http2 = raw.http2.map_or_else(RawHttp2::default, |boxed| *boxed);
     let marks = [
         from.mark_of(raw.balance.as_ref()),
@@ -86,11 +86,13 @@ pub(super) fn service(raw: RawService, from: &From<'_>) -> CompiledService {
             (until_read, tls.server_name.map(|at| EdgeFiles { server_name: at.value, ca }))
         }
     };
+    let balance = value_or(raw.balance, defaults::BALANCE);
+    let (choice, choice_marks) = super::balance::choice(*raw.choice, balance, own_zone, from);
     let declared = raw.endpoints.map(|at| at.value).unwrap_or_default();
     let named = declared.iter().any(|endpoint| matches!(endpoint.target, Target::Name(..)));
     let mut service = Service {
         name: raw.name.map_or_else(|| "".into(), |at| at.value),
-        balance: value_or(raw.balance, defaults::BALANCE),
+        balance,
         endpoints: Vec::new(),
         pool: spec::Pool {
             idle_max: value_or(raw.idle_max, defaults::POOL_IDLE_MAX.default),
@@ -116,6 +118,8 @@ pub(super) fn service(raw: RawService, from: &From<'_>) -> CompiledService {
             ping_interval: value_or(http2.ping_interval, defaults::SERVICE_PING_INTERVAL.default),
             ping_timeout: value_or(http2.ping_timeout, defaults::SERVICE_PING_TIMEOUT.default),
         },
+        choice,
+        planned: spec::Planned::default(),
         breaker,
         retry: retry.as_ref().map_or_else(super::retry::default_policy, |retry| Arc::clone(&retry.policy)),
         meter: budget::Shared::default(),
@@ -126,10 +130,12 @@ pub(super) fn service(raw: RawService, from: &From<'_>) -> CompiledService {
         Some(
             declared
                 .into_iter()
-                .map(|RawEndpoint { target, weight, zone, drain, .. }| Declared {
+                .map(|RawEndpoint { target, weight, zone, priority, labels, drain, .. }| Declared {
                     target,
                     weight,
                     zone,
+                    priority,
+                    labels,
                     drain,
                 })
                 .collect(),
@@ -144,6 +150,7 @@ pub(super) fn service(raw: RawService, from: &From<'_>) -> CompiledService {
         edge,
         caps,
         marks,
+        choice_marks,
         breaker_marks,
         probe_marks,
         retry,
@@ -154,14 +161,14 @@ pub(super) fn service(raw: RawService, from: &From<'_>) -> CompiledService {
 fn addresses(declared: Vec<RawEndpoint>) -> Vec<Endpoint> {
     let mut seen = std::collections::HashSet::with_capacity(declared.len());
     let mut endpoints = Vec::with_capacity(declared.len());
-    for RawEndpoint { target, weight, zone, drain, .. } in declared {
+    for RawEndpoint { target, weight, zone, priority, labels, drain, .. } in declared {
         let address = match target {
             Target::Ip(address) => Address::Ip(address),
             Target::Unix(path) => Address::Unix(path),
             Target::Name(..) => continue,
         };
         if seen.insert(address.clone()) {
-            endpoints.push(Endpoint { address, weight, zone, drain });
+            endpoints.push(Endpoint { address, weight, zone, priority, labels, drain });
         }
     }
     endpoints

@@ -29,7 +29,7 @@ pub(super) fn action(reader: &mut Reader<'_>, table: &Opened<'_>, place: Place) 
     }
     if matches!(given[..], [("redirect" | "respond", _)]) {
         let (answer, other) = given[0];
-        for key in ["rewrite", "request_headers", "mirror"] {
+        for key in ["subset", "rewrite", "request_headers", "mirror"] {
             if let Some(item) = table.value(key) {
                 let place = reader.place(item.span());
                 reader.problems.error(|| {
@@ -43,6 +43,13 @@ pub(super) fn action(reader: &mut Reader<'_>, table: &Opened<'_>, place: Place) 
     }
     let split = table.value("split").and_then(|item| split(reader, item));
     let sticky = table.value("sticky").and_then(|item| sticky(reader, item));
+    if let (Some(subset), Some(_)) = (table.value("subset"), table.value("split")) {
+        let place = reader.place(subset.span());
+        reader.problems.error(|| {
+            Problem::at(place, "`subset` beside `split`: of which of its services?")
+                .help("write it within the split: { service = \"a\", subset = \"v2\", weight = 10 }")
+        });
+    }
     if let (Some(sticky), None) = (&sticky, table.value("split")) {
         let place = sticky.place;
         reader.problems.error(|| {
@@ -66,6 +73,13 @@ pub(super) fn action(reader: &mut Reader<'_>, table: &Opened<'_>, place: Place) 
     })
 }
 
+/// The name of a subset.
+pub(super) fn subset(reader: &mut Reader<'_>, key: &str, item: &Item<'_>) -> Option<At<Box<str>>> {
+    let text = reader.string(key, item, "v2")?;
+    let name = text.value.as_ref().into();
+    Some(text.with(name))
+}
+
 fn split(reader: &mut Reader<'_>, item: &Item<'_>) -> Option<At<Vec<RawShare>>> {
     let before = reader.problems.errors();
     let place = reader.place(item.span());
@@ -86,7 +100,9 @@ fn split(reader: &mut Reader<'_>, item: &Item<'_>) -> Option<At<Vec<RawShare>>> 
             None => Some(defaults::SPLIT_WEIGHT.default),
         };
         if let (Some(service), Some(weight)) = (service, weight) {
-            shares.push(RawShare { service, weight });
+            let subset = table.value("subset");
+            let subset = subset.and_then(|item| self::subset(reader, "route.split.subset", item));
+            shares.push(RawShare { service, subset, weight });
         }
     }
     if reader.problems.errors() == before && shares.iter().all(|share| share.weight == 0) {
@@ -96,7 +112,7 @@ fn split(reader: &mut Reader<'_>, item: &Item<'_>) -> Option<At<Vec<RawShare>>> 
         });
     }
     for (n, share) in shares.iter().enumerate() {
-        if let Some(first) = shares[..n].iter().find(|first| first.service.value == share.service.value) {
+        if let Some(first) = shares[..n].iter().find(|first| first.name() == share.name()) {
             let (first, again) = (first.service.place, share.service.place);
             reader.problems.error(|| {
                 Problem::at(again, format!("service `{}` is twice in this split", share.service.value))

@@ -9,6 +9,7 @@ use std::time::Duration;
 use toml::de::{DeTable, DeValue};
 
 mod action;
+mod balance;
 mod breaker;
 mod canary;
 mod caps;
@@ -84,6 +85,10 @@ pub(super) fn file<'t>(reader: &mut Reader<'_>, table: &'t DeTable<'t>, raw: &mu
     }
     if let Some(table) = top.value("http2").and_then(|item| reader.table(&schema::HTTP2, item)) {
         tls::http2(reader, &table, &mut raw.http2);
+    }
+    if let Some(item) = top.value("zone") {
+        let value = balance::zone(reader, item);
+        once(reader, "zone.name", &mut raw.zone, value);
     }
     if let Some(item) = top.value("identity") {
         tls::identity(reader, item, &mut raw.identity);
@@ -370,11 +375,13 @@ pub(super) const FORWARDED_WORDS: [(&str, ForwardedFields); 3] = [
 pub(super) const VERDICT_WORDS: [(&str, Verdict); 2] = [("allow", Verdict::Allow), ("deny", Verdict::Deny)];
 
 /// How `service.balance` is written.
-pub(super) const BALANCE_WORDS: [(&str, Balance); 4] = [
+pub(super) const BALANCE_WORDS: [(&str, Balance); 6] = [
     ("peak-ewma", Balance::PeakEwma),
     ("least-request", Balance::LeastRequest),
     ("round-robin", Balance::RoundRobin),
     ("random", Balance::Random),
+    ("ring-hash", Balance::RingHash),
+    ("maglev", Balance::Maglev),
 ];
 
 /// A name. One with wrong characters is kept, so that what refers to it is not reported as well.
@@ -435,6 +442,7 @@ fn route(reader: &mut Reader<'_>, table: &Opened<'_>, place: Place) -> RawRoute 
             },
         ),
         action,
+        subset: table.value("subset").and_then(|item| action::subset(reader, "route.subset", item)),
         timeout: table.value("timeout").and_then(|item| timeout(reader, item)),
         upgrades: table.value("upgrades").and_then(|item| upgrades(reader, item)),
         tunnel_idle: table.value("tunnel_idle").and_then(|item| {

@@ -1,5 +1,7 @@
 //! `[[service]]` with its endpoints. Called by `decode`.
 
+use std::sync::Arc;
+
 use toml::de::DeValue;
 
 use super::super::raw::{At, RawEndpoint, RawService};
@@ -32,6 +34,7 @@ pub(super) fn service(reader: &mut Reader<'_>, table: &Opened<'_>, place: Place)
             .and_then(|item| reader.choice("service.protocol", item, &PROTOCOL_WORDS)),
         tls: Box::new(super::tls::service(reader, table)),
         http2: table.value("http2").and_then(|item| super::tls::service_http2(reader, item)).map(Box::new),
+        choice: Box::new(super::balance::choice(reader, table)),
         breaker: table.value("breaker").and_then(|item| super::breaker::breaker(reader, item)).map(Box::new),
         probe: table.value("probe").and_then(|item| super::probe::probe(reader, item)).map(Box::new),
         caps: table.value("caps").and_then(|item| super::caps::caps(reader, item)).map(Box::new),
@@ -78,30 +81,36 @@ fn endpoints(reader: &mut Reader<'_>, item: &Item<'_>) -> Option<At<Vec<RawEndpo
     let mut endpoints = Vec::with_capacity(entries.len());
     for entry in entries {
         let place = reader.place(entry.span());
-        let (address, weight, zone, drain) = match entry.get_ref() {
+        let (address, table) = match entry.get_ref() {
             DeValue::Table(table) => {
                 let table = reader.open(&schema::ENDPOINT, table);
                 if table.value("address").is_none() {
                     missing(reader, place, "address", "an endpoint", "address = \"127.0.0.1:9000\"");
                 }
-                (table.value("address"), table.value("weight"), table.value("zone"), table.value("drain"))
+                (table.value("address"), Some(table))
             }
-            DeValue::String(_) => (Some(entry), None, None, None),
+            DeValue::String(_) => (Some(entry), None),
             _ => {
                 let help = "write \"127.0.0.1:9000\" or { address = \"127.0.0.1:9000\", weight = 1 }";
                 reader.wrong_type::<()>("an endpoint", entry, "an address or a table", help.into());
-                (None, None, None, None)
+                (None, None)
             }
         };
-        let weight = weight.map(|item| reader.count(&defaults::WEIGHT, item));
-        let zone = zone.map(|item| name(reader, "service.endpoints.zone", item, "a"));
-        let drain = drain.and_then(|item| reader.flag("service.endpoints.drain", item));
+        let value = |key| table.as_ref().and_then(|table| table.value(key));
+        let weight = value("weight").map(|item| reader.count(&defaults::WEIGHT, item));
+        let zone = value("zone").map(|item| name(reader, "service.endpoints.zone", item, "a"));
+        let priority = value("priority").and_then(|item| reader.count(&defaults::PRIORITY, item));
+        let labels =
+            value("labels").and_then(|item| super::balance::labels(reader, "service.endpoints.labels", item));
+        let drain = value("drain").and_then(|item| reader.flag("service.endpoints.drain", item));
         let target = address
             .and_then(|item| reader.parsed("service.endpoints", item, "127.0.0.1:9000", values::target));
         let variables = [
             target.as_ref().map(|at| at.variable),
             weight.flatten().map(|at| at.variable),
             zone.as_ref().and_then(|zone| zone.as_ref().map(|at| at.variable)),
+            priority.map(|at| at.variable),
+            labels.as_ref().map(|at| at.variable),
             drain.map(|at| at.variable),
         ];
         variable = variables
@@ -114,6 +123,8 @@ fn endpoints(reader: &mut Reader<'_>, item: &Item<'_>) -> Option<At<Vec<RawEndpo
                 target: target.value,
                 weight: weight.flatten().map_or(defaults::WEIGHT.default, |at| at.value),
                 zone: zone.flatten().map(|zone| reader.word(&zone.value)),
+                priority: priority.map_or(defaults::PRIORITY.default, |at| at.value),
+                labels: labels.map(|at| Arc::new(at.value)),
                 drain: drain.is_some_and(|at| at.value),
             });
         }

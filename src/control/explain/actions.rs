@@ -25,7 +25,7 @@ fn with_seen<T>(chosen: &Chosen<'_>, then: impl FnOnce(&Seen<'_, '_, Lines<'_>>)
         true => question.path.clone(),
         false => format!("{}?{}", question.path, question.query),
     };
-    let service = chosen.certain().map_or("", |service| chosen.name(service));
+    let service = chosen.certain().map_or("", |(service, _)| chosen.service_name(service));
     then(&Seen {
         call: chosen.call,
         target: target.as_bytes(),
@@ -155,7 +155,7 @@ fn origin_words(origin: &Origin) -> String {
 /// Who gets copies.
 pub(super) fn mirror(chosen: &Chosen<'_>) -> Option<Line> {
     let mirrors = chosen.route.mirror.as_deref()?;
-    let of = |mirror: &Mirror| (chosen.name(mirror.service), mirror.percent);
+    let of = |mirror: &Mirror| (chosen.name(mirror.service, 0), mirror.percent);
     let words: Vec<String> =
         mirrors.iter().map(of).map(|(name, percent)| format!("{percent} % to {name}")).collect();
     let json = mirrors.iter().map(of);

@@ -12,7 +12,7 @@ use super::super::endpoints::json as states;
 use super::question::{Lines, Question};
 use super::{Line, actions, load};
 use crate::authorize::Call;
-use crate::config::{Compiled, duration_text};
+use crate::config::{Compiled, choice_text, duration_text};
 use crate::route::split::{Split, Sticky};
 use crate::route::{Action, Route};
 use crate::snapshot::Snapshot;
@@ -49,7 +49,7 @@ const OF_ROUTE: [fn(&Chosen<'_>) -> Option<Line>; 13] = [
 ];
 
 /// What applies on the way to a service.
-const OF_SERVICE: [fn(&Chosen<'_>, &At<'_>) -> Option<Line>; 9] = [
+const OF_SERVICE: [fn(&Chosen<'_>, &At<'_>) -> Option<Line>; 10] = [
     load::admission,
     load::caps,
     load::concurrency,
@@ -58,6 +58,7 @@ const OF_SERVICE: [fn(&Chosen<'_>, &At<'_>) -> Option<Line>; 9] = [
     connection,
     breaker,
     probe,
+    choice,
     endpoints,
 ];
 
@@ -65,6 +66,15 @@ const OF_SERVICE: [fn(&Chosen<'_>, &At<'_>) -> Option<Line>; 9] = [
 pub(super) struct At<'s> {
     pub(super) service: &'s Service,
     health: &'s Health,
+    /// What of it the route may mean: a subset, 0 for any endpoint; several of a split.
+    subsets: Vec<u16>,
+}
+
+impl At<'_> {
+    /// Whether it may be this endpoint.
+    fn may_be(&self, endpoint: usize) -> bool {
+        self.subsets.iter().any(|subset| self.service.plan().has(*subset, endpoint))
+    }
 }
 
 /// All that applies.
@@ -78,14 +88,14 @@ pub(super) fn of(chosen: &Chosen<'_>) -> Vec<Line> {
 }
 
 impl Chosen<'_> {
-    /// The service that it goes to for certain; `None` where chance decides, or where the route answers itself.
-    pub(super) fn certain(&self) -> Option<u32> {
+    /// The service that it goes to for certain, and its subset; `None` where chance decides, or where the route answers itself.
+    pub(super) fn certain(&self) -> Option<(u32, u16)> {
         let mut is_certain = true;
         let chosen = self.route.choose(self.call, || {
             is_certain = false;
             0
         });
-        chosen.filter(|_| is_certain).map(|chosen| chosen.service)
+        chosen.filter(|_| is_certain).map(|chosen| (chosen.service, chosen.subset))
     }
 
     /// Whether its route answers whatever comes.
@@ -102,30 +112,56 @@ impl Chosen<'_> {
                     .shares()
                     .iter()
                     .filter(|share| share.weight > 0)
-                    .map(|share| share.service)
+                    .map(|share| (share.service, share.subset))
                     .collect(),
-                Action::Service(service) => vec![*service],
+                Action::Service(service) => vec![(*service, self.route.subset)],
                 Action::Redirect(_) | Action::Respond(_) => Vec::new(),
             },
         };
-        let at = |service: u32| {
+        let mut found: Vec<(u32, At<'_>)> = Vec::new();
+        for (number, subset) in all {
+            if let Some((_, at)) = found.iter_mut().find(|(other, _)| *other == number) {
+                at.subsets.push(subset);
+                continue;
+            }
             let (services, health) = (&self.snapshot.services, &self.snapshot.health);
-            Some(At { service: services.get(service as usize)?, health: health.get(service as usize)? })
-        };
-        all.into_iter().filter_map(at).collect()
+            if let (Some(service), Some(health)) =
+                (services.get(number as usize), health.get(number as usize))
+            {
+                found.push((number, At { service, health, subsets: vec![subset] }));
+            }
+        }
+        found.into_iter().map(|(_, at)| at).collect()
     }
 
-    pub(super) fn name(&self, service: u32) -> &str {
+    /// What a service is called, with its subset.
+    pub(super) fn name(&self, service: u32, subset: u16) -> String {
+        let Some(service) = self.snapshot.services.get(service as usize) else { return String::new() };
+        match subset_name(service, subset) {
+            Some(subset) => format!("{} subset {subset}", service.name),
+            None => service.name.to_string(),
+        }
+    }
+
+    /// What a service is called.
+    pub(super) fn service_name(&self, service: u32) -> &str {
         self.snapshot.services.get(service as usize).map_or("", |service| &service.name)
     }
 }
 
+/// The name of a subset; `None` of the one that is all endpoints.
+fn subset_name(service: &Service, subset: u16) -> Option<&str> {
+    let index = usize::from(subset).checked_sub(1)?;
+    service.choice().subsets.get(index).map(|subset| &*subset.name)
+}
+
 fn service(chosen: &Chosen<'_>) -> Option<Line> {
-    let certain = chosen.certain().map(|service| chosen.name(service));
+    let certain = chosen.certain().map(|(service, subset)| chosen.name(service, subset));
     let split = match &chosen.route.action {
         Action::Service(_) => {
             let name = certain?;
-            return Some(Line::new("service", name, json!({ "name": name, "by": "route" })));
+            let json = json!({ "name": name, "by": "route" });
+            return Some(Line::new("service", name, json));
         }
         Action::Split(split) => split,
         Action::Redirect(_) | Action::Respond(_) => return None,
@@ -142,7 +178,7 @@ fn service(chosen: &Chosen<'_>) -> Option<Line> {
         Some(Sticky::Source) => "the address of the caller".into(),
         Some(Sticky::Identity) => "the identity of the caller".into(),
     };
-    let text = match (certain, split.sticky()) {
+    let text = match (certain.as_deref(), split.sticky()) {
         (Some(name), Some(_)) => format!("{name}, by {by} (of {told})"),
         (Some(name), None) => name.into(),
         (None, Some(_)) => format!("by chance, as it has no {by}: {told}"),
@@ -153,10 +189,11 @@ fn service(chosen: &Chosen<'_>) -> Option<Line> {
     Some(Line::new("service", text, json!({ "name": certain, "by": by, "shares": shares })))
 }
 
-fn shares<'c>(chosen: &'c Chosen<'_>, split: &Split) -> Vec<(&'c str, f64)> {
+fn shares(chosen: &Chosen<'_>, split: &Split) -> Vec<(String, f64)> {
     let total: f64 = split.shares().iter().map(|share| f64::from(share.weight)).sum();
-    let share =
-        |share: &crate::route::split::Share| (chosen.name(share.service), f64::from(share.weight) / total);
+    let share = |share: &crate::route::split::Share| {
+        (chosen.name(share.service, share.subset), f64::from(share.weight) / total)
+    };
     split.shares().iter().map(share).collect()
 }
 
@@ -275,13 +312,34 @@ fn probe(_: &Chosen<'_>, At { service, .. }: &At<'_>) -> Option<Line> {
     Some(Line::new("probe", text, json))
 }
 
-fn endpoints(chosen: &Chosen<'_>, At { service, health }: &At<'_>) -> Option<Line> {
+fn choice(_: &Chosen<'_>, at: &At<'_>) -> Option<Line> {
+    let of = at.service.choice.as_deref()?;
+    let keys = choice_text(at.service);
+    let named =
+        |subset: &u16| Some((subset_name(at.service, *subset)?, at.service.plan().endpoints_of(*subset)));
+    let subsets: Vec<(&str, usize)> = at.subsets.iter().filter_map(named).collect();
+    let mut parts: Vec<String> =
+        subsets.iter().map(|(name, count)| format!("subset {name} ({count} endpoints)")).collect();
+    parts.extend(of.own_zone.as_ref().map(|zone| format!("this proxy is in zone {zone}")));
+    parts.extend(keys.iter().map(|(key, value)| format!("{key} = {value}")));
+    let subsets: Vec<Value> =
+        subsets.iter().map(|(name, count)| json!({ "name": name, "endpoints": count })).collect();
+    let keys: serde_json::Map<String, Value> =
+        keys.into_iter().map(|(key, value)| (key.to_owned(), json!(value))).collect();
+    let json = json!({ "subsets": subsets, "own_zone": of.own_zone.as_deref(), "keys": keys });
+    (!parts.is_empty()).then(|| Line::new("choice", parts.join(", "), json))
+}
+
+fn endpoints(chosen: &Chosen<'_>, at: &At<'_>) -> Option<Line> {
+    let At { service, health, .. } = at;
     const SHOWN_MAX: usize = 20;
     let balance = match service.balance {
         Balance::PeakEwma => "peak-ewma",
         Balance::LeastRequest => "least-request",
         Balance::RoundRobin => "round-robin",
         Balance::Random => "random",
+        Balance::RingHash => "ring-hash",
+        Balance::Maglev => "maglev",
     };
     let endpoint = |(endpoint, state): (&crate::upstream::spec::Endpoint, &Value)| {
         let state = match (state["state"].as_str().unwrap_or_default(), state["reason"].as_str()) {
@@ -292,12 +350,18 @@ fn endpoints(chosen: &Chosen<'_>, At { service, health }: &At<'_>) -> Option<Lin
         let weight =
             if endpoint.weight == 1 { String::new() } else { format!(" weight {}", endpoint.weight) };
         let zone = endpoint.zone.as_ref().map_or_else(String::new, |zone| format!(" in {zone}"));
-        format!("{}{weight}{zone}{state}", endpoint.address)
+        let priority = match endpoint.priority {
+            0 => String::new(),
+            priority => format!(" priority {priority}"),
+        };
+        format!("{}{weight}{priority}{zone}{state}", endpoint.address)
     };
-    let states = states(service, health);
-    let shown = service.endpoints.iter().zip(&states).take(SHOWN_MAX).map(endpoint);
+    let mut states = states(service, health);
+    let meant: Vec<usize> = (0..service.endpoints.len()).filter(|n| at.may_be(*n)).collect();
+    let shown = meant.iter().take(SHOWN_MAX).map(|&n| endpoint((&service.endpoints[n], &states[n])));
     let shown: Vec<String> = shown.collect();
-    let more = match service.endpoints.len().saturating_sub(SHOWN_MAX) {
+    let states: Vec<Value> = meant.iter().map(|&n| states[n].take()).collect();
+    let more = match meant.len().saturating_sub(SHOWN_MAX) {
         0 => String::new(),
         more => format!(" and {more} more"),
     };

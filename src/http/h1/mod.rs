@@ -11,7 +11,9 @@ mod response;
 
 pub use request::{Forwarding, Request, Target, Upgrade, read_request};
 pub(super) use request::{has_pseudonym, write_field, write_ip};
-pub use response::{Response, ResponseOptions, read_handshake_response, read_response, write_response_head};
+pub use response::{
+    Response, ResponseOptions, add_field, read_handshake_response, read_response, write_response_head,
+};
 
 use super::fields;
 use crate::failure::Cause;

@@ -44,6 +44,14 @@ pub struct ResponseOptions {
     pub close: bool,
 }
 
+/// Adds a field to a head that has just been written.
+pub fn add_field(name: &str, value: &[u8], out: &mut Vec<u8>) {
+    debug_assert!(out.ends_with(b"\r\n\r\n"), "not behind a head");
+    out.truncate(out.len() - 2);
+    write_field(name, value, out);
+    out.extend_from_slice(b"\r\n");
+}
+
 /// Reads a response head from the front of `buffer` and calls `then` with it.
 pub fn read_response<R>(
     buffer: &[u8],
