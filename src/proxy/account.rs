@@ -41,8 +41,6 @@ pub(super) struct Account {
     endpoint: Cell<Option<NonZeroU32>>,
     /// What is known of its attempts, once one has missed.
     pub(super) further: OnceCell<Box<Further>>,
-    /// A copy of its request that waits for the rest of it.
-    pub(super) mirror: OnceCell<Box<Pending>>,
     /// Whether the request may be done twice.
     pub(super) repeats: Cell<bool>,
     /// Whether the service is told what is left of its time.
@@ -57,8 +55,8 @@ pub(super) struct Account {
     affinity: OnceCell<Box<Affinity>>,
     /// Whether it became a tunnel.
     tunnel: Cell<bool>,
-    /// Of a gRPC call.
-    grpc: OnceCell<Box<Tally>>,
+    /// What only few exchanges have: one place for all of it, since there is an account per connection.
+    seldom: OnceCell<Box<Seldom>>,
     /// Waits for either peer that are going on, since when there is at least one, and the sum of those that are over.
     waiting: Cell<u8>,
     /// Its place at a service that may be given so much at a time.
@@ -71,6 +69,15 @@ pub(super) struct Account {
     pub(super) was_idle: Cell<bool>,
     /// 4 s at most.
     leaving_ns: Cell<u32>,
+}
+
+/// What only few exchanges have.
+#[derive(Default)]
+struct Seldom {
+    /// Of a gRPC call.
+    grpc: OnceCell<Tally>,
+    /// A copy of its request that waits for the rest of it.
+    mirror: OnceCell<Box<Pending>>,
 }
 
 /// What is noted of a gRPC call.
@@ -88,6 +95,20 @@ impl Account {
     /// Of the time since `started` the caller was waited for so long.
     pub(super) fn new(started: u64, waited_us: u32) -> Self {
         Self { started, waited_ns: (u64::from(waited_us) * 1000).into(), ..Self::default() }
+    }
+
+    fn grpc(&self) -> Option<&Tally> {
+        self.seldom.get()?.grpc.get()
+    }
+
+    /// A copy of its request that waits for the rest of it.
+    pub(super) fn mirror(&self) -> Option<&Pending> {
+        Some(self.seldom.get()?.mirror.get()?)
+    }
+
+    /// A copy is to be made of this exchange's request when that is whole. There is one decision for each exchange.
+    pub(super) fn mirrored(&self, pending: Box<Pending>) {
+        let _ = self.seldom.get_or_init(Box::default).mirror.set(pending);
     }
 
     /// Where the exchange is to go within its service, if that matters.
@@ -173,12 +194,12 @@ impl Account {
 
     /// It is a gRPC call.
     pub(super) fn begin_grpc(&self) {
-        self.grpc.get_or_init(Box::default);
+        self.seldom.get_or_init(Box::default).grpc.get_or_init(Tally::default);
     }
 
     /// Whether it is one.
     pub(super) fn is_grpc(&self) -> bool {
-        self.grpc.get().is_some()
+        self.grpc().is_some()
     }
 
     /// When a gRPC call with these fields must have ended; [`NEVER`] where it does not say.
@@ -189,25 +210,25 @@ impl Account {
 
     /// Where the messages of the way there are counted.
     pub(super) fn request_messages(&self) -> Option<&Cell<Messages>> {
-        self.grpc.get().map(|tally| &tally.request_messages)
+        self.grpc().map(|tally| &tally.request_messages)
     }
 
     /// Where the messages of the way back are counted.
     pub(super) fn response_messages(&self) -> Option<&Cell<Messages>> {
-        self.grpc.get().map(|tally| &tally.response_messages)
+        self.grpc().map(|tally| &tally.response_messages)
     }
 
     /// Makes the answer to a gRPC call gRPC where it is not (whether it was not), and notes what it says.
     pub(super) fn note_head(&self, parts: &mut http::response::Parts, dialect: Option<Dialect>) -> bool {
         let dialect = dialect.unwrap_or(Dialect::Native);
-        let adopted = self.grpc.get().is_some() && grpc::adopt(parts, dialect);
+        let adopted = self.grpc().is_some() && grpc::adopt(parts, dialect);
         self.note_trailers(&parts.headers);
         adopted
     }
 
     /// Notes what matters of a response's trailers, or of its head where that is all there is: the outcome of a gRPC call.
     pub(super) fn note_trailers(&self, trailers: &http::HeaderMap) {
-        if let (Some(tally), Some(status)) = (self.grpc.get(), trailers.get("grpc-status")) {
+        if let (Some(tally), Some(status)) = (self.grpc(), trailers.get("grpc-status")) {
             tally.status.set(Some(Status::read(status.as_bytes())));
         }
     }
@@ -239,7 +260,7 @@ impl Account {
             // The caller's doing, or ours.
             Some(_) => Outcome::default(),
             None => {
-                let grpc = self.grpc.get().and_then(|tally| tally.status.get());
+                let grpc = self.grpc().and_then(|tally| tally.status.get());
                 let well = self.status.get() < 500 && !grpc.is_some_and(Status::is_overload_or_outage);
                 Outcome { well: Some(well), answered_ns: answered_ns.filter(|_| well) }
             }
@@ -248,7 +269,7 @@ impl Account {
 
     /// Notes how a stream failed.
     pub(super) fn note_error(&self, error: &h2::Error) {
-        if let Some(tally) = self.grpc.get()
+        if let Some(tally) = self.grpc()
             && error.is_remote()
             && error.is_reset()
         {
@@ -272,17 +293,17 @@ impl Account {
     /// How the service reset the stream, if that is what failed.
     fn reset_of(&self, failure: Failure) -> Option<h2::Reason> {
         let by_reset = matches!(failure.cause, Cause::StreamReset | Cause::StreamRefused);
-        self.grpc.get()?.reset.get().filter(|_| by_reset && failure.side == Side::Upstream)
+        self.grpc()?.reset.get().filter(|_| by_reset && failure.side == Side::Upstream)
     }
 
     /// What the service has said of a gRPC call; [`Status::ABSENT`] where it has said nothing. `None` where it is none.
     pub(super) fn grpc_status(&self) -> Option<Status> {
-        Some(self.grpc.get()?.status.get().unwrap_or(Status::ABSENT))
+        Some(self.grpc()?.status.get().unwrap_or(Status::ABSENT))
     }
 
     /// How the call ended: what the service said, else what the caller's library makes of what came.
     fn grpc_ended(&self, failure: Option<Failure>) -> Option<GrpcEnded> {
-        let tally = self.grpc.get()?;
+        let tally = self.grpc()?;
         let ended = || failure.map_or(Status::ABSENT, |failure| self.grpc_code(failure).into());
         let status = tally.status.get().unwrap_or_else(ended);
         Some(GrpcEnded {

@@ -256,29 +256,23 @@ impl Pending {
 }
 
 impl Account {
-    /// A copy is to be made of this exchange's request when that is whole.
-    pub(super) fn mirrored(&self, pending: Box<Pending>) {
-        // There is one decision for each exchange.
-        let _ = self.mirror.set(pending);
-    }
-
     /// What is to be copied is read from the front again.
     pub(super) fn mirror_again(&self) {
-        if let Some(pending) = self.mirror.get() {
+        if let Some(pending) = self.mirror() {
             pending.restart();
         }
     }
 
     /// More of what is to be copied.
     pub(super) fn mirror_read(&self, octets: &[u8]) {
-        if let Some(pending) = self.mirror.get() {
+        if let Some(pending) = self.mirror() {
             pending.read(octets);
         }
     }
 
     /// What is to be copied is whole, if it went on so.
     pub(super) fn mirror_whole(&self, is_whole: bool) {
-        if let Some(pending) = self.mirror.get().filter(|_| is_whole) {
+        if let Some(pending) = self.mirror().filter(|_| is_whole) {
             pending.send();
         }
     }
