@@ -281,7 +281,6 @@ impl Back<'_> {
         let (mut parts, mut body) = response.into_parts();
         let adopted = path.account.note_head(&mut parts, self.web.map(|web| Dialect::Web(web.response)));
         let web = self.web.and_then(|web| web.of_response(&mut parts.headers));
-        path.account.mint(&mut parts.headers);
         let ended = adopted || body.is_end_stream();
         let refused = |cause| Failure::upstream(Stage::Response, cause);
         let framing =
@@ -296,6 +295,7 @@ impl Back<'_> {
         if let Some(turn) = &asked.turn {
             turn.apply_to_response_parts(&mut parts);
         }
+        path.account.mint(&mut parts.headers);
         message::write_h1_response(&parts, options, &path.shard.clock, out);
         path.account.status.set(parts.status.as_u16());
         if ended || framing == Framing::None {

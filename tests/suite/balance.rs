@@ -142,6 +142,26 @@ fn a_cookie_is_set_once_and_leads_back_through_all_four_translations() {
 }
 
 #[test]
+fn a_cookie_of_our_own_is_set_although_the_route_takes_out_those_of_the_service() {
+    let origins = origins(2);
+    let services = services(2);
+    let by_h2: Vec<&str> = services.iter().map(|service| service.endpoint.as_str()).collect();
+    for (endpoints, protocol) in [(endpoints(&origins), "http1"), (by_h2, "http2")] {
+        let keys = format!(
+            "balance = \"ring-hash\"\nprotocol = {protocol:?}\nhash = [{{ cookie = \"sid\", ttl = \"2h\" }}]\n"
+        );
+        let mesh = Config::default()
+            .service_at("app", &endpoints, &keys)
+            .routes("[[route]]\nservice = \"app\"\nresponse_headers = { remove = [\"set-cookie\"] }\n")
+            .start();
+        for (ask, caller) in BOTH.into_iter().zip(["http1", "http2"]) {
+            assert!(ask(&mesh, "/", &[]).cookie.is_some(), "{caller} to {protocol}");
+        }
+        mesh.finish();
+    }
+}
+
+#[test]
 fn an_endpoint_that_is_gone_hands_its_keys_to_the_same_others() {
     let origins = origins(3);
     // Nobody listens there.
