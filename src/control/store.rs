@@ -200,8 +200,7 @@ impl Store {
         }
         self.connection_failures_other += std::mem::take(&mut interval.connection_failures_other);
         for part in &mut interval.services {
-            let c = &part.counts;
-            if c.exchanges() + c.further_attempts + c.request_body_bytes + c.response_body_bytes > 0 {
+            if !part.counts.is_empty() {
                 self.merge_service(&part.service, &part.counts, now);
             }
             part.counts.clear();

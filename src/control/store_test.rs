@@ -50,6 +50,24 @@ fn shards_are_summed_and_intervals_come_back_empty() {
     assert_eq!(store.shards()[1].totals.downstream_accepted, 7);
 }
 
+/// A service that gets nothing but copies is seen all the same.
+#[test]
+fn what_is_counted_apart_from_exchanges_is_not_lost_in_a_second_without_any() {
+    let now = Instant::now();
+    let mut store = Store::new(1, now);
+    store.configure(["shadow".into(), "faulty".into(), "idle".into()].into_iter(), now);
+    let empty = |service: &str| interval(0, service, 0, 0, SECOND).services.remove(0);
+    let (mut shadow, mut faulty) = (empty("shadow"), empty("faulty"));
+    shadow.counts.mirrored.record(200);
+    faulty.counts.faults.refused = 3;
+    let services = vec![shadow, faulty, empty("idle")];
+    store.merge(&mut Interval { services, ..Interval::new(0) }, now);
+    let classes: Vec<_> = store.service("shadow").unwrap().mirrored.classes().collect();
+    assert_eq!(classes, [("2xx", 1)]);
+    assert_eq!(store.service("faulty").unwrap().faults.refused, 3);
+    assert!(store.service("idle").is_none(), "nothing is known of it");
+}
+
 #[test]
 fn the_window_slides_and_idle_seconds_are_given_back() {
     let start = Instant::now();

@@ -147,6 +147,14 @@ impl ServiceCounts {
         self.by_class.iter().sum()
     }
 
+    /// Whether nothing was counted: not even what is counted apart from exchanges, as copies of others' requests are.
+    pub fn is_empty(&self) -> bool {
+        self.exchanges() + self.further_attempts + self.request_body_bytes + self.response_body_bytes == 0
+            && self.retries == retries::RetryCounts::default()
+            && self.mirrored == mirrored::MirrorCounts::default()
+            && self.faults == faults::FaultCounts::default()
+    }
+
     /// Counts one more exchange that ended with `failure`.
     pub fn count_failure(&mut self, failure: Failure) {
         match self.failures.iter_mut().find(|(f, _)| *f == failure) {
