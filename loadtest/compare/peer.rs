@@ -40,8 +40,10 @@ pub(crate) enum Shape {
     Mesh,
     /// As plain, with ten endpoints: nine of the origin's, and an odd one.
     Endpoints,
-    /// As plain, to a service that has too much to do.
+    /// As plain, to a service that has too much to do; how much it bears is configured.
     Overload,
+    /// The same, but how much it bears has to be found out.
+    OverloadLearnt,
     /// As plain, with whatever decides or limits configured, and nothing of it having cause to.
     Policies,
 }
@@ -95,7 +97,8 @@ impl Kind {
                 return Err("takes no part: its least_conn looks at connections of one worker");
             }
             (Shape::Overload, Self::Ringmesh) => peers!["overload/ringmesh.toml"],
-            (Shape::Overload, _) => return Err("is not asked for it"),
+            (Shape::OverloadLearnt, Self::Ringmesh) => peers!["overload/learnt.toml"],
+            (Shape::Overload | Shape::OverloadLearnt, _) => return Err("is not asked for it"),
             (Shape::Policies, Self::Policies) => peers!["policies/ringmesh.toml"],
             (Shape::Policies, Self::Ringmesh) => peers!["ringmesh.toml"],
             (Shape::Policies, Self::Haproxy) => peers!["haproxy.cfg"],
@@ -347,7 +350,7 @@ mod tests {
         let mut filled_ones = 0;
         let (before, since) = (
             [Shape::Plain, Shape::H2, Shape::H2h1, Shape::Tls, Shape::Mesh],
-            [Shape::Endpoints, Shape::Overload, Shape::Policies],
+            [Shape::Endpoints, Shape::Overload, Shape::OverloadLearnt, Shape::Policies],
         );
         for shape in before.into_iter().chain(since) {
             for kind in Kind::value_variants() {
@@ -358,7 +361,7 @@ mod tests {
                 }
             }
         }
-        assert_eq!(filled_ones, 4 + 3 + 4 + 4 + 8 + 3 + 1 + 3);
+        assert_eq!(filled_ones, 4 + 3 + 4 + 4 + 8 + 3 + 2 + 3);
         assert!(Kind::Ringmesh.absent(Shape::Mesh).is_none());
         assert!(Kind::Nginx.absent(Shape::H2).is_some());
     }

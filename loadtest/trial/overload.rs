@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
 
 use super::{Raw, Stage, load};
@@ -41,6 +41,9 @@ pub(crate) struct OverloadArgs {
     /// Callers' connections.
     #[arg(long, default_value_t = 512)]
     connections: usize,
+    /// Whether the proxy is told how much the service bears, or finds it out.
+    #[arg(long, value_enum, default_value_t = Limit::Fixed)]
+    limit: Limit,
     /// Keep what was measured, a line of JSON for each phase.
     #[arg(long, value_name = "FILE")]
     raw: Option<PathBuf>,
@@ -48,7 +51,16 @@ pub(crate) struct OverloadArgs {
     stage: Stage,
 }
 
-/// Requests that the service answers at a time; also what the proxy's configuration lets in.
+/// How the proxy knows how much the service bears.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Limit {
+    /// `caps.exchanges_max`.
+    Fixed,
+    /// `[service.concurrency]`.
+    Learnt,
+}
+
+/// Requests that the service answers at a time; what the proxy's configuration lets in.
 const AT_A_TIME: u32 = 10;
 const GOODPUT_MIN: f64 = 0.9;
 const P99_RATIO_MAX: f64 = 2.0;
@@ -64,7 +76,11 @@ pub(crate) fn run(args: &OverloadArgs, stop: &Arc<AtomicBool>) -> Result<ExitCod
     })?;
     let address = origin.address.ok_or("the origin has no address")?;
     let scratch = Scratch::new("overload")?;
-    let running = args.stage.start(Kind::Ringmesh, Shape::Overload, &scratch, (address, None), "24h")?;
+    let shape = match args.limit {
+        Limit::Fixed => Shape::Overload,
+        Limit::Learnt => Shape::OverloadLearnt,
+    };
+    let running = args.stage.start(Kind::Ringmesh, shape, &scratch, (address, None), "24h")?;
     let mut phase = |name: &str, times: f64, warmup: Duration| -> Result<Phase, String> {
         conduct.take_waited_max();
         let options = client::Options {
@@ -92,7 +108,7 @@ pub(crate) fn run(args: &OverloadArgs, stop: &Arc<AtomicBool>) -> Result<ExitCod
         let failures: serde_json::Map<String, Value> =
             tally.failures().map(|(name, n)| (name.to_owned(), json!(n))).collect();
         let row = json!({
-            "trial": "overload", "phase": name, "offered_of_capacity": times, "goodput_of_capacity": phase.goodput,
+            "trial": "overload", "limit": format!("{:?}", args.limit).to_lowercase(), "phase": name, "offered_of_capacity": times, "goodput_of_capacity": phase.goodput,
             "served": tally.completed, "not_served": phase.failed, "failures": failures,
             "p50_us": phase.p50_us, "p99_us": phase.p99_us, "p99_9_us": tally.micros(99.9),
             "line_max_ms": phase.line_max.as_secs_f64() * 1e3,
