@@ -530,6 +530,18 @@ async fn stream(
 }
 
 impl Path<'_> {
+    /// Whether there is time left for what goes to the caller next. When that is cut at the deadline, the caller has an end
+    /// without an answer, or the beginning of one.
+    ///
+    /// # Errors
+    /// That the time is up.
+    fn in_time(&self) -> Result<(), Failure> {
+        match self.shard.clock.now() < self.deadline {
+            true => Ok(()),
+            false => Err(Failure::upstream(Stage::Response, Cause::Timeout)),
+        }
+    }
+
     /// The exchange is over and all is well: what becomes of the two connections.
     fn done(&self, pooled: Pooled, attempt: &Attempt, done: &Answered) -> Fate {
         if done.reusable {
