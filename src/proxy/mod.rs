@@ -172,7 +172,9 @@ async fn exchange(shard: &Rc<Shard>, downstream: &mut Downstream, asked: &mut As
     let mut head = std::mem::take(&mut asked.head);
     if route.is_some_and(|route| route.deadline_field) {
         account.tells_deadline.set(true);
-        deadline = deadline.min(told::deadline(asked.started, told::value(&head, told::DEADLINE)));
+        // What the caller wrote, whatever the route makes of it for the service.
+        let wrote = told::value(&downstream.input[..asked.head_len], told::DEADLINE);
+        deadline = deadline.min(told::deadline(asked.started, wrote));
     }
     // Bytes of the body that are in the input, when all are; what is streamed takes its bytes from there itself.
     let mut body = whole_body(asked, &downstream.input);
