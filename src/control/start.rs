@@ -243,7 +243,10 @@ impl Control {
             tracing::info!(%address, "admin");
         }
         let names = self.discovery.unresolved().count();
-        if names > 0 {
+        if let Some(reason) = self.state.identity_missing() {
+            // It ends with the line that says which identity is in use.
+            tracing::warn!(%reason, "started, but not ready");
+        } else if names > 0 {
             tracing::warn!(names, "ready, but some names are not resolved yet");
         } else {
             tracing::info!("ready");

@@ -147,6 +147,12 @@ impl State {
         self.identity.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Why there is no identity, or none that peers accept, where there is to be one.
+    pub(super) fn identity_missing(&self) -> Option<String> {
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_secs());
+        self.identity().unready(now)
+    }
+
     /// Whether traffic is welcome: there is an identity if there is to be one, every shard answers a ping through its ring, accepts, and nothing is draining.
     ///
     /// # Errors
@@ -156,8 +162,7 @@ impl State {
             return Err(vec!["draining: told to stop".into()]);
         }
         let mut awaited = Vec::new();
-        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |d| d.as_secs());
-        let mut reasons: Vec<String> = self.identity().unready(now).into_iter().collect();
+        let mut reasons: Vec<String> = self.identity_missing().into_iter().collect();
         for (link, (ping, lost)) in self.links.iter().zip(self.pings.iter().zip(&self.lost)) {
             let shard = link.shard;
             if lost.load(Ordering::Acquire) {
