@@ -42,6 +42,8 @@ pub(crate) enum Shape {
     Endpoints,
     /// As plain, to a service that has too much to do.
     Overload,
+    /// As plain, and a route that copies its requests for a service that is dead.
+    Mirror,
     /// As plain, with whatever decides or limits configured, and nothing of it having cause to.
     Policies,
 }
@@ -95,7 +97,8 @@ impl Kind {
                 return Err("takes no part: its least_conn looks at connections of one worker");
             }
             (Shape::Overload, Self::Ringmesh) => peers!["overload/ringmesh.toml"],
-            (Shape::Overload, _) => return Err("is not asked for it"),
+            (Shape::Mirror, Self::Ringmesh) => peers!["mirror/ringmesh.toml"],
+            (Shape::Overload | Shape::Mirror, _) => return Err("is not asked for it"),
             (Shape::Policies, Self::Policies) => peers!["policies/ringmesh.toml"],
             (Shape::Policies, Self::Ringmesh) => peers!["ringmesh.toml"],
             (Shape::Policies, Self::Haproxy) => peers!["haproxy.cfg"],
@@ -347,7 +350,7 @@ mod tests {
         let mut filled_ones = 0;
         let (before, since) = (
             [Shape::Plain, Shape::H2, Shape::H2h1, Shape::Tls, Shape::Mesh],
-            [Shape::Endpoints, Shape::Overload, Shape::Policies],
+            [Shape::Endpoints, Shape::Overload, Shape::Mirror, Shape::Policies],
         );
         for shape in before.into_iter().chain(since) {
             for kind in Kind::value_variants() {
@@ -358,7 +361,7 @@ mod tests {
                 }
             }
         }
-        assert_eq!(filled_ones, 4 + 3 + 4 + 4 + 8 + 3 + 1 + 3);
+        assert_eq!(filled_ones, 4 + 3 + 4 + 4 + 8 + 3 + 1 + 1 + 3);
         assert!(Kind::Ringmesh.absent(Shape::Mesh).is_none());
         assert!(Kind::Nginx.absent(Shape::H2).is_some());
     }
