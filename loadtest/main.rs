@@ -59,6 +59,7 @@ enum What {
     OneBad(trial::one_bad::OneBadArgs),
     OneSlow(trial::one_slow::OneSlowArgs),
     Overload(trial::overload::OverloadArgs),
+    Mirror(trial::mirror::MirrorArgs),
     #[command(hide = true)]
     Guard(guard::GuardArgs),
 }
@@ -275,6 +276,7 @@ fn main() -> ExitCode {
         What::OneBad(args) => trial::one_bad::run(&args, &stop),
         What::OneSlow(args) => trial::one_slow::run(&args, &stop),
         What::Overload(args) => trial::overload::run(&args, &stop),
+        What::Mirror(args) => trial::mirror::run(&args, &stop),
         What::Guard(args) => guard::run(&args),
     };
     match done {

@@ -44,6 +44,8 @@ pub(crate) enum Shape {
     Overload,
     /// The same, but how much it bears has to be found out.
     OverloadLearnt,
+    /// As plain, and a route that copies its requests for a service that is dead.
+    Mirror,
     /// As plain, with whatever decides or limits configured, and nothing of it having cause to.
     Policies,
 }
@@ -98,7 +100,10 @@ impl Kind {
             }
             (Shape::Overload, Self::Ringmesh) => peers!["overload/ringmesh.toml"],
             (Shape::OverloadLearnt, Self::Ringmesh) => peers!["overload/learnt.toml"],
-            (Shape::Overload | Shape::OverloadLearnt, _) => return Err("is not asked for it"),
+            (Shape::Mirror, Self::Ringmesh) => peers!["mirror/ringmesh.toml"],
+            (Shape::Overload | Shape::OverloadLearnt | Shape::Mirror, _) => {
+                return Err("is not asked for it");
+            }
             (Shape::Policies, Self::Policies) => peers!["policies/ringmesh.toml"],
             (Shape::Policies, Self::Ringmesh) => peers!["ringmesh.toml"],
             (Shape::Policies, Self::Haproxy) => peers!["haproxy.cfg"],
@@ -350,7 +355,7 @@ mod tests {
         let mut filled_ones = 0;
         let (before, since) = (
             [Shape::Plain, Shape::H2, Shape::H2h1, Shape::Tls, Shape::Mesh],
-            [Shape::Endpoints, Shape::Overload, Shape::OverloadLearnt, Shape::Policies],
+            [Shape::Endpoints, Shape::Overload, Shape::OverloadLearnt, Shape::Mirror, Shape::Policies],
         );
         for shape in before.into_iter().chain(since) {
             for kind in Kind::value_variants() {
@@ -361,7 +366,7 @@ mod tests {
                 }
             }
         }
-        assert_eq!(filled_ones, 4 + 3 + 4 + 4 + 8 + 3 + 2 + 3);
+        assert_eq!(filled_ones, 4 + 3 + 4 + 4 + 8 + 3 + 2 + 1 + 3);
         assert!(Kind::Ringmesh.absent(Shape::Mesh).is_none());
         assert!(Kind::Nginx.absent(Shape::H2).is_some());
     }

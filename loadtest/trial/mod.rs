@@ -1,10 +1,11 @@
 //! What rates and latencies do not show, each as a command of its own: `loadtest rotation`, `slow-reader`, `one-bad`,
-//! `one-slow` and `overload`. They start ringmesh and origins, load them, look at ringmesh's own metrics, its memory
+//! `one-slow`, `overload` and `mirror`. They start ringmesh and origins, load them, look at ringmesh's own metrics, its memory
 //! and what came to the origins, and exit 1 if a bar was missed.
 //!
 //! Called by `main`. What is asked here is whether ringmesh keeps its promises; where a promise is relative to other
 //! proxies (`one-slow`), they run too.
 
+pub(crate) mod mirror;
 pub(crate) mod one_bad;
 pub(crate) mod one_slow;
 pub(crate) mod overload;
@@ -86,6 +87,9 @@ impl Stage {
         })
     }
 }
+
+/// What happened is in /metrics after this: shards report once a second.
+const METRICS_LAG: Duration = Duration::from_secs(2);
 
 /// Keeps what was measured, a line of JSON each.
 struct Raw(Option<std::fs::File>);

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use clap::Args;
 
-use super::{Metrics, Stage};
+use super::{METRICS_LAG, Metrics, Stage};
 use crate::client;
 use crate::clock::parse_duration;
 use crate::compare::peer::{Running, Shape};
@@ -38,9 +38,6 @@ pub(crate) struct RotationArgs {
     #[command(flatten)]
     stage: Stage,
 }
-
-/// What happened is in /metrics after this: shards report once a second.
-const METRICS_LAG: Duration = Duration::from_secs(2);
 
 /// What the two proxies count, at one moment.
 struct Counted {
