@@ -222,55 +222,89 @@ fn nobody_starves() {
     }
 }
 
+/// How soon an ill endpoint is ejected, with one shard and with sixteen, and after how many requests.
+struct Bound {
+    ms: [u64; 2],
+    asked: [u64; 2],
+}
+
 #[test]
 fn a_failing_endpoint_is_ejected_as_fast_with_sixteen_shards_as_with_one() {
-    // 5 000 requests a second over ten endpoints, of which one is ill from the first second on. By round robin it gets 500 a
-    // second: five failures in a row are there after 10 ms, whichever shards see them, and refused connections at the
-    // first. With a hang it is the third attempt and a quarter of a second.
+    // 5 000 requests a second over ten endpoints, of which one is ill from the first second on. What it takes, by the rules:
+    // - fails, resets, refuses: five in a row, or one, whichever shards see them; and what is in flight meanwhile, at 0.3 ms each.
+    //   By round robin it is asked 500 times a second. Peak EWMA leaves one that resets after the first, on each shard: alone it
+    //   is never ejected, of sixteen shards five are enough.
+    // - fails by turns, two of three: half of the window has failed, and that begins with a second in which nothing did. By round
+    //   robin that is after 3 s; of Poisson's noise (1.4 % of that second, 0.8 % of what follows) five deviations are 0.25 s.
+    //   Asked more or less by the other balancers, it is so at the latest when that second is forgotten, after 10 s and a tenth.
+    // - hangs, slow: three attempts wait for more than 250 ms, which is seen by looks that are a third of it apart. A shard
+    //   that waits for one hardly sends it another, as long as the others wait for none: sixteen shards have three at once, one
+    //   alone has them when both that it has drawn are busy, twice.
     let mut rng = seeded();
-    for (ill, reason, bound_ms) in [
-        (Ill::Fails, Reason::Failures, 100),
-        (Ill::Resets, Reason::NoAnswer, 100),
-        (Ill::Refuses, Reason::Connect, 50),
-        // Two thirds of what comes fails, and the window begins with a second in which nothing did: half of it has failed after
-        // three seconds.
-        (Ill::FailsHalf, Reason::FailureRate, 4_000),
-        (Ill::Hangs, Reason::Pending, 900),
-        (Ill::Slow, Reason::Slow, 5_000),
+    for (ill, reason) in [
+        (Ill::Fails, Reason::Failures),
+        (Ill::Resets, Reason::NoAnswer),
+        (Ill::Refuses, Reason::Connect),
+        (Ill::FailsHalf, Reason::FailureRate),
+        (Ill::Hangs, Reason::Pending),
+        (Ill::Slow, Reason::Slow),
     ] {
         for balance in [Balance::RoundRobin, Balance::PeakEwma, Balance::LeastRequest] {
-            // Peak EWMA itself leaves one that resets after the first, and a slow one: nothing is left to be said.
-            // (or little: one that hangs holds what is in flight, one that fails by turns is asked seldom).
-            let is_left = !matches!(ill, Ill::Fails | Ill::Refuses) && balance != Balance::RoundRobin;
-            let mut times = Vec::new();
-            for shards in [1, 16] {
+            let bound = Bound::of(ill, balance);
+            for (n, shards) in [1, 16].into_iter().enumerate() {
                 let mut ward = Ward::new(balance, 10, shards, |_| {});
                 ward.run(&mut rng, 5_000.0, SECOND);
                 assert_eq!(ward.ejected(), [None; 10]);
                 ward.ill[3] = Some(ill);
+                ward.picks.fill(0);
                 let began_ns = ward.now_ns;
                 while ward.ejected()[3].is_none() && ward.now_ns < began_ns + 20 * SECOND {
                     ward.run(&mut rng, 5_000.0, 5 * MS);
                 }
-                if is_left && ward.ejected()[3].is_none() {
-                    // Some 70 s after a failure it is asked again, by each shard; before that, hardly.
-                    assert!(ward.picks[3] < 1_000, "{ill:?} {balance:?} {shards}: {:?}", ward.picks);
+                let (took_ms, asked) = ((ward.now_ns - began_ns) / MS, ward.picks[3]);
+                let found = ward.ejected()[3];
+                let what = format!(
+                    "{ill:?} {balance:?} {shards} shards: {found:?} after {took_ms} ms, asked {asked} times"
+                );
+                eprintln!("{what}");
+                assert!(asked <= bound.asked[n], "{what}");
+                if found.is_none() {
+                    assert_eq!(bound.ms[n], Bound::LEFT, "{what}");
                     continue;
                 }
-                times.push((ward.now_ns - began_ns) / MS);
-                // Many shards see five failures of an endpoint in a row that did not come in a row; and what is slow for all that
-                // is waited for counts as waiting before it counts as slow.
-                let found = match ward.ejected()[3] {
-                    Some(Reason::Failures) if ill == Ill::FailsHalf => Some(reason),
-                    Some(Reason::Pending) if ill == Ill::Slow => Some(reason),
-                    found => found,
-                };
-                assert_eq!(found, Some(reason), "{ill:?} {balance:?} {shards} shards");
-                assert_eq!(ward.ejected().iter().flatten().count(), 1, "{ill:?} {balance:?}");
+                assert!(took_ms <= bound.ms[n], "{what}");
+                // It waits as long as it is silent: until the first answer comes, or where one is asked for so seldom.
+                let silent_ns = ward.now_ns - ward.slow_answer_ns.max(began_ns);
+                let is_waiting = ill == Ill::Slow && found == Some(Reason::Pending) && silent_ns >= 245 * MS;
+                assert!(found == Some(reason) || is_waiting, "{what}, silent for {} ms", silent_ns / MS);
+                assert_eq!(ward.ejected().iter().flatten().count(), 1, "{what}");
             }
-            eprintln!("{ill:?} {balance:?}: ejected after {times:?} ms with 1 and 16 shards");
-            assert!(times.iter().all(|ms| *ms <= bound_ms || is_left), "{ill:?} {balance:?}: {times:?} ms");
         }
+    }
+}
+
+impl Bound {
+    /// The balancer asks it so seldom that nothing need be said.
+    const LEFT: u64 = 20_000;
+
+    fn of(ill: Ill, balance: Balance) -> Self {
+        let in_turn = balance == Balance::RoundRobin;
+        let (ms, asked) = match ill {
+            Ill::Fails => ([100; 2], [10; 2]),
+            Ill::Resets if balance == Balance::PeakEwma => ([Self::LEFT, 200], [4, 10]),
+            Ill::Resets => ([100; 2], [10; 2]),
+            Ill::Refuses => ([50; 2], [4; 2]),
+            Ill::FailsHalf if in_turn => ([3_300; 2], [1_900; 2]),
+            Ill::FailsHalf => ([10_200; 2], [u64::MAX; 2]),
+            // 250 ms, a look, and until the first three are sent.
+            Ill::Hangs | Ill::Slow if in_turn => ([450; 2], [300; 2]),
+            // Alone, peak EWMA may not ask it a third time for long.
+            Ill::Hangs if balance == Balance::PeakEwma => ([Self::LEFT, 450], [5, 40]),
+            Ill::Hangs => ([3_000, 450], [5, 40]),
+            // Two or three at a time, for 400 ms each.
+            Ill::Slow => ([Self::LEFT, 450], [150, 40]),
+        };
+        Self { ms, asked }
     }
 }
 
@@ -284,19 +318,58 @@ fn an_endpoint_that_is_ill_for_long_costs_few_requests_and_comes_back_when_it_is
             ward.ill[3] = Some(ill);
             ward.picks.fill(0);
             ward.run(&mut rng, 1_000.0, 120 * SECOND);
-            // Five (for a hang some more, until the quarter of a second is over: at most as many as shards, and two or three
-            // each), and one at each trial: 1, 2, 4, 8, 16, 30 s … apart.
+            // Until it is ejected: five, or one, and what is in flight; of a hang three, and with sixteen shards one each, seldom
+            // two. Then one at each trial: after 1, 2, 4, 8 and 16 s, then every 30 s (a fifth more at most), which is eight in
+            // two minutes.
+            let first = match ill {
+                Ill::Fails => 8,
+                Ill::Refuses => 3,
+                _ => 2 + 2 * shards as u64,
+            };
             eprintln!("{ill:?}, {shards} shards: {} of 120 000", ward.picks[3]);
-            assert!(ward.picks[3] <= 60, "{ill:?}: {:?}", ward.picks);
+            assert!(ward.picks[3] <= first + 8, "{ill:?}, {shards} shards: {:?}", ward.picks);
             ward.ill[3] = None;
             // At most 30 s and a fifth until the next trial, and then three of them.
             ward.run(&mut rng, 1_000.0, 40 * SECOND);
             assert_eq!(ward.ejected()[3], None, "{ill:?}");
             ward.picks.fill(0);
-            ward.run(&mut rng, 1_000.0, 20 * SECOND);
-            let part = ward.picks[3] as f64 / 2_000.0;
-            // Its latency is averaged anew, so that it has more than its part at first, or less where its last trial was slow.
-            assert!((0.1..4.0).contains(&part), "{ill:?}: it has {part} of its part");
+            ward.run(&mut rng, 1_000.0, 100 * SECOND);
+            let part = ward.picks[3] as f64 / 10_000.0;
+            // Its latency is averaged anew, so that it has more than its part at first, or less where its last trial was slow: one that took
+            // 4.4 ms in place of 0.3 (one run of a million) is forgotten after 10 s × ln 15 = 27 s, as is that of any other.
+            assert!((0.6..1.6).contains(&part), "{ill:?}, {shards} shards: it has {part} of its part");
+        }
+    }
+}
+
+#[test]
+fn an_endpoint_that_hangs_costs_few_requests_however_seldom_it_is_asked() {
+    // Peak EWMA hardly asks an endpoint for which it waits: where less than some ten requests a second come to a shard there are
+    // not three at a time that wait, and it is not ejected. That costs less than to eject it would. After its time is up (15 s) it
+    // counts as one that answers within a second, and is asked again when that has faded to what is usual, 0.3 ms, after eight
+    // times the 10 s of Finagle and Linkerd: 80 s, and where less than one request a second comes, 800 s. Ejected, it is
+    // tried every 30 s.
+    let mut rng = seeded();
+    for rate in [0.2, 1.0, 10.0, 100.0] {
+        for shards in [1, 16] {
+            let mut ward = Ward::new(Balance::PeakEwma, 10, shards, |_| {});
+            ward.run(&mut rng, rate, 600 * SECOND);
+            ward.ill[3] = Some(Ill::Hangs);
+            ward.picks.fill(0);
+            ward.run(&mut rng, rate, 600 * SECOND);
+            let (hung, all) = (ward.picks[3], ward.picks.iter().sum::<u64>());
+            ward.ill[3] = None;
+            ward.run(&mut rng, rate, 900 * SECOND);
+            ward.picks.fill(0);
+            ward.run(&mut rng, rate, 3600 * SECOND);
+            let part = ward.picks[3] as f64 / (ward.picks.iter().sum::<u64>() as f64 / 10.0);
+            eprintln!(
+                "{rate} a second, {shards} shards: {hung} of {all} hung; well again, it has {part:.2} of its part"
+            );
+            // One each shard, or two, before it is ejected; and 5 + 19 trials.
+            assert!(hung <= 24 + 2 * shards as u64, "{rate}/s, {shards} shards: {hung} of {all}");
+            // A fifth a second for an hour are 72 for each: five deviations of that are 60 %.
+            assert!(part > if rate < 1.0 { 0.2 } else { 0.5 }, "{rate}/s, {shards} shards: {part}");
         }
     }
 }
@@ -323,18 +396,38 @@ fn a_healthy_service_loses_no_endpoint() {
 
 #[test]
 fn an_outage_of_all_ejects_few_and_never_more_than_half() {
+    // Who is asked five times before as many of the others as it takes to be more than half have been asked once is ejected; from
+    // then on all are failing and nobody is. How often that comes depends on how even the choice is. As a chain (each
+    // request goes to one at random, or to the better of two by an order that never changes, which is the most uneven that two
+    // choices can be), 5·10⁷ times each:
+    //             none    one     two     three   four    five
+    //   even      0.971   0.026   0.003   0.0003  0.0001  0.00001
+    //   uneven    0.812   0.101   0.053   0.012   0.011   0.010
+    // So half of them may be, one time of a hundred at the worst, and more may never (`ejected_percent_max`). Of 400 outages 75
+    // see an ejection at the worst, by a deviation of 7.8: 115 are more than five of those.
     let mut rng = seeded();
     for shards in [1, 16] {
-        let mut ward = Ward::new(Balance::PeakEwma, 10, shards, |_| {});
-        ward.run(&mut rng, 1_000.0, SECOND);
-        ward.ill.fill(Some(Ill::Fails));
-        ward.run(&mut rng, 1_000.0, 60 * SECOND);
-        ward.ill.fill(None);
-        let out = ward.ejected().iter().flatten().count();
-        eprintln!("{shards} shards: {out} of 10 ejected at the end of an outage");
-        // One or two, seldom three, have looked worse than the others when it began; `ejected_percent_max` is the ceiling.
-        assert!(out <= 5, "{out}");
+        let mut of = [0; 6];
+        for _ in 0..400 {
+            let mut ward = Ward::new(Balance::PeakEwma, 10, shards, |_| {});
+            ward.run(&mut rng, 1_000.0, SECOND / 5);
+            ward.ill.fill(Some(Ill::Fails));
+            ward.run(&mut rng, 1_000.0, SECOND / 5);
+            of[ward.ejected().iter().flatten().count()] += 1;
+        }
+        eprintln!(
+            "{shards} shards: of 400 outages so many ejected none, one, two, three, four, five: {of:?}"
+        );
+        assert!(of[1..].iter().sum::<u32>() <= 115, "{of:?}");
     }
+    // And it stays so as long as it lasts.
+    let mut ward = Ward::new(Balance::PeakEwma, 10, 16, |_| {});
+    ward.run(&mut rng, 1_000.0, SECOND);
+    ward.ill.fill(Some(Ill::Fails));
+    ward.run(&mut rng, 1_000.0, SECOND);
+    let out = ward.ejected();
+    ward.run(&mut rng, 1_000.0, 60 * SECOND);
+    assert_eq!(ward.ejected(), out);
 }
 
 /// How an endpoint is ill.
@@ -367,6 +460,9 @@ struct Ward {
     attempts: Vec<Ongoing>,
     free: Vec<usize>,
     picks: Vec<u64>,
+    /// Attempts that have ended, and when the last answer of an endpoint that is slow came.
+    answers: Vec<u64>,
+    slow_answer_ns: u64,
 }
 
 #[derive(Clone, Copy)]
@@ -407,6 +503,8 @@ impl Ward {
             attempts: Vec::new(),
             free: Vec::new(),
             picks: vec![0; endpoints],
+            answers: vec![0; endpoints],
+            slow_answer_ns: 0,
         }
     }
 
@@ -450,7 +548,6 @@ impl Ward {
             Some(Ill::Refuses) => (50_000, Verdict::Unreachable),
             Some(Ill::Resets) => (usual_ns, Verdict::Unanswered),
             Some(Ill::Fails) => (usual_ns, Verdict::Failure),
-            Some(Ill::FailsHalf) if !self.picks[endpoint].is_multiple_of(3) => (usual_ns, Verdict::Failure),
             Some(Ill::Slow) => (400 * MS, Verdict::Good { latency_ns: 400 * MS }),
             None if rng.f64() < self.failing_part => (usual_ns, Verdict::Failure),
             None if rng.f64() < self.long_part => {
@@ -469,13 +566,21 @@ impl Ward {
     }
 
     fn end(&mut self, now_ns: u64, place: usize) {
-        let Ongoing { shard, endpoint, begun_ns, begun, verdict } = self.attempts[place];
+        let Ongoing { shard, endpoint, begun_ns, begun, mut verdict } = self.attempts[place];
         self.free.push(place);
+        self.answers[endpoint] += 1;
+        // By the order in which answers come, which is not that in which they were asked for.
+        if self.ill[endpoint] == Some(Ill::FailsHalf) && !self.answers[endpoint].is_multiple_of(3) {
+            verdict = Verdict::Failure;
+        }
         let (balancer, breaker) = &mut self.shards[shard];
         breaker.wait_no_more(endpoint, begun);
         let outcome = match verdict {
             Verdict::Good { .. } | Verdict::Failure => {
                 breaker.answered(endpoint, begun, now_ns);
+                if self.ill[endpoint] == Some(Ill::Slow) && now_ns - begun_ns >= 400 * MS {
+                    self.slow_answer_ns = now_ns;
+                }
                 Outcome::Answered { latency_ns: now_ns - begun_ns }
             }
             _ => Outcome::Failed,

@@ -575,6 +575,7 @@ impl Call<'_> {
         let gone = |_| Failure::downstream(Stage::Body, Cause::StreamReset);
         // Taken out of its place: as an argument it would have a second one in the future.
         let Some(response) = response.take() else { return Ok(()) };
+        self.path.in_time()?;
         let (mut parts, mut from) = response.into_parts();
         message::end_to_end(&mut parts, &self.path.shard.clock);
         let adopted = self.path.account.note_head(&mut parts, self.facts.grpc);

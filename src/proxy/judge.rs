@@ -8,7 +8,7 @@
 
 use super::Path;
 use super::account::Account;
-use crate::failure::{Cause, Failure, Side};
+use crate::failure::{Cause, Failure, Side, Stage};
 use crate::http::grpc::Status;
 use crate::shard::clock::ns;
 use crate::upstream::breaker::Verdict;
@@ -52,7 +52,8 @@ impl Path<'_> {
                 Verdict::Nothing
             }
             Cause::Timeout
-                if !attempt.has_answered()
+                // What came at the last moment has not gone on.
+                if (!attempt.has_answered() || failure.stage == Stage::Response)
                     && self.shard.clock.now() >= self.deadline
                     && after_ns < ns(self.service.spec.timeouts.response) =>
             {

@@ -2,7 +2,8 @@
 //! `mirror` goes on, and where its body comes; a copy leaves when its request is whole, as a task of its own.
 //!
 //! Nothing of a copy comes back: what the service answers is read and dropped, how it fails is counted. A copy never waits for
-//! a place, is never made twice, and is cut when its service's timeouts are over. Copies in progress are counted from the moment
+//! a place, is never made twice, and is cut when its service's timeouts are over. A service whose endpoints are all passed over
+//! gets none but those that find out whether one is well again. Copies in progress are counted from the moment
 //! that something is kept for them, so that their number bounds their memory. Refuses tunnels.
 
 use std::cell::RefCell;
@@ -160,6 +161,10 @@ impl Pending {
                 continue;
             }
             let service = shard.service(view, mirror.service);
+            if !service.takes_copies(shard.clock.now()) {
+                unsent(shard, &service, Unsent::Ejected);
+                continue;
+            }
             match shard.mirror() {
                 Some(place) => to.push((service, place)),
                 None => unsent(shard, &service, Unsent::Busy),
@@ -302,6 +307,10 @@ impl Shadow {
     async fn run(self) {
         let Self { shard, service, .. } = &self;
         let now = shard.clock.now();
+        // Another may have found out while the body came: then there is one trial at a time, as of requests.
+        if !service.takes_copies(now) {
+            return unsent(shard, service, Unsent::Ejected);
+        }
         let (account, retry) = (Account::new(now, 0), Policy::off());
         if let Some(limiter) = &service.limiter {
             match limiter.enter(Priority::Sheddable, now, || shard.rng(fastrand::Rng::f64)) {

@@ -175,7 +175,9 @@ async fn exchange(shard: &Rc<Shard>, downstream: &mut Downstream, asked: &mut As
     let mut head = std::mem::take(&mut asked.head);
     if route.is_some_and(|route| route.deadline_field) {
         account.tells_deadline.set(true);
-        deadline = deadline.min(told::deadline(asked.started, told::value(&head, told::DEADLINE)));
+        // What the caller wrote, whatever the route makes of it for the service.
+        let wrote = told::value(&downstream.input[..asked.head_len], told::DEADLINE);
+        deadline = deadline.min(told::deadline(asked.started, wrote));
     }
     // Bytes of the body that are in the input, when all are; what is streamed takes its bytes from there itself.
     let mut body = whole_body(asked, &downstream.input);
@@ -537,6 +539,18 @@ async fn stream(
 }
 
 impl Path<'_> {
+    /// Whether there is time left for what goes to the caller next. When that is cut at the deadline, the caller has an end
+    /// without an answer, or the beginning of one.
+    ///
+    /// # Errors
+    /// That the time is up.
+    fn in_time(&self) -> Result<(), Failure> {
+        match self.shard.clock.now() < self.deadline {
+            true => Ok(()),
+            false => Err(Failure::upstream(Stage::Response, Cause::Timeout)),
+        }
+    }
+
     /// The exchange is over and all is well: what becomes of the two connections.
     fn done(&self, pooled: Pooled, attempt: &Attempt, done: &Answered) -> Fate {
         if done.reusable {

@@ -208,6 +208,7 @@ impl Call<'_> {
         input: &mut Buffer,
         alarm: &Alarm,
     ) -> Result<Done, Failure> {
+        self.path.in_time()?;
         let (mut parts, ()) = std::mem::take(&mut answer.head).into_parts();
         let adopted = self.path.account.note_head(&mut parts, self.facts.grpc);
         answer.keep_alive &= !adopted;

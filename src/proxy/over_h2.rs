@@ -264,6 +264,7 @@ impl Back<'_> {
                     let options =
                         ResponseOptions { version: asked.version, framing: Framing::None, close: false };
                     message::write_h1_response(&parts, options, &path.shard.clock, out);
+                    path.in_time()?;
                     self.send(to, out).await?;
                 }
                 Head::Final(response) => return Ok(response),
@@ -279,6 +280,7 @@ impl Back<'_> {
         out: &mut Vec<u8>,
     ) -> Result<Fate, Failure> {
         let Self { path, asked, .. } = self;
+        path.in_time()?;
         let (mut parts, mut body) = response.into_parts();
         let adopted = path.account.note_head(&mut parts, self.web.map(|web| Dialect::Web(web.response)));
         let web = self.web.and_then(|web| web.of_response(&mut parts.headers));

@@ -72,6 +72,7 @@ pub(super) async fn carry(way: &Way<'_>, from: &mut Reader, to: &mut Writer) -> 
     let result = async {
         let mut answer = way.head(from, to, &mut held).await?;
         if answer.upgrade {
+            way.path.in_time()?;
             way.path.account.status.set(answer.status);
             way.send(to, &mut held.out).await?;
             held.input.drain(..answer.head_len as usize);
@@ -137,6 +138,7 @@ impl Way<'_> {
                     held.input.drain(..answer.head_len as usize);
                     // HTTP/1.0 knows no interim responses (RFC 9110 §15.2).
                     if self.asked.version == Version::Http11 {
+                        self.path.in_time()?;
                         self.send(to, &mut held.out).await?;
                     }
                     held.out.clear();
@@ -274,7 +276,8 @@ impl Way<'_> {
         reframer
             .take_trailers(limits, if together { &mut held.out } else { &mut held.input })
             .map_err(broken)?;
-        // Only now: what is wrong with the front of the body can still be answered with 502.
+        // Only now: what is wrong with the front of the body can still be answered with 502, and what comes too late with 504.
+        self.path.in_time()?;
         self.path.account.status.set(answer.status);
         self.send(to, &mut held.out).await?;
         if !together {

@@ -64,6 +64,7 @@ pub(super) async fn connect(
     respond::write_connected(&shard.clock, &mut answer);
     let stall = asked.view.snapshot.timeouts.body_stall;
     let patience = Patience { clock: &shard.clock, stall, until: path.deadline };
+    path.in_time()?;
     account.status.set(200);
     let told = downstream.connection.writer.write_all(&mut answer, 0, patience).await;
     shard.buffers.give(answer);

@@ -120,6 +120,7 @@ impl Call<'_> {
         body: RecvStream,
         route: &Route,
     ) -> Result<(), Failure> {
+        self.path.in_time()?;
         let told = self.respond.borrow_mut().send_response(head, false);
         let send = told.map_err(|_| Failure::downstream(Stage::Body, Cause::StreamReset))?;
         self.path.account.status.set(200);
@@ -328,6 +329,7 @@ async fn ask_for_h1(
         let _ = send.send_data(Bytes::new(), true);
         return back.pass_on(response, writer, out).await.map(Err);
     }
+    path.in_time()?;
     let (mut parts, recv) = response.into_parts();
     match accept {
         Some(accept) => {

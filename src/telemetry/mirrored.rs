@@ -13,11 +13,13 @@ pub enum Unsent {
     Cut,
     /// The service was given all that it may be given.
     Caps,
+    /// All endpoints of the service are passed over, and it was not the time to see whether one is well again.
+    Ejected,
 }
 
 impl Unsent {
     /// All of them, in the order of their numbers.
-    pub const ALL: [Self; 4] = [Self::Busy, Self::Body, Self::Cut, Self::Caps];
+    pub const ALL: [Self; 5] = [Self::Busy, Self::Body, Self::Cut, Self::Caps, Self::Ejected];
 
     /// The word in metrics.
     pub const fn label(self) -> &'static str {
@@ -26,6 +28,7 @@ impl Unsent {
             Self::Body => "body",
             Self::Cut => "cut",
             Self::Caps => "caps",
+            Self::Ejected => "ejected",
         }
     }
 }

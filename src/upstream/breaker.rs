@@ -212,12 +212,7 @@ impl Breaker {
         if !self.is_troubled(now_ns) {
             return pick(skip);
         }
-        let endpoints = &self.known().endpoints;
-        let due = |e: &usize| {
-            let word = endpoints[*e].word();
-            let is_due = !word.is_used() && now_ns >= word.at_ns();
-            is_due && !endpoints[*e].probed().is_out() && !self.drains(*e) && !skip(*e) && may_try(*e)
-        };
+        let due = |e: &usize| self.is_due(*e, now_ns) && !skip(*e) && may_try(*e);
         if let Some(due) = self.out.iter().map(|e| *e as usize).find(due) {
             return Some(due);
         }
@@ -232,6 +227,20 @@ impl Breaker {
             Some(_) if !self.panicking => true,
             _ => self.drains(endpoint) || (!self.panicking && standing.probed().is_out()),
         }
+    }
+
+    /// Whether the next attempt on it would find out whether it is well again.
+    fn is_due(&self, endpoint: usize, now_ns: u64) -> bool {
+        let standing = self.standing(endpoint);
+        let word = standing.word();
+        let is_over = !word.is_used() && now_ns >= word.at_ns();
+        is_over && !standing.probed().is_out() && !self.drains(endpoint)
+    }
+
+    /// Whether there is an endpoint that is not passed over, or one that is due; asked once it is known that some are passed over.
+    pub fn has_any(&self, now_ns: u64) -> bool {
+        self.out.len() < self.locals.len()
+            || self.out.iter().any(|e| !self.is_out(*e as usize) || self.is_due(*e as usize, now_ns))
     }
 
     /// Whether it gets nothing new.

@@ -256,10 +256,12 @@ impl Standing {
         is_back
     }
 
-    /// An answer that is none: no streak goes on. Writes nothing where there is none.
+    /// An answer that is none: no streak goes on. Writes nothing where there is none. A failure that another shard tells at the same
+    /// moment came last: it and the streak that it belongs to stay.
     pub fn succeeded(&self) {
-        if self.read.streaks.load(Ordering::Relaxed) != 0 {
-            self.read.streaks.store(0, Ordering::Relaxed);
+        let streaks = self.read.streaks.load(Ordering::Relaxed);
+        if streaks != 0 {
+            let _ = self.read.streaks.compare_exchange(streaks, 0, Ordering::Relaxed, Ordering::Relaxed);
         }
     }
 

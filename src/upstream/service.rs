@@ -1,7 +1,7 @@
 //! What one shard knows of one service: who is busy, what is idle, what was learned. Made at the service's first
 //! exchange, carried over from snapshot to snapshot for the endpoints that stay.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, OnceCell, RefCell};
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -29,8 +29,8 @@ pub struct Service {
     /// Lets in as many exchanges as the service may be given; `None` where it is given whatever comes.
     pub limiter: Option<Rc<Limiter>>,
     balancer: RefCell<Balancer>,
-    /// Where there is a choice, and it is not switched off.
-    breaker: Option<RefCell<Box<Breaker>>>,
+    /// Where there is a choice, or copies are sent, and it is not switched off.
+    breaker: OnceCell<RefCell<Box<Breaker>>>,
     /// By endpoint. Shared with the service's state of an earlier snapshot as long as its exchanges last.
     pools: Vec<Rc<Pools>>,
 }
@@ -96,7 +96,7 @@ impl Service {
         let pools = spec.endpoints.iter().map(|_| Rc::default()).collect();
         let gauge = Rc::new(Gauge::new(&spec.meter));
         Self {
-            breaker: breaker(&spec, &health),
+            breaker: begun(breaker(&spec, &health, 2)),
             spec,
             recorder_slot,
             health,
@@ -142,7 +142,7 @@ impl Service {
         // What is in progress goes on being counted where it was.
         let gauge = Rc::clone(&old.gauge);
         Self {
-            breaker: breaker(&spec, &health),
+            breaker: begun(breaker(&spec, &health, if old.breaker.get().is_some() { 1 } else { 2 })),
             spec,
             recorder_slot,
             health,
@@ -151,6 +151,20 @@ impl Service {
             balancer,
             pools,
         }
+    }
+
+    /// Whether a copy of a request has somewhere to go: an endpoint that is not passed over, or whose time is over, so that the copy
+    /// finds out for all. From then on there is a breaker also where nothing is to be chosen.
+    pub fn takes_copies(&self, now: u64) -> bool {
+        if self.breaker.get().is_none()
+            && let Some(breaker) = breaker(&self.spec, &self.health, 1)
+        {
+            // There was none a line ago.
+            let _ = self.breaker.set(breaker);
+        }
+        let Some(breaker) = self.breaker.get() else { return true };
+        let mut breaker = breaker.borrow_mut();
+        !breaker.is_troubled(now) || breaker.has_any(now)
     }
 
     /// Chooses an endpoint for an attempt, none of `tried`.
@@ -164,7 +178,7 @@ impl Service {
         let mut balancer = self.balancer.borrow_mut();
         let balancer = &mut *balancer;
         let skip = |e: usize| tried.iter().any(|t| *t as usize == e);
-        let (endpoint, begun) = match &self.breaker {
+        let (endpoint, begun) = match self.breaker.get() {
             None => (balancer.pick_for(now, rng, wanted, skip)?, Begun::default()),
             Some(breaker) => {
                 let mut breaker = breaker.borrow_mut();
@@ -200,7 +214,7 @@ impl Service {
             endpoint: u32::try_from(endpoint).unwrap_or(u32::MAX),
             reused: Cell::new(false),
             answered: Cell::new(false),
-            waits: Cell::new(self.breaker.is_some()),
+            waits: Cell::new(self.breaker.get().is_some()),
             said: Cell::new(Said::Nothing),
             generation: Cell::new(begun.generation),
             role: Cell::new(begun.role),
@@ -222,7 +236,7 @@ impl Service {
         for pool in &self.pools {
             pool.h1.sweep(&self.spec.pool, now);
         }
-        let Some(breaker) = &self.breaker else { return Default::default() };
+        let Some(breaker) = self.breaker.get() else { return Default::default() };
         let mut breaker = breaker.borrow_mut();
         // Also where nobody calls any more, so that others need not wait for what this shard knows.
         if breaker.is_troubled(now) {
@@ -249,11 +263,11 @@ impl Service {
     }
 }
 
-/// With one endpoint there is nothing to be chosen.
-fn breaker(spec: &spec::Service, health: &Arc<Health>) -> Option<RefCell<Box<Breaker>>> {
+/// With fewer endpoints than `least` there is none: requests have nothing to choose with one.
+fn breaker(spec: &spec::Service, health: &Arc<Health>, least: usize) -> Option<RefCell<Box<Breaker>>> {
     let drained: Box<[u32]> = (0..).zip(&spec.endpoints).filter(|(_, e)| e.drain).map(|(n, _)| n).collect();
     let rules = match &spec.breaker {
-        _ if spec.endpoints.len() < 2 => return None,
+        _ if spec.endpoints.len() < least => return None,
         Some(rules) => Arc::clone(rules),
         // Probes say something also where requests say nothing.
         None if spec.probe.is_some() || !drained.is_empty() => Arc::new(spec::Breaker::off()),
@@ -262,6 +276,10 @@ fn breaker(spec: &spec::Service, health: &Arc<Health>) -> Option<RefCell<Box<Bre
     let rng = fastrand::Rng::new();
     let breaker = Breaker::new(rules, Arc::clone(health), spec.endpoints.len(), drained, rng);
     Some(RefCell::new(Box::new(breaker)))
+}
+
+fn begun(breaker: Option<RefCell<Box<Breaker>>>) -> OnceCell<RefCell<Box<Breaker>>> {
+    breaker.map_or_else(OnceCell::new, OnceCell::from)
 }
 
 impl Attempt {
@@ -301,7 +319,7 @@ impl Attempt {
         let first = !self.answered.replace(true);
         if first {
             self.uploads();
-            if let Some(breaker) = &self.service.breaker {
+            if let Some(breaker) = self.service.breaker.get() {
                 breaker.borrow_mut().answered(self.endpoint as usize, self.begun(), now);
             }
         }
@@ -316,7 +334,7 @@ impl Attempt {
     /// The request is not whole yet: how long it takes is not for the endpoint to answer.
     pub fn uploads(&self) {
         if self.waits.replace(false)
-            && let Some(breaker) = &self.service.breaker
+            && let Some(breaker) = self.service.breaker.get()
         {
             breaker.borrow_mut().wait_no_more(self.endpoint as usize, self.begun());
         }
@@ -326,7 +344,7 @@ impl Attempt {
     pub fn uploaded(&self, now: u64) {
         if !self.answered.get()
             && !self.waits.get()
-            && let Some(breaker) = &self.service.breaker
+            && let Some(breaker) = self.service.breaker.get()
         {
             let begun = breaker.borrow_mut().wait(self.endpoint as usize, self.begun(), now);
             self.generation.set(begun.generation);
@@ -384,7 +402,7 @@ impl Attempt {
             Said::Answered(plain) => (Outcome::Answered { latency_ns: after_ns }, Some(plain)),
             Said::Failed(plain) => (Outcome::Failed, Some(plain)),
         };
-        if let (Some(breaker), Some(plain)) = (&self.service.breaker, plain) {
+        if let (Some(breaker), Some(plain)) = (self.service.breaker.get(), plain) {
             let verdict = plain.after(after_ns);
             let mut breaker = breaker.borrow_mut();
             breaker.ended(self.endpoint as usize, self.begun(), verdict, at_ns);

@@ -225,6 +225,7 @@ fn what_is_wrong_with_a_canary_is_told_with_its_remedy() {
         (good.replace("\"ab\"", "\"plain\""), "the route `plain` has no split"),
         (good.replace("canary = \"b\"", "canary = \"c\""), "service `c` is not in the split of route `ab`"),
         (good.replace("canary = \"b\"", "canary = \"a\""), "the same service"),
+        (good.replace("canary = \"b\"", "canary = \"a\""), "let one be a service of its own"),
         (
             format!("{good}[[canary]]\n{}", good.replace("name = \"b\"", "name = \"other\"")),
             "two canaries for the route `ab`",

@@ -111,11 +111,13 @@ fn what_applies_and_what_does_not_is_told_in_words() {
         "service     shop",
         "timeout     off for the whole exchange",
         "timeouts    connect 1s, response 5s, body without progress 30s",
+        "attempts    up to 3 endpoints until one takes the connection; up to 3 attempts in all, after connect_failure, refused_stream, ",
+        ", 500, 502-504; after a pause of up to 25ms, doubling up to 250ms; as many at a time as 20 % of those in progress, or 10",
         "endpoints   10.0.0.1:80, 10.0.0.2:80 weight 3 in b, by peak-ewma",
         "  gold  field x-tier = \"gold\": it is \"silver\"",
         "  web   serves spiffe://mesh.local/ns/shop/sa/web, this is nobody known",
         "  users path_template = \"/users/{id}\" does not mean this path",
-        "1 more routes are further away",
+        "1 more route is further away",
     ] {
         assert!(told.contains(line), "{line}\n{told}");
     }
@@ -131,6 +133,24 @@ fn what_applies_and_what_does_not_is_told_in_words() {
     }
     let (told, _) = files.ask(&How { all: true, ..How::default() }, &["GET", "http://shop/"]);
     assert!(told.contains("  elsewhere serves other.example"), "{told}");
+}
+
+#[test]
+fn the_retries_that_are_told_are_those_of_the_route_where_it_has_some() {
+    let files = Files::new(
+        "[[listener]]\nname = \"a\"\naddress = \"127.0.0.1:15001\"\n\
+         [[service]]\nname = \"app\"\nendpoints = [\"10.0.0.1:80\"]\nconnect_attempts_max = 1\n\
+         retry = { attempts_max = 2, on = [\"connect-failure\"], statuses = [503, 504, 429], attempt_timeout = \"1s\", methods = [\"POST\"] }\n\
+         [[route]]\nservice = \"app\"\n\
+         [[route]]\npath = \"/once\"\nservice = \"app\"\nretry = \"off\"\n",
+    );
+    let (told, _) = files.text(&["GET", "http://app/"]);
+    let line = "attempts    up to 1 endpoint until one takes the connection; up to 2 attempts in all, after connect_failure, 429, \
+                503-504; after a pause of up to 25ms, doubling up to 250ms; as many at a time as 20 % of those in progress, or \
+                10; each has 1s until it is answered; POST may be sent twice, too\n";
+    assert!(told.contains(line), "{told}");
+    let (told, _) = files.text(&["GET", "http://app/once"]);
+    assert!(told.contains("takes the connection; one attempt, whatever comes of it\n"), "{told}");
 }
 
 #[test]
@@ -307,7 +327,7 @@ service = "carts"
             "http://shop/both",
             &[
                 "service     by chance: shop subset v1 75 %, shop subset v2 25 %",
-                "choice      shop: subset v1 (1 endpoints), subset v2 (2 endpoints), this proxy",
+                "choice      shop: subset v1 (1 endpoint), subset v2 (2 endpoints), this proxy",
                 "endpoints   shop: 10.0.0.1:80 in a, 10.0.0.2:80 in b, 10.0.0.3:80 priority 1, by peak-ewma",
             ],
         ),

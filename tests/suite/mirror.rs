@@ -3,6 +3,8 @@
 use bytes::Bytes;
 use http::Response;
 
+use ringmesh::telemetry::mirrored::Unsent;
+
 use crate::support::client::Client;
 use crate::support::http2::{Service, call, read, request, send};
 use crate::support::mesh::{Config, Mesh, Seen};
@@ -142,8 +144,10 @@ fn a_service_that_is_dead_or_stalls_is_not_noticed() {
     for way in 0..WAYS {
         assert_eq!(one_way(&mesh, way), (200, "/x".to_owned()), "{way}");
     }
-    mesh.wait_seen(|seen| classes(seen) == format!("none:{WAYS} "));
-    assert!(mesh.finish().failures.is_empty());
+    let all = |seen: &Seen| {
+        seen.mirrored.by_class[0] + seen.mirrored.unsent[Unsent::Ejected as usize] == WAYS as u64
+    };
+    assert!(all(&mesh.wait_seen(all)) && mesh.finish().failures.is_empty());
 
     // Takes requests and answers none of them, until it is let go: by then all callers have their answers.
     let (gate, stalled) = Origin::gated();
@@ -155,6 +159,72 @@ fn a_service_that_is_dead_or_stalls_is_not_noticed() {
     gate.open();
     mesh.wait_seen(|seen| classes(seen) == format!("2xx:{WAYS} "));
     mesh.finish();
+}
+
+/// Addresses where nobody listens.
+fn dead(count: usize) -> Vec<String> {
+    let listeners: Vec<_> = (0..count).map(|_| std::net::TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+    listeners.iter().map(|listener| listener.local_addr().unwrap().to_string()).collect()
+}
+
+#[test]
+fn a_service_that_refuses_all_gets_no_copy_but_those_that_find_out_whether_it_is_well() {
+    let app = Origin::plain();
+    for protocol in ["protocol = \"http1\"\n", "protocol = \"http2\"\n"] {
+        for count in [1, 3] {
+            // For an hour: whoever has failed is not tried again.
+            let keys = format!("{protocol}breaker = {{ ejection_base = \"1h\", ejection_max = \"1h\" }}");
+            let dead = dead(count);
+            let endpoints: Vec<&str> = dead.iter().map(String::as_str).collect();
+            let mut mesh = config(&app, ALL).service_at("copy", &endpoints, &keys).start();
+            // The first one tries all of them.
+            assert_eq!(one_way(&mesh, 0).0, 200);
+            mesh.wait_seen(|seen| classes(seen) == "none:1 ");
+            for _ in 0..3 {
+                for way in 0..WAYS {
+                    assert_eq!(one_way(&mesh, way).0, 200, "{way}");
+                }
+            }
+            let left_out = format!("ejected:{} ", 3 * WAYS);
+            let seen = mesh.wait_seen(|seen| reasons(seen) == left_out);
+            assert_eq!(classes(&seen), "none:1 ", "{count} {protocol}");
+            mesh.finish();
+        }
+    }
+}
+
+#[test]
+fn a_service_that_is_well_again_gets_all_copies_again() {
+    let app = Origin::plain();
+    let dead = dead(1).remove(0);
+    let keys = "breaker = { ejection_base = \"20ms\", ejection_max = \"20ms\" }";
+    let mut mesh = config(&app, ALL).service_at("copy", &[&dead], keys).start();
+    let address = mesh.address;
+    let ask = || ask(&mut Client::connect(address), "GET /x HTTP/1.1\r\nHost: a", "");
+    // It is tried now and then, and in between it is not.
+    mesh.wait_seen(|seen| {
+        assert_eq!(ask().0, 200);
+        seen.mirrored.by_class[0] >= 3 && seen.mirrored.unsent[Unsent::Ejected as usize] >= 3
+    });
+    let copy = Origin::on(std::net::TcpListener::bind(&dead).unwrap(), |visit| {
+        while let Some(request) = visit.request() {
+            visit.send(ok(&request));
+        }
+    });
+    mesh.wait_seen(|seen| {
+        assert_eq!(ask().0, 200);
+        seen.mirrored.by_class[2] >= 6
+    });
+    // It has been found well: what was left out until now is all that is.
+    mesh.settle(1);
+    let before = mesh.wait_seen(|_| true).mirrored.by_class[2];
+    copy.wait_requests(usize::try_from(before).unwrap());
+    let left_out = reasons(&mesh.wait_seen(|_| true));
+    for way in 0..WAYS {
+        assert_eq!(one_way(&mesh, way).0, 200);
+    }
+    mesh.wait_seen(|seen| seen.mirrored.by_class[2] >= before + WAYS as u64);
+    assert_eq!(reasons(&mesh.finish()), left_out);
 }
 
 #[test]

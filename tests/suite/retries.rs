@@ -577,6 +577,30 @@ fn a_deadline_is_passed_on_and_cuts_the_work_on_both_sides() {
             assert!(told <= at_most && told + 30_000 >= at_most, "{keys:?} {said:?}: {told}");
         }
     }
+    // It is what the caller wrote, whatever the route makes of that for the service; told is what is left of it, not what the
+    // route wrote.
+    for change in
+        ["set = { x-envoy-expected-rq-timeout-ms = \"1\" }", "remove = [\"x-envoy-expected-rq-timeout-ms\"]"]
+    {
+        let routes = format!("{routes}request_headers = {{ {change} }}\n");
+        for way in 0..2 {
+            let origin = Origin::plain();
+            let mesh = Config::default().service("app", &[&origin], "").routes(&routes).start();
+            if way == 0 {
+                let mut client = mesh.client();
+                client.send(format!("GET /x HTTP/1.1\r\nHost: a\r\n{field}: 9000\r\n\r\n"));
+                assert_eq!(client.response().status(), 200, "{change}");
+            } else {
+                let mut asking = request("GET", "/x");
+                asking.headers_mut().insert(field, "9000".parse().unwrap());
+                assert_eq!(call(mesh.address, asking, b"", None).unwrap().head.status, 200, "{change}");
+            }
+            mesh.finish();
+            let requests: Vec<Message> = origin.settle().iter().flat_map(|r| r.requests()).collect();
+            let told: u64 = requests[0].one(field).unwrap().parse().unwrap();
+            assert!((2..=9_000).contains(&told), "{change} {way}: {told}");
+        }
+    }
     // Honoured: the caller is answered then, and the service's connection ends.
     for way in 0..2 {
         let origin = Origin::scripted(|visit| {

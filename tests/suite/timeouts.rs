@@ -1,10 +1,12 @@
 //! Exchanges on which nothing moves, for callers and services of either protocol.
 
+use std::time::Duration;
+
 use crate::support::http2::{
     CANCEL, DATA, END_HEADERS, END_STREAM, HEADERS, Outcome, Raw, RawService, block, fields,
 };
 use crate::support::mesh::{Config, Mesh};
-use crate::support::origin::Origin;
+use crate::support::origin::{Origin, Visit};
 
 /// Longer than any of the threads here keeps others waiting; nothing else runs out.
 const IDLE: &str = "stream_idle = \"400ms\"\nbody_stall = \"1h\"";
@@ -104,4 +106,73 @@ fn a_service_that_has_the_whole_request_has_its_own_time_to_answer() {
         assert_eq!(client.response().status(), 504);
     }
     assert_eq!(mesh.finish().failures["response.upstream.timeout"], 2);
+}
+
+#[test]
+fn a_response_that_comes_as_the_time_runs_out_is_passed_on_whole_or_answered_with_504() {
+    // Around the deadline and for as long behind it as it may take to be noticed, a quarter of a millisecond apart: whatever
+    // the machine makes of that, nobody sees half of an answer, or none.
+    const TIMES: u32 = 40;
+    let routes = "[[route]]\nservice = \"app\"\ntimeout = \"20ms\"\n";
+    let late =
+        |n: usize| std::thread::sleep(Duration::from_micros(18_000 + 250 * (n as u64 % u64::from(TIMES))));
+    let counts = |n: &std::sync::atomic::AtomicUsize| n.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+    for begins in ["", "HTTP/1.1 103 Early Hints\r\n\r\n"] {
+        let asked = std::sync::atomic::AtomicUsize::new(0);
+        let origin = Origin::scripted(move |visit: &mut Visit| {
+            while visit.request().is_some() {
+                late(counts(&asked));
+                visit.send(format!("{begins}HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\ndone"));
+            }
+        });
+        let mesh = Config::new(&[&origin]).routes(routes).start();
+        at_the_deadline(&mesh, TIMES, "done");
+        mesh.finish();
+    }
+    let asked = std::sync::atomic::AtomicUsize::new(0);
+    let service = RawService::scripted(move |_, raw| {
+        while let Some((stream, _)) = raw.request() {
+            late(counts(&asked));
+            raw.head(END_STREAM, stream, &[(":status", "200")]);
+        }
+    });
+    let mesh = Config::default()
+        .service_at("app", &[&service.endpoint], "protocol = \"http2\"\n")
+        .routes(routes)
+        .start();
+    at_the_deadline(&mesh, TIMES, "");
+    mesh.finish();
+}
+
+fn at_the_deadline(mesh: &Mesh, times: u32, body: &str) {
+    let mut in_time = 0;
+    for _ in 0..times {
+        let mut client = mesh.client();
+        client.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n");
+        let mut response = client.response();
+        while response.status() == 103 {
+            response = client.response();
+        }
+        match response.status() {
+            200 => {
+                assert_eq!(response.text(), body);
+                in_time += 1;
+            }
+            status => assert_eq!(status, 504),
+        }
+    }
+    for stream in (1..2 * times).step_by(2) {
+        let mut raw = Raw::connect(mesh.address);
+        raw.frame(HEADERS, END_HEADERS | END_STREAM, stream, &block(&fields("GET", "/", &[])));
+        match raw.outcome(stream) {
+            Outcome::Status(200) => {
+                if !body.is_empty() {
+                    assert_eq!(raw.body(stream), (body.as_bytes().to_vec(), None));
+                }
+                in_time += 1;
+            }
+            outcome => assert_eq!(outcome, Outcome::Status(504)),
+        }
+    }
+    eprintln!("{in_time} of {} in time", 2 * times);
 }

@@ -83,7 +83,7 @@ pub(super) fn check(raw: &Raw, problems: &mut Problems) {
             problems.error(|| {
                 Problem::at(canary, "baseline and canary are the same service")
                     .other(baseline, "the baseline")
-                    .help("name two")
+                    .help("name two; of subsets of one service, let one be a service of its own: a canary is judged by what is counted of services")
             });
         }
     }

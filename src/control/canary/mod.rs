@@ -356,11 +356,20 @@ fn weights(
     // A split in which the two have nothing gets them with a weight of one.
     let both = both.max(1.0);
     let scaled = |weight: f64| (weight / (both + others) * TOTAL).round() as u32;
+    // A service that stands there more than once, by subsets, divides what it has as it was written, or evenly.
+    let part = |service: u32, weight: u32| {
+        let (mut all, mut count) = (0.0, 0.0);
+        for (_, weight) in shares.iter().filter(|(other, _)| *other == service) {
+            all += f64::from(*weight);
+            count += 1.0;
+        }
+        if all > 0.0 { f64::from(weight) / all } else { 1.0 / count }
+    };
     shares
-        .into_iter()
-        .map(|(service, weight)| match service {
-            _ if service == canary => scaled(both * percent / 100.0),
-            _ if service == baseline => scaled(both * (1.0 - percent / 100.0)),
+        .iter()
+        .map(|&(service, weight)| match service {
+            _ if service == canary => scaled(both * percent / 100.0 * part(service, weight)),
+            _ if service == baseline => scaled(both * (1.0 - percent / 100.0) * part(service, weight)),
             _ => scaled(weight.into()),
         })
         .collect()
@@ -387,5 +396,8 @@ mod tests {
         assert_eq!(of(&[(0, 50), (1, 30), (2, 20)], 25.0), [60.0, 20.0, 20.0]);
         assert_eq!(of(&[(0, 0), (1, 0), (2, 0)], 25.0), [75.0, 25.0, 0.0]);
         assert_eq!(of(&[(0, 1_000_000), (1, 0), (2, 1_000_000)], 50.0), [25.0, 25.0, 50.0]);
+        // Subsets of one service.
+        assert_eq!(of(&[(0, 30), (0, 10), (1, 0)], 20.0), [60.0, 20.0, 20.0]);
+        assert_eq!(of(&[(0, 100), (1, 0), (1, 0)], 20.0), [80.0, 10.0, 10.0]);
     }
 }

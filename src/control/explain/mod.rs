@@ -7,6 +7,7 @@
 //! Refuses to guess: what only a running proxy knows (who is connected, which endpoint is chosen) is not told.
 
 mod actions;
+mod attempts;
 pub mod command;
 mod load;
 mod policies;

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::super::endpoints::json as states;
 use super::question::{Lines, Question};
-use super::{Line, actions, load};
+use super::{Line, actions, attempts, load};
 use crate::authorize::Call;
 use crate::config::{Compiled, choice_text, duration_text};
 use crate::route::split::{Split, Sticky};
@@ -54,7 +54,7 @@ const OF_SERVICE: [fn(&Chosen<'_>, &At<'_>) -> Option<Line>; 10] = [
     load::caps,
     load::concurrency,
     timeouts,
-    attempts,
+    attempts::line,
     connection,
     breaker,
     probe,
@@ -237,12 +237,6 @@ fn timeouts(_: &Chosen<'_>, At { service, .. }: &At<'_>) -> Option<Line> {
     Some(Line::new("timeouts", text, json))
 }
 
-fn attempts(_: &Chosen<'_>, At { service, .. }: &At<'_>) -> Option<Line> {
-    let most = service.connect_attempts_max;
-    let text = format!("up to {most} endpoints until one takes the connection");
-    Some(Line::new("attempts", text, json!({ "connect_attempts_max": most })))
-}
-
 fn connection(chosen: &Chosen<'_>, At { service, .. }: &At<'_>) -> Option<Line> {
     let protocol = match service.protocol {
         Protocol::Auto => "auto",
@@ -318,8 +312,12 @@ fn choice(_: &Chosen<'_>, at: &At<'_>) -> Option<Line> {
     let named =
         |subset: &u16| Some((subset_name(at.service, *subset)?, at.service.plan().endpoints_of(*subset)));
     let subsets: Vec<(&str, usize)> = at.subsets.iter().filter_map(named).collect();
-    let mut parts: Vec<String> =
-        subsets.iter().map(|(name, count)| format!("subset {name} ({count} endpoints)")).collect();
+    let mut parts: Vec<String> = subsets
+        .iter()
+        .map(|(name, count)| {
+            format!("subset {name} ({count} endpoint{})", if *count == 1 { "" } else { "s" })
+        })
+        .collect();
     parts.extend(of.own_zone.as_ref().map(|zone| format!("this proxy is in zone {zone}")));
     parts.extend(keys.iter().map(|(key, value)| format!("{key} = {value}")));
     let subsets: Vec<Value> =

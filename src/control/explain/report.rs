@@ -28,8 +28,12 @@ pub(in crate::control) fn text(question: &Question, explanation: &Explanation) -
     if explanation.left_out > 0 {
         let _ = writeln!(
             text,
-            "\n{} more routes are further away; ask for all of them with `all`",
-            explanation.left_out
+            "\n{} further away; ask for all of them with `all`",
+            if explanation.left_out == 1 {
+                "1 more route is".into()
+            } else {
+                format!("{} more routes are", explanation.left_out)
+            }
         );
     }
     text

@@ -1,0 +1,77 @@
+//! What applies to further attempts: how many, after what, how soon, and how many at a time. Called by `explain`, a line of its own.
+
+use serde_json::{Value, json};
+
+use super::Line;
+use super::policies::{At, Chosen, limit};
+use crate::upstream::retry::{Policy, Reason, Statuses};
+
+/// The policy of the route, else of the service.
+pub(super) fn line(chosen: &Chosen<'_>, At { service, .. }: &At<'_>) -> Option<Line> {
+    let endpoints = service.connect_attempts_max;
+    let of_route = chosen.route.retry.as_deref();
+    let (text, json) = policy(of_route.unwrap_or(&service.retry));
+    let text = format!(
+        "up to {endpoints} endpoint{} until one takes the connection; {text}",
+        if endpoints == 1 { "" } else { "s" }
+    );
+    let by = if of_route.is_some() { "route" } else { "service" };
+    Some(Line::new(
+        "attempts",
+        text,
+        json!({ "connect_attempts_max": endpoints, "retry_by": by, "retry": json }),
+    ))
+}
+
+fn policy(policy: &Policy) -> (String, Value) {
+    if policy.is_off() {
+        return ("one attempt, whatever comes of it".into(), Value::Null);
+    }
+    let mut after: Vec<String> = Reason::ALL
+        .iter()
+        .filter(|reason| policy.on.has(**reason))
+        .map(|reason| reason.label().into())
+        .collect();
+    let statuses = ranges(policy.statuses);
+    after.extend(statuses.iter().cloned());
+    let after = if after.is_empty() { "nothing".into() } else { after.join(", ") };
+    let (base, longest) = (limit(policy.backoff_base), limit(policy.backoff_max));
+    let percent = f64::from(policy.budget.millionths) / 10_000.0;
+    let mut text = format!(
+        "up to {} attempts in all, after {after}; after a pause of up to {}, doubling up to {}; as many at a time as {percent} % \
+         of those in progress, or {}",
+        policy.attempts_max, base.0, longest.0, policy.budget.floor
+    );
+    let each = policy.attempt_timeout.map(limit);
+    if let Some((each, _)) = &each {
+        text += &format!("; each has {each} until it is answered");
+    }
+    if !policy.methods.is_empty() {
+        text += &format!("; {} may be sent twice, too", policy.methods.join(", "));
+    }
+    let reasons: Vec<&str> =
+        Reason::ALL.iter().filter(|reason| policy.on.has(**reason)).map(|reason| reason.label()).collect();
+    let json = json!({
+        "attempts_max": policy.attempts_max, "on": reasons, "statuses": statuses, "methods": policy.methods,
+        "attempt_timeout_seconds": each.map(|each| each.1), "backoff_base_seconds": base.1,
+        "backoff_max_seconds": longest.1, "budget_percent": percent, "budget_floor": policy.budget.floor,
+        "body_bytes_max": policy.body_bytes_max,
+    });
+    (text, json)
+}
+
+/// Statuses as they would be written: those in a row together.
+fn ranges(statuses: Statuses) -> Vec<String> {
+    let mut ranges: Vec<(u16, u16)> = Vec::new();
+    for status in statuses.iter() {
+        match ranges.last_mut() {
+            Some((_, last)) if *last + 1 == status => *last = status,
+            _ => ranges.push((status, status)),
+        }
+    }
+    let text = |(first, last): (u16, u16)| match first == last {
+        true => first.to_string(),
+        false => format!("{first}-{last}"),
+    };
+    ranges.into_iter().map(text).collect()
+}
