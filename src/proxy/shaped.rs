@@ -88,6 +88,7 @@ impl Way<'_> {
         // The content alone: it is framed part by part.
         let mut reframer =
             Reframer::new(answer.framing, Framing::UntilClose).without_trailers(answer.nominated());
+        self.path.in_time()?;
         self.path.account.status.set(answer.status);
         self.send(to, &mut held.out).await?;
         held.out.clear();
