@@ -165,6 +165,8 @@ enum Command {
     ///     is a hundred times as slow are taken back, and of all requests less than 3 % fail meanwhile
     ///   - overload: three times as much as the service can do. Without caps callers wait until the
     ///     timeout; with them the service does 80 % or more of what it can, and who is refused hears it at once
+    ///   - faults: a route holds requests up, answers them, forgets them and cuts bodies on purpose: as many as it
+    ///     was told, and no more than its budget has at a time; then none
     ///
     /// Exit code with --chapter: 0 when the chapter was played to its end and all of this held, 1
     /// otherwise, also after Ctrl-C, 2 when an argument cannot be used.
@@ -182,7 +184,7 @@ enum Command {
         /// Leave out TLS between orders and stock: the demo must notice, and fail
         #[arg(long, conflicts_with = "chapter")]
         without_tls: bool,
-        /// Leave out what the chapter is about (breaker, retries, caps): it must notice, and fail
+        /// Leave out what the chapter is about (breaker, retries, caps, faults): it must notice, and fail
         #[arg(long, requires = "chapter")]
         without_it: bool,
     },

@@ -19,6 +19,8 @@ mod config_mesh; // the same for TLS, identity, authorization, HTTP/2
 
 #[path = "suite/actions.rs"]
 mod actions; // what a route changes and answers itself
+#[path = "suite/body_faults.rs"]
+mod body_faults; // bodies cut and slowed on purpose, silences, callers that leave meanwhile
 #[path = "suite/canary.rs"]
 mod canary; // a service that takes over from another, or not
 #[path = "suite/faults.rs"]

@@ -442,6 +442,23 @@ pub(super) const FAULT_DELAY_LEAST: Key<Duration> =
     key("route.fault.delay.least", Duration::ZERO, Duration::ZERO, Fault::DELAY_MAX);
 pub(super) const FAULT_DELAY_MOST: Key<Duration> =
     key("route.fault.delay.most", seconds(1), MILLISECOND, Fault::DELAY_MAX);
+/// The average of an exponential delay; the middle of a normal one, and how far from it most are.
+pub(super) const FAULT_DELAY_EXPONENTIAL: Key<Duration> =
+    key("route.fault.delay.exponential", Duration::from_millis(100), MILLISECOND, Fault::DELAY_MAX);
+pub(super) const FAULT_DELAY_NORMAL: Key<Duration> =
+    key("route.fault.delay.normal", Duration::from_millis(100), Duration::ZERO, Fault::DELAY_MAX);
+pub(super) const FAULT_DELAY_DEVIATION: Key<Duration> =
+    key("route.fault.delay.deviation", Duration::from_millis(20), MILLISECOND, Fault::DELAY_MAX);
+/// No default: as long as callers are to be patient for. Five minutes at most, as a delay.
+pub(super) const FAULT_HALF_OPEN: Key<Duration> =
+    key("route.fault.abort.half_open_max", seconds(60), MILLISECOND, Fault::DELAY_MAX);
+/// No default. Below 1 KiB/s a body never ends; Envoy takes whole KiB/s, too.
+pub(super) const FAULT_RESPONSE_RATE: Key<u64> =
+    key("route.fault.bandwidth.response_rate", 64 << 10, Fault::RATES[0], Fault::RATES[1]);
+/// No default: "0B" cuts behind the head.
+pub(super) const FAULT_TRUNCATE_AFTER: Key<u64> = key("route.fault.truncate.after", 1 << 10, 0, 1 << 40);
+/// Of all that is told there must be something to cut.
+pub(super) const FAULT_TRUNCATE_PERCENT: (f64, f64) = (0.0, 99.99);
 pub(super) const FAULT_STATUS: Key<u16> = key("route.fault.abort.status", 503, 400, 599);
 pub(super) const FAULT_GRPC_STATUS: Key<u8> = key("route.fault.abort.grpc_status", 14, 1, 16);
 

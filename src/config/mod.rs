@@ -46,7 +46,7 @@ pub use environment::{Environment, process_environment};
 pub use raw::{Destination, Shards};
 pub use report::{Look, Report};
 pub(crate) use route_text::{conditions_text, path_text, test_text};
-pub(crate) use values::{duration_text, host_text};
+pub(crate) use values::{duration_text, host_text, size_text};
 
 use raw::Raw;
 use reader::Reader;
@@ -332,7 +332,7 @@ fn cannot_read(path: &Path, error: &std::io::Error) -> Problem {
 }
 
 fn too_large(name: &str, bytes: u64) -> Problem {
-    let bound = values::size_text(defaults::FILE_BYTES_MAX);
+    let bound = size_text(defaults::FILE_BYTES_MAX);
     Problem::nowhere(format!("{name} has {bytes} bytes or more, a configuration file at most {bound}"))
         .help("look whether it is a configuration file; split it if it is")
 }

@@ -358,17 +358,30 @@ pub(super) static MIRROR: Section = Section {
     header: "an entry of `mirror` in a [[route]]",
     keys: &["service", "percent"],
 };
-pub(super) static FAULT: Section =
-    Section { path: "route.fault", header: "`fault` of a [[route]]", keys: &["delay", "abort", "by_header"] };
+pub(super) static FAULT: Section = Section {
+    path: "route.fault",
+    header: "`fault` of a [[route]]",
+    keys: &["delay", "abort", "truncate", "bandwidth", "by_header"],
+};
 pub(super) static FAULT_DELAY: Section = Section {
     path: "route.fault.delay",
     header: "`delay` of `fault` in a [[route]]",
-    keys: &["percent", "fixed", "least", "most"],
+    keys: &["percent", "fixed", "least", "most", "exponential", "normal", "deviation"],
 };
 pub(super) static FAULT_ABORT: Section = Section {
     path: "route.fault.abort",
     header: "`abort` of `fault` in a [[route]]",
-    keys: &["percent", "status", "grpc_status", "reset"],
+    keys: &["percent", "status", "grpc_status", "reset", "half_open_max"],
+};
+pub(super) static FAULT_TRUNCATE: Section = Section {
+    path: "route.fault.truncate",
+    header: "`truncate` of `fault` in a [[route]]",
+    keys: &["percent", "after", "after_percent"],
+};
+pub(super) static FAULT_BANDWIDTH: Section = Section {
+    path: "route.fault.bandwidth",
+    header: "`bandwidth` of `fault` in a [[route]]",
+    keys: &["percent", "response_rate"],
 };
 pub(super) static AUTHORIZATION: Section = Section {
     path: "authorization",
@@ -441,6 +454,8 @@ pub(super) static SECTIONS: &[&Section] = &[
     &FAULT,
     &FAULT_DELAY,
     &FAULT_ABORT,
+    &FAULT_TRUNCATE,
+    &FAULT_BANDWIDTH,
     &AUTHORIZATION,
     &RATE_LIMIT,
     &RATE_LIMIT_BY,

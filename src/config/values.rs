@@ -147,7 +147,7 @@ pub(super) fn size(text: &str) -> Result<u64, Complaint> {
 }
 
 /// The shortest text for a size: the largest unit that gives a whole number.
-pub(super) fn size_text(bytes: u64) -> String {
+pub(crate) fn size_text(bytes: u64) -> String {
     UNITS_OF_SIZE
         .iter()
         .find(|&&(_, size)| bytes > 0 && bytes.is_multiple_of(size))

@@ -17,6 +17,7 @@ use crate::quota::TooSoon;
 use crate::route::changes::{Change, Rewrite, TooLong};
 use crate::route::cors::Kind;
 use crate::route::fault::{Drawn, How, Made};
+use crate::route::shape::Shape;
 use crate::route::split::{Chosen, Sticky};
 use crate::route::text::Seen;
 use crate::route::{Action, Route};
@@ -41,6 +42,8 @@ struct Fault {
     drawn: Drawn,
     /// Of an abort that is an answer.
     answer: Option<Answer>,
+    /// What becomes of the body of its response.
+    shape: Option<Shape>,
     /// Its place among those that there may be at a time.
     place: Option<Faulty>,
 }
@@ -194,14 +197,41 @@ impl Turn {
         self.fault.as_ref()?.drawn.delay
     }
 
-    /// Whether it is reset on purpose.
-    pub fn resets(&self) -> bool {
-        self.fault.as_ref().is_some_and(|fault| fault.drawn.abort == Some(How::Reset))
+    /// For how long nothing is heard of it on purpose, at most.
+    pub fn silence(&self) -> Option<Duration> {
+        match self.fault.as_ref()?.drawn.abort? {
+            How::HalfOpen(most) => Some(most),
+            How::Status(_) | How::Grpc(_) | How::Reset => None,
+        }
     }
 
-    /// What is done to it on purpose.
+    /// Whether it is held up on purpose.
+    pub fn is_held_up(&self) -> bool {
+        self.delay().is_some() || self.silence().is_some()
+    }
+
+    /// Whether it is reset on purpose: at once, or after a silence.
+    pub fn resets(&self) -> bool {
+        self.fault
+            .as_ref()
+            .is_some_and(|fault| matches!(fault.drawn.abort, Some(How::Reset | How::HalfOpen(_))))
+    }
+
+    /// What becomes of the body of its response on purpose.
+    pub fn shape(&self) -> Option<&Shape> {
+        self.fault.as_ref()?.shape.as_ref()
+    }
+
+    /// Whether the body of its response was ended too soon on purpose: no failure.
+    pub fn was_truncated(&self) -> bool {
+        self.shape().is_some_and(Shape::was_truncated)
+    }
+
+    /// What was done to it on purpose.
     pub fn fault(&self) -> Option<Made> {
-        self.fault.as_ref()?.drawn.made()
+        let Fault { drawn, shape, .. } = self.fault.as_ref()?;
+        let done = |what: fn(&Shape) -> bool| shape.as_ref().is_some_and(what);
+        Made::of(drawn.delay.is_some(), drawn.abort, done(Shape::was_truncated), done(Shape::was_slowed))
     }
 
     /// By how much the head of the request may grow.
@@ -270,12 +300,16 @@ impl Fault {
         let (status, code) = match drawn.abort {
             Some(How::Status(status)) => (status, None),
             Some(How::Grpc(code)) => (503, Some(code)),
-            Some(How::Reset) | None => return Some(Self { drawn, answer: None, place: None }),
+            Some(How::Reset | How::HalfOpen(_)) | None => {
+                let shape = Shape::of(&drawn);
+                return Some(Self { drawn, answer: None, shape, place: None });
+            }
         };
         let mut fields = Edits::default();
         fields.set(&header::CONTENT_TYPE, b"text/plain; charset=utf-8".to_vec());
         let body = Bytes::from_static(b"ringmesh: a fault that is made on purpose\n");
-        Some(Self { drawn, answer: Some(Answer { status, fields, body, code }), place: None })
+        let answer = Some(Answer { status, fields, body, code });
+        Some(Self { drawn, answer, shape: None, place: None })
     }
 }
 

@@ -4,18 +4,16 @@
 //! in the account of the exchange and given back when that is closed; a tunnel gives it back when it begins.
 //! Both callers come by here; where nothing is configured it is one branch.
 
-use std::future::{Future, poll_fn};
+use std::future::Future;
 use std::pin::pin;
-use std::task::Poll;
 
 use super::Path;
 use super::from_h2::Call;
+use super::leaving::{Meanwhile, unless_gone};
 use super::relay::unless_reset;
 use crate::downstream::Downstream;
 use crate::failure::{Cause, Failure, Stage};
-use crate::io::{Connection, Fault};
 use crate::route::Route;
-use crate::shard::clock::NEVER;
 use crate::upstream::limiter::{Entry, Waiting};
 
 const fn refused(cause: Cause) -> Failure {
@@ -44,43 +42,11 @@ impl Path<'_> {
         waiting: Waiting,
         downstream: &mut Downstream,
     ) -> Result<(), Failure> {
-        let caller = downstream.connection.control();
-        let Downstream { connection: Connection { reader, .. }, input, .. } = downstream;
-        let has_room = input.len() < input.capacity();
-        let mut gone = pin!(async {
-            match has_room {
-                // Without room nothing can be read, not even the end.
-                false => Err(Fault::Cancelled),
-                true => reader.read_cancelable(input, 0, NEVER).await,
-            }
-        });
         let alarm = self.shard.deadlines.alarm();
-        let result = {
-            let mut place = pin!(alarm.until(waiting.until_ns.min(self.deadline), waiting));
-            let mut watched = true;
-            poll_fn(|cx| {
-                if let Poll::Ready(place) = place.as_mut().poll(cx) {
-                    return Poll::Ready(Some((place, watched)));
-                }
-                if watched && let Poll::Ready(read) = gone.as_mut().poll(cx) {
-                    watched = false;
-                    if matches!(read, Ok(0) | Err(Fault::Closed | Fault::Reset | Fault::Alert)) {
-                        return Poll::Ready(None);
-                    }
-                }
-                Poll::Pending
-            })
-            .await
-        };
-        match result {
+        let place = pin!(alarm.until(waiting.until_ns.min(self.deadline), waiting));
+        match unless_gone(downstream, Meanwhile::Keep, place).await {
             None => Err(Failure::downstream(Stage::Admit, Cause::Closed)),
-            Some((place, watched)) => {
-                if watched {
-                    caller.cancel_read();
-                    let _ = gone.await;
-                }
-                self.took(place)
-            }
+            Some(place) => self.took(place),
         }
     }
 

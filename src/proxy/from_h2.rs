@@ -24,6 +24,7 @@ use super::h2_io::{Floods, Keepalive, Lent, Place, SMALL_FRAMES_MAX, unless_stop
 use super::kept::Upload;
 use super::over_h2::{Head, give_up, head};
 use super::relay::{Direction, Web, unless_reset};
+use super::shaped;
 use super::tunnel_h2;
 use super::{First, InProgress, Path, TOO_SOON, blamed, both, fault, idle, retry_of, told, without_service};
 use crate::authorize::Verdict;
@@ -208,11 +209,12 @@ async fn served(
     account.want(affinity);
     let denied = decision.as_ref().is_some_and(|decision| decision.verdict == Verdict::Deny);
     let mut was_reset = was_reset;
-    if let Some(delay) = turn.as_ref().and_then(|turn| turn.delay()) {
+    if let Some(turn) = turn.as_deref().filter(|turn| turn.is_held_up()) {
         let timeout = to.and_then(|route| route.timeout);
         let deadline = timeout.map_or(NEVER, |timeout| account.started.saturating_add(ns(timeout)));
         // Boxed: hardly any is held up.
-        was_reset |= Box::pin(fault::hold_up_stream(shard, account, respond, delay, deadline)).await;
+        was_reset |=
+            Box::pin(fault::hold_up_stream(shard, account, turn, respond, &mut body, deadline)).await;
     }
     let answers = turn.as_ref().is_some_and(|turn| turn.is_answer());
     let result = match (&checked, &service) {
@@ -289,7 +291,10 @@ async fn served(
         protocol: caller.origin(parts).map_or("HTTP/2", |origin| origin.0.name()),
     };
     account.leaves_later(&shard.gathered);
-    account.close(shard, view, &shown, service.as_ref(), result.err().flatten());
+    // What ended on purpose is no failure.
+    let on_purpose = turn.as_ref().is_some_and(|turn| turn.was_truncated());
+    let failure = result.err().flatten().filter(|_| !on_purpose);
+    account.close(shard, view, &shown, service.as_ref(), failure);
 }
 
 fn is_too_large(facts: &Facts, limit: u64) -> bool {
@@ -408,6 +413,7 @@ impl Call<'_> {
             octets_max: limits.body_bytes_max,
             messages: self.path.account.request_messages(),
             web: Web::Same,
+            shape: None,
             sender: |cause| Failure::downstream(Stage::Request, cause),
             receiver: |cause| Failure::upstream(Stage::Request, cause),
         }
@@ -421,6 +427,7 @@ impl Call<'_> {
             octets: &self.path.account.response_body_bytes,
             octets_max: 0,
             messages: self.path.account.response_messages(),
+            shape: self.turn.and_then(Turn::shape),
             sender: |cause| Failure::upstream(Stage::Body, cause),
             receiver: |cause| Failure::downstream(Stage::Body, cause),
             ..self.there(alarm)
@@ -577,6 +584,7 @@ impl Call<'_> {
         }
         let web = web.and_then(|web| web.of_response(&mut parts.headers));
         let status = parts.status.as_u16();
+        let length = self.turn.and_then(Turn::shape).and_then(|_| shaped::length_told(&parts.headers));
         self.path.account.mint(&mut parts.headers);
         // What comes behind a head without a body is no part of the response: left, h2 resets the stream.
         let ended = adopted || from.is_end_stream() || matches!(status, 204 | 304);
@@ -588,6 +596,9 @@ impl Call<'_> {
             return Ok(());
         }
         let back = Direction { web: web.map_or(Web::Same, Web::Encode), ..self.back(alarm) };
+        if let Some(shape) = back.shape {
+            shape.begin(length);
+        }
         let (result, reset) =
             unless_reset(|cx| to.borrow_mut().poll_reset(cx), || alarm.by(0), back.h2_to_h2(&mut from, &to))
                 .await;

@@ -463,6 +463,7 @@ impl Shadow {
                 octets_max: 0,
                 messages: None,
                 web: Web::Same,
+                shape: None,
                 sender: |cause| Failure::local(Stage::Request, cause),
                 receiver: |cause| Failure::upstream(Stage::Request, cause),
             };

@@ -18,12 +18,14 @@ mod handshake;
 mod idle;
 mod judge;
 mod kept;
+mod leaving;
 mod mirror;
 mod over_h1;
 mod over_h2;
 mod relay;
 mod request;
 mod response;
+mod shaped;
 mod told;
 mod tunnel;
 mod tunnel_h2;
@@ -161,10 +163,11 @@ enum Settled {
 async fn exchange(shard: &Rc<Shard>, downstream: &mut Downstream, asked: &mut Asked) -> Fate {
     let _exchange = InProgress::count(shard);
     let account = Account::new(asked.started, asked.head_waited_us);
-    if asked.turn.as_ref().is_some_and(|turn| turn.delay().is_some()) {
+    let has_left = match asked.turn.as_ref().is_some_and(|turn| turn.is_held_up()) {
+        false => false,
         // Boxed: hardly any is held up.
-        Box::pin(fault::hold_up(shard, &account, asked)).await;
-    }
+        true => Box::pin(fault::hold_up(shard, &account, downstream, asked)).await,
+    };
     let route = asked.route.id().and_then(|id| asked.view.snapshot.routes.routes().get(id as usize));
     let service = asked.service.id().map(|id| shard.service(&asked.view, id));
     let mut deadline = route.and_then(|r| r.timeout).map_or(NEVER, |t| asked.started.saturating_add(ns(t)));
@@ -186,6 +189,7 @@ async fn exchange(shard: &Rc<Shard>, downstream: &mut Downstream, asked: &mut As
             Err(Some(Failure::downstream(Stage::Authorize, Cause::Denied)))
         }
         _ if asked.turn.as_ref().is_some_and(|turn| turn.is_too_soon()) => Err(Some(TOO_SOON)),
+        _ if has_left => Err(Some(Failure::downstream(Stage::Head, Cause::Closed))),
         _ if asked.turn.as_ref().is_some_and(|turn| turn.resets()) => Ok(Fate::Reset),
         _ if asked.answer_here || asked.turn.as_ref().is_some_and(|turn| turn.is_answer()) => Err(None),
         _ if let Some(cause) = tunnel_refused(asked, route) => Err(Some(Failure::local(Stage::Route, cause))),
@@ -239,7 +243,10 @@ async fn exchange(shard: &Rc<Shard>, downstream: &mut Downstream, asked: &mut As
         }
     };
     let shown = Shown::of(downstream, Some(asked));
-    account.close(shard, &asked.view, &shown, service.as_ref(), result.err().flatten());
+    // What ended on purpose is no failure.
+    let on_purpose = asked.turn.as_ref().is_some_and(|turn| turn.was_truncated());
+    let failure = result.err().flatten().filter(|_| !on_purpose);
+    account.close(shard, &asked.view, &shown, service.as_ref(), failure);
     downstream.affinity.set(account.spent());
     downstream.used_up(shard, asked.head_len + body.unwrap_or(0));
     fate

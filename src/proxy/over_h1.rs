@@ -228,6 +228,9 @@ impl Call<'_> {
         let mut clean = input.is_empty();
         if !ended {
             let back = self.back(alarm);
+            if let Some(shape) = back.shape {
+                shape.begin(answer.length());
+            }
             let (result, reset) = unless_reset(
                 |cx| to.borrow_mut().poll_reset(cx),
                 || {
@@ -335,6 +338,16 @@ pub(super) struct Answer {
     keep_alive: bool,
     idle_seconds: Option<u64>,
     nominated_trailers: Vec<Box<str>>,
+}
+
+impl Answer {
+    /// How long its body is, where that is told.
+    fn length(&self) -> Option<u64> {
+        match self.framing {
+            Framing::Length(length) => Some(length),
+            Framing::None | Framing::Chunked | Framing::UntilClose => None,
+        }
+    }
 }
 
 /// What became of an upstream HTTP/1.1 connection.

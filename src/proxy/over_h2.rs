@@ -106,6 +106,7 @@ async fn exchange(
             Some(Translation { request: Form::Text, .. }) => Web::Decode(&decoder),
             _ => Web::Same,
         },
+        shape: None,
         sender: |cause| Failure::downstream(Stage::Request, cause),
         receiver: |cause| Failure::upstream(Stage::Request, cause),
     };
@@ -287,6 +288,10 @@ impl Back<'_> {
         let refused = |cause| Failure::upstream(Stage::Response, cause);
         let framing =
             message::framing(&parts, ended, asked.method == Method::Head, asked.version).map_err(refused)?;
+        let length = match framing {
+            Framing::Length(length) => Some(length),
+            Framing::None | Framing::Chunked | Framing::UntilClose => None,
+        };
         let close = !asked.keep_alive
             || !self.sent.get()
             // Sent in the hope of a tunnel: not to be read as a request.
@@ -318,9 +323,13 @@ impl Back<'_> {
                 octets_max: 0,
                 messages: path.account.response_messages(),
                 web: web.map_or(Web::Same, Web::Encode),
+                shape: asked.turn.as_ref().and_then(|turn| turn.shape()),
                 sender: |cause| Failure::upstream(Stage::Body, cause),
                 receiver: |cause| Failure::downstream(Stage::Body, cause),
             };
+            if let Some(shape) = way.shape {
+                shape.begin(length);
+            }
             if !is_there(&mut body) {
                 // The head does not wait for the body.
                 self.send(to, out).await?;

@@ -16,6 +16,7 @@ use pin_project_lite::pin_project;
 
 use super::account::Account;
 use super::kept::{Kept, Pieces};
+use super::shaped;
 use crate::failure::{Cause, Failure};
 use crate::http::body::{self, HEADROOM, Reframer, TAILROOM};
 use crate::http::grpc::Messages;
@@ -23,6 +24,7 @@ use crate::http::grpc_web::{self, Decoder, Form, NotBase64};
 use crate::http::{Framing, h2 as message};
 use crate::io::timed::Alarm;
 use crate::io::{Patience, Reader, Writer};
+use crate::route::shape::Shape;
 use crate::shard::Shard;
 use crate::shard::buffers::{Buffer, Buffers};
 use crate::shard::clock::ns;
@@ -48,6 +50,8 @@ pub(super) struct Direction<'x> {
     pub(super) messages: Option<&'x Cell<Messages>>,
     /// How a gRPC-Web call is translated.
     pub(super) web: Web<'x>,
+    /// What is done to the body on purpose.
+    pub(super) shape: Option<&'x Shape>,
     /// The sender's failure, and the receiver's.
     pub(super) sender: fn(Cause) -> Failure,
     pub(super) receiver: fn(Cause) -> Failure,
@@ -109,7 +113,11 @@ impl Direction<'_> {
             let piece = self.with_what_follows(piece, from)?;
             let ended = from.is_over();
             let length = piece.len();
-            let piece = self.translate(piece, ended)?;
+            let mut piece = self.translate(piece, ended)?;
+            if let Some(shape) = self.shape {
+                // Boxed: hardly any is.
+                Box::pin(self.write_shaped(shape, std::mem::take(&mut piece), framing, to, out)).await?;
+            }
             match framing {
                 Framing::Chunked if !piece.is_empty() => body::write_chunk(&piece, out),
                 Framing::Chunked => {}
@@ -313,9 +321,14 @@ impl Direction<'_> {
             if piece.is_empty() {
                 return if ended { to.borrow_mut().send_data(piece, true).map_err(refused) } else { Ok(()) };
             }
+            let most = match self.shape {
+                None => piece.len(),
+                // Boxed: hardly any is.
+                Some(shape) => Box::pin(self.may_put(shape, piece.len())).await?,
+            };
             let mut room = {
                 let mut to = to.borrow_mut();
-                to.reserve_capacity(piece.len());
+                to.reserve_capacity(most);
                 to.capacity()
             };
             if room == 0 {
@@ -334,16 +347,57 @@ impl Direction<'_> {
                     }
                 };
             }
-            let part = piece.split_to(room.min(piece.len()));
+            let part = piece.split_to(room.min(most));
             if part.is_empty() {
                 continue;
             }
             let last = ended && piece.is_empty();
+            if let Some(shape) = self.shape {
+                shape.gone(part.len(), self.shard.clock.now());
+            }
             to.borrow_mut().send_data(part, last).map_err(refused)?;
             if piece.is_empty() {
                 return Ok(());
             }
         }
+    }
+
+    /// How much of a body that something is done to may go next.
+    async fn may_put(&self, shape: &Shape, want: usize) -> Result<usize, Failure> {
+        let granted = shaped::grant(shape, self.shard, self.account, self.alarm, self.deadline, want).await;
+        if shape.was_truncated() {
+            self.octets.set(shape.passed());
+            shaped::let_leave(self.shard, self.alarm).await;
+        }
+        granted
+    }
+
+    /// Sends a piece of such a body by HTTP/1.1, with what is in `out` before it.
+    async fn write_shaped(
+        &self,
+        shape: &Shape,
+        mut piece: Bytes,
+        framing: Framing,
+        to: &mut Writer,
+        out: &mut Vec<u8>,
+    ) -> Result<(), Failure> {
+        while !piece.is_empty() {
+            let granted =
+                shaped::grant(shape, self.shard, self.account, self.alarm, self.deadline, piece.len()).await;
+            if shape.was_truncated() {
+                self.octets.set(shape.passed());
+                // The head, where nothing of the body was to go.
+                self.write(to, out).await?;
+            }
+            let part = piece.split_to(granted?);
+            match framing {
+                Framing::Chunked => body::write_chunk(&part, out),
+                _ => out.extend_from_slice(&part),
+            }
+            self.write(to, out).await?;
+            shape.gone(part.len(), self.shard.clock.now());
+        }
+        Ok(())
     }
 
     async fn write(&self, to: &mut Writer, out: &mut Vec<u8>) -> Result<(), Failure> {

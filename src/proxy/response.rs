@@ -26,19 +26,19 @@ pub(super) struct Way<'x> {
 }
 
 /// What is known of a response when its head is there.
-struct Answer {
-    framing: Framing,
-    keep_alive: bool,
+pub(super) struct Answer {
+    pub(super) framing: Framing,
+    pub(super) keep_alive: bool,
     /// Seconds that the origin says it keeps an idle connection for.
     idle_seconds: Option<u32>,
     /// Whether the caller's connection ends after this response.
     close: bool,
-    status: u16,
+    pub(super) status: u16,
     /// Whether the connection is a tunnel from here on: a 101 that was not asked for never gets here.
     upgrade: bool,
     /// Whether the caller does not get it: there is another attempt.
     withheld: bool,
-    head_len: u32,
+    pub(super) head_len: u32,
     /// Trailers that concern the last hop only. In a word, because the future of every connection has room for them.
     nominated_trailers: Option<Box<Nominated>>,
 }
@@ -81,7 +81,11 @@ pub(super) async fn carry(way: &Way<'_>, from: &mut Reader, to: &mut Writer) -> 
         if answer.withheld {
             return Ok(answer.ended(way.is_all_here(&mut held, &answer), Buffer::default()));
         }
-        let reusable = way.body(from, to, &mut held, &mut answer).await?;
+        let reusable = match way.shape(&answer) {
+            None => way.body(from, to, &mut held, &mut answer).await?,
+            // Boxed: hardly any is.
+            Some(shape) => Box::pin(way.shaped_body(shape, from, to, &mut held, &mut answer)).await?,
+        };
         Ok(answer.ended(reusable, Buffer::default()))
     }
     .await;
@@ -91,6 +95,19 @@ pub(super) async fn carry(way: &Way<'_>, from: &mut Reader, to: &mut Writer) -> 
 }
 
 impl Answer {
+    /// How long its body is, where that is told.
+    pub(super) fn length(&self) -> Option<u64> {
+        match self.framing {
+            Framing::Length(length) => Some(length),
+            Framing::None | Framing::Chunked | Framing::UntilClose => None,
+        }
+    }
+
+    /// Names of trailers that concern the last hop only. Once.
+    pub(super) fn nominated(&mut self) -> Vec<Box<str>> {
+        self.nominated_trailers.take().map_or_else(Vec::new, |names| names.0)
+    }
+
     fn ended(&self, reusable: bool, behind: Buffer) -> Answered {
         let Self { idle_seconds, close, upgrade, withheld, .. } = *self;
         Answered { idle_seconds, close, upgrade, withheld, reusable, behind }
@@ -98,11 +115,11 @@ impl Answer {
 }
 
 /// The buffers of the way back, given back however it ends.
-struct Held {
+pub(super) struct Held {
     /// What came from the service.
-    input: Buffer,
+    pub(super) input: Buffer,
     /// What goes to the caller; taken when the service has answered, so that a waiting exchange holds one buffer less.
-    out: Buffer,
+    pub(super) out: Buffer,
 }
 
 impl Way<'_> {
@@ -134,7 +151,7 @@ impl Way<'_> {
     }
 
     /// How the caller is told the end of a body that ends for the service in this way.
-    fn framing_out(&self, framing: Framing) -> Framing {
+    pub(super) fn framing_out(&self, framing: Framing) -> Framing {
         match (framing, self.asked.version) {
             (Framing::Chunked | Framing::UntilClose, Version::Http11) => Framing::Chunked,
             (Framing::Chunked | Framing::UntilClose, Version::Http10) => Framing::UntilClose,
@@ -246,7 +263,7 @@ impl Way<'_> {
         let limits = &self.asked.view.snapshot.limits;
         let broken = |cause| Failure::upstream(Stage::Body, cause);
         let mut reframer = Reframer::new(answer.framing, self.framing_out(answer.framing))
-            .without_trailers(answer.nominated_trailers.take().map_or_else(Vec::new, |names| names.0));
+            .without_trailers(answer.nominated());
         let first = reframer.reframe(&mut held.input, answer.head_len as usize, limits).map_err(broken)?;
         let together = held.out.len() + first.send.len() <= held.out.capacity();
         if together {
@@ -330,7 +347,7 @@ impl Way<'_> {
     }
 
     /// Reads from the service: a wait for a peer. Bytes of a body need [`TAILROOM`] kept free behind them.
-    async fn read(
+    pub(super) async fn read(
         &self,
         from: &mut Reader,
         buffer: &mut Vec<u8>,
@@ -345,7 +362,7 @@ impl Way<'_> {
     }
 
     /// Sends a head (with what is there of the body): the proxy's own time.
-    async fn send(&self, to: &mut Writer, out: &mut Vec<u8>) -> Result<(), Failure> {
+    pub(super) async fn send(&self, to: &mut Writer, out: &mut Vec<u8>) -> Result<(), Failure> {
         let stall = self.asked.view.snapshot.timeouts.body_stall;
         let patience = Patience { clock: &self.path.shard.clock, stall, until: self.path.deadline };
         let result = to.write_all(out, 0, patience).await;
@@ -353,7 +370,12 @@ impl Way<'_> {
     }
 
     /// Sends a part of a long body: how long that takes is the caller's doing.
-    async fn send_waiting(&self, to: &mut Writer, out: &mut Vec<u8>, start: usize) -> Result<(), Failure> {
+    pub(super) async fn send_waiting(
+        &self,
+        to: &mut Writer,
+        out: &mut Vec<u8>,
+        start: usize,
+    ) -> Result<(), Failure> {
         let stall = self.asked.view.snapshot.timeouts.body_stall;
         let patience = Patience { clock: &self.path.shard.clock, stall, until: self.path.deadline };
         self.path.account.wait(self.path.shard.clock.now());
@@ -362,7 +384,7 @@ impl Way<'_> {
         result.map_err(|fault| Failure::downstream(Stage::Body, super::cause(fault)))
     }
 
-    fn count(&self, content: usize) {
+    pub(super) fn count(&self, content: usize) {
         let bytes = &self.path.account.response_body_bytes;
         bytes.set(bytes.get() + content as u64);
     }

@@ -21,6 +21,7 @@ pub mod path;
 mod patterns;
 pub mod percent;
 mod regex;
+pub mod shape;
 pub mod split;
 mod table;
 mod template;

@@ -137,14 +137,30 @@ fn what_is_wrong_with_a_fault_is_told_with_its_remedy() {
     let base = "[[listener]]\naddress = \"127.0.0.1:15001\"\n[[service]]\nname = \"a\"\nendpoints = [\"127.0.0.1:1\"]\n[[route]]\nservice = \"a\"\n";
     for (fault, want) in [
         ("{}", "this fault does nothing"),
-        ("{ delay = { percent = 5 } }", "either `fixed`, or from `least` to `most`"),
-        ("{ delay = { fixed = \"1s\", least = \"1s\" } }", "either `fixed`, or from `least` to `most`"),
+        ("{ delay = { percent = 5 } }", "a delay is `fixed`, `exponential`"),
+        ("{ delay = { fixed = \"1s\", least = \"1s\" } }", "a delay is `fixed`, `exponential`"),
+        ("{ delay = { least = \"1s\" } }", "a delay is `fixed`, `exponential`"),
+        ("{ delay = { normal = \"1s\" } }", "`normal` with a `deviation`"),
+        ("{ delay = { exponential = \"1s\", deviation = \"1s\" } }", "a delay is `fixed`, `exponential`"),
+        ("{ delay = { exponential = \"1s\", normal = \"1s\" } }", "a delay is `fixed`, `exponential`"),
+        (
+            "{ delay = { exponential = \"1s\", least = \"2s\", most = \"1s\" } }",
+            "the longest delay is shorter",
+        ),
+        ("{ delay = { normal = \"1s\", deviation = \"0s\" } }", "out of its bounds"),
         ("{ delay = { least = \"2s\", most = \"1s\" } }", "the longest delay is shorter"),
         ("{ delay = { fixed = \"10m\" } }", "out of its bounds"),
         ("{ abort = { percent = 5 } }", "needs one of `status`"),
         ("{ abort = { status = 503, reset = true } }", "is one of `status`"),
         ("{ abort = { status = 200 } }", "out of its bounds"),
         ("{ abort = { reset = false } }", "resets nothing"),
+        ("{ abort = { half_open_max = \"10m\" } }", "out of its bounds"),
+        ("{ abort = { half_open_max = \"1m\", reset = true } }", "is one of `status`"),
+        ("{ truncate = { percent = 5 } }", "says `after` or `after_percent`"),
+        ("{ truncate = { after_percent = 100 } }", "out of its bounds"),
+        ("{ truncate = { after = 5 } }", "needs a unit"),
+        ("{ bandwidth = { percent = 5 } }", "needs a `response_rate`"),
+        ("{ bandwidth = { response_rate = \"100B\" } }", "out of its bounds"),
     ] {
         let report = match config::parse("bad.toml", &format!("{base}fault = {fault}\n"), &|_| None) {
             Ok(_) => panic!("{fault}: no error"),

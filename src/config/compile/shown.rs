@@ -4,11 +4,11 @@
 use http::HeaderName;
 
 use super::super::raw::{RawPath, RawRedirect, RawRewrite};
-use super::super::values::{duration_text, quoted};
+use super::super::values::{duration_text, quoted, size_text};
 use crate::route::answer::Respond;
 use crate::route::changes::FieldChanges;
 use crate::route::cors::{Cors, Origin};
-use crate::route::fault::{Fault, How};
+use crate::route::fault::{Bandwidth, Fault, How, Spread, Truncate, Where};
 use crate::route::path::NewPath;
 use crate::route::split::{SameSite, SetCookie};
 use crate::route::text::Text;
@@ -117,17 +117,37 @@ pub(super) fn fault(fault: &Fault) -> String {
     let mut keys = Vec::new();
     keys.extend(fault.delay.map(|delay| {
         let [least, most] = [delay.least, delay.most].map(|time| quoted(&duration_text(time)));
-        let time =
-            if least == most { format!("fixed = {most}") } else { format!("least = {least}, most = {most}") };
-        format!("delay = {{ percent = {}, {time} }}", delay.percent)
+        let spread = match delay.spread {
+            Spread::Even if least == most => format!("fixed = {most}"),
+            Spread::Even => format!("least = {least}, most = {most}"),
+            Spread::Exponential { mean } => {
+                format!("exponential = {}, least = {least}, most = {most}", quoted(&duration_text(mean)))
+            }
+            Spread::Normal { mean, deviation } => format!(
+                "normal = {}, deviation = {}, least = {least}, most = {most}",
+                quoted(&duration_text(mean)),
+                quoted(&duration_text(deviation))
+            ),
+        };
+        format!("delay = {{ percent = {}, {spread} }}", delay.percent)
     }));
     keys.extend(fault.abort.map(|abort| {
         let how = match abort.how {
             How::Status(status) => format!("status = {status}"),
             How::Grpc(code) => format!("grpc_status = {code}"),
             How::Reset => "reset = true".into(),
+            How::HalfOpen(most) => format!("half_open_max = {}", quoted(&duration_text(most))),
         };
         format!("abort = {{ percent = {}, {how} }}", abort.percent)
+    }));
+    keys.extend(fault.truncate.map(|Truncate { percent, at: Where { part, after } }| {
+        let after = after.map(|after| format!(", after = {}", quoted(&size_text(after)))).unwrap_or_default();
+        let part = part.map(|part| format!(", after_percent = {part}")).unwrap_or_default();
+        format!("truncate = {{ percent = {percent}{after}{part} }}")
+    }));
+    keys.extend(fault.bandwidth.map(|Bandwidth { percent, response_rate }| {
+        let rate = quoted(&size_text(response_rate.get()));
+        format!("bandwidth = {{ percent = {percent}, response_rate = {rate} }}")
     }));
     keys.extend(fault.by_header.then(|| "by_header = true".into()));
     table(&keys)

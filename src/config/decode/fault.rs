@@ -1,11 +1,14 @@
 //! `fault` of a `[[route]]`: what it does to its requests on purpose. Called by `action`.
 
+use std::num::NonZeroU64;
+use std::time::Duration;
+
 use super::super::raw::At;
 use super::super::reader::{Item, Opened, Reader};
 use super::super::report::{Place, Problem};
 use super::super::{defaults, schema};
 use super::canary;
-use crate::route::fault::{Abort, Delay, Fault, How};
+use crate::route::fault::{Abort, Bandwidth, Delay, Fault, How, Spread, Truncate, Where};
 use crate::route::percent::Percent;
 
 pub(super) fn fault(reader: &mut Reader<'_>, item: &Item<'_>) -> Option<At<Fault>> {
@@ -14,16 +17,19 @@ pub(super) fn fault(reader: &mut Reader<'_>, item: &Item<'_>) -> Option<At<Fault
     let table = reader.table(&schema::FAULT, item)?;
     let delay = table.value("delay").and_then(|item| delay(reader, item));
     let abort = table.value("abort").and_then(|item| abort(reader, item));
+    let truncate = table.value("truncate").and_then(|item| truncate(reader, item));
+    let bandwidth = table.value("bandwidth").and_then(|item| bandwidth(reader, item));
     let by_header = table.value("by_header").and_then(|item| reader.flag("route.fault.by_header", item));
     let by_header = by_header.is_some_and(|at| at.value);
-    if reader.problems.errors() == before && delay.is_none() && abort.is_none() && !by_header {
+    let fault = Fault { delay, abort, truncate, bandwidth, by_header };
+    if reader.problems.errors() == before && fault == Fault::default() {
         reader.problems.error(|| {
             Problem::at(place, "this fault does nothing").help(
-                "write fault = { delay = { percent = 10, fixed = \"200ms\" } }, `abort` or by_header = true",
+                "write fault = { delay = { percent = 10, fixed = \"200ms\" } }, `abort`, `truncate`, `bandwidth` or by_header = true",
             )
         });
     }
-    Some(At { value: Fault { delay, abort, by_header }, place, variable: 0 })
+    Some(At { value: fault, place, variable: 0 })
 }
 
 fn share(reader: &mut Reader<'_>, key: &str, table: &Opened<'_>) -> Percent {
@@ -35,35 +41,91 @@ fn delay(reader: &mut Reader<'_>, item: &Item<'_>) -> Option<Delay> {
     let place = reader.place(item.span());
     let table = reader.table(&schema::FAULT_DELAY, item)?;
     let percent = share(reader, "route.fault.delay.percent", &table);
-    let mut time = |name, key| table.value(name).and_then(|item| reader.duration(key, item));
+    let mut time =
+        |name, key| table.value(name).map(|item| reader.duration(key, item).ok_or(Wrong)).transpose();
+    // Each mistake is told, not the first alone.
     let fixed = time("fixed", &defaults::FAULT_DELAY);
-    let (least, most) =
-        (time("least", &defaults::FAULT_DELAY_LEAST), time("most", &defaults::FAULT_DELAY_MOST));
-    let given = ["fixed", "least", "most"].map(|key| table.value(key).is_some());
-    match (fixed, least, most) {
-        (Some(fixed), None, None) if given == [true, false, false] => {
-            Some(Delay { percent, least: fixed.value, most: fixed.value })
+    let exponential = time("exponential", &defaults::FAULT_DELAY_EXPONENTIAL);
+    let normal = time("normal", &defaults::FAULT_DELAY_NORMAL);
+    let deviation = time("deviation", &defaults::FAULT_DELAY_DEVIATION);
+    let least = time("least", &defaults::FAULT_DELAY_LEAST);
+    let most = time("most", &defaults::FAULT_DELAY_MOST);
+    let (fixed, exponential, normal) = (fixed.ok()?, exponential.ok()?, normal.ok()?);
+    let (deviation, least, most) = (deviation.ok()?, least.ok()?, most.ok()?);
+    if let (Some(least), Some(most)) = (&least, &most)
+        && least.value > most.value
+    {
+        reader.problems.error(|| {
+            Problem::at(most.place, "the longest delay is shorter than the shortest")
+                .other(least.place, "the shortest")
+                .help("let `least` be no more than `most`")
+        });
+        return None;
+    }
+    let is_bounded = least.is_some() && most.is_some();
+    let bounds = (
+        least.as_ref().map_or(Duration::ZERO, |least| least.value),
+        most.as_ref().map_or(Fault::DELAY_MAX, |most| most.value),
+    );
+    let ((least, most), spread) = match (fixed, exponential, normal, deviation) {
+        (Some(fixed), None, None, None) if least.is_none() && most.is_none() => {
+            ((fixed.value, fixed.value), Spread::Even)
         }
-        (None, Some(least), Some(most)) if least.value <= most.value => {
-            Some(Delay { percent, least: least.value, most: most.value })
+        (None, None, None, None) if is_bounded => (bounds, Spread::Even),
+        (None, Some(mean), None, None) => (bounds, Spread::Exponential { mean: mean.value }),
+        (None, None, Some(mean), Some(deviation)) => {
+            (bounds, Spread::Normal { mean: mean.value, deviation: deviation.value })
         }
-        (None, Some(least), Some(most)) => {
-            reader.problems.error(|| {
-                Problem::at(most.place, "the longest delay is shorter than the shortest")
-                    .other(least.place, "the shortest")
-                    .help("let `least` be no more than `most`")
-            });
-            None
-        }
-        _ if matches!(given, [true, false, false] | [false, true, true]) => None,
         _ => {
             reader.problems.error(|| {
-                Problem::at(place, "a delay is either `fixed`, or from `least` to `most`")
-                    .help("write delay = { percent = 10, fixed = \"200ms\" }")
+                Problem::at(
+                    place,
+                    "a delay is `fixed`, `exponential`, `normal` with a `deviation`, or from `least` to `most`",
+                )
+                .help("write delay = { percent = 10, fixed = \"200ms\" }, or { normal = \"200ms\", deviation = \"50ms\", most = \"1s\" }")
             });
-            None
+            return None;
         }
+    };
+    Some(Delay { percent, least, most, spread })
+}
+
+/// It was told what is wrong.
+struct Wrong;
+
+fn truncate(reader: &mut Reader<'_>, item: &Item<'_>) -> Option<Truncate> {
+    let place = reader.place(item.span());
+    let table = reader.table(&schema::FAULT_TRUNCATE, item)?;
+    let percent = share(reader, "route.fault.truncate.percent", &table);
+    let after = table.value("after").and_then(|item| reader.size(&defaults::FAULT_TRUNCATE_AFTER, item));
+    let bounds = defaults::FAULT_TRUNCATE_PERCENT;
+    let part = table
+        .value("after_percent")
+        .and_then(|item| canary::percent(reader, "route.fault.truncate.after_percent", item, bounds))
+        .and_then(|at| Percent::new(at.value));
+    if ["after", "after_percent"].iter().all(|key| table.value(key).is_none()) {
+        reader.problems.error(|| {
+            Problem::at(place, "where a body is cut says `after` or `after_percent`")
+                .help("write truncate = { percent = 1, after = \"1KiB\" }")
+        });
+        return None;
     }
+    Some(Truncate { percent, at: Where { part, after: after.map(|after| after.value) } })
+}
+
+fn bandwidth(reader: &mut Reader<'_>, item: &Item<'_>) -> Option<Bandwidth> {
+    let place = reader.place(item.span());
+    let table = reader.table(&schema::FAULT_BANDWIDTH, item)?;
+    let percent = share(reader, "route.fault.bandwidth.percent", &table);
+    let Some(rate) = table.value("response_rate") else {
+        reader.problems.error(|| {
+            Problem::at(place, "a bandwidth needs a `response_rate`")
+                .help("write bandwidth = { percent = 10, response_rate = \"64KiB\" }, which is a second's")
+        });
+        return None;
+    };
+    let rate = reader.size(&defaults::FAULT_RESPONSE_RATE, rate)?;
+    Some(Bandwidth { percent, response_rate: NonZeroU64::new(rate.value)? })
 }
 
 fn abort(reader: &mut Reader<'_>, item: &Item<'_>) -> Option<Abort> {
@@ -73,14 +135,17 @@ fn abort(reader: &mut Reader<'_>, item: &Item<'_>) -> Option<Abort> {
     let status = table.value("status").and_then(|item| reader.count(&defaults::FAULT_STATUS, item));
     let code = table.value("grpc_status").and_then(|item| reader.count(&defaults::FAULT_GRPC_STATUS, item));
     let reset = table.value("reset").and_then(|item| reader.flag("route.fault.abort.reset", item));
-    let given: Vec<Place> = ["status", "grpc_status", "reset"]
+    let half_open = table.value("half_open_max");
+    let half_open = half_open.and_then(|item| reader.duration(&defaults::FAULT_HALF_OPEN, item));
+    let given: Vec<Place> = ["status", "grpc_status", "reset", "half_open_max"]
         .into_iter()
         .filter_map(|key| Some(reader.place(table.value(key)?.span())))
         .collect();
     let how = match given[..] {
-        [_] => match (status, code, reset) {
+        [_] => match (status, code, half_open, reset) {
             (Some(status), ..) => Some(How::Status(status.value)),
-            (_, Some(code), _) => Some(How::Grpc(code.value)),
+            (_, Some(code), ..) => Some(How::Grpc(code.value)),
+            (_, _, Some(most), _) => Some(How::HalfOpen(most.value)),
             (.., Some(reset)) if reset.value => Some(How::Reset),
             (.., Some(reset)) => {
                 reader.problems.error(|| {
@@ -93,7 +158,7 @@ fn abort(reader: &mut Reader<'_>, item: &Item<'_>) -> Option<Abort> {
         },
         [first, second, ..] => {
             reader.problems.error(|| {
-                Problem::at(second, "an abort is one of `status`, `grpc_status` and `reset`")
+                Problem::at(second, "an abort is one of `status`, `grpc_status`, `reset` and `half_open_max`")
                     .label("the second")
                     .other(first, "the first")
                     .help("keep one of them")
@@ -102,8 +167,11 @@ fn abort(reader: &mut Reader<'_>, item: &Item<'_>) -> Option<Abort> {
         }
         [] => {
             reader.problems.error(|| {
-                Problem::at(place, "an abort needs one of `status`, `grpc_status` and `reset`")
-                    .help("write abort = { percent = 1, status = 503 }")
+                Problem::at(
+                    place,
+                    "an abort needs one of `status`, `grpc_status`, `reset` and `half_open_max`",
+                )
+                .help("write abort = { percent = 1, status = 503 }")
             });
             None
         }

@@ -7,11 +7,11 @@ use serde_json::{Value, json};
 use super::Line;
 use super::policies::Chosen;
 use super::question::Lines;
-use crate::config::duration_text;
+use crate::config::{duration_text, size_text};
 use crate::route::Action;
 use crate::route::changes::{Change, FieldChanges};
 use crate::route::cors::{Kind, Origin};
-use crate::route::fault::{Fault, How};
+use crate::route::fault::{Bandwidth, Fault, How, Spread, Truncate, Where};
 use crate::route::mirror::Mirror;
 use crate::route::text::Seen;
 
@@ -168,9 +168,16 @@ pub(super) fn fault(chosen: &Chosen<'_>) -> Option<Line> {
     let fault = chosen.route.fault.as_ref()?;
     let mut parts = Vec::new();
     if let Some(delay) = &fault.delay {
-        let time = match delay.least == delay.most {
-            true => duration_text(delay.most),
-            false => format!("{} to {}", duration_text(delay.least), duration_text(delay.most)),
+        let bounds = format!("{} to {}", duration_text(delay.least), duration_text(delay.most));
+        let time = match delay.spread {
+            Spread::Even if delay.least == delay.most => duration_text(delay.most),
+            Spread::Even => bounds,
+            Spread::Exponential { mean } => {
+                format!("{bounds}, exponentially, {} on average", duration_text(mean))
+            }
+            Spread::Normal { mean, deviation } => {
+                format!("{bounds}, normally, {} ± {}", duration_text(mean), duration_text(deviation))
+            }
         };
         parts.push(format!("{} % are held up for {time}", delay.percent));
     }
@@ -179,12 +186,26 @@ pub(super) fn fault(chosen: &Chosen<'_>) -> Option<Line> {
             How::Status(status) => format!("answered with {status}"),
             How::Grpc(code) => format!("answered with gRPC status {code}"),
             How::Reset => "reset".into(),
+            How::HalfOpen(most) => format!("never answered, and reset after {}", duration_text(most)),
         };
         parts.push(format!("{} % are {how}", abort.percent));
     }
+    if let Some(Truncate { percent, at: Where { part, after } }) = fault.truncate {
+        let part = part.map(|part| format!("{part} % of their length"));
+        let after = after.map(size_text);
+        let place = match (part, after) {
+            (Some(part), Some(after)) => format!("{part}, or {after} where that is not told"),
+            (part, after) => part.or(after).unwrap_or_default(),
+        };
+        parts.push(format!("bodies of {percent} % of responses are cut after {place}"));
+    }
+    if let Some(Bandwidth { percent, response_rate }) = fault.bandwidth {
+        let rate = size_text(response_rate.get());
+        parts.push(format!("bodies of {percent} % of responses have {rate}/s"));
+    }
     if fault.by_header {
         // What this one asks for itself: no chance is asked.
-        let asks = Fault { delay: None, abort: None, by_header: true }.draw(chosen.call.fields, || 0);
+        let asks = Fault { by_header: true, ..Fault::default() }.draw(chosen.call.fields, || 0);
         parts.push(match asks.made() {
             Some(made) => format!("this one asks for {}", made.label()),
             None => "requests may ask for one".into(),

@@ -13,6 +13,7 @@
 mod breaker;
 mod canary;
 mod endpoint;
+mod faults;
 mod load;
 mod overload;
 mod past;
@@ -57,6 +58,8 @@ pub enum Chapter {
     /// Three times as much as the service can do, without and with caps: who is let in is served as usual, the rest hears no
     /// at once
     Overload,
+    /// Requests are held up, answered, forgotten and cut on purpose, as many as were told, and within a budget
+    Faults,
 }
 
 /// How it is shown.
@@ -92,6 +95,7 @@ impl Options {
             Chapter::Retries => "retries",
             Chapter::Canary => "canary",
             Chapter::Overload => "overload",
+            Chapter::Faults => "faults",
         }
     }
 
@@ -101,6 +105,7 @@ impl Options {
             Chapter::Retries => retries::script(self.without_it),
             Chapter::Canary => canary::script(length, self.without_it),
             Chapter::Overload => overload::script(self.without_it),
+            Chapter::Faults => faults::script(self.without_it),
         }
     }
 }

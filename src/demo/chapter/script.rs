@@ -1,5 +1,5 @@
 //! What a chapter consists of: phases with what changes in each and what must hold, and how that is judged. Pure: the
-//! scripts themselves are `breaker`, `retries`, `overload` and `canary`, and `mod` plays them.
+//! scripts themselves are `breaker`, `retries`, `overload`, `canary` and `faults`, and `mod` plays them.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -34,6 +34,8 @@ pub(super) enum Shown {
     Queue,
     /// What the old and the new version get.
     Versions,
+    /// How many are held up, and how many fail.
+    Faults,
 }
 
 /// A part of a chapter in which nothing changes.

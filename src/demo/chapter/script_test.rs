@@ -6,16 +6,17 @@ use std::time::Duration;
 use super::*;
 use crate::demo::chapter::load::{End, Outcome};
 use crate::demo::chapter::past::Worked;
-use crate::demo::chapter::{LENGTHS, breaker, canary, overload, retries, show};
+use crate::demo::chapter::{LENGTHS, breaker, canary, faults, overload, retries, show};
 
 const MINUTE: Duration = Duration::from_secs(60);
 
-fn scripts(length: Duration, without_it: bool) -> [Script; 4] {
+fn scripts(length: Duration, without_it: bool) -> [Script; 5] {
     [
         breaker::script(length, without_it),
         retries::script(without_it),
         overload::script(without_it),
         canary::script(length, without_it),
+        faults::script(without_it),
     ]
 }
 
@@ -137,6 +138,35 @@ fn caps_that_let_all_in_or_too_little_are_noticed() {
     assert_eq!(held(&script, 3, &then(starved)), [false, true, true, true], "too much is refused");
     assert_eq!(held(&script, 4, std::slice::from_ref(&calm)), [true]);
     assert_eq!(held(&script, 4, &[past(ends(440, 10, 0), 80, 1)]), [false]);
+}
+
+#[test]
+fn faults_that_are_not_made_or_too_many_are_noticed() {
+    let script = faults::script(false);
+    let calm = past(ends(1000, 0, 0), 6, 1);
+    assert_eq!(held(&script, 0, std::slice::from_ref(&calm)), [true, true]);
+    assert_eq!(held(&script, 1, std::slice::from_ref(&calm)), [false, false, false], "none was made");
+    assert_eq!(held(&script, 2, std::slice::from_ref(&calm)), [false, false], "none was made");
+    assert_eq!(held(&script, 3, std::slice::from_ref(&calm)), [true, false], "none was made");
+    let slow = |mut past: Past, one_of: usize| {
+        past.outcomes.iter_mut().step_by(one_of).for_each(|o| o.took = faults::HELD_UP);
+        past
+    };
+    let reach = |mut past: Past, part: f64| {
+        past.endpoints.iter_mut().for_each(|e| e.arrived = (e.arrived as f64 * part) as u64);
+        past
+    };
+    let as_told = reach(slow(past(ends(900, 0, 100), 6, 1), 5), 0.9);
+    assert_eq!(held(&script, 1, std::slice::from_ref(&as_told)), [true; 3]);
+    assert_eq!(held(&script, 1, &[slow(past(ends(500, 0, 500), 6, 1), 1)]), [false; 3], "too many");
+    let mut cut = slow(past(ends(900, 0, 100), 6, 1), 10);
+    assert_eq!(held(&script, 2, std::slice::from_ref(&cut)), [false, true], "they fail otherwise");
+    for outcome in cut.outcomes.iter_mut().filter(|outcome| outcome.end != End::Answered) {
+        outcome.end = End::Failed("unexpected end of file".into());
+    }
+    assert_eq!(held(&script, 2, std::slice::from_ref(&cut)), [true, true]);
+    assert_eq!(held(&script, 3, &[slow(calm.clone(), 20)]), [true, true]);
+    assert_eq!(held(&script, 3, &[slow(calm, 1)]), [true, false], "the budget does not bind");
 }
 
 #[test]

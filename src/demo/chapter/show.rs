@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::endpoint::{Conduct, Seen};
+use super::faults::HELD_UP;
 use super::load::{End, Outcome};
 use super::past::{Counts, Past, quantile, share};
 use super::script::{Script, Shown, Verdict, percent};
@@ -189,6 +190,17 @@ impl View<'_> {
                 let [old, new] =
                     [0, 1].map(|n| percent(share(second.arrived.get(n).copied().unwrap_or(0), all)));
                 format!("the old version gets {old}, the new one {new}")
+            }
+            Shown::Faults => {
+                let held_up = second.outcomes.iter().filter(|outcome| outcome.took >= HELD_UP).count();
+                let counts = Counts::of(&second.outcomes);
+                let arrived: u64 = second.arrived.iter().sum();
+                format!(
+                    "{} are held up, {} fail, {} reach the service",
+                    percent(share(held_up as u64, counts.all)),
+                    percent(share(counts.failed + counts.refused, counts.all)),
+                    percent(share(arrived, counts.all))
+                )
             }
             Shown::Attempts => {
                 format!("{:.2} attempts a request", second.attempts(self.script.phases[self.phase].rate))

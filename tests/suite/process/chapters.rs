@@ -102,6 +102,12 @@ fn the_chapter_about_canaries_holds() {
 }
 
 #[test]
+fn the_chapter_about_faults_holds() {
+    let out = holds("faults", "14s", 11);
+    assert!(out.contains(" are held up, "), "{out}");
+}
+
+#[test]
 fn a_chapter_without_what_it_is_about_fails_and_says_what_does_not_hold() {
     let played = Played::start(&["breaker", "--for", "10s", "--without-it"]);
     played.until("phase 3 of 5: ");
@@ -110,6 +116,21 @@ fn a_chapter_without_what_it_is_about_fails_and_says_what_does_not_hold() {
     let line = |begin: &str| out.lines().find(|line| line.starts_with(begin)).unwrap().to_owned();
     assert!(line("2 the endpoint is passed over").contains(" NO      it is used"), "{out}");
     assert!(line("2 after ").contains(" NO "), "{out}");
+    assert!(line("1 no request fails").contains(" yes "), "{out}");
+}
+
+#[test]
+fn the_chapter_about_faults_notices_that_there_are_none() {
+    let played = Played::start(&["faults", "--for", "10s", "--without-it"]);
+    played.until("phase 3 of 5: ");
+    let (code, out, said) = played.end();
+    assert_eq!(code, Some(1), "{out}\n{said}");
+    let line = |begin: &str| out.lines().find(|line| line.starts_with(begin)).unwrap().to_owned();
+    for claim in
+        ["2 about one request of ten fails", "2 about one of five", "3 about one body of ten", "4 a few are"]
+    {
+        assert!(line(claim).contains(" NO "), "{out}");
+    }
     assert!(line("1 no request fails").contains(" yes "), "{out}");
 }
 
