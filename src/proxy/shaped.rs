@@ -36,7 +36,11 @@ pub(super) async fn grant(
     deadline: u64,
     want: usize,
 ) -> Result<usize, Failure> {
+    let out_of_time = Failure::local(Stage::Body, Cause::Timeout);
     let now = shard.clock.now();
+    if now >= deadline {
+        return Err(out_of_time);
+    }
     match shape.next(want, now) {
         Next::Truncated => Err(TRUNCATED),
         Next::Octets(count, at) if at <= now => Ok(count),
@@ -45,8 +49,8 @@ pub(super) async fn grant(
             let _: Option<()> = alarm.until(at.min(deadline), pending()).await;
             let now = shard.clock.now();
             account.waited(now);
-            // Hurried, or out of time.
-            if now < at { Err(Failure::local(Stage::Body, Cause::Timeout)) } else { Ok(count) }
+            // Hurried, or out of time. Whoever is woken too late is not sent anything that would be cut: the time is ours.
+            if now < at || now >= deadline { Err(out_of_time) } else { Ok(count) }
         }
     }
 }
