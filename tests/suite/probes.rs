@@ -288,6 +288,8 @@ fn an_endpoint_that_says_so_in_an_answer_is_left_at_once_until_it_passes_again()
             "balance = \"round-robin\"\nprobe = { kind = \"http\", interval = \"1h\" }\n",
         );
         until("it is probed", || requests.load(Ordering::Acquire) == 1);
+        // What it found is known: it would speak for the endpoint.
+        until("both pass", || probes(&stage, "passed") == 2);
         leave.store(true, Ordering::Release);
         while stage.state(&origin.endpoint).0 == "used" {
             assert_eq!(stage.ask(by), Some(200));
@@ -320,13 +322,7 @@ fn a_probe_asks_at_the_port_that_is_named_and_knows_nothing_of_the_endpoints_own
         port.port()
     );
     let stage = Stage::new(1, &[&origin.endpoint, &dead], &probe);
-    let passed = |stage: &Stage| {
-        let metrics = stage.page("/metrics");
-        let line = |line: &str| {
-            line.strip_prefix("ringmesh_probes_total{service=\"app\",result=\"passed\"} ")?.parse().ok()
-        };
-        metrics.lines().find_map(line).unwrap_or(0_u64)
-    };
+    let passed = |stage: &Stage| probes(stage, "passed");
     // All are well at that port.
     until("both pass", || passed(&stage) >= 4);
     for _ in 0..4 {
@@ -407,7 +403,7 @@ fn an_endpoint_that_has_said_so_in_an_answer_must_pass_as_often_as_one_that_has_
          \"20ms\", healthy = {HEALTHY} }}\n"
     );
     let stage = Stage::new(1, &[&origin.endpoint, &good.endpoint], &keys);
-    until("it is probed", || probes.load(Ordering::Acquire) > 0);
+    until("both pass", || self::probes(&stage, "passed") >= 4);
     until("it is used", || stage.state(&origin.endpoint).0 == "used");
     leave.store(true, Ordering::Release);
     let before = probes.load(Ordering::Acquire);
@@ -427,16 +423,21 @@ fn an_endpoint_that_has_said_so_in_an_answer_must_pass_as_often_as_one_that_has_
 
 #[test]
 fn a_probe_without_an_answer_in_its_time_has_failed() {
-    let silent = Origin::scripted(|visit| {
-        visit.request();
-        visit.drain();
-    });
-    let good = Origin::plain();
-    let probe = "probe = { kind = \"http\", interval = \"10ms\", interval_unhealthy = \"10ms\", timeout = \"50ms\" }\n";
-    let stage = Stage::new(1, &[&silent.endpoint, &good.endpoint], probe);
-    until("it fails", || stage.state(&silent.endpoint).0 == "failing_probe");
-    until("the other one passes", || stage.state(&good.endpoint).0 == "used");
-    stage.end();
+    // Takes connections, and answers neither a request nor a handshake.
+    let silent = || Origin::scripted(|visit| _ = visit.drain());
+    let authority = Authority::new("ours");
+    let folder = Folder::new();
+    let ca = folder.write("ca.pem", &authority.pem());
+    let edge = format!("tls = \"edge\"\nserver_name = \"shop.example\"\nca = {ca:?}\n");
+    for (kind, tls) in [("http", ""), ("tls", edge.as_str())] {
+        let (one, other) = (silent(), silent());
+        let probe = format!(
+            "probe = {{ kind = \"{kind}\", interval = \"10ms\", interval_unhealthy = \"10ms\", timeout = \"50ms\" }}\n{tls}"
+        );
+        let stage = Stage::new(1, &[&one.endpoint, &other.endpoint], &probe);
+        until("it fails", || stage.state(&one.endpoint).0 == "failing_probe");
+        stage.end();
+    }
 }
 
 /// A gRPC server that says it is serving, with these fields in its head and this status behind.
@@ -481,18 +482,17 @@ fn an_endpoint_that_says_so_to_a_probe_is_left_at_once_whatever_else_it_says() {
     until("it has passed", || stage.page("/metrics").contains("result=\"passed\""));
     until("it is used", || stage.state(&origin.endpoint).0 == "used");
     well.store(false, Ordering::Release);
-    let began = counted_probes(&stage);
+    let began = probes(&stage, "failed");
     until("it is left", || stage.state(&origin.endpoint).0 == "failing_probe");
-    assert!(counted_probes(&stage) < began + 100, "before its threshold");
+    assert!(probes(&stage, "failed") < began + 100, "before its threshold");
     stage.end();
 }
 
-fn counted_probes(stage: &Stage) -> u64 {
+/// How many probes of all endpoints had that result.
+fn probes(stage: &Stage, result: &str) -> u64 {
     let metrics = stage.page("/metrics");
-    let line = |line: &str| {
-        line.strip_prefix("ringmesh_probes_total{service=\"app\",result=\"failed\"} ")?.parse().ok()
-    };
-    metrics.lines().find_map(line).unwrap_or(0_u64)
+    let start = format!("ringmesh_probes_total{{service=\"app\",result=\"{result}\"}} ");
+    metrics.lines().find_map(|line| line.strip_prefix(&*start)?.parse().ok()).unwrap_or(0)
 }
 
 #[test]
