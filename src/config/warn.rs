@@ -29,6 +29,7 @@ pub(super) fn warn(raw: &Raw, found: &[Vec<u32>], matches: &[Arc<RouteMatch>], p
     super::compile::warn_of_policy(raw, problems);
     super::compile::warn_of_matching(raw, matches, problems);
     super::compile::warn_of_balance(raw, problems);
+    super::compile::warn_of_probes(raw, problems);
     super::compile::warn_of_actions(raw, problems);
     let listening: HashSet<_> =
         raw.listeners.iter().filter_map(|listener| listener.address).map(|at| at.value).collect();

@@ -295,8 +295,9 @@ mod tests {
         for bad in ["", "S", "1", "1s", "123456789S", "-1S", "1.5S", " 1S"] {
             assert_eq!(timeout(bad.as_bytes()), None, "{bad:?}");
         }
-        for nanos in [0, 1, 999, 99_999_999, 100_000_000, 123_456_789_012, 9_999_999_999_999_999] {
-            let left = Duration::from_nanos(nanos);
+        let short = [0, 1, 999, 99_999_999, 100_000_000, 123_456_789_012, 9_999_999_999_999_999];
+        let long = [99_999_999, 123_456_789, 5_999_999_999, 6_000_000_059, 99_999_999 * 3600];
+        for left in short.map(Duration::from_nanos).into_iter().chain(long.map(Duration::from_secs)) {
             let again = timeout(write_timeout(left).as_bytes()).unwrap();
             assert!(again <= left && left - again <= left / 1000, "{left:?} became {again:?}");
         }

@@ -333,3 +333,46 @@ fn the_same_key_leads_to_the_same_endpoint_and_comes_back_to_it() {
         }
     }
 }
+
+#[test]
+fn what_is_in_flight_weighs_more_on_an_endpoint_that_is_rising() {
+    use super::super::spec::{Choice, SlowStart};
+    let slow_start = Some(SlowStart {
+        window: std::time::Duration::from_secs(10),
+        aggression: 100,
+        weight_percent_min: 10,
+    });
+    let mut service = service(Balance::LeastRequest, &[1, 1]);
+    service.choice = Some(Box::new(Choice { slow_start, ..Choice::DEFAULT }));
+    let mut balancer = Balancer::new(&service);
+    balancer.returned(0, SECOND);
+    // One on the new one is as much as ten on the other.
+    balancer.started(0);
+    (0..5).for_each(|_| balancer.started(1));
+    let mut rng = Rng::with_seed(17);
+    let picks = (0..20_000).filter(|_| balancer.pick(SECOND, &mut rng, |_| false) == Some(0)).count();
+    // Only where both draws are it: (0.1 / 1.1)² = 0.8 %.
+    assert!(picks < 400, "{picks}");
+}
+
+#[test]
+fn a_key_has_its_priority_too() {
+    let mut service = service(Balance::Maglev, &[1; 8]);
+    for (n, endpoint) in service.endpoints.iter_mut().enumerate() {
+        endpoint.priority = u8::from(n >= 4);
+    }
+    let mut balancer = Balancer::new(&service);
+    // Two of the first four: 70 % of the keys stay there.
+    let usable = |e: usize| e >= 2;
+    balancer.usable(SECOND, 1, usable);
+    let mut rng = Rng::with_seed(18);
+    let (mut firsts, mut others) = (0, 0);
+    for key in 1..2_000_u64 {
+        let wanted = Wanted { subset: 0, key: Key::new(avalanche(key)) };
+        let mut pick = || balancer.pick_for(SECOND, &mut rng, wanted, |e| !usable(e)).unwrap();
+        let endpoint = pick();
+        assert!((0..5).all(|_| pick() == endpoint), "the same each time");
+        *(if endpoint < 4 { &mut firsts } else { &mut others }) += 1;
+    }
+    assert!((1_300..1_500).contains(&firsts), "{firsts} and {others}");
+}

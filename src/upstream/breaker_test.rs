@@ -635,6 +635,11 @@ fn who_drains_gets_nothing_new_unless_nobody_else_is_left() {
     let mut bench = Bench::with(&health, 3, &[1], |_| {});
     bench.now_ns += 60 * SECOND;
     assert_eq!(bench.choices(true), [0, 2]);
+    // Nor does it count for a panic as one that is well: of three others two are out.
+    let mut bench = Bench::with(&Arc::default(), 5, &[3, 4], |_| {});
+    bench.probed(0, Probed::Failing);
+    bench.probed(1, Probed::Failing);
+    assert_eq!(bench.choices(true), [0, 1, 2]);
 }
 
 #[test]

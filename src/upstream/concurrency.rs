@@ -291,6 +291,86 @@ mod tests {
         }
     }
 
+    /// So many exchanges within a window, that took that long each, with so many in progress.
+    fn window(estimator: &mut Estimator, now_ns: &mut u64, latency_ns: u64, taken: u32, exchanges: u64) {
+        for _ in 0..exchanges {
+            *now_ns += 100 * MS / exchanges;
+            estimator.learn(SETTINGS, Sample { since_ns: *now_ns - latency_ns, now_ns: *now_ns, taken });
+        }
+    }
+
+    /// One that knows that 10 ms are usual where little is asked.
+    fn calm() -> (Estimator, u64) {
+        let (mut estimator, mut now) = (Estimator::new(SETTINGS, 1), 1000 * MS);
+        for _ in 0..3 {
+            window(&mut estimator, &mut now, 10 * MS, 5, 20);
+        }
+        assert_eq!((estimator.baseline_ns(), estimator.limit()), (Some(10 * MS), 20));
+        (estimator, now)
+    }
+
+    #[test]
+    fn it_grows_where_it_is_full_and_by_less_the_nearer_it_comes_to_what_is_bearable() {
+        // 12.5 ms are bearable: of the root of 20, which is 4.47, so much as there is room.
+        for (latency_us, taken, limit) in
+            [(10_000, 20, 24), (11_250, 20, 22), (12_000, 20, 20), (10_000, 18, 24), (10_000, 17, 20)]
+        {
+            let (mut estimator, mut now) = calm();
+            window(&mut estimator, &mut now, latency_us * 1000, taken, 40);
+            assert_eq!(estimator.limit(), limit, "{latency_us} us, {taken} in progress");
+        }
+    }
+
+    #[test]
+    fn it_stays_within_its_bounds_however_long_everything_takes() {
+        let (mut estimator, mut now) = calm();
+        let bounded = Settings { limit_min: 15, limit_max: 30, ..SETTINGS };
+        let mut seen = (u32::MAX, 0);
+        for n in 0..40_u64 * 100 {
+            now += 100 * MS / 40;
+            // Ever longer, then as short as can be.
+            let latency_ns = if n < 2_000 { 10 * MS + n * MS } else { MS };
+            estimator
+                .learn(bounded, Sample { since_ns: now - latency_ns, now_ns: now, taken: estimator.limit() });
+            seen = (seen.0.min(estimator.limit()), seen.1.max(estimator.limit()));
+        }
+        assert_eq!(seen, (15, 30));
+    }
+
+    #[test]
+    fn what_is_usual_comes_down_at_once_and_goes_up_slowly() {
+        let (mut estimator, mut now) = calm();
+        window(&mut estimator, &mut now, 20 * MS, 5, 40);
+        assert_eq!(estimator.baseline_ns(), Some(12 * MS));
+        window(&mut estimator, &mut now, 5 * MS, 5, 40);
+        assert_eq!(estimator.baseline_ns(), Some(8_500_000));
+    }
+
+    #[test]
+    fn what_is_usual_is_doubted_where_little_is_never_asked_and_measured_by_what_begins_then() {
+        let (mut estimator, mut now) = calm();
+        // Ten seconds, and 15 % by chance.
+        now += 12_000 * MS;
+        window(&mut estimator, &mut now, 10 * MS, 20, 40);
+        assert_eq!(estimator.limit(), 10, "half of it, for as long as is measured");
+        // What was in progress before says nothing, however much of it ends now.
+        window(&mut estimator, &mut now, 30 * MS, 20, 200);
+        assert_eq!((estimator.limit(), estimator.baseline_ns()), (10, Some(10 * MS)));
+        // Of these the first fifth began before there was as little as there should be.
+        window(&mut estimator, &mut now, 20 * MS, 10, 100);
+        assert_eq!(estimator.limit(), 20, "enough was measured");
+        assert_eq!(estimator.baseline_ns(), Some(20 * MS), "by those that began then alone");
+        // Too few in two seconds say nothing.
+        now += 12_000 * MS;
+        window(&mut estimator, &mut now, 20 * MS, 20, 40);
+        assert_eq!(estimator.limit(), 10);
+        for _ in 0..15 {
+            window(&mut estimator, &mut now, 40 * MS, 10, 1);
+            now += 50 * MS;
+        }
+        assert_eq!((estimator.limit(), estimator.baseline_ns()), (20, Some(20 * MS)));
+    }
+
     #[test]
     fn it_finds_what_a_service_bears_from_below_and_from_above() {
         for capacity in [8.0, 50.0, 300.0] {

@@ -116,3 +116,53 @@ fn retries_have_a_ceiling_of_their_own() {
     assert_eq!(caps.counts.retries.taken(), 0);
     assert!(limiter.retry().is_some());
 }
+
+#[test]
+fn what_is_learnt_is_how_many_are_let_in() {
+    let settings = crate::upstream::concurrency::Settings {
+        limit_min: 1,
+        limit_max: 100,
+        limit_initial: 4,
+        tolerance: 0.25,
+        window_ns: 100 * MS,
+    };
+    let (limiter, caps) = door(u32::MAX, 0);
+    let caps = Arc::new(Caps {
+        exchanges_max: u32::MAX,
+        pending_max: 0,
+        patience: caps.patience,
+        retries_max: 1,
+        concurrency: Some(settings),
+        admission: None,
+        counts: caps.counts.clone(),
+    });
+    caps.apply();
+    limiter.adopt(caps);
+    let mut now = 1000 * MS;
+    let mut inside_at_most = |at_a_time: usize, latency_ns: u64, rounds: u32| {
+        let mut most = 0;
+        for _ in 0..rounds {
+            let mut passes = Vec::new();
+            while passes.len() < at_a_time {
+                match enter(&limiter, Priority::Default, now) {
+                    Entry::In(pass) => passes.push(pass),
+                    Entry::Wait(_) | Entry::Refused(_) => break,
+                }
+            }
+            most = most.max(passes.len());
+            now += latency_ns;
+            for pass in passes {
+                pass.end(Outcome { well: Some(true), answered_ns: Some(now) }, now);
+            }
+        }
+        most
+    };
+    // One at a time takes 10 ms; as many as may come do so, too: more are let in. Then they take longer, and fewer are.
+    assert_eq!(inside_at_most(1, 10 * MS, 100), 1);
+    assert_eq!(inside_at_most(100, 10 * MS, 1), 4);
+    let grown = inside_at_most(100, 10 * MS, 200);
+    assert!(grown > 20, "{grown}");
+    inside_at_most(100, 40 * MS, 20);
+    let shrunk = inside_at_most(100, 40 * MS, 1);
+    assert!(shrunk < grown, "{shrunk} of {grown}");
+}

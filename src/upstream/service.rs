@@ -448,6 +448,7 @@ impl From<Verdict> for Plain {
 
 #[cfg(test)]
 mod tests {
+    use super::super::affinity::Key;
     use super::spec::testing::{endpoint, service};
     use super::*;
 
@@ -501,6 +502,83 @@ mod tests {
             let different = |a: usize, b: usize| !Rc::ptr_eq(&new.pools[a], &new.pools[b]);
             assert!(different(0, 1) && different(1, 2) && different(0, 2), "{before:?} {after:?}");
         }
+    }
+
+    /// A service with breakers, whose first endpoint is to be found out about from then on.
+    fn troubled(change: impl FnOnce(&mut spec::Service)) -> (Rc<Service>, u64) {
+        let mut declared = (*declared(&[1, 2, 3, 4])).clone();
+        declared.breaker = Some(Arc::default());
+        change(&mut declared);
+        let service = Rc::new(Service::new(Arc::new(declared), Arc::default(), 0, &silent()));
+        let mut rng = fastrand::Rng::with_seed(19);
+        let now = 1000 * MS;
+        loop {
+            let attempt = service.pick(now, &mut rng, Wanted::default(), &[]).unwrap();
+            if attempt.endpoint == 0 {
+                attempt.unreachable(now);
+                break;
+            }
+        }
+        // A second, and a fifth by chance.
+        (service, now + 2_000 * MS)
+    }
+
+    #[test]
+    fn an_endpoint_that_is_used_again_is_measured_anew() {
+        let (service, mut now) = troubled(|_| {});
+        let mut rng = fastrand::Rng::with_seed(20);
+        assert!(
+            service.balancer.borrow().latency_ns(0, now) >= Some(700 * MS),
+            "it failed, as after a second"
+        );
+        for _ in 0..3 {
+            let attempt = service.pick(now, &mut rng, Wanted::default(), &[]).unwrap();
+            assert_eq!(attempt.endpoint, 0, "a trial");
+            now += MS;
+            attempt.answers(now);
+            attempt.answered(MS, Verdict::Good { latency_ns: MS }, now);
+        }
+        assert!(service.health.known().unwrap().endpoints[0].word().is_used());
+        drop(service.pick(now, &mut rng, Wanted::default(), &[]));
+        assert_eq!(service.balancer.borrow().latency_ns(0, now), None);
+    }
+
+    #[test]
+    fn nobody_finds_out_about_an_endpoint_that_he_would_not_be_sent_to() {
+        let labels = |version: &str| vec![("version".into(), version.into())];
+        let subsets = ["v1", "v2"].map(|name| spec::Subset {
+            name: name.into(),
+            labels: labels(name),
+            fallback: spec::Fallback::None,
+        });
+        let (service, now) = troubled(|declared| {
+            for (n, endpoint) in declared.endpoints.iter_mut().enumerate() {
+                endpoint.labels = Some(Arc::new(labels(if n < 2 { "v1" } else { "v2" })));
+            }
+            declared.choice =
+                Some(Box::new(spec::Choice { subsets: subsets.into(), ..spec::Choice::DEFAULT }));
+        });
+        let mut rng = fastrand::Rng::with_seed(21);
+        for _ in 0..20 {
+            let other = service.pick(now, &mut rng, Wanted { subset: 2, key: None }, &[]).unwrap();
+            assert!(other.endpoint >= 2, "{}", other.endpoint);
+        }
+        let own = service.pick(now, &mut rng, Wanted { subset: 1, key: None }, &[]).unwrap();
+        assert_eq!(own.endpoint, 0);
+
+        // With a key, only those whose keys lead there.
+        let (service, now) = troubled(|declared| declared.balance = spec::Balance::Maglev);
+        let mut balancer = Balancer::new(&service.spec);
+        let mut keys =
+            (1..200_u64).map(|n| Wanted { subset: 0, key: Key::new(n.wrapping_mul(0x9e37_79b9_7f4a_7c15)) });
+        let mut leads_to = |wanted| balancer.pick_for(now, &mut fastrand::Rng::new(), wanted, |_| false);
+        for wanted in keys.by_ref().filter(|wanted| leads_to(*wanted) != Some(0)).take(20).collect::<Vec<_>>()
+        {
+            let attempt = service.pick(now, &mut rng, wanted, &[]).unwrap();
+            assert_eq!(Some(attempt.endpoint as usize), leads_to(wanted));
+        }
+        let own = keys.find(|wanted| leads_to(*wanted) == Some(0)).unwrap();
+        assert_eq!(service.pick(now, &mut rng, own, &[]).unwrap().endpoint, 0);
     }
 
     /// A service of which every endpoint has answered within as many milliseconds as its port says.

@@ -483,6 +483,12 @@ fn what_is_legal_but_surely_unintended_is_told() {
         ("endpoints = [\"a:1\", \"a:1\"]", "", "endpoint a:1 is listed twice"),
         ("endpoints = [\"127.0.0.1:15001\"]", "", "is a listener of this proxy"),
         ("endpoints = [\"0.0.0.0:80\"]", "", "is an address to listen on, not to call"),
+        (
+            "endpoints = [\"10.0.0.1:1\", \"10.0.0.2:1\", \"10.0.0.1:2\"]\nprobe = { kind = \"tcp\", port = 9 }",
+            "",
+            "endpoints of 10.0.0.1 are all probed at port 9",
+        ),
+        ("endpoints = [\"unix:/a.sock\"]\nprobe = { kind = \"tcp\", port = 9 }", "", "/a.sock has no port"),
         ("endpoints = [\"a:1\"]\npool = { idle_timeout = \"0s\" }", "", "no connection is used twice"),
         (
             "endpoints = [\"a:1\"]\npool = { idle_max = 9, connections_max = 8 }",

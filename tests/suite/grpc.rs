@@ -435,6 +435,30 @@ fn r05_a_timeout_holds_also_behind_a_hop_by_http11() {
 }
 
 #[test]
+fn r05_a_timeout_holds_also_for_a_service_that_speaks_http11_and_while_a_place_is_waited_for() {
+    // The service answers nothing, and has an hour for that. No answer in time is DEADLINE_EXCEEDED, no place in time UNAVAILABLE.
+    let code = |mesh: &crate::support::mesh::Mesh| {
+        let mut request = grpc_request();
+        request.headers_mut().insert("grpc-timeout", HeaderValue::from_static("20m"));
+        let head = call(mesh.address, request, &message(0), None).unwrap().head;
+        (head.status.as_u16(), head.headers.get("grpc-status").map(|code| code.to_str().unwrap().to_owned()))
+    };
+    let keys = "\ntimeouts = { response = \"1h\" }\ncaps = { exchanges_max = 1, queue_timeout = \"1h\" }";
+    let (gate, silent) = Origin::gated();
+    let mesh = Config::new(&[&silent]).keys(keys).start();
+    assert_eq!(code(&mesh), (200, Some("4".into())));
+    let mut client = mesh.client();
+    client.send("GET /held HTTP/1.1\r\nhost: a\r\n\r\n");
+    // The gate is shut: the first has gone, and this one holds the place.
+    silent.wait_bytes(b"GET /held");
+    assert_eq!(code(&mesh), (200, Some("14".into())));
+    gate.open();
+    assert_eq!(client.response().text(), "/held");
+    drop(client);
+    mesh.finish();
+}
+
+#[test]
 fn r07_a_response_without_a_status_is_a_failure() {
     let service = Service::scripted(|request, mut respond| async move {
         let odd = request.uri().path() == "/odd";

@@ -288,6 +288,8 @@ fn an_endpoint_that_says_so_in_an_answer_is_left_at_once_until_it_passes_again()
             "balance = \"round-robin\"\nprobe = { kind = \"http\", interval = \"1h\" }\n",
         );
         until("it is probed", || requests.load(Ordering::Acquire) == 1);
+        // What it found is known: it would speak for the endpoint.
+        until("both pass", || probes(&stage, "passed") == 2);
         leave.store(true, Ordering::Release);
         while stage.state(&origin.endpoint).0 == "used" {
             assert_eq!(stage.ask(by), Some(200));
@@ -301,6 +303,253 @@ fn an_endpoint_that_says_so_in_an_answer_is_left_at_once_until_it_passes_again()
         assert_eq!(requests.load(Ordering::Acquire), before, "{by:?}");
         stage.end();
     }
+}
+
+#[test]
+fn a_probe_asks_at_the_port_that_is_named_and_knows_nothing_of_the_endpoints_own() {
+    let (health, well, _) = switched(|well, _| {
+        format!("HTTP/1.1 {} Oh\r\nContent-Length: 0\r\n\r\n", if well { 200 } else { 503 }).into_bytes()
+    });
+    let port: std::net::SocketAddr = health.endpoint.parse().unwrap();
+    let (origin, asked) = counted(|visit, request| visit.send(ok(request)));
+    let dead = {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        listener.local_addr().unwrap().to_string()
+    };
+    let probe = format!(
+        "balance = \"round-robin\"\nbreaker = {{ ejection_base = \"1h\", ejection_max = \"1h\" }}\nprobe = {{ kind = \"http\", path = \
+         \"/health\", port = {}, interval = \"10ms\", interval_unhealthy = \"10ms\" }}\n",
+        port.port()
+    );
+    let stage = Stage::new(1, &[&origin.endpoint, &dead], &probe);
+    let passed = |stage: &Stage| probes(stage, "passed");
+    // All are well at that port.
+    until("both pass", || passed(&stage) >= 4);
+    for _ in 0..4 {
+        assert_eq!(stage.ask(By::Http1), Some(200));
+    }
+    until("one refuses", || stage.state(&dead) == ("ejected".into(), "connect".into()));
+    let before = passed(&stage);
+    until("it goes on passing there", || passed(&stage) >= before + 10);
+    assert_eq!(
+        stage.state(&dead),
+        ("ejected".into(), "connect".into()),
+        "which says nothing of its own port"
+    );
+    assert_eq!(asked.load(Ordering::Acquire), 4, "requests and no probes");
+    well.store(false, Ordering::Release);
+    until("both fail", || stage.state(&origin.endpoint).0 == "failing_probe");
+    stage.end();
+}
+
+#[test]
+fn a_probe_brings_back_an_endpoint_that_was_ejected_because_it_took_no_connections() {
+    let good = Origin::plain();
+    let (origin, address) = {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        (
+            Origin::on(
+                listener,
+                |visit| while visit.request().is_some_and(|request| visit.send(ok(&request))) {},
+            ),
+            address,
+        )
+    };
+    let endpoint = address.to_string();
+    // A trial by a request would come in an hour, and its probes do not fail for long.
+    let keys = "balance = \"round-robin\"\nbreaker = { ejection_base = \"1h\", ejection_max = \"1h\" }\nprobe = { kind = \
+                \"tcp\", interval = \"10ms\", interval_unhealthy = \"10ms\", unhealthy = 100 }\n";
+    let stage = Stage::new(1, &[&endpoint, &good.endpoint], keys);
+    until("it passes", || stage.page("/metrics").contains("result=\"passed\""));
+    drop(origin.settle());
+    while stage.state(&endpoint).0 == "used" {
+        assert_eq!(stage.ask(By::Http1), Some(200), "the other one has it");
+    }
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+    socket.set_reuse_address(true).unwrap();
+    socket.bind(&address.into()).unwrap();
+    socket.listen(64).unwrap();
+    let origin = Origin::on(socket.into(), |visit| {
+        while let Some(request) = visit.request() {
+            visit.send(ok(&request));
+        }
+    });
+    until("it is used", || stage.state(&endpoint).0 == "used");
+    for _ in 0..4 {
+        assert_eq!(stage.ask(By::Http1), Some(200));
+    }
+    origin.wait_requests(2);
+    stage.end();
+}
+
+#[test]
+fn an_endpoint_that_has_said_so_in_an_answer_must_pass_as_often_as_one_that_has_failed() {
+    const HEALTHY: usize = 40;
+    let (leave, probes) = (Arc::new(AtomicBool::new(false)), Arc::<AtomicUsize>::default());
+    let (theirs, count) = (Arc::clone(&leave), Arc::clone(&probes));
+    let (origin, _) = counted(move |visit, request| {
+        if request.target() == "/health" {
+            count.fetch_add(1, Ordering::AcqRel);
+            return visit.send(ok(request));
+        }
+        let wish =
+            if theirs.load(Ordering::Acquire) { "X-Envoy-Immediate-Health-Check-Fail: 1\r\n" } else { "" };
+        visit.send(format!("HTTP/1.1 200 OK\r\n{wish}Content-Length: 0\r\n\r\n"))
+    });
+    let good = Origin::plain();
+    let keys = format!(
+        "balance = \"round-robin\"\nprobe = {{ kind = \"http\", path = \"/health\", interval = \"20ms\", interval_unhealthy = \
+         \"20ms\", healthy = {HEALTHY} }}\n"
+    );
+    let stage = Stage::new(1, &[&origin.endpoint, &good.endpoint], &keys);
+    until("both pass", || self::probes(&stage, "passed") >= 4);
+    until("it is used", || stage.state(&origin.endpoint).0 == "used");
+    leave.store(true, Ordering::Release);
+    let before = probes.load(Ordering::Acquire);
+    for _ in 0..2 {
+        assert_eq!(stage.ask(By::Http1), Some(200));
+    }
+    leave.store(false, Ordering::Release);
+    // It may be that it has come back already; then it has passed so often.
+    until("it is used", || stage.state(&origin.endpoint).0 == "used");
+    assert!(
+        probes.load(Ordering::Acquire) >= before + HEALTHY,
+        "{}",
+        probes.load(Ordering::Acquire) - before
+    );
+    stage.end();
+}
+
+#[test]
+fn a_probe_without_an_answer_in_its_time_has_failed() {
+    // Takes connections, and answers neither a request nor a handshake.
+    let silent = || Origin::scripted(|visit| _ = visit.drain());
+    let authority = Authority::new("ours");
+    let folder = Folder::new();
+    let ca = folder.write("ca.pem", &authority.pem());
+    let edge = format!("tls = \"edge\"\nserver_name = \"shop.example\"\nca = {ca:?}\n");
+    for (kind, tls) in [("http", ""), ("tls", edge.as_str())] {
+        let (one, other) = (silent(), silent());
+        let probe = format!(
+            "probe = {{ kind = \"{kind}\", interval = \"10ms\", interval_unhealthy = \"10ms\", timeout = \"50ms\" }}\n{tls}"
+        );
+        let stage = Stage::new(1, &[&one.endpoint, &other.endpoint], &probe);
+        until("it fails", || stage.state(&one.endpoint).0 == "failing_probe");
+        stage.end();
+    }
+}
+
+/// A gRPC server that says it is serving, with these fields in its head and this status behind.
+fn serving(field: Option<&'static str>, code: &'static str) -> http2::Service {
+    use tonic_health::pb::HealthCheckResponse;
+    use tonic_health::pb::health_check_response::ServingStatus;
+    http2::Service::scripted(move |request, mut respond| async move {
+        let _ = http2::read(request).await;
+        let message = HealthCheckResponse { status: ServingStatus::Serving.into() }.encode_to_vec();
+        let mut framed = vec![0];
+        framed.extend_from_slice(&(message.len() as u32).to_be_bytes());
+        framed.extend_from_slice(&message);
+        let mut response = Response::builder().status(200).header("content-type", "application/grpc");
+        if let Some(field) = field {
+            response = response.header(field, "1");
+        }
+        let mut stream = respond.send_response(response.body(()).unwrap(), false).unwrap();
+        let mut trailers = HeaderMap::new();
+        trailers.insert("grpc-status", http::HeaderValue::from_static(code));
+        http2::send(&mut stream, Bytes::from(framed), Some(trailers)).await;
+    })
+}
+
+#[test]
+fn an_endpoint_that_says_so_to_a_probe_is_left_at_once_whatever_else_it_says() {
+    const WISH: &str = "x-envoy-immediate-health-check-fail";
+    let patient = "interval = \"10ms\", interval_unhealthy = \"10ms\", unhealthy = 100";
+    let (leaves, stays) = (serving(Some(WISH), "0"), serving(None, "0"));
+    let keys = format!("protocol = \"http2\"\nprobe = {{ kind = \"grpc\", {patient} }}\n");
+    let stage = Stage::new(1, &[&leaves.endpoint, &stays.endpoint], &keys);
+    until("it is left", || stage.state(&leaves.endpoint).0 == "failing_probe");
+    assert_eq!(stage.state(&stays.endpoint).0, "used");
+    stage.end();
+    // By HTTP it passes first, so that its threshold would hold.
+    let (origin, well, _) = switched(|well, _| {
+        let wish = if well { String::new() } else { format!("{WISH}: 1\r\n") };
+        format!("HTTP/1.1 200 OK\r\n{wish}Content-Length: 0\r\n\r\n").into_bytes()
+    });
+    let good = Origin::plain();
+    let keys = format!("probe = {{ kind = \"http\", path = \"/health\", {patient} }}\n");
+    let stage = Stage::new(1, &[&origin.endpoint, &good.endpoint], &keys);
+    until("it has passed", || stage.page("/metrics").contains("result=\"passed\""));
+    until("it is used", || stage.state(&origin.endpoint).0 == "used");
+    well.store(false, Ordering::Release);
+    let began = probes(&stage, "failed");
+    until("it is left", || stage.state(&origin.endpoint).0 == "failing_probe");
+    assert!(probes(&stage, "failed") < began + 100, "before its threshold");
+    stage.end();
+}
+
+/// How many probes of all endpoints had that result.
+fn probes(stage: &Stage, result: &str) -> u64 {
+    let metrics = stage.page("/metrics");
+    let start = format!("ringmesh_probes_total{{service=\"app\",result=\"{result}\"}} ");
+    metrics.lines().find_map(|line| line.strip_prefix(&*start)?.parse().ok()).unwrap_or(0)
+}
+
+#[test]
+fn a_status_of_grpc_counts_more_than_what_the_message_says() {
+    let (bad, good) = (serving(None, "12"), serving(None, "0"));
+    let keys = format!("{}protocol = \"http2\"\n", keys("kind = \"grpc\""));
+    let stage = Stage::new(1, &[&bad.endpoint, &good.endpoint], &keys);
+    until("it fails", || stage.state(&bad.endpoint).0 == "failing_probe");
+    until("the other one passes", || stage.page("/metrics").contains("result=\"passed\""));
+    assert_eq!(stage.state(&good.endpoint).0, "used");
+    stage.end();
+}
+
+#[test]
+fn an_endpoint_that_is_probed_no_more_is_used_whatever_was_found() {
+    let (origin, _, requests) = switched(|_, _| b"HTTP/1.1 503 Oh\r\nContent-Length: 0\r\n\r\n".to_vec());
+    let good = Origin::plain();
+    let endpoints = [&*origin.endpoint, &*good.endpoint];
+    let stage = Stage::new(1, &endpoints, &keys("kind = \"http\", path = \"/health\""));
+    until("it fails", || stage.state(&origin.endpoint).0 == "failing_probe");
+    stage.proxy.reload(&text(1, &endpoints, "balance = \"round-robin\"\n")).unwrap();
+    until("it is used", || stage.state(&origin.endpoint).0 == "used");
+    for _ in 0..4 {
+        assert_eq!(stage.ask(By::Http1), Some(200));
+    }
+    assert_eq!(requests.load(Ordering::Acquire), 2);
+    stage.end();
+}
+
+#[test]
+fn idle_connections_to_an_endpoint_that_drains_are_closed() {
+    let origin = Origin::plain();
+    let service = http2::Service::echoing();
+    for (endpoint, keys) in
+        [(&origin.endpoint, "balance = \"round-robin\"\n"), (&service.endpoint, "protocol = \"http2\"\n")]
+    {
+        let stage = Stage::new(1, &[endpoint], keys);
+        assert_eq!(stage.ask(By::Http1), Some(200));
+        let open = |stage: &Stage| {
+            let metrics = stage.page("/metrics");
+            let line = |line: &str| {
+                line.strip_prefix("ringmesh_upstream_connections{")?.rsplit(' ').next()?.parse::<f64>().ok()
+            };
+            metrics.lines().filter_map(line).sum::<f64>()
+        };
+        until("there is one", || open(&stage) == 1.0);
+        let good = Origin::plain();
+        let draining = text(1, &[&good.endpoint], keys).replace(
+            &format!("{:?}]", good.endpoint),
+            &format!("{:?}, {{ address = {endpoint:?}, drain = true }}]", good.endpoint),
+        );
+        stage.proxy.reload(&draining).unwrap();
+        // Nobody asks for anything.
+        until("it is closed", || open(&stage) == 0.0);
+        stage.end();
+    }
+    origin.wait_end(0);
 }
 
 #[test]

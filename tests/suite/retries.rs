@@ -577,6 +577,28 @@ fn a_deadline_is_passed_on_and_cuts_the_work_on_both_sides() {
             assert!(told <= at_most && told + 30_000 >= at_most, "{keys:?} {said:?}: {told}");
         }
     }
+    // Also by HTTP/2, and none where the route tells none.
+    let service = Service::echoing();
+    for (routes, is_told) in [(routes, true), ("[[route]]\nservice = \"app\"\ntimeout = \"20s\"\n", false)] {
+        let mesh = Config::default()
+            .service_at("app", &[&service.endpoint], "protocol = \"http2\"\n")
+            .routes(routes)
+            .start();
+        let mut asking = request("GET", "/x");
+        asking.headers_mut().insert(field, "30000".parse().unwrap());
+        let echo = format!("echo-{field}");
+        let by_http2 = call(mesh.address, asking, b"", None).unwrap();
+        let mut client = mesh.client();
+        client.send(format!("GET /x HTTP/1.1\r\nHost: a\r\n{field}: 30000\r\n\r\n"));
+        let by_http1 = client.response().one(&echo).unwrap();
+        for told in [by_http2.head.headers[&echo].to_str().unwrap(), &by_http1] {
+            let told: u64 = told.parse().unwrap();
+            // What the service has to answer in, or what the caller wrote.
+            assert!(if is_told { (1..=15_000).contains(&told) } else { told == 30_000 }, "{told}");
+        }
+        drop(client);
+        mesh.finish();
+    }
     // It is what the caller wrote, whatever the route makes of that for the service; told is what is left of it, not what the
     // route wrote.
     for change in

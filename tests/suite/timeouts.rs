@@ -176,3 +176,50 @@ fn at_the_deadline(mesh: &Mesh, times: u32, body: &str) {
     }
     eprintln!("{in_time} of {} in time", 2 * times);
 }
+
+#[test]
+fn an_exchange_on_which_only_the_answer_moves_is_not_cut() {
+    // An octet now and then, for longer than an exchange may lie still; a pause as long as that would be the machine's.
+    const OCTETS: usize = 45;
+    const PAUSE: Duration = Duration::from_millis(80);
+    let origin = Origin::scripted(|visit| {
+        visit.request();
+        visit.send("HTTP/1.1 200 OK\r\nContent-Length: 45\r\n\r\n");
+        for _ in 0..OCTETS {
+            visit.send("x");
+            std::thread::sleep(PAUSE);
+        }
+        visit.drain();
+    });
+    let service = RawService::scripted(|_, raw| {
+        while let Some((stream, _)) = raw.request() {
+            raw.head(0, stream, &[(":status", "200")]);
+            for n in 1..=OCTETS {
+                raw.frame(DATA, if n == OCTETS { END_STREAM } else { 0 }, stream, b"x");
+                std::thread::sleep(PAUSE);
+            }
+        }
+    });
+    let to = |endpoint: &str, protocol: &str| {
+        let keys = format!("protocol = \"{protocol}\"\n{LONG}");
+        let timeouts = "stream_idle = \"2500ms\"\nbody_stall = \"1h\"";
+        Config::default().service_at("app", &[endpoint], &keys).timeouts(timeouts).start()
+    };
+    let meshes = [to(&origin.endpoint, "http1"), to(&service.endpoint, "http2")];
+    let callers: Vec<_> = meshes
+        .iter()
+        .map(|mesh| {
+            let address = mesh.address;
+            std::thread::spawn(move || {
+                let mut raw = Raw::connect(address);
+                raw.frame(HEADERS, END_HEADERS | END_STREAM, 1, &block(&fields("GET", "/", &[])));
+                assert_eq!(raw.outcome(1), Outcome::Status(200));
+                raw.body(1)
+            })
+        })
+        .collect();
+    for caller in callers {
+        assert_eq!(caller.join().unwrap(), (vec![b'x'; OCTETS], None));
+    }
+    meshes.into_iter().for_each(|mesh| assert!(mesh.finish().failures.is_empty()));
+}

@@ -26,6 +26,7 @@ pub(super) use caps::{CompiledCaps, warn as warn_of_caps};
 pub(super) use matching::warn as warn_of_matching;
 pub(super) use policy::warn as warn_of_policy;
 pub(super) use probe::values as probe_values;
+pub(super) use probe::warn as warn_of_probes;
 pub(super) use rate_limit::CompiledRateLimit;
 
 use super::compiled::{AccessLog, Compiled, CompiledRoute, Mark, Origins, Settings};

@@ -1,14 +1,15 @@
 //! `[service.probe]` with its defaults filled in, and what of it does not fit together. Called by `compile`.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::super::compiled::{CompiledService, ProbeMarks};
 use super::super::decode::{PROBE_WORDS, START_WORDS};
 use super::super::defaults;
 use super::super::effective::PROBE_KEYS;
-use super::super::raw::{ProbeWord, RawProbe, RawService, ServiceTlsWord};
+use super::super::raw::{ProbeWord, Raw, RawProbe, RawService, ServiceTlsWord};
 use super::super::report::{Problem, Problems};
-use super::super::values::{duration_text, quoted};
+use super::super::values::{Target, duration_text, quoted};
 use super::{From, value_or};
 use crate::upstream::spec::{Probe, ProbeKind};
 
@@ -92,6 +93,41 @@ pub(super) fn check(services: &[RawService], problems: &mut Problems) {
                 Problem::at(kind.place, "a TLS probe of a service that is spoken to in plain text")
                     .help("write kind = \"tcp\", or let the service have tls = \"mesh\" or \"edge\"")
             });
+        }
+    }
+}
+
+/// Warns where one port for all does not tell endpoints apart, or is none.
+pub(in crate::config) fn warn(raw: &Raw, problems: &mut Problems) {
+    for service in &raw.services {
+        let Some(port) = service.probe.as_deref().and_then(|probe| probe.port) else { continue };
+        let mut first = HashMap::new();
+        for endpoint in service.endpoints.as_ref().map_or(&[][..], |at| &at.value) {
+            let host = match &endpoint.target {
+                Target::Ip(address) => address.ip().to_string(),
+                Target::Name(name, _) => name.to_string(),
+                Target::Unix(_) => {
+                    problems.warn(|| {
+                        Problem::at(
+                            endpoint.place,
+                            format!("{} has no port: it is probed where it is", endpoint.target),
+                        )
+                        .other(port.place, "the port for probes")
+                        .help("take the port out, or give its service probes of its own")
+                    });
+                    continue;
+                }
+            };
+            if let Some(&other) = first.get(&host) {
+                problems.warn(|| {
+                    let port = port.value;
+                    Problem::at(endpoint.place, format!("endpoints of {host} are all probed at port {port}: what answers there decides for each"))
+                        .other(other, "the first of them")
+                        .help("take `port` out, so that each is probed where it is called")
+                });
+                break;
+            }
+            first.insert(host, endpoint.place);
         }
     }
 }

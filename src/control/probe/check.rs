@@ -225,3 +225,35 @@ async fn ask(
     };
     Ok(Answer { status: head.status, headers: head.headers, body, trailers })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn who_has_no_certificate_yet_knows_nothing_of_who_wants_one() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let asked = |kind: ProbeKind| Asked {
+            service: "app".into(),
+            address: Address::Ip(listener.local_addr().unwrap()),
+            rules: Arc::new(Probe {
+                kind,
+                interval: Duration::from_secs(10),
+                interval_unhealthy: Duration::from_secs(1),
+                timeout: Duration::from_secs(5),
+                healthy: 2,
+                unhealthy: 3,
+                jitter_percent: 0,
+                waits: false,
+                port: None,
+            }),
+            protocol: Protocol::Auto,
+            tls: Tls::Mesh(Vec::new()),
+            own: None,
+        };
+        assert_eq!(check(&asked(ProbeKind::Tls)).await.0, Found::Nothing);
+        assert_eq!(check(&asked(ProbeKind::Tcp)).await.0, Found::Passed, "which needs none");
+    }
+}

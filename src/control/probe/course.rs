@@ -138,5 +138,8 @@ mod tests {
         assert_eq!(course.pause(&rules(), 0.0), Duration::from_secs(10));
         course.take(Found::FailedAtOnce, &rules());
         assert_eq!(course.pause(&rules(), 0.0), Duration::from_secs(1));
+        // Never later than when it is well, whatever was written.
+        let odd = Probe { interval_unhealthy: Duration::from_secs(60), ..rules() };
+        assert_eq!(course.pause(&odd, 0.0), Duration::from_secs(10));
     }
 }

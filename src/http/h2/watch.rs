@@ -295,6 +295,28 @@ mod tests {
     const UPDATE: [u8; 13] = [0, 0, 4, 8, 0, 0, 0, 0, 1, 0, 0, 0x40, 0];
 
     #[test]
+    fn requests_that_are_reset_end_the_connection_unless_others_are_answered() {
+        // A request that is whole, and its reset.
+        const BOTH: [u8; 23] = [0, 0, 1, 1, 5, 0, 0, 0, 1, 0x82, 0, 0, 4, 3, 0, 0, 0, 0, 1, 0, 0, 0, 8];
+        let caller = || {
+            let mut watch = Watch::of_caller();
+            assert_eq!(watch.feed(&[0; Watch::PREFACE]), Ok(()));
+            watch
+        };
+        let mut watch = caller();
+        let ended = (0..1_000).map(|_| watch.feed(&BOTH)).enumerate().find(|(_, fed)| fed.is_err());
+        assert_eq!(ended, Some((200, Err(Flood::Reset))));
+        let mut watch = caller();
+        for _ in 0..10_000 {
+            watch.answered();
+            assert_eq!(watch.feed(&BOTH), Ok(()));
+        }
+        // A service that resets what it has answered earns it by that.
+        let mut watch = Watch::of_service();
+        assert!((0..10_000).all(|_| watch.feed(&BOTH).is_ok()));
+    }
+
+    #[test]
     fn a_ping_now_and_then_is_no_flood_however_long_it_goes_on() {
         const PING: [u8; 17] = [0, 0, 8, 6, 0, 0, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8];
         let mut watch = Watch::of_service();
