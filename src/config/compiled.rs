@@ -11,7 +11,7 @@ use rustls::pki_types::ServerName;
 use super::canary::{Canary, CompiledCanary};
 use super::compile::{CompiledCaps, CompiledRateLimit};
 use super::defaults;
-use super::raw::{Destination, Shards};
+use super::raw::{Destination, MemoryMax, Shards};
 use super::values::Target;
 use crate::authorize;
 use crate::identity::{SpiffeId, TrustDomain};
@@ -49,6 +49,7 @@ pub struct Compiled {
     pub(super) timeouts: Timeouts,
     pub(super) http2: Http2,
     pub(super) forwarding: Forwarding,
+    pub(super) memory_max: MemoryMax,
     pub(super) origins: Origins,
 }
 
@@ -176,6 +177,11 @@ impl Settings {
 }
 
 impl Compiled {
+    /// How much memory the process may hold before it begins to refuse.
+    pub fn memory_max(&self) -> MemoryMax {
+        self.memory_max
+    }
+
     /// The immutable state for the shards. `names` gives the addresses of a name and port that [`Self::names`] told of;
     /// none is fine: the service then lacks these endpoints. Services without names are shared between snapshots.
     pub fn snapshot(&self, generation: u64, names: Names<'_>) -> Snapshot {

@@ -5,6 +5,7 @@
 use std::time::Duration;
 
 use super::compiled::TlsVersion;
+use super::raw::MemoryMax;
 use crate::authorize::Verdict;
 use crate::route::Upgrades;
 use crate::route::fault::Fault;
@@ -98,6 +99,12 @@ pub(super) const MIRRORED_BODY_BYTES_MAX: Key<u64> =
 /// 100 exchanges of the whole proxy: enough to see what callers make of it, too few to take a fleet down by a slip. Envoy none
 /// unless `max_active_faults` is set.
 pub(super) const FAULTS_MAX: Key<u32> = key("limits.faults_max", 100, 0, 1_000_000);
+
+/// By the limit of the cgroup: who is limited is killed at the limit, and to refuse a little before that is better in every case; who is
+/// not has the machine, whose memory is not ours to share out. Where a size is given: 1 MiB at least. Envoy and Istio nothing
+/// unless an overload manager is configured, Linkerd and HAProxy nothing, nginx nothing.
+pub(super) const MEMORY_MAX_DEFAULT: MemoryMax = MemoryMax::Cgroup;
+pub(super) const MEMORY_MAX: Key<u64> = key("overload.memory_max", 512 << 20, 1 << 20, 1 << 50);
 
 // --- how long a caller may take ---
 

@@ -15,7 +15,7 @@ use super::decode::{
 };
 use super::effective_choice as choice;
 use super::policy_text::match_text;
-use super::raw::{Destination, ListenerTlsWord, ServiceTlsWord, Shards, SourceWord};
+use super::raw::{Destination, ListenerTlsWord, MemoryMax, ServiceTlsWord, Shards, SourceWord};
 use super::route_text::path_text;
 use super::values::{duration_text, host_text, quoted, size_text};
 use crate::authorize::Rule;
@@ -274,6 +274,14 @@ impl Compiled {
             ("forwarding.via", word(forwarding.via.as_deref().unwrap_or("off"))),
             ("forwarding.forwarded", word(written(&FORWARDED_WORDS, &forwarding.forwarded))),
             ("forwarding.failure_header", forwarding.failure_header.to_string()),
+            (
+                "overload.memory_max",
+                match self.memory_max {
+                    MemoryMax::Off => word("off"),
+                    MemoryMax::Cgroup => word("cgroup"),
+                    MemoryMax::Bytes(size) => bytes(size),
+                },
+            ),
         ]);
         values.push((
             "authorization_default",

@@ -43,7 +43,7 @@ pub use defaults::{FOLDER as AUTHORITY_FOLDER, SHARDS_MAX};
 pub use effective::{Origin, Setting};
 pub(crate) use effective_choice::choice_text;
 pub use environment::{Environment, process_environment};
-pub use raw::{Destination, Shards};
+pub use raw::{Destination, MemoryMax, Shards};
 pub use report::{Look, Report};
 pub(crate) use route_text::{conditions_text, path_text, test_text};
 pub(crate) use values::{duration_text, host_text, size_text};

@@ -58,6 +58,7 @@ pub(super) struct Raw {
     pub(super) timeouts: RawTimeouts,
     pub(super) http2: RawHttp2,
     pub(super) forwarding: RawForwarding,
+    pub(super) memory_max: Option<At<MemoryMax>>,
     pub(super) identity: RawIdentity,
     /// `zone.name`.
     pub(super) zone: Option<At<Arc<str>>>,
@@ -92,6 +93,17 @@ pub enum Destination {
     Stderr,
     /// A file to append to.
     File(PathBuf),
+}
+
+/// `overload.memory_max`: how much memory the process may hold before it begins to refuse.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MemoryMax {
+    /// As much as it takes.
+    Off,
+    /// By the limit of the cgroup, where there is one.
+    Cgroup,
+    /// So many octets.
+    Bytes(u64),
 }
 
 /// `forwarding.via`.

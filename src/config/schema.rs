@@ -26,6 +26,7 @@ pub(super) static TOP: Section = Section {
         "timeouts",
         "http2",
         "forwarding",
+        "overload",
         "identity",
         "zone",
         "listener",
@@ -67,6 +68,8 @@ pub(super) static HTTP2: Section = Section {
 };
 pub(super) static FORWARDING: Section =
     Section { path: "forwarding", header: "[forwarding]", keys: &["via", "forwarded", "failure_header"] };
+pub(super) static OVERLOAD: Section =
+    Section { path: "overload", header: "[overload]", keys: &["memory_max"] };
 pub(super) static IDENTITY: Section = Section {
     path: "identity",
     header: "[identity]",
@@ -416,6 +419,7 @@ pub(super) static SECTIONS: &[&Section] = &[
     &TIMEOUTS,
     &HTTP2,
     &FORWARDING,
+    &OVERLOAD,
     &IDENTITY,
     &FEDERATED,
     &ZONE,

@@ -313,10 +313,16 @@ fn authorization(page: &mut Page<'_, '_>, store: &Store) -> fmt::Result {
 /// A shard's numbers that only rise: name, meaning, value.
 type Row = (&'static str, &'static str, fn(&ShardTotals) -> u64);
 
-const SHARD_COUNTERS: [Row; 11] = [
+const SHARD_COUNTERS: [Row; 13] = [
     ("downstream_accepted", "Downstream connections accepted", |t| t.downstream_accepted),
     ("downstream_refused", "Downstream connections refused because of connections_max", |t| {
         t.downstream_refused
+    }),
+    ("memory_refused", "Downstream connections closed at once because memory was short", |t| {
+        t.memory_refused
+    }),
+    ("memory_closed", "Idle connections, of both sides, closed because memory was short", |t| {
+        t.memory_closed
     }),
     ("tls_handshakes", "TLS handshakes that succeeded, with callers and with services", |t| t.tls_handshakes),
     ("upstream_connected", "Upstream connections established", |t| t.upstream_connected),
@@ -385,6 +391,24 @@ fn shards(page: &mut Page<'_, '_>, state: &State, store: &Store) -> fmt::Result 
         "The longest time that one task kept the shard",
         Some(Unit::Seconds),
         totals().map(|(l, s)| (l, s.totals.stall_max_ns as f64 / 1e9)),
+    )?;
+    let measured = &state.memory;
+    for (name, help, value) in [
+        ("memory_resident", "Bytes of the process that are in memory", &measured.resident),
+        ("memory_max", "The ceiling on them, 0 for none", &measured.ceiling),
+    ] {
+        page.gauge(
+            name,
+            help,
+            Some(Unit::Bytes),
+            std::iter::once(([], value.load(Ordering::Relaxed) as f64)),
+        )?;
+    }
+    page.gauge(
+        "memory_pressure",
+        "How short memory is, in steps: 0 not, 1 idle connections are closed, 2 new ones too, 3 to 5 requests are refused",
+        None,
+        std::iter::once(([], measured.step.load(Ordering::Relaxed) as f64)),
     )?;
     let vitals = || labelled().zip(state.links.iter().map(|l| &l.vitals));
     page.gauge(

@@ -297,6 +297,21 @@ fn find_quota(read: impl Fn(&Path) -> Option<String>) -> Option<Quota> {
     unified.chain(old).min_by(|a, b| a.cpus.total_cmp(&b.cpus))
 }
 
+/// The tightest limit on memory of this process's cgroups (version 2), octets.
+pub fn memory_limit() -> Option<u64> {
+    find_memory_limit(read)
+}
+
+fn find_memory_limit(read: impl Fn(&Path) -> Option<String>) -> Option<u64> {
+    let group = parse_cgroups(&read(Path::new("/proc/self/cgroup"))?).unified?;
+    let mount = parse_cgroup_mounts(&read(Path::new("/proc/self/mountinfo"))?).unified?;
+    let limits = mount.folders(&group).into_iter().filter_map(|folder| {
+        // `max` for none.
+        read(&folder.join("memory.max"))?.trim().parse().ok()
+    });
+    limits.min()
+}
+
 /// The cgroups of a process that can limit CPU time.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Groups {
@@ -402,7 +417,7 @@ fn parse_cpu_list(text: &str) -> Option<Vec<usize>> {
 }
 
 /// The value of one line of `/proc/self/status`.
-fn status_field<'t>(status: &'t str, name: &str) -> Option<&'t str> {
+pub(super) fn status_field<'t>(status: &'t str, name: &str) -> Option<&'t str> {
     status.lines().find_map(|line| Some(line.strip_prefix(name)?.strip_prefix(':')?.trim()))
 }
 

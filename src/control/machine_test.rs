@@ -121,6 +121,26 @@ fn a_machine_without_limits_has_no_quota() {
 }
 
 #[test]
+fn the_tightest_limit_on_memory_up_to_the_root_counts() {
+    let limit = |own: &str, above: &str| {
+        find_memory_limit(|path| match path.to_str()? {
+            "/proc/self/cgroup" => Some("0::/pod/app\n".into()),
+            "/proc/self/mountinfo" => {
+                Some("30 23 0:26 / /sys/fs/cgroup rw,nosuid shared:4 - cgroup2 cgroup2 rw\n".into())
+            }
+            "/sys/fs/cgroup/pod/app/memory.max" => Some(own.into()),
+            "/sys/fs/cgroup/pod/memory.max" => Some(above.into()),
+            // The root has none.
+            _ => None,
+        })
+    };
+    assert_eq!(limit("max\n", "max\n"), None);
+    assert_eq!(limit("max\n", "536870912\n"), Some(512 << 20));
+    assert_eq!(limit("1048576\n", "536870912\n"), Some(1 << 20));
+    assert_eq!(find_memory_limit(|_| None), None);
+}
+
+#[test]
 fn a_group_outside_of_what_is_mounted_counts_by_the_top_of_the_mount() {
     let point = PathBuf::from("/sys/fs/cgroup");
     let mount = |root: &str| Mount { root: root.into(), point: point.clone() };

@@ -24,6 +24,7 @@ mod listen;
 mod log;
 mod log_writer;
 pub mod machine;
+mod memory;
 mod pages;
 mod probe;
 mod quotas;

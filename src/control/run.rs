@@ -20,6 +20,7 @@ use super::identity::Keyring;
 use super::listen::Bound;
 use super::log_writer::LogWriter;
 use super::machine::Machine;
+use super::memory::Memory;
 use super::probe::Plan;
 use super::reload::ReloadError;
 use super::signal::{self, Action, Phase, Signals};
@@ -132,6 +133,7 @@ impl Control {
     pub(super) async fn run(mut self) -> Ended {
         let mut tick = tokio::time::interval_at(tokio::time::Instant::now() + MERGE_AFTER, TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Skip);
+        let mut memory = Memory::new();
         loop {
             let serving = self.deadline.is_none();
             tokio::select! {
@@ -170,6 +172,7 @@ impl Control {
                         return Ended::Failed;
                     }
                 }
+                () = memory.due() => memory.look(&self.state),
                 () = self.watch.changed(), if serving => {
                     tracing::info!("configuration file has changed");
                     let _ = self.reload(None).await;

@@ -11,6 +11,7 @@ use super::canary::Canaries;
 use super::discovery;
 use super::identity;
 use super::log_writer::LogWriter;
+use super::memory::Measured;
 use super::store::Store;
 use crate::config::{Compiled, Settings};
 use crate::shard::link::{Link, Order};
@@ -38,6 +39,8 @@ pub(super) struct State {
     identity: Arc<Mutex<identity::Status>>,
     /// Admin connections refused because there were too many.
     pub admin_refused: AtomicU64,
+    /// What was measured of memory last.
+    pub memory: Measured,
     /// Set from the first SIGTERM on.
     pub draining: AtomicBool,
     /// Tells those who wait for it that `draining` has just been set.
@@ -114,6 +117,7 @@ impl State {
             canaries: Mutex::default(),
             identity,
             admin_refused: AtomicU64::new(0),
+            memory: Measured::default(),
             draining: AtomicBool::new(false),
             drain_begins: tokio::sync::Notify::new(),
             lost: (0..shards).map(|_| AtomicBool::new(false)).collect(),

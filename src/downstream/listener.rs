@@ -134,6 +134,10 @@ async fn accept(
             Ok((stream, peer)) => {
                 told = false;
                 let totals = &shard.totals;
+                if shard.pressure().refuses_connections() {
+                    totals.memory_refused.set(totals.memory_refused.get() + 1);
+                    continue;
+                }
                 if !shard.has_room() {
                     totals.downstream_refused.set(totals.downstream_refused.get() + 1);
                     continue; // Dropping the stream closes it.

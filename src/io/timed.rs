@@ -120,6 +120,22 @@ impl Deadlines {
         self.wake_for(soon);
     }
 
+    /// Ends the connections that wait for the next request and hold no buffer any more; how many.
+    pub fn end_quiet(&self, clock: &Clock) -> u64 {
+        let now = clock.now();
+        let mut ended = 0;
+        for slot in self.slots.borrow_mut().iter_mut() {
+            if slot.idle && slot.on_read == OnDeadline::ShutdownRead && slot.read_at > now {
+                slot.read_at = now;
+                ended += 1;
+            }
+        }
+        if ended > 0 {
+            self.wake_for(now);
+        }
+        ended
+    }
+
     /// Every wait ends now, and those that begin later end soon: time enough to tell a caller that it is cut.
     pub fn cut(&self, clock: &Clock) {
         self.ends.set(clock.after(Self::LAST_WORDS));

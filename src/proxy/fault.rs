@@ -29,9 +29,12 @@ pub(super) async fn hold_up(
     asked: &Asked,
 ) -> bool {
     let Some(turn) = asked.turn.as_deref() else { return false };
+    let route = asked.route.id().and_then(|id| asked.view.snapshot.routes.route(id));
+    if shard.sheds(route) {
+        return false;
+    }
     let alarm = shard.deadlines.alarm();
     if let Some(delay) = turn.delay() {
-        let route = asked.route.id().and_then(|id| asked.view.snapshot.routes.route(id));
         let timeout = route.and_then(|route| route.timeout);
         let deadline = timeout.map_or(NEVER, |timeout| asked.started.saturating_add(ns(timeout)));
         let until = shard.clock.now().saturating_add(ns(delay)).min(deadline);

@@ -26,7 +26,10 @@ use super::over_h2::{Head, give_up, head};
 use super::relay::{Direction, Web, unless_reset};
 use super::shaped;
 use super::tunnel_h2;
-use super::{First, InProgress, Path, TOO_SOON, blamed, both, fault, idle, retry_of, told, without_service};
+use super::{
+    First, InProgress, MEMORY_SHORT, Path, TOO_SOON, blamed, both, fault, idle, retry_of, told,
+    without_service,
+};
 use crate::authorize::Verdict;
 use crate::downstream::turn::Turn;
 use crate::downstream::{Downstream, Edge, Protocol};
@@ -40,6 +43,7 @@ use crate::io::gather;
 use crate::io::timed::Alarm;
 use crate::io::tls::Tls;
 use crate::shard::clock::{NEVER, ns};
+use crate::shard::link::Pressure;
 use crate::shard::{Shard, View, task};
 use crate::upstream::service::Attempt;
 use crate::upstream::shared::Lease;
@@ -103,7 +107,13 @@ pub(super) async fn serve(shard: Rc<Shard>, downstream: Downstream) {
                 calmed = true;
                 connection.abrupt_shutdown(reason);
             }
-            let to_go = shard.is_draining() || shard.clock.now() >= leave_at;
+            // Quiet for as long as a caller by HTTP/1.1 is before it holds no buffer.
+            let is_quiet = standing.exchanges() == 0 && shard.clock.now() >= used_at + Downstream::HOLD_NS;
+            let is_short = shard.pressure() != Pressure::None && !leaving && is_quiet;
+            if is_short {
+                shard.closed_for_memory(1);
+            }
+            let to_go = shard.is_draining() || is_short || shard.clock.now() >= leave_at;
             if to_go && !std::mem::replace(&mut leaving, true) {
                 connection.graceful_shutdown();
             }
@@ -209,7 +219,8 @@ async fn served(
     account.want(affinity);
     let denied = decision.as_ref().is_some_and(|decision| decision.verdict == Verdict::Deny);
     let mut was_reset = was_reset;
-    if let Some(turn) = turn.as_deref().filter(|turn| turn.is_held_up()) {
+    let sheds = shard.sheds(to);
+    if let Some(turn) = turn.as_deref().filter(|turn| !sheds && turn.is_held_up()) {
         let timeout = to.and_then(|route| route.timeout);
         let deadline = timeout.map_or(NEVER, |timeout| account.started.saturating_add(ns(timeout)));
         // Boxed: hardly any is held up.
@@ -222,6 +233,7 @@ async fn served(
         _ if was_reset => Err(Some(Failure::downstream(Stage::Head, Cause::StreamReset))),
         _ if denied => Err(Some(Failure::downstream(Stage::Authorize, Cause::Denied))),
         _ if turn.as_ref().is_some_and(|turn| turn.is_too_soon()) => Err(Some(TOO_SOON)),
+        _ if sheds => Err(Some(MEMORY_SHORT)),
         _ if turn.as_ref().is_some_and(|turn| turn.resets()) => {
             respond.borrow_mut().send_reset(Reason::INTERNAL_ERROR);
             Ok(())

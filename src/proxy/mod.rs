@@ -67,6 +67,9 @@ use tunnel::{Agreed, Far};
 /// There were as many of its kind as there may be in a time.
 const TOO_SOON: Failure = Failure::downstream(Stage::Quota, Cause::RateLimited);
 
+/// Memory is short, and others come first.
+const MEMORY_SHORT: Failure = Failure::local(Stage::Admit, Cause::Overloaded);
+
 /// There is no memory for one more buffer.
 const SHED: Failure = Failure::local(Stage::Response, Cause::Overloaded);
 
@@ -189,6 +192,7 @@ async fn exchange(shard: &Rc<Shard>, downstream: &mut Downstream, asked: &mut As
             Err(Some(Failure::downstream(Stage::Authorize, Cause::Denied)))
         }
         _ if asked.turn.as_ref().is_some_and(|turn| turn.is_too_soon()) => Err(Some(TOO_SOON)),
+        _ if shard.sheds(route) => Err(Some(MEMORY_SHORT)),
         _ if has_left => Err(Some(Failure::downstream(Stage::Head, Cause::Closed))),
         _ if asked.turn.as_ref().is_some_and(|turn| turn.resets()) => Ok(Fate::Reset),
         _ if asked.answer_here || asked.turn.as_ref().is_some_and(|turn| turn.is_answer()) => Err(None),

@@ -126,6 +126,13 @@ impl Buffers {
         self.spare_min.set((self.small.borrow().len(), self.large.borrow().len()));
     }
 
+    /// Frees all that are kept ready.
+    pub fn release(&self) {
+        self.small.borrow_mut().clear();
+        self.large.borrow_mut().clear();
+        self.spare_min.set((0, 0));
+    }
+
     /// Bytes held: in use and ready for use.
     pub fn bytes(&self) -> usize {
         self.taken.get() + self.small.borrow().len() * Self::SMALL + self.large.borrow().len() * Self::LARGE

@@ -9,11 +9,12 @@
 use std::io::{self, Write};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
 use crossbeam::atomic::AtomicCell;
 use crossbeam::queue::ArrayQueue;
 
+pub use super::pressure::Pressure;
 use crate::failure::{Cause, Failure};
 use crate::snapshot::Snapshot;
 use crate::telemetry::Interval;
@@ -105,6 +106,8 @@ pub struct Vitals {
     pub accepting: AtomicU64,
     /// 1 when the shard has drained and its thread is about to end.
     pub ended: AtomicU64,
+    /// How short of memory the process is, by number. Written by control.
+    pressure: AtomicU8,
 }
 
 impl Link {
@@ -154,6 +157,17 @@ impl Link {
         self.orders.push(order)?;
         self.ring();
         Ok(())
+    }
+
+    /// Control: so short of memory is the process from now on.
+    pub fn press(&self, pressure: Pressure) {
+        self.vitals.pressure.store(pressure as u8, Ordering::Release);
+        self.ring();
+    }
+
+    /// How short of memory the process is.
+    pub fn pressure(&self) -> Pressure {
+        Pressure::of(self.vitals.pressure.load(Ordering::Relaxed))
     }
 
     /// Shard: the newest snapshot, once.

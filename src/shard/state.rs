@@ -11,9 +11,11 @@ use super::buffers::Buffers;
 use super::clock::{Clock, ns};
 use super::link::{Link, Notice};
 use super::live::{self, Live};
+use super::pressure::Pressure;
 use super::watched::Watch;
 use crate::failure::Failure;
 use crate::io::timed::Deadlines;
+use crate::route::{Priority, Route};
 use crate::snapshot::Snapshot;
 use crate::telemetry::access::AccessLog;
 use crate::telemetry::recorder::{NO_SERVICE_SLOT, Recorder};
@@ -61,6 +63,8 @@ pub struct Shard {
     /// Who waits for a place at a service.
     pub(super) doors: Rc<Doors>,
     draining: Cell<bool>,
+    /// The pressure that was last acted upon.
+    relieved: Cell<Pressure>,
     /// Copies of requests in progress.
     mirrored: Cell<u32>,
     /// Exchanges to which something is done on purpose.
@@ -124,6 +128,10 @@ pub struct Totals {
     pub downstream_accepted: Cell<u64>,
     /// Those over the limit.
     pub downstream_refused: Cell<u64>,
+    /// Those closed at once because memory is short.
+    pub memory_refused: Cell<u64>,
+    /// Idle ones, of both sides, closed because memory is short.
+    pub memory_closed: Cell<u64>,
     /// TLS handshakes with callers in progress.
     pub handshakes_open: Cell<u64>,
     /// TLS handshakes that succeeded, with callers and with services.
@@ -175,6 +183,7 @@ impl Shard {
             view: RefCell::new(Rc::new(View::new(snapshot, Arc::clone(&link)))),
             vanished: RefCell::default(),
             draining: Cell::new(false),
+            relieved: Cell::default(),
             mirrored: Cell::new(0),
             faulty: Cell::new(0),
             link,
@@ -245,6 +254,45 @@ impl Shard {
         with(&mut self.rng.borrow_mut())
     }
 
+    /// How short of memory the process is.
+    pub fn pressure(&self) -> Pressure {
+        self.link.pressure()
+    }
+
+    /// Whether a new request is refused because memory is short.
+    pub fn sheds(&self, route: Option<&Route>) -> bool {
+        let pressure = self.pressure();
+        pressure > Pressure::Connections
+            && pressure.refuses(route.map_or_else(Priority::default, |r| r.priority))
+    }
+
+    /// Gives back what lies idle where memory is short: connections that have been quiet for a second, buffers that are kept ready.
+    /// At once when that begins, and then once a second.
+    pub(super) fn relieve(&self, again: bool) {
+        /// As long as a quiet caller holds a buffer.
+        const QUIET_NS: u64 = 1_000_000_000;
+        let pressure = self.pressure();
+        if pressure == Pressure::None || (!again && pressure <= self.relieved.get()) {
+            self.relieved.set(pressure);
+            return;
+        }
+        self.relieved.set(pressure);
+        let before = self.clock.now().saturating_sub(QUIET_NS);
+        let mut closed = self.deadlines.end_quiet(&self.clock);
+        for service in self.view().services.borrow().values() {
+            closed += service.close_quiet(before);
+        }
+        self.buffers.release();
+        // Connections of HTTP/2 see to it themselves.
+        self.watch.wake_all();
+        self.closed_for_memory(closed);
+    }
+
+    /// Counts idle connections that were closed because memory is short.
+    pub(crate) fn closed_for_memory(&self, closed: u64) {
+        self.totals.memory_closed.set(self.totals.memory_closed.get() + closed);
+    }
+
     /// Whether one more downstream connection may be served: this shard's share of `connections_max`.
     pub fn has_room(&self) -> bool {
         let share = self.view.borrow().snapshot.limits.connections_max.div_ceil(self.shards);
@@ -276,7 +324,7 @@ impl Shard {
     /// A place for one more copy of a request: of this shard's share of `mirrored_max`.
     pub fn mirror(self: &Rc<Self>) -> Option<Mirrored> {
         let share = self.view.borrow().snapshot.limits.mirrored_max.div_ceil(self.shards);
-        let room = self.mirrored.get() < share;
+        let room = self.mirrored.get() < share && self.pressure() == Pressure::None;
         room.then(|| {
             self.mirrored.set(self.mirrored.get() + 1);
             Mirrored(Rc::clone(self))
@@ -370,6 +418,7 @@ impl Shard {
             in_use
         });
         self.watch.tick(now);
+        self.relieve(true);
         self.buffers.trim();
         self.recorder.borrow_mut().hand_over(&self.link, self.shard_totals());
         self.access_log.borrow_mut().flush(&self.link);
@@ -395,6 +444,8 @@ impl Shard {
             downstream_open: totals.downstream_open.get(),
             downstream_accepted: totals.downstream_accepted.get(),
             downstream_refused: totals.downstream_refused.get(),
+            memory_refused: totals.memory_refused.get(),
+            memory_closed: totals.memory_closed.get(),
             tls_handshakes: totals.tls_handshakes.get(),
             exchanges_open: totals.exchanges_open.get(),
             tunnels_open: totals.tunnels_open.get(),

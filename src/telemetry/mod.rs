@@ -261,6 +261,10 @@ pub struct ShardTotals {
     pub downstream_accepted: u64,
     /// Downstream connections refused because `connections_max` was reached.
     pub downstream_refused: u64,
+    /// Downstream connections closed at once because memory was short.
+    pub memory_refused: u64,
+    /// Idle connections, of both sides, closed because memory was short.
+    pub memory_closed: u64,
     /// TLS handshakes that succeeded, with callers and with services.
     pub tls_handshakes: u64,
     /// Exchanges in progress (gauge).

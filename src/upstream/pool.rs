@@ -194,6 +194,21 @@ impl Pool {
         }
     }
 
+    /// Closes those that have been idle since before then; how many.
+    pub fn close_quiet(&self, before: u64) -> u64 {
+        let mut closed = 0;
+        self.idle.borrow_mut().retain(|idle| {
+            let keep = idle.since > before;
+            if !keep {
+                let tally = &idle.pooled.tally;
+                tally.idle.set(tally.idle.get() - 1);
+                closed += 1;
+            }
+            keep
+        });
+        closed
+    }
+
     fn age_max(&self, limits: &spec::Pool) -> u64 {
         match self.age_max_ns.get() {
             0 => ns(limits.idle_timeout),

@@ -254,6 +254,11 @@ impl Service {
         breaker.take_changes()
     }
 
+    /// Closes connections of HTTP/1.1 that have been idle since before then, because memory is short; how many.
+    pub fn close_quiet(&self, before: u64) -> u64 {
+        self.pools.iter().map(|pool| pool.h1.close_quiet(before)).sum()
+    }
+
     /// Closes all idle connections: the service is gone from the configuration.
     pub fn close_idle(&self) {
         for pool in &self.pools {

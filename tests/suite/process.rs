@@ -375,6 +375,37 @@ fn connections_over_the_limit_are_closed_until_there_is_room() {
 }
 
 #[test]
+fn a_process_that_is_short_of_memory_refuses_and_says_so_until_it_is_not() {
+    let (folder, origin) = (Folder::new(), Origin::start("hello"));
+    // No process is so small.
+    let short = config(origin.address, "[overload]\nmemory_max = \"1MiB\"\n");
+    let proxy = Running::proxy(&folder.write("a.toml", &short));
+    let inbound = proxy.listener("inbound");
+    let value = |name: &str| {
+        let metrics = proxy.page("/metrics").1;
+        // Of all shards.
+        let values = metrics.lines().filter(|line| line.starts_with(name));
+        values.map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum::<Option<f64>>()
+    };
+    eventually("it is short", || (value("ringmesh_memory_pressure") == Some(5.0)).then_some(()));
+    assert_eq!(value("ringmesh_memory_max_bytes"), Some(1_048_576.0));
+    assert!(value("ringmesh_memory_resident_bytes") > Some(1_048_576.0));
+    eventually("connections are refused", || {
+        Caller::connect(inbound).unwrap().get("/").is_err().then_some(())
+    });
+    // The admin address answers throughout, and the process is alive and ready: taken out of use it would be of no help.
+    assert_eq!((proxy.page("/live").0, proxy.page("/ready").0), (200, 200));
+    assert!(proxy.stderr().contains("memory is short: all new requests are refused"), "{}", proxy.stderr());
+    folder.write("a.toml", &short.replace("1MiB", "off"));
+    eventually("it serves", || {
+        Caller::connect(inbound).unwrap().get("/").ok().filter(|answer| answer.status == 200)
+    });
+    assert_eq!(value("ringmesh_memory_pressure"), Some(0.0));
+    assert!(proxy.stderr().contains("nothing is refused any more"), "{}", proxy.stderr());
+    eventually("refusals are counted", || (value("ringmesh_memory_refused_total") > Some(0.0)).then_some(()));
+}
+
+#[test]
 fn an_origin_that_closes_idle_connections_early_fails_no_request() {
     let seed = fastrand::u64(..);
     println!("seed {seed}");

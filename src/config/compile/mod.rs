@@ -272,6 +272,7 @@ fn assemble(raw: Raw, found: &[Vec<u32>], table: TableBuilder, sources: &[Source
     let limits = limits(&raw.limits, &mut from);
     let http2 = http2(&raw.http2, &mut from);
     let forwarding = forwarding(raw.forwarding, &mut from);
+    let memory_max = from.value(defaults::MEMORY_MAX.name, raw.memory_max, || defaults::MEMORY_MAX_DEFAULT);
     let identity = policy::identity(raw.identity, &mut from);
     let listeners = raw
         .listeners
@@ -324,6 +325,7 @@ fn assemble(raw: Raw, found: &[Vec<u32>], table: TableBuilder, sources: &[Source
         timeouts,
         http2,
         forwarding,
+        memory_max,
         origins,
     }
 }

@@ -17,6 +17,7 @@ mod changes;
 mod fault;
 mod matching;
 mod mirror;
+mod overload;
 mod policy;
 mod probe;
 mod rate_limit;
@@ -95,6 +96,9 @@ pub(super) fn file<'t>(reader: &mut Reader<'_>, table: &'t DeTable<'t>, raw: &mu
     }
     if let Some(table) = top.value("forwarding").and_then(|item| reader.table(&schema::FORWARDING, item)) {
         forwarding(reader, &table, &mut raw.forwarding);
+    }
+    if let Some(table) = top.value("overload").and_then(|item| reader.table(&schema::OVERLOAD, item)) {
+        overload::overload(reader, &table, &mut raw.memory_max);
     }
     if let Some(item) = top.value("listener") {
         for (table, place) in
