@@ -41,6 +41,7 @@ const DIRECTIONS: &[Direction] = &[
             "upstream::plan",
             "upstream::rise",
             "upstream::spec",
+            "upstream::tail",
             "upstream::turns",
         ],
         not: &[

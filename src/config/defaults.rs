@@ -562,6 +562,15 @@ pub(super) const RETRY_BUDGET_FLOOR: Key<u32> = key("retry.budget_floor", 10, 0,
 /// Off: one more field that most services do not read. Envoy off, Istio on.
 pub(super) const RETRY_ATTEMPT_HEADER: bool = false;
 
+/// Off: a hedge is more work for a service, and only its author knows what it costs. Envoy off.
+pub(super) const RETRY_HEDGE_AFTER: Key<Duration> = key(
+    "retry.hedge_after",
+    // Never shown: it is off.
+    seconds(1),
+    Duration::from_millis(1),
+    seconds(3600),
+);
+
 // --- how much there may be ---
 
 /// Files that make up one configuration.

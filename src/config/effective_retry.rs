@@ -6,10 +6,10 @@ use super::compiled::{CompiledRetry, Mark};
 use super::defaults;
 use super::effective::{Setting, list};
 use super::values::{duration_text, quoted, size_text};
-use crate::upstream::retry::Policy;
+use crate::upstream::retry::{Hedge, Policy};
 
 /// In the order of their values and marks.
-pub(super) const RETRY_KEYS: [&str; 12] = [
+pub(super) const RETRY_KEYS: [&str; 13] = [
     "retry.attempts_max",
     "retry.on",
     "retry.statuses",
@@ -22,6 +22,7 @@ pub(super) const RETRY_KEYS: [&str; 12] = [
     "retry.budget_percent",
     "retry.budget_floor",
     "retry.attempt_header",
+    "retry.hedge_after",
 ];
 
 impl super::compiled::Compiled {
@@ -58,5 +59,14 @@ fn values(policy: &Policy, said: Option<&CompiledRetry>) -> [String; RETRY_KEYS.
         (f64::from(policy.budget.millionths) / 10_000.0).to_string(),
         policy.budget.floor.to_string(),
         policy.attempt_field.to_string(),
+        quoted(&policy.hedge.map_or_else(|| "off".into(), hedge_text)),
     ]
+}
+
+/// As it is written in the file.
+pub(crate) fn hedge_text(hedge: Hedge) -> String {
+    match hedge {
+        Hedge::After(after) => duration_text(after),
+        Hedge::Quantile(quantile) => format!("p{}", f64::from(quantile.thousandths()) / 10.0),
+    }
 }

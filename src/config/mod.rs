@@ -42,6 +42,7 @@ pub use compiled::{
 pub use defaults::{FOLDER as AUTHORITY_FOLDER, SHARDS_MAX};
 pub use effective::{Origin, Setting};
 pub(crate) use effective_choice::choice_text;
+pub(crate) use effective_retry::hedge_text;
 pub use environment::{Environment, process_environment};
 pub use raw::{Destination, MemoryMax, Shards};
 pub use report::{Look, Report};

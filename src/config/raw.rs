@@ -23,7 +23,7 @@ use crate::route::{HostMatch, Priority, Regex, Template, Test, Upgrades};
 use crate::shard::RuntimeChoice;
 use crate::snapshot::{AccessLogFormat, ForwardedFields};
 use crate::upstream::affinity::HashRule;
-use crate::upstream::retry::{Reasons, Statuses};
+use crate::upstream::retry::{Hedge, Reasons, Statuses};
 use crate::upstream::spec::{Balance, Labels, Protocol};
 
 /// A value and where it came from.
@@ -279,6 +279,8 @@ pub(super) struct RawRetry {
     pub(super) budget_percent: Option<At<u32>>,
     pub(super) budget_floor: Option<At<u32>>,
     pub(super) attempt_header: Option<At<bool>>,
+    /// `None` inside: `"off"`.
+    pub(super) hedge_after: Option<At<Option<Hedge>>>,
 }
 
 /// A word of `retry.on`, and what it stands for.

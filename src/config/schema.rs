@@ -213,6 +213,7 @@ const RETRY_KEYS: &[&str] = &[
     "budget_percent",
     "budget_floor",
     "attempt_header",
+    "hedge_after",
 ];
 pub(super) static SERVICE_RETRY: Section =
     Section { path: "service.retry", header: "`retry` of a [[service]]", keys: RETRY_KEYS };

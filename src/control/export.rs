@@ -175,6 +175,12 @@ fn services(page: &mut Page<'_, '_>, store: &Store) -> fmt::Result {
         None,
         each(|s| s.retries.succeeded),
     )?;
+    page.counter(
+        "hedges_won",
+        "Further attempts that began beside another one and were sooner",
+        None,
+        each(|s| s.retries.hedges_won),
+    )?;
     beside(page, store)?;
     page.counter(
         "request_body",

@@ -24,7 +24,7 @@ use crate::telemetry::recorder::{Ended, GrpcEnded};
 use crate::upstream::affinity::{Affinity, Minted};
 use crate::upstream::balance::Wanted;
 use crate::upstream::limiter::{Outcome, Pass};
-use crate::upstream::service::Service;
+use crate::upstream::service::{Attempt, Service};
 
 /// An exchange's account. `Cell`s, because both directions of a streamed exchange write into it.
 #[derive(Default)]
@@ -155,6 +155,14 @@ impl Account {
                 messages.take();
             }
         }
+    }
+
+    /// A hedge takes the place of the attempt that it began beside. It tried so many endpoints.
+    pub(super) fn take_over(&self, hedge: &Attempt, first_byte_at: u64, attempts: u16) {
+        self.forget_withheld();
+        self.attempts.set(self.attempts.get() + attempts.saturating_sub(1));
+        self.endpoint.set(NonZeroU32::new(hedge.endpoint.saturating_add(1)));
+        self.first_byte_at.set(first_byte_at);
     }
 
     /// The endpoint of the last attempt.
@@ -334,6 +342,7 @@ impl Account {
             failure,
             attempts: self.attempts.get().into(),
             retried: self.further().and_then(Further::reason),
+            hedge: self.further().and_then(Further::hedge),
             fault: shown.fault,
             request_body_bytes: self.request_body_bytes.get(),
             response_body_bytes: self.response_body_bytes.get(),

@@ -14,12 +14,13 @@ use std::future::pending;
 
 use super::account::Account;
 use super::connect::Tried;
+use super::hedge::Racing;
 use super::{Path, told};
-use crate::failure::{Cause, Failure};
+use crate::failure::{Cause, Failure, Side};
 use crate::http::grpc::{self, Status};
 use crate::http::{Method, h1};
 use crate::shard::clock::{NEVER, ns};
-use crate::telemetry::retries::Refusal;
+use crate::telemetry::retries::{HedgeEnd, Refusal};
 use crate::upstream::retry::{After, Head, Reason};
 use crate::upstream::shared::Lease;
 use crate::upstream::{budget, limiter};
@@ -70,6 +71,9 @@ pub(super) struct Further {
     at: Cell<u64>,
     /// The places, in the budget and among what the service may be given, of the one that is waiting or under way.
     place: Cell<Option<(budget::Further, Option<limiter::Retry>)>>,
+    /// An attempt beside the one that is waited for, and whether the last one that there was has won.
+    race: RefCell<Option<Racing>>,
+    hedge: Cell<Option<HedgeEnd>>,
 }
 
 impl fmt::Debug for Further {
@@ -85,6 +89,42 @@ impl Further {
     /// Why there was a retry last.
     pub(super) fn reason(&self) -> Option<Reason> {
         self.reason.get()
+    }
+
+    /// What became of the last hedge.
+    pub(super) fn hedge(&self) -> Option<HedgeEnd> {
+        self.hedge.get()
+    }
+
+    /// There is one more, for this reason.
+    pub(super) fn begins(&self, reason: Reason) {
+        self.retries.set(self.retries.get() + 1);
+        self.reason.set(Some(reason));
+    }
+
+    /// It runs beside the present one.
+    pub(super) fn races(&self, racing: Racing) {
+        self.hedge.set(Some(HedgeEnd::Lost));
+        *self.race.borrow_mut() = Some(racing);
+    }
+
+    pub(super) fn hedge_won(&self) {
+        self.hedge.set(Some(HedgeEnd::Won));
+    }
+
+    /// Asks it, if there is one.
+    pub(super) fn race<R>(&self, ask: impl FnOnce(&Racing) -> R) -> Option<R> {
+        self.race.borrow().as_ref().map(ask)
+    }
+
+    pub(super) fn take_race(&self) -> Option<Racing> {
+        self.race.borrow_mut().take()
+    }
+
+    /// Ends it, if there is one.
+    pub(super) fn ends_race(&self) {
+        let racing = self.take_race();
+        drop(racing);
     }
 }
 
@@ -176,6 +216,9 @@ impl Path<'_> {
         if self.retry.is_off() || self.account.status.get() != 0 || self.account.was_idle.get() {
             return Missed::Failed(failure);
         }
+        if failure.side == Side::Upstream && self.leaves_it_to_hedge() {
+            return Missed::Again;
+        }
         match self.retry.reason_of_failure(failure, unsent) {
             Some(reason) if self.is_to_retry(reason, After::Unsaid) => Missed::Again,
             _ => Missed::Failed(failure),
@@ -185,31 +228,34 @@ impl Path<'_> {
     /// Whether a response of HTTP/1.1 is kept from the caller, because there is to be another attempt.
     pub(super) fn withholds_h1(&self, response: &h1::Response<'_>) -> bool {
         self.has_answered();
-        if response.status < 400 || self.retry.is_off() {
+        if response.is_interim() {
             return false;
         }
-        let after = response.field("retry-after");
-        let head = Head {
-            status: response.status,
-            grpc: None,
-            rate_limited: response.field("x-envoy-ratelimited").is_some(),
-            after: after.map_or(After::Unsaid, |value| After::of_field(value, response.field("date"))),
-        };
-        self.withholds(&head, None)
+        if response.status < 400 || self.retry.is_off() {
+            return self.was_outrun(response.status, None);
+        }
+        self.withholds(&told_by_h1(response), None)
     }
 
     /// The same of a response with this head.
     pub(super) fn withholds_typed<B>(&self, response: &http::Response<B>) -> bool {
         self.has_answered();
+        let is_said = self.account.is_grpc() && response.headers().contains_key("grpc-status");
+        if (response.status().as_u16() < 400 && !is_said) || self.retry.is_off() {
+            return self.was_outrun(response.status().as_u16(), None);
+        }
+        let (head, code) = self.told_by_typed(response);
+        self.withholds(&head, code)
+    }
+
+    /// What matters of such a head, and the code of a gRPC call.
+    pub(super) fn told_by_typed<B>(&self, response: &http::Response<B>) -> (Head, Option<Status>) {
         let (status, headers) = (response.status().as_u16(), response.headers());
         let said = self.account.is_grpc().then(|| headers.get("grpc-status")).flatten();
-        if (status < 400 && said.is_none()) || self.retry.is_off() {
-            return false;
-        }
         let code = match said {
             Some(code) => Some(Status::read(code.as_bytes())),
             // What the caller's library would make of it.
-            None if self.account.is_grpc() => Some(grpc::code_of_status(status).into()),
+            None if self.account.is_grpc() && status >= 400 => Some(grpc::code_of_status(status).into()),
             None => None,
         };
         let grpc = code.and_then(|code| u8::try_from(code.index()).ok());
@@ -220,7 +266,7 @@ impl Path<'_> {
             _ => After::Unsaid,
         };
         let rate_limited = headers.contains_key("x-envoy-ratelimited");
-        self.withholds(&Head { status, grpc, rate_limited, after }, code)
+        (Head { status, grpc, rate_limited, after }, code)
     }
 
     /// The service has decided: what follows may last, and is not what the budget is for.
@@ -231,12 +277,49 @@ impl Path<'_> {
     }
 
     fn withholds(&self, head: &Head, code: Option<Status>) -> bool {
-        let reason = self.retry.reason_of_head(head);
-        let withheld = reason.is_some_and(|reason| self.is_to_retry(reason, head.after));
+        let Some(reason) = self.retry.reason_of_head(head) else { return self.was_outrun(head.status, code) };
+        let withheld = self.leaves_it_to_hedge() || self.is_to_retry(reason, head.after);
         if withheld {
             self.account.make_further().withheld.set(Some((head.status, code)));
         }
         withheld
+    }
+
+    /// Of a response that the caller should have: whether a hedge has brought another one before. If not it ends.
+    fn was_outrun(&self, status: u16, code: Option<Status>) -> bool {
+        let Some(further) = self.account.further() else { return false };
+        let was_outrun = self.hedge_has_won();
+        if was_outrun {
+            further.withheld.set(Some((status, code)));
+        } else {
+            further.ends_race();
+        }
+        was_outrun
+    }
+
+    /// Of an attempt that brings nothing: whether a hedge may bring something, or has.
+    fn leaves_it_to_hedge(&self) -> bool {
+        let ask = |racing: &Racing| {
+            racing.is_alone();
+            racing.goes_on()
+        };
+        self.account.further().and_then(|further| further.race(ask)).unwrap_or(false)
+    }
+
+    /// Whether there is another attempt in progress, with which to go on.
+    pub(super) fn is_hedged(&self) -> bool {
+        self.account.further().and_then(|further| further.race(Racing::goes_on)).unwrap_or(false)
+    }
+
+    /// Whether a hedge has brought something, so that what ends the present attempt is this proxy's doing.
+    pub(super) fn hedge_has_won(&self) -> bool {
+        self.account.further().and_then(|further| further.race(Racing::has_won)).unwrap_or(false)
+    }
+
+    /// How many more attempts there may be.
+    pub(super) fn attempts_left(&self) -> u16 {
+        let replays = self.account.further().map_or(0, |further| further.replays.get());
+        u16::from(self.retry.attempts_max).saturating_sub(self.account.attempts.get().saturating_sub(replays))
     }
 
     /// Whether there is to be another attempt for this reason; then its place in the budget is taken and its time is set.
@@ -249,9 +332,8 @@ impl Path<'_> {
             shard.recorder.borrow_mut().record_retry_refused(service.recorder_slot, why);
             false
         };
-        let (replays, retries) =
-            account.further().map_or((0, 0), |further| (further.replays.get(), further.retries.get()));
-        if account.attempts.get().saturating_sub(replays) >= self.retry.attempts_max.into() {
+        let retries = account.further().map_or(0, |further| further.retries.get());
+        if self.attempts_left() == 0 {
             return refused(Refusal::Attempts);
         }
         if account.body_is_gone.get() {
@@ -275,8 +357,7 @@ impl Path<'_> {
             },
         };
         further.place.set(Some((place, capped)));
-        further.retries.set(retries + 1);
-        further.reason.set(Some(reason));
+        further.begins(reason);
         further.at.set(at);
         further.fresh.set(false);
         self.avoid_last();
@@ -336,6 +417,17 @@ impl Path<'_> {
         self.account.wait(self.shard.clock.now());
         let _: Option<()> = self.shard.deadlines.alarm().until(at, pending()).await;
         self.account.waited(self.shard.clock.now());
+    }
+}
+
+/// What matters of a head of HTTP/1.1.
+pub(super) fn told_by_h1(response: &h1::Response<'_>) -> Head {
+    let after = response.field("retry-after");
+    Head {
+        status: response.status,
+        grpc: None,
+        rate_limited: response.field("x-envoy-ratelimited").is_some(),
+        after: after.map_or(After::Unsaid, |value| After::of_field(value, response.field("date"))),
     }
 }
 

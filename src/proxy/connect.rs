@@ -45,24 +45,60 @@ impl Path<'_> {
         }
     }
 
+    /// The same to the endpoint that was chosen, and to no other.
+    pub(super) async fn connect_to(&self, picked: Attempt) -> Result<(Attempt, To), Failure> {
+        match self.at_hand_of(picked, false) {
+            Ok(connected) => Ok(connected),
+            Err(attempt) => self.open_to(attempt).await,
+        }
+    }
+
+    async fn open_to(&self, attempt: Attempt) -> Result<(Attempt, To), Failure> {
+        let now = self.shard.clock.now();
+        let found = if self.may_share(&attempt) {
+            self.share(&attempt, now).await
+        } else {
+            self.pooled(&attempt, false, now)
+        };
+        match found {
+            Found::Connection(to) => {
+                attempt.reused.set(true);
+                Ok((attempt, to))
+            }
+            Found::Nothing(cause) => Err(Failure::upstream(Stage::Connect, cause)),
+            Found::Room(opening) => match self.open(&attempt, opening).await {
+                Ok(to) => Ok((attempt, to)),
+                Err(failure) => {
+                    if failure.side != Side::Local {
+                        attempt.unreachable(self.shard.clock.now());
+                    }
+                    Err(failure)
+                }
+            },
+        }
+    }
+
     /// What needs no wait; else the endpoint that was chosen, if there is one.
     fn at_hand(&self, fresh: bool) -> Result<(Attempt, To), Option<Attempt>> {
         let (tried, wants_fresh) = self.avoided();
-        let now = self.shard.clock.now();
-        let attempt = self.pick(&tried, now).ok_or(None)?;
+        let attempt = self.pick(&tried, self.shard.clock.now()).ok_or(None)?;
+        self.at_hand_of(attempt, fresh || wants_fresh).map_err(Some)
+    }
+
+    fn at_hand_of(&self, attempt: Attempt, fresh: bool) -> Result<(Attempt, To), Attempt> {
         let to = if self.may_share(&attempt) {
             attempt.shared().lease(&self.service.spec.http2).map(To::H2)
-        } else if fresh || wants_fresh {
+        } else if fresh {
             None
         } else {
-            attempt.pool().checkout(&self.service.spec.pool, now).map(To::H1)
+            attempt.pool().checkout(&self.service.spec.pool, self.shard.clock.now()).map(To::H1)
         };
         match to {
             Some(to) => {
                 attempt.reused.set(true);
                 Ok((attempt, to))
             }
-            None => Err(Some(attempt)),
+            None => Err(attempt),
         }
     }
 

@@ -27,7 +27,7 @@ use super::relay::{Direction, Web, unless_reset};
 use super::shaped;
 use super::tunnel_h2;
 use super::{
-    First, InProgress, MEMORY_SHORT, Path, TOO_SOON, blamed, both, fault, idle, retry_of, told,
+    First, InProgress, MEMORY_SHORT, Path, TOO_SOON, blamed, both, fault, hedge, idle, retry_of, told,
     without_service,
 };
 use crate::authorize::Verdict;
@@ -340,6 +340,9 @@ impl Call<'_> {
     }
 
     async fn attempt(&self, body: &mut Upload<'_>) -> Result<(), Missed> {
+        if self.path.is_hedged() {
+            return Box::pin(self.take_over()).await;
+        }
         let connect = self.path.connect(false);
         let (connected, reset) =
             unless_reset(|cx| self.respond.borrow_mut().poll_reset(cx), || {}, connect).await;
@@ -457,16 +460,18 @@ impl Call<'_> {
         let alarm = self.path.shard.deadlines.alarm();
         if whole {
             return match self.view.snapshot.timeouts.stream_idle {
-                None => self.back_from_h2(&mut response, web, &alarm, &Cell::new(true), attempt).await,
+                None if !self.path.hedges() => {
+                    self.back_from_h2(&mut response, web, &alarm, &Cell::new(true), attempt).await
+                }
                 // Boxed: seldom wanted.
-                Some(_) => Box::pin(self.back_unless_idle(&mut response, web, &alarm, attempt)).await,
+                _ => Box::pin(self.back_unless_idle(&mut response, web, &alarm, attempt)).await,
             };
         }
         // Boxed: two directions are much state, which most requests do not need.
         Box::pin(self.both_h2(body, stream, &mut response, web, &alarm, attempt)).await
     }
 
-    /// The way back, where an exchange may not lie still for long.
+    /// The way back, where an exchange may not lie still for long, or may be hedged.
     async fn back_unless_idle(
         &self,
         response: &mut h2::client::ResponseFuture,
@@ -477,7 +482,9 @@ impl Call<'_> {
         let sent = Cell::new(true);
         let back = pin!(self.back_from_h2(response, web, alarm, &sent, attempt));
         let idle = self.view.snapshot.timeouts.stream_idle;
-        idle::unless_idle(&self.path, idle, &sent, &[], || alarm.by(0), back).await
+        let back = pin!(idle::unless_idle(&self.path, idle, &sent, &[], || alarm.by(0), back));
+        let copy = || self.copied(None);
+        hedge::unless_won(&self.path, &sent, || alarm.by(0), copy, self.view, back).await
     }
 
     /// Both directions at once.
@@ -492,7 +499,7 @@ impl Call<'_> {
     ) -> Result<(), Missed> {
         let stream = RefCell::new(stream);
         let there_alarm = self.path.shard.deadlines.alarm();
-        let sent = Cell::new(false);
+        let (sent, whole) = (Cell::new(false), Cell::new(None));
         attempt.uploads();
         let back = pin!(self.back_from_h2(response, web, alarm, &sent, attempt));
         let decoder = RefCell::default();
@@ -502,6 +509,9 @@ impl Call<'_> {
         }
         let there = pin!(async {
             let result = there.h2_to_h2(body, &stream).await;
+            if result.is_ok() && self.path.hedges() {
+                whole.set(body.whole());
+            }
             sent.set(result.is_ok());
             self.path.account.mirror_whole(result.is_ok());
             attempt.uploaded(self.path.shard.clock.now());
@@ -526,8 +536,10 @@ impl Call<'_> {
             alarm.by(0);
             there_alarm.by(0);
         };
+        let both = pin!(idle::unless_idle(&self.path, idle, &sent, &[], hurry, both));
+        let copy = || self.copied(whole.take().as_ref());
         let (there_result, back_result, back_was_first) =
-            idle::unless_idle(&self.path, idle, &sent, &[], hurry, both).await;
+            hedge::unless_won(&self.path, &sent, || alarm.by(0), copy, self.view, both).await;
         match (there_result, back_result) {
             (Err(there), Err(_)) if there.side != Side::Upstream && !back_was_first => Err(there.into()),
             (_, back) => back,

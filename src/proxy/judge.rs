@@ -31,6 +31,7 @@ impl Path<'_> {
         match failure {
             // What it looks like was this proxy's doing.
             Some(_) if self.account.was_idle.get() => {}
+            Some(_) if self.hedge_has_won() => attempt.was_outrun(now.saturating_sub(began), now),
             Some(failure) if failure.side == Side::Upstream => {
                 attempt.failed(self.blamed_for(attempt, failure, now.saturating_sub(began)), now);
             }

@@ -152,6 +152,19 @@ pub(super) struct Upload<'x> {
     kept: Option<Box<Taken>>,
 }
 
+/// The body of a request that was kept whole.
+pub(super) struct Whole(SmallVec<[Bytes; 4]>);
+
+impl Whole {
+    pub(super) fn octets(&self) -> Bytes {
+        match self.0.as_slice() {
+            [] => Bytes::new(),
+            [one] => one.clone(),
+            pieces => pieces.concat().into(),
+        }
+    }
+}
+
 /// What was taken of a body.
 #[derive(Default)]
 struct Taken {
@@ -175,6 +188,21 @@ impl<'x> Upload<'x> {
     pub(super) fn rewind(&mut self) {
         if let Some(kept) = &mut self.kept {
             (kept.again, kept.ended_again) = (0, false);
+        }
+    }
+
+    /// All of it, where all has come, was kept, and nothing came behind it.
+    pub(super) fn whole(&self) -> Option<Whole> {
+        if self.account.body_is_gone.get() {
+            return None;
+        }
+        match self.kept.as_deref() {
+            None if self.from.is_end_stream() => Some(Whole(SmallVec::new())),
+            Some(Taken { end: Some(Some(_)), .. }) | None => None,
+            Some(kept) => {
+                let has_ended = kept.end.is_some() || self.from.is_end_stream();
+                has_ended.then(|| Whole(kept.pieces.clone()))
+            }
         }
     }
 

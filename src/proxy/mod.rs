@@ -15,6 +15,7 @@ mod from_h2;
 mod h2_client;
 mod h2_io;
 mod handshake;
+mod hedge;
 mod idle;
 mod judge;
 mod kept;
@@ -306,6 +307,12 @@ async fn whole(
     request.extend_from_slice(&downstream.input[asked.head_len..asked.head_len + body]);
     loop {
         let missed = 'attempt: {
+            if path.is_hedged() {
+                match Box::pin(path.take_over(downstream, asked)).await {
+                    Ok(fate) => return Ok(Settled::Fate(fate)),
+                    Err(missed) => break 'attempt missed,
+                }
+            }
             // In one expression: what is kept in a variable has a place of its own in the future of every connection.
             let (attempt, to) = match match asked.tunnel.as_deref() {
                 Some(Tunnel::WebSocket(_)) => Box::pin(path.connect_for_websocket()).await,
@@ -348,14 +355,17 @@ async fn whole(
                     let way =
                         response::Way { path, asked, request_sent: &Cell::new(true), attempt: &attempt };
                     match asked.view.snapshot.timeouts.stream_idle {
-                        None => {
+                        None if !path.hedges() || asked.tunnel.is_some() => {
                             let (from, to) =
                                 (&mut pooled.connection.reader, &mut downstream.connection.writer);
                             response::carry(&way, from, to).await
                         }
                         // Boxed: seldom wanted.
                         idle => {
-                            Box::pin(back_unless_idle(&way, idle, &mut pooled.connection, downstream)).await
+                            let head_len = request.len() - body;
+                            let request = request.split_at(head_len);
+                            let upstream = &mut pooled.connection;
+                            Box::pin(back_unless_idle(&way, idle, request, upstream, downstream)).await
                         }
                     }
                 }
@@ -398,10 +408,11 @@ async fn whole(
     }
 }
 
-/// The way back of such a request, where an exchange may not lie still for long.
+/// The way back of such a request, where an exchange may not lie still for long, or may be hedged.
 async fn back_unless_idle(
     way: &response::Way<'_>,
     idle: Option<Duration>,
+    (head, body): (&[u8], &[u8]),
     upstream: &mut Connection,
     downstream: &mut Downstream,
 ) -> Result<Answered, Failure> {
@@ -410,8 +421,11 @@ async fn back_unless_idle(
         origin.read_by(0);
         caller.shutdown_if(way.path.account.status.get() != 0);
     };
+    let copy = hedge::copying(downstream, way.asked, head, body);
     let back = pin!(response::carry(way, &mut upstream.reader, &mut downstream.connection.writer));
-    idle::unless_idle(way.path, idle, way.request_sent, &[&caller, &origin], hurry, back).await
+    let connections = [&caller, &origin];
+    let back = pin!(idle::unless_idle(way.path, idle, way.request_sent, &connections, hurry, back));
+    hedge::unless_won(way.path, way.request_sent, || origin.read_by(0), copy, &way.asked.view, back).await
 }
 
 /// A request whose body is still coming: again where nothing of it is gone.

@@ -10,7 +10,7 @@ use super::from_h2::Call;
 use super::judge::note_wish;
 use super::kept::Upload;
 use super::relay::unless_reset;
-use super::{First, SHED, both, idle};
+use super::{First, SHED, both, hedge, idle};
 use crate::failure::{Cause, Failure, Side, Stage};
 use crate::http::Framing;
 use crate::http::body::{Reframer, TAILROOM};
@@ -81,13 +81,15 @@ impl Call<'_> {
         let sent = writer.write_all(out, 0, patience).await;
         sent.map_err(|fault| Failure::upstream(Stage::Request, super::cause(fault)))?;
         match self.view.snapshot.timeouts.stream_idle {
-            None => self.back_from_h1(reader, &origin, input, &alarm, &Cell::new(true), attempt).await,
+            None if !self.path.hedges() => {
+                self.back_from_h1(reader, &origin, input, &alarm, &Cell::new(true), attempt).await
+            }
             // Boxed: seldom wanted.
-            Some(_) => Box::pin(self.back_unless_idle_h1(reader, &origin, input, &alarm, attempt)).await,
+            _ => Box::pin(self.back_unless_idle_h1(reader, &origin, input, &alarm, attempt)).await,
         }
     }
 
-    /// The way back, where an exchange may not lie still for long.
+    /// The way back, where an exchange may not lie still for long, or may be hedged.
     async fn back_unless_idle_h1(
         &self,
         reader: &mut crate::io::Reader,
@@ -103,7 +105,10 @@ impl Call<'_> {
             alarm.by(0);
         };
         let idle = self.view.snapshot.timeouts.stream_idle;
-        idle::unless_idle(&self.path, idle, &sent, &[origin], hurry, back).await
+        let connections = [origin];
+        let back = pin!(idle::unless_idle(&self.path, idle, &sent, &connections, hurry, back));
+        let copy = || self.copied(None);
+        hedge::unless_won(&self.path, &sent, hurry, copy, self.view, back).await
     }
 
     /// Both directions at once.
@@ -121,7 +126,7 @@ impl Call<'_> {
         let alarm = shard.deadlines.alarm();
         let there_alarm = shard.deadlines.alarm();
         let there = self.there(&there_alarm);
-        let sent = Cell::new(false);
+        let (sent, whole) = (Cell::new(false), Cell::new(None));
         attempt.uploads();
         let back = pin!(self.back_from_h1(reader, &origin, input, &alarm, &sent, attempt));
         let there = pin!(async {
@@ -134,6 +139,9 @@ impl Call<'_> {
                 head.map_err(|fault| Failure::upstream(Stage::Request, super::cause(fault)))?;
             }
             let result = there.h2_to_h1(body, writer, self.facts.framing, out).await;
+            if result.is_ok() && self.path.hedges() {
+                whole.set(body.whole());
+            }
             sent.set(result.is_ok());
             self.path.account.mirror_whole(result.is_ok());
             attempt.uploaded(shard.clock.now());
@@ -155,8 +163,11 @@ impl Call<'_> {
             alarm.by(0);
             there_alarm.by(0);
         };
+        let connections = [&origin];
+        let both = pin!(idle::unless_idle(&self.path, idle, &sent, &connections, hurry, both));
+        let copy = || self.copied(whole.take().as_ref());
         let (there_result, back_result, back_was_first) =
-            idle::unless_idle(&self.path, idle, &sent, &[&origin], hurry, both).await;
+            hedge::unless_won(&self.path, &sent, || origin.read_by(0), copy, self.view, both).await;
         match (there_result, back_result) {
             (Ok(()), Ok(done)) if !back_was_first => Ok(done),
             (_, Ok(done)) => Ok(Done { reusable: false, ..done }),
@@ -165,7 +176,7 @@ impl Call<'_> {
         }
     }
 
-    async fn back_from_h1(
+    pub(super) async fn back_from_h1(
         &self,
         from: &mut crate::io::Reader,
         origin: &crate::io::Control,
@@ -354,6 +365,6 @@ impl Answer {
 pub(super) struct Done {
     reusable: bool,
     /// Whether nothing of the response has gone to the caller, because there is another attempt.
-    withheld: bool,
+    pub(super) withheld: bool,
     idle_seconds: Option<u64>,
 }

@@ -15,7 +15,7 @@ use super::again::Missed;
 use super::judge::note_wish;
 use super::kept::Kept;
 use super::relay::{Direction, Web};
-use super::{Fate, First, Path, SHED, both, idle};
+use super::{Fate, First, Path, SHED, both, hedge, idle};
 use crate::downstream::{Asked, Downstream};
 use crate::failure::{Cause, Failure, Side, Stage};
 use crate::http::body::Reframer;
@@ -88,8 +88,7 @@ async fn exchange(
     let ended = matches!((asked.framing, body), (Framing::None, _) | (_, Some(0)));
     let (response, stream) = lease.send(request, ended)?;
     let stream = RefCell::new(stream);
-    let alarm = path.shard.deadlines.alarm();
-    let there_alarm = path.shard.deadlines.alarm();
+    let (alarm, there_alarm) = (path.shard.deadlines.alarm(), path.shard.deadlines.alarm());
     let limits = &asked.view.snapshot.limits;
     let there = Direction {
         shard: path.shard,
@@ -114,17 +113,19 @@ async fn exchange(
     if let Some(length) = body {
         let octets = &downstream.input[asked.head_len..asked.head_len + length];
         path.account.request_body_bytes.set(length as u64);
-        let sent = Cell::new(length == 0);
+        let (sent, caller) = (Cell::new(length == 0), downstream.connection.control());
         let back = Back { path, asked, alarm: &alarm, attempt, sent: &sent, web };
-        let caller = downstream.connection.control();
+        let copy = hedge::copying(downstream, asked, &head[..head.len() - length], octets);
+        let connections = [&caller];
         let back = pin!(back.carry(response, &mut downstream.connection.writer));
         let hurry = || hurry(path, &[&alarm, &there_alarm], &caller);
         if length == 0 {
-            return idle::unless_idle(path, idle, &sent, &[&caller], hurry, back).await;
+            let back = pin!(idle::unless_idle(path, idle, &sent, &connections, hurry, back));
+            return hedge::unless_won(path, &sent, || alarm.by(0), copy, &asked.view, back).await;
         }
-        let octets = there.translate(Bytes::copy_from_slice(octets), true)?;
+        let translated = there.translate(Bytes::copy_from_slice(octets), true)?;
         let there = pin!(async {
-            let result = there.put(&stream, octets, true).await;
+            let result = there.put(&stream, translated, true).await;
             sent.set(result.is_ok());
             result
         });
@@ -137,7 +138,8 @@ async fn exchange(
                 there_alarm.by(0);
             }
         }));
-        let (there, back, _) = idle::unless_idle(path, idle, &sent, &[&caller], hurry, both).await;
+        let both = pin!(idle::unless_idle(path, idle, &sent, &connections, hurry, both));
+        let (there, back, _) = hedge::unless_won(path, &sent, || alarm.by(0), copy, &asked.view, both).await;
         return match (there, back) {
             // What it refused to take is gone from the connection: the next request may come.
             (_, Ok(fate)) => Ok(fate),
@@ -231,6 +233,21 @@ impl Back<'_> {
         let result = self.carry_with(&mut response, to, &mut out).await;
         shard.buffers.give(out);
         result
+    }
+
+    /// Goes on with a response whose head is there.
+    pub(super) async fn carry_on(
+        &self,
+        response: Response<RecvStream>,
+        to: &mut Writer,
+    ) -> Result<Fate, Missed> {
+        if self.path.withholds_typed(&response) {
+            return Err(Missed::Again);
+        }
+        let mut out = self.path.shard.buffers.take_small().ok_or(SHED)?;
+        let result = self.pass_on(response, to, &mut out).await;
+        self.path.shard.buffers.give(out);
+        Ok(result?)
     }
 
     async fn carry_with(

@@ -69,26 +69,29 @@ pub(super) struct Answered {
 pub(super) async fn carry(way: &Way<'_>, from: &mut Reader, to: &mut Writer) -> Result<Answered, Failure> {
     let input = way.path.shard.buffers.take_small().ok_or(SHED)?;
     let mut held = Held { input, out: Buffer::default() };
-    let result = async {
-        let mut answer = way.head(from, to, &mut held).await?;
-        if answer.upgrade {
-            way.path.in_time()?;
-            way.path.account.status.set(answer.status);
-            way.send(to, &mut held.out).await?;
-            held.input.drain(..answer.head_len as usize);
-            return Ok(answer.ended(false, std::mem::take(&mut held.input)));
-        }
-        if answer.withheld {
-            return Ok(answer.ended(way.is_all_here(&mut held, &answer), Buffer::default()));
-        }
-        let reusable = match way.shape(&answer) {
-            None => way.body(from, to, &mut held, &mut answer).await?,
-            // Boxed: hardly any is.
-            Some(shape) => Box::pin(way.shaped_body(shape, from, to, &mut held, &mut answer)).await?,
-        };
-        Ok(answer.ended(reusable, Buffer::default()))
-    }
-    .await;
+    let result = way.carry(from, to, &mut held).await;
+    way.path.shard.buffers.give(held.input);
+    way.path.shard.buffers.give(held.out);
+    result
+}
+
+/// The same where so much was read already.
+///
+/// # Errors
+/// As [`carry`].
+pub(super) async fn carry_with(
+    way: &Way<'_>,
+    input: Buffer,
+    from: &mut Reader,
+    to: &mut Writer,
+) -> Result<Answered, Failure> {
+    // Without room for it the head would be written to a buffer that is not accounted for.
+    let out = way.path.shard.buffers.take_small();
+    let mut held = Held { input, out: out.unwrap_or_default() };
+    let result = match held.out.capacity() {
+        0 => Err(SHED),
+        _ => way.carry(from, to, &mut held).await,
+    };
     way.path.shard.buffers.give(held.input);
     way.path.shard.buffers.give(held.out);
     result
@@ -123,6 +126,34 @@ pub(super) struct Held {
 }
 
 impl Way<'_> {
+    #[expect(clippy::manual_async_fn, reason = "it would have room for its arguments twice")]
+    fn carry<'x>(
+        &'x self,
+        from: &'x mut Reader,
+        to: &'x mut Writer,
+        held: &'x mut Held,
+    ) -> impl Future<Output = Result<Answered, Failure>> + 'x {
+        async move {
+            let mut answer = self.head(from, to, held).await?;
+            if answer.upgrade {
+                self.path.in_time()?;
+                self.path.account.status.set(answer.status);
+                self.send(to, &mut held.out).await?;
+                held.input.drain(..answer.head_len as usize);
+                return Ok(answer.ended(false, std::mem::take(&mut held.input)));
+            }
+            if answer.withheld {
+                return Ok(answer.ended(self.is_all_here(held, &answer), Buffer::default()));
+            }
+            let reusable = match self.shape(&answer) {
+                None => self.body(from, to, held, &mut answer).await?,
+                // Boxed: hardly any is.
+                Some(shape) => Box::pin(self.shaped_body(shape, from, to, held, &mut answer)).await?,
+            };
+            Ok(answer.ended(reusable, Buffer::default()))
+        }
+    }
+
     /// Reads the response head and writes the one for the caller into `held.out`, where it waits for the body.
     async fn head(&self, from: &mut Reader, to: &mut Writer, held: &mut Held) -> Result<Answer, Failure> {
         let limits = &self.asked.view.snapshot.limits;

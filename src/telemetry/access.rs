@@ -198,6 +198,9 @@ impl AccessLog {
         if let Some(reason) = ended.retried {
             let _ = write!(out, ",\"retried\":\"{}\"", reason.label());
         }
+        if let Some(end) = ended.hedge {
+            let _ = write!(out, ",\"hedge\":\"{}\"", end.label());
+        }
         let _ = write!(
             out,
             ",\"attempts\":{},\"request_bytes\":{},\"response_bytes\":{}",
@@ -262,6 +265,9 @@ impl AccessLog {
         }
         if let Some(reason) = ended.retried {
             let _ = write!(out, " retried={}", reason.label());
+        }
+        if let Some(end) = ended.hedge {
+            let _ = write!(out, " hedge={}", end.label());
         }
         if let Some(identity) = line.identity {
             let _ = write!(out, " peer_identity={identity}");
@@ -412,6 +418,7 @@ mod tests {
             status: 200,
             failure: None,
             retried: None,
+            hedge: None,
             fault: None,
             attempts: 1,
             request_body_bytes: 0,

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use smallvec::SmallVec;
 
 use super::mirrored::Unsent;
-use super::retries::Refusal;
+use super::retries::{HedgeEnd, Refusal};
 use super::routes::{RouteSlot, Routes};
 use super::rules::{Outcome, RuleCounts};
 use super::{
@@ -56,6 +56,8 @@ pub struct Ended {
     pub attempts: u32,
     /// Why the last of them was made, where a retry policy did.
     pub retried: Option<Reason>,
+    /// What became of the last one that was made beside another.
+    pub hedge: Option<HedgeEnd>,
     /// What its route did to it on purpose.
     pub fault: Option<Made>,
     /// Bytes of the request's body.
@@ -187,6 +189,11 @@ impl Recorder {
     /// Counts a further attempt that there was not.
     pub fn record_retry_refused(&mut self, slot: u32, refusal: Refusal) {
         self.counts(slot).retries.refused[refusal as usize] += 1;
+    }
+
+    /// Counts an attempt that began beside another one and was sooner.
+    pub fn record_hedge_won(&mut self, slot: u32) {
+        self.counts(slot).retries.hedges_won += 1;
     }
 
     /// Counts a fault that was not made.

@@ -38,6 +38,25 @@ impl Refusal {
     }
 }
 
+/// What became of an attempt that began beside another one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HedgeEnd {
+    /// It was sooner.
+    Won,
+    /// It was not, or failed.
+    Lost,
+}
+
+impl HedgeEnd {
+    /// The word in the log.
+    pub const fn label(self) -> &'static str {
+        match self {
+            Self::Won => "won",
+            Self::Lost => "lost",
+        }
+    }
+}
+
 /// Further attempts of one service.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct RetryCounts {
@@ -47,6 +66,8 @@ pub struct RetryCounts {
     pub refused: [u64; Refusal::ALL.len()],
     /// Exchanges that ended well after at least one.
     pub succeeded: u64,
+    /// Those that began beside another attempt and were sooner.
+    pub hedges_won: u64,
 }
 
 impl RetryCounts {
@@ -59,6 +80,7 @@ impl RetryCounts {
             *mine += theirs;
         }
         self.succeeded += other.succeeded;
+        self.hedges_won += other.hedges_won;
     }
 
     /// Reasons that there were further attempts for, as labels, and how many.

@@ -20,4 +20,5 @@ mod rise;
 pub mod service;
 pub mod shared;
 pub mod spec;
+pub mod tail;
 mod turns;

@@ -13,6 +13,7 @@ use std::time::Duration;
 use fastrand::Rng;
 
 use super::budget::Budget;
+use super::tail::Quantile;
 use crate::failure::{Cause, Failure, Side, Stage};
 
 /// What a service or a route says of further attempts.
@@ -40,6 +41,17 @@ pub struct Policy {
     pub budget: Budget,
     /// Whether services are told which attempt it is (`x-envoy-attempt-count`).
     pub attempt_field: bool,
+    /// When there is another attempt beside one that is not answered; `None` for never.
+    pub hedge: Option<Hedge>,
+}
+
+/// How long an attempt is waited for until there is another one beside it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Hedge {
+    /// So long.
+    After(Duration),
+    /// As long as this part of the service's latest answers took at most.
+    Quantile(Quantile),
 }
 
 macro_rules! reasons {
@@ -92,6 +104,8 @@ reasons! {
     Internal = "grpc_internal";
     /// gRPC: unavailable (14).
     Unavailable = "grpc_unavailable";
+    /// It was not answered for long, and another attempt began beside it.
+    Hedge = "hedge";
 }
 
 impl Reason {
@@ -108,7 +122,7 @@ impl Reason {
             | Self::ResourceExhausted
             | Self::Internal
             | Self::Unavailable => true,
-            Self::Reset | Self::BadResponse | Self::Timeout => false,
+            Self::Reset | Self::BadResponse | Self::Timeout | Self::Hedge => false,
             Self::GatewayError | Self::ServerError | Self::ClientError => false,
         }
     }
@@ -289,6 +303,7 @@ impl Policy {
             body_bytes_max: 0,
             budget: Budget { millionths: 0, floor: 0 },
             attempt_field: false,
+            hedge: None,
         }
     }
 

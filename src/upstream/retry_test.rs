@@ -15,6 +15,7 @@ fn policy(on: Reasons, statuses: Statuses) -> Policy {
         body_bytes_max: 0,
         budget: Budget { millionths: 0, floor: 0 },
         attempt_field: false,
+        hedge: None,
     }
 }
 

@@ -15,6 +15,7 @@ use super::limiter::{Doors, Limiter};
 use super::pool::Pool;
 use super::shared::SharedPool;
 use super::spec;
+use super::tail::Tail;
 
 /// A service on this shard.
 pub struct Service {
@@ -31,6 +32,8 @@ pub struct Service {
     balancer: RefCell<Balancer>,
     /// Where there is a choice, or copies are sent, and it is not switched off.
     breaker: OnceCell<RefCell<Box<Breaker>>>,
+    /// How long it takes to answer, from when somebody first asks.
+    tail: OnceCell<Rc<Tail>>,
     /// By endpoint. Shared with the service's state of an earlier snapshot as long as its exchanges last.
     pools: Vec<Rc<Pools>>,
 }
@@ -103,6 +106,7 @@ impl Service {
             gauge,
             limiter,
             balancer,
+            tail: OnceCell::new(),
             pools,
         }
     }
@@ -149,6 +153,7 @@ impl Service {
             gauge,
             limiter,
             balancer,
+            tail: old.tail.get().map_or_else(OnceCell::new, |tail| OnceCell::from(Rc::clone(tail))),
             pools,
         }
     }
@@ -224,6 +229,11 @@ impl Service {
         })
     }
 
+    /// How long it takes to answer; notes that from now on.
+    pub fn tail(&self) -> &Tail {
+        self.tail.get_or_init(Rc::default)
+    }
+
     /// The connections of an endpoint.
     pub fn pools(&self, endpoint: usize) -> &Rc<Pools> {
         &self.pools[endpoint]
@@ -293,6 +303,15 @@ impl Attempt {
         self.said.set(Said::Answered(verdict.into()));
         self.at_ns.set(now);
         self.after_ns.set(latency_ns);
+        if let Some(tail) = self.service.tail.get() {
+            tail.saw(latency_ns);
+        }
+    }
+
+    /// Another attempt was sooner, and this one is given up after so long. That is no failure; but how long it took is known to be
+    /// more than that, and it may be more than its endpoint has for any answer.
+    pub fn was_outrun(&self, after_ns: u64, now: u64) {
+        self.answered(after_ns, Verdict::OutOfTime { after_ns }, now);
     }
 
     /// The endpoint is to blame for the failure of the attempt.

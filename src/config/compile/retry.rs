@@ -5,12 +5,12 @@ use std::sync::{Arc, OnceLock};
 use super::super::compiled::CompiledRetry;
 use super::super::decode::RETRY_WORDS;
 use super::super::defaults;
-use super::super::raw::{Raw, RawRetry, RetryWord};
+use super::super::raw::{At, Raw, RawRetry, RetryWord};
 use super::super::report::{Problem, Problems};
 use super::super::values;
 use super::{From, narrow, value_or};
 use crate::upstream::budget::Budget;
-use crate::upstream::retry::{Policy, Reasons, Statuses};
+use crate::upstream::retry::{Hedge, Policy, Reasons, Statuses};
 
 /// What holds where nothing is said: the same for all.
 pub(super) fn default_policy() -> Arc<Policy> {
@@ -32,6 +32,7 @@ pub(super) fn retry(raw: RawRetry, from: &From<'_>) -> CompiledRetry {
         from.mark_of(raw.budget_percent.as_ref()),
         from.mark_of(raw.budget_floor.as_ref()),
         from.mark_of(raw.attempt_header.as_ref()),
+        from.mark_of(raw.hedge_after.as_ref()),
     ];
     let words = words_of(&raw);
     let statuses = raw.statuses.map_or(defaults::RETRY_STATUSES, |at| at.value);
@@ -43,7 +44,7 @@ pub(super) fn retry(raw: RawRetry, from: &From<'_>) -> CompiledRetry {
     }
 }
 
-/// Reports pauses that do not fit together.
+/// Reports times and numbers that do not fit together.
 pub(super) fn check(raw: &Raw, problems: &mut Problems) {
     let of_services = raw.services.iter().filter_map(|service| service.retry.as_deref());
     for retry in of_services.chain(raw.routes.iter().filter_map(|route| route.retry.as_deref())) {
@@ -58,6 +59,31 @@ pub(super) fn check(raw: &Raw, problems: &mut Problems) {
                     .help("let retry.backoff_base be no more than retry.backoff_max")
             });
         }
+        check_hedge(retry, problems);
+    }
+}
+
+/// Reports a hedge that there would never be.
+fn check_hedge(retry: &RawRetry, problems: &mut Problems) {
+    let Some(At { value: Some(hedge), place, .. }) = retry.hedge_after else { return };
+    if retry.attempts_max.is_some_and(|at| at.value < 2) {
+        problems.error(|| {
+            Problem::at(place, "a request with one attempt is not hedged")
+                .help("let retry.attempts_max be 2 or more: the hedge counts")
+        });
+    }
+    let timeout = retry.attempt_timeout.and_then(|at| at.value);
+    if let (Hedge::After(after), Some(timeout)) = (hedge, timeout)
+        && after >= timeout
+    {
+        problems.error(|| {
+            let (after, timeout) = (values::duration_text(after), values::duration_text(timeout));
+            Problem::at(
+                place,
+                format!("a hedge after {after} would come after the attempt has ended, {timeout}"),
+            )
+            .help("let retry.hedge_after be less than retry.attempt_timeout")
+        });
     }
 }
 
@@ -89,5 +115,6 @@ fn policy(raw: RawRetry) -> Policy {
             floor: value_or(raw.budget_floor, defaults::RETRY_BUDGET_FLOOR.default),
         },
         attempt_field: value_or(raw.attempt_header, defaults::RETRY_ATTEMPT_HEADER),
+        hedge: value_or(raw.hedge_after, None),
     }
 }

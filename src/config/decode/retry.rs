@@ -11,7 +11,8 @@ use super::super::schema::Section;
 use super::super::values::{self, Complaint};
 use super::super::{defaults, nearest};
 use super::word;
-use crate::upstream::retry::{Reason, Reasons, Statuses};
+use crate::upstream::retry::{Hedge, Reason, Reasons, Statuses};
+use crate::upstream::tail::Quantile;
 
 const fn because(word: &'static str, reasons: Reasons) -> RetryWord {
     RetryWord { word, reasons, statuses: Statuses::NONE }
@@ -83,6 +84,7 @@ pub(super) fn retry(
         budget_floor: value("budget_floor")
             .and_then(|item| reader.count(&defaults::RETRY_BUDGET_FLOOR, item)),
         attempt_header: value("attempt_header").and_then(|item| reader.flag("retry.attempt_header", item)),
+        hedge_after: value("hedge_after").and_then(|item| hedge_after(reader, item)),
     };
     Some(Box::new(raw))
 }
@@ -156,6 +158,29 @@ fn attempt_timeout(reader: &mut Reader<'_>, item: &Item<'_>) -> Option<At<Option
         Some(off) => Some(off.with(None)),
         None => reader.duration(key, item).map(|at| at.with(Some(at.value))),
     }
+}
+
+/// A duration, or a percentile: `"p95"`, `"p99.5"`.
+fn hedge_after(reader: &mut Reader<'_>, item: &Item<'_>) -> Option<At<Option<Hedge>>> {
+    let key = &defaults::RETRY_HEDGE_AFTER;
+    if let Some(off) = word(reader, key.name, item, "off") {
+        return Some(off.with(None));
+    }
+    let is_percentile = matches!(item.get_ref(), DeValue::String(text) if text.starts_with('p'));
+    if !is_percentile {
+        return reader.duration(key, item).map(|at| at.with(Some(Hedge::After(at.value))));
+    }
+    reader.parsed(key.name, item, "p95", |text| {
+        let percent = text.strip_prefix('p').and_then(|number| number.parse::<f64>().ok());
+        let thousandths = percent.map(|percent| percent * 10.0).filter(|n| n.fract().abs() < 1e-6);
+        let quantile =
+            thousandths.filter(|n| (0.0..=1000.0).contains(n)).and_then(|n| Quantile::new(n as u16));
+        quantile.map(|quantile| Some(Hedge::Quantile(quantile))).ok_or_else(|| Complaint {
+            message: format!("`{text}` is no percentile from p50 to p99.9"),
+            help: "write one such as \"p95\", with at most one decimal, or a duration such as \"50ms\""
+                .into(),
+        })
+    })
 }
 
 /// A number from 0 to 100, also with a fraction, as millionths.

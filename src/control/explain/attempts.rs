@@ -4,6 +4,7 @@ use serde_json::{Value, json};
 
 use super::Line;
 use super::policies::{At, Chosen, limit};
+use crate::config::hedge_text;
 use crate::upstream::retry::{Policy, Reason, Statuses};
 
 /// The policy of the route, else of the service.
@@ -46,6 +47,10 @@ fn policy(policy: &Policy) -> (String, Value) {
     if let Some((each, _)) = &each {
         text += &format!("; each has {each} until it is answered");
     }
+    let hedge = policy.hedge.map(hedge_text);
+    if let Some(after) = &hedge {
+        text += &format!("; another one beside it where it is not answered after {after}");
+    }
     if !policy.methods.is_empty() {
         text += &format!("; {} may be sent twice, too", policy.methods.join(", "));
     }
@@ -55,7 +60,7 @@ fn policy(policy: &Policy) -> (String, Value) {
         "attempts_max": policy.attempts_max, "on": reasons, "statuses": statuses, "methods": policy.methods,
         "attempt_timeout_seconds": each.map(|each| each.1), "backoff_base_seconds": base.1,
         "backoff_max_seconds": longest.1, "budget_percent": percent, "budget_floor": policy.budget.floor,
-        "body_bytes_max": policy.body_bytes_max,
+        "body_bytes_max": policy.body_bytes_max, "hedge_after": hedge,
     });
     (text, json)
 }

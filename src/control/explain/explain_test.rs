@@ -103,3 +103,22 @@ fn how_much_a_service_is_given_is_told_where_that_is_bounded() {
     );
     assert_eq!(lines("/free"), [""; 0]);
 }
+
+#[test]
+fn when_there_is_another_attempt_beside_one_is_told() {
+    let text = "[[listener]]\naddress = \"127.0.0.1:15001\"\n[[service]]\nname = \"app\"\nendpoints = [\"127.0.0.1:9000\"]\n\
+                [[route]]\nservice = \"app\"\n\
+                [[route]]\npath = \"/soon\"\nservice = \"app\"\nretry = { hedge_after = \"p99.5\", methods = [\"POST\"] }\n";
+    let line = |url| {
+        let told = told(text, url, false);
+        told.lines.into_iter().find(|line| line.name == "attempts").map(|line| line.text).unwrap()
+    };
+    assert!(!line("/").contains("beside"));
+    let soon = line("/soon");
+    assert!(
+        soon.ends_with(
+            "; another one beside it where it is not answered after p99.5; POST may be sent twice, too"
+        ),
+        "{soon}"
+    );
+}
