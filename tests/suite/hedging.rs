@@ -13,8 +13,8 @@ use crate::support::mesh::{Config, Mesh, Seen};
 use crate::support::origin::{Origin, Visit};
 use crate::support::{End, Watched};
 
-/// As soon as it may be: these tests are not about time. What comes first waits until it is ended, or until others have come.
-const SOON: &str = "balance = \"round-robin\"\nretry = { backoff_base = \"0s\", hedge_after = \"1ms\", attempt_header = true, methods = [\"POST\"] }\n";
+/// As soon as it may be: these tests are not about time, and nothing ends by itself in theirs. What comes first waits until it is ended, or until others have come.
+const SOON: &str = "balance = \"round-robin\"\ntimeouts = { response = \"1h\" }\nretry = { backoff_base = \"0s\", hedge_after = \"1ms\", attempt_header = true, methods = [\"POST\"] }\n";
 
 /// What becomes of a request.
 #[derive(Clone, Copy)]
