@@ -20,6 +20,7 @@ use super::account::{Account, Shown};
 use super::again::Missed;
 use super::caller::{Caller, Judged, answer};
 use super::connect::To;
+use super::counted::InProgress;
 use super::h2_io::{Floods, Keepalive, Lent, Place, SMALL_FRAMES_MAX, unless_stopped};
 use super::kept::Upload;
 use super::over_h2::{Head, give_up, head};
@@ -27,8 +28,7 @@ use super::relay::{Direction, Web, unless_reset};
 use super::shaped;
 use super::tunnel_h2;
 use super::{
-    First, InProgress, MEMORY_SHORT, Path, TOO_SOON, blamed, both, fault, hedge, idle, retry_of, told,
-    without_service,
+    First, MEMORY_SHORT, Path, TOO_SOON, blamed, both, fault, hedge, idle, retry_of, told, without_service,
 };
 use crate::authorize::Verdict;
 use crate::downstream::turn::Turn;

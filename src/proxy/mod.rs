@@ -10,6 +10,7 @@ mod admit;
 mod again;
 mod caller;
 mod connect;
+mod counted;
 mod fault;
 mod from_h2;
 mod h2_client;
@@ -61,6 +62,7 @@ use crate::upstream::spec::Tls;
 use account::{Account, Shown};
 use again::Missed;
 use connect::To;
+use counted::{InProgress, Open};
 use kept::Kept;
 use response::Answered;
 use tunnel::{Agreed, Far};
@@ -771,38 +773,6 @@ fn cause(fault: Fault) -> Cause {
         Fault::Refused => Cause::Refused,
         Fault::Unreachable => Cause::Unreachable,
         Fault::Exhausted => Cause::Overloaded,
-    }
-}
-
-/// Counts an open downstream connection until it is dropped.
-struct Open(Rc<Shard>);
-
-impl Open {
-    fn count(shard: &Rc<Shard>) -> Self {
-        shard.totals.downstream_open.set(shard.totals.downstream_open.get() + 1);
-        Self(Rc::clone(shard))
-    }
-}
-
-impl Drop for Open {
-    fn drop(&mut self) {
-        self.0.totals.downstream_open.set(self.0.totals.downstream_open.get() - 1);
-    }
-}
-
-/// Counts an exchange in progress until it is dropped.
-struct InProgress(Rc<Shard>);
-
-impl InProgress {
-    fn count(shard: &Rc<Shard>) -> Self {
-        shard.totals.exchanges_open.set(shard.totals.exchanges_open.get() + 1);
-        Self(Rc::clone(shard))
-    }
-}
-
-impl Drop for InProgress {
-    fn drop(&mut self) {
-        self.0.totals.exchanges_open.set(self.0.totals.exchanges_open.get() - 1);
     }
 }
 
