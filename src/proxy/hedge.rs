@@ -103,8 +103,23 @@ pub(super) struct Reached {
 
 enum Answer {
     /// The connection, and what was read of it: the whole head at least, and no interim one.
-    H1(Pooled, Buffer),
+    H1(Pooled, Input),
     H2(Lease, Response<RecvStream>, Option<Translation>),
+}
+
+/// A buffer that is given back also where nobody wants what is in it any more: else the shard would count it for ever.
+struct Input(Rc<Shard>, Buffer);
+
+impl Input {
+    fn take(mut self) -> Buffer {
+        std::mem::take(&mut self.1)
+    }
+}
+
+impl Drop for Input {
+    fn drop(&mut self) {
+        self.0.buffers.give(std::mem::take(&mut self.1));
+    }
 }
 
 /// A request once more.
@@ -274,14 +289,14 @@ impl Path<'_> {
         // Where there is no other endpoint that is used there is no hedge.
         let picked = shard.rng(|rng| service.pick(now, rng, wanted, &tried));
         let Some(picked) = picked.filter(|picked| !tried.contains(&picked.endpoint)) else { return };
-        tried.push(picked.endpoint);
-        self.avoid(tried);
-        let Some(further) = account.further() else { return };
-        further.begins(Reason::Hedge);
         let Some(mut copied) = copy().filter(|copied| copied.body.len() <= retry.body_bytes_max as usize)
         else {
             return refused(Refusal::Body);
         };
+        tried.push(picked.endpoint);
+        self.avoid(tried);
+        let Some(further) = account.further() else { return };
+        further.begins(Reason::Hedge);
         account.attempts.set(account.attempts.get() + 1);
         // Nobody is there who could wait for a 100.
         let mut edits = Edits::default();
@@ -364,7 +379,7 @@ impl Path<'_> {
                 };
                 let result = {
                     let (from, to) = (&mut pooled.connection.reader, &mut downstream.connection.writer);
-                    let back = pin!(response::carry_with(&way, input, from, to));
+                    let back = pin!(response::carry_with(&way, input.take(), from, to));
                     idle::unless_idle(self, limit, &sent, &[&caller, &origin], hurry, back).await
                 };
                 result.map_err(Missed::Failed).and_then(|done| {
@@ -414,7 +429,8 @@ impl Call<'_> {
         let sent = Cell::new(true);
         let limit = self.view.snapshot.timeouts.stream_idle;
         let result = match answer {
-            Answer::H1(mut pooled, mut input) => {
+            Answer::H1(mut pooled, input) => {
+                let mut input = input.take();
                 let origin = pooled.connection.control();
                 let hurry = || {
                     origin.read_by(0);
@@ -592,7 +608,7 @@ impl Runner {
         let mut input = shard.buffers.take_small().ok_or(SHED)?;
         let result = self.head_by_http1(path, attempt, &mut pooled.connection, &mut input).await;
         match result {
-            Ok(None) => Ok(Answer::H1(pooled, input)),
+            Ok(None) => Ok(Answer::H1(pooled, Input(Rc::clone(shard), input))),
             Ok(Some(idle_seconds)) => {
                 shard.buffers.give(input);
                 if let Some(idle_seconds) = idle_seconds {
