@@ -139,8 +139,9 @@ pub fn gather<L: Lender, I: Inspect>(
     let Connection { reader, writer, .. } = connection;
     let passes = inspect.inspect(&seen);
     let shared = Rc::new(Shared {
-        inbound: RefCell::new(if passes { seen } else { L::Buffer::default() }),
-        taken: Cell::new(0),
+        inbound: RefCell::new(seen),
+        // What may not pass counts as taken.
+        taken: Cell::new(if passes { 0 } else { usize::MAX }),
         inbound_end: Cell::new(None),
         stopped: Cell::new(!passes),
         begun: Cell::new(inspect.has_begun()),
@@ -282,6 +283,14 @@ impl<L: Lender, I> Drop for Inward<L, I> {
             self.shared.inbound_end.set(Some(End::Closed));
         }
         self.shared.wake(Waits::Read);
+    }
+}
+
+impl<L: Lender> Drop for Shared<L> {
+    fn drop(&mut self) {
+        // Whatever the connection ended with: else its shard would count them as in use for ever.
+        self.lender.give(self.inbound.take());
+        self.lender.give(self.out.take());
     }
 }
 

@@ -260,6 +260,21 @@ fn a_hedge_that_is_not_sooner_is_ended() {
     }
 }
 
+/// Both are answered at the same moment, so that now and then one has its whole head when nobody wants it any more.
+#[test]
+fn what_was_read_for_nobody_is_given_back() {
+    for caller in [false, true] {
+        let two = Two::new(false, |before, _| Does::Answer(200, before / 2 * 2 + 2));
+        let mut mesh = two.before(SOON);
+        for _ in 0..200 {
+            assert_eq!(ask(mesh.address, caller, "GET", "").0, 200);
+        }
+        mesh.wait_totals(|totals| totals.downstream_open == 0 && totals.buffer_bytes == 0);
+        let seen = mesh.finish();
+        assert_eq!((reasons(&seen), seen.by_class[2], seen.failures.len()), ("hedge:200".to_owned(), 200, 0));
+    }
+}
+
 #[test]
 fn an_answer_that_is_worth_another_attempt_does_not_win() {
     for (caller, service) in WAYS {
