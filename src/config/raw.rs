@@ -16,6 +16,7 @@ use crate::route::answer::Respond;
 use crate::route::changes::FieldChanges;
 use crate::route::cors::Cors;
 use crate::route::fault::Fault;
+use crate::route::filled::Form;
 use crate::route::path::NewPath;
 use crate::route::percent::Percent;
 use crate::route::split::Sticky;
@@ -496,6 +497,8 @@ pub(super) enum RawPath {
     Made(NewPath),
     /// In place of the prefix of the route, without a final slash.
     Prefix(Box<str>),
+    /// With the variables of the template of the route.
+    Form(At<Form>),
 }
 
 /// `redirect`.

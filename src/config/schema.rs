@@ -325,7 +325,18 @@ pub(super) static SET_COOKIE: Section = Section {
 pub(super) static REDIRECT: Section = Section {
     path: "route.redirect",
     header: "`redirect` of a [[route]]",
-    keys: &["status", "scheme", "host", "port", "path", "path_prefix", "path_regex", "path_to", "query"],
+    keys: &[
+        "status",
+        "scheme",
+        "host",
+        "port",
+        "path",
+        "path_prefix",
+        "path_template",
+        "path_regex",
+        "path_to",
+        "query",
+    ],
 };
 pub(super) static RESPOND: Section = Section {
     path: "route.respond",
@@ -335,7 +346,7 @@ pub(super) static RESPOND: Section = Section {
 pub(super) static REWRITE: Section = Section {
     path: "route.rewrite",
     header: "`rewrite` of a [[route]]",
-    keys: &["path", "path_prefix", "path_regex", "path_to", "query", "host"],
+    keys: &["path", "path_prefix", "path_template", "path_regex", "path_to", "query", "host"],
 };
 pub(super) static REQUEST_HEADERS: Section = Section {
     path: "route.request_headers",

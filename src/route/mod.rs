@@ -15,6 +15,7 @@ mod conditions;
 pub mod cookie;
 pub mod cors;
 pub mod fault;
+pub mod filled;
 mod judge;
 pub mod mirror;
 pub mod path;

@@ -418,6 +418,11 @@ response_headers = { set = { x-status = "was %{status}" } }
 cors = { origins = ["https://*.shop.example"] }
 mirror = [{ service = "named", percent = 0.5 }]
 [[route]]
+name = "filled"
+path_template = "/of/{user}/{rest=**}"
+service = "shop"
+rewrite = { path_template = "/v2/{rest}/{user}" }
+[[route]]
 name = "away"
 path = "/away"
 redirect = { scheme = "https", port = 8443, path = "/here" }
@@ -455,6 +460,8 @@ steps = [1, 12.5, 100]
         (&json!(true), &json!(false)),
         "{told:#}"
     );
+    let (told, _) = files.text(&["GET", "http://shop/of/7/a/b?c=d"]);
+    assert!(told.contains("rewrite     goes on as /v2/a/b/7?c=d\n"), "{told}");
     let (told, code) = files.text(&["GET", "http://shop/away"]);
     assert!(told.contains("answer      by the route, with 302 to https://shop:8443/here"), "{told}");
     assert!(!told.contains("\ntimeout") && !told.contains("\nendpoints"), "nothing goes anywhere: {told}");

@@ -88,6 +88,11 @@ pub(super) fn changes(raw: &RawRoute) -> Option<Box<Changes>> {
 fn new_path(route: &RawRoute, path: &RawPath) -> NewPath {
     match path {
         RawPath::Made(path) => path.clone(),
+        RawPath::Form(form) => {
+            let filled = route.path_template.as_ref().and_then(|from| form.value.of(&from.value).ok());
+            // Always: `decode` lets no other pass.
+            filled.map_or_else(|| NewPath::Whole("/".into()), NewPath::Filled)
+        }
         RawPath::Prefix(to) => {
             let grpc = route.matching.as_ref().and_then(|matching| matching.grpc.as_ref());
             let from = match (&route.path_prefix, grpc.map(|at| (&at.value.service, &at.value.method))) {

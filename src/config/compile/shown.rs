@@ -56,6 +56,8 @@ fn path(path: &RawPath) -> String {
         }
         // Made of the other kind when the route is put together.
         RawPath::Made(NewPath::Prefix { to, .. }) => format!("path_prefix = {}", quoted(to)),
+        RawPath::Made(NewPath::Filled(filled)) => format!("path_template = {}", quoted(filled.as_str())),
+        RawPath::Form(form) => format!("path_template = {}", quoted(form.value.as_str())),
     }
 }
 

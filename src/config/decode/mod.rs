@@ -425,6 +425,7 @@ fn route(reader: &mut Reader<'_>, table: &Opened<'_>, place: Place) -> RawRoute 
     let path_template = table
         .value("path_template")
         .and_then(|item| reader.parsed("route.path_template", item, "/users/{id}", route_text::template));
+    action::check_variables(reader, &action, table, path_template.as_ref());
     let path_regex = table
         .value("path_regex")
         .and_then(|item| reader.parsed("route.path_regex", item, "/v[0-9]+/.*", route_text::path_regex));
