@@ -64,7 +64,9 @@ const STREAMED: [Kind; 3] = [
 fn a_warm_shard_allocates_nothing_for_a_whole_request_and_once_for_a_streamed_one() {
     let traced = std::env::var_os("RINGMESH_ALLOCATION_TRACE").is_some();
     let origin = Origin::start();
-    for more in ["", "[access_log]\npath = \"stdout\"\nformat = \"json\"\n"] {
+    for more in
+        ["", "caller_may = { attempts_max = 5 }\n", "[access_log]\npath = \"stdout\"\nformat = \"json\"\n"]
+    {
         let proxy = Proxy::start(origin.address, more);
         let mut caller = Caller::connect(proxy.address);
         caller.exchange(&WHOLE[0]);

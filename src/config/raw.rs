@@ -20,11 +20,12 @@ use crate::route::filled::Form;
 use crate::route::path::NewPath;
 use crate::route::percent::Percent;
 use crate::route::split::Sticky;
+use crate::route::wish::May;
 use crate::route::{HostMatch, Priority, Regex, Template, Test, Upgrades};
 use crate::shard::RuntimeChoice;
 use crate::snapshot::{AccessLogFormat, ForwardedFields};
 use crate::upstream::affinity::HashRule;
-use crate::upstream::retry::{Hedge, Reasons, Statuses};
+use crate::upstream::retry::{Hedge, Statuses, Word};
 use crate::upstream::spec::{Balance, Labels, Protocol};
 
 /// A value and where it came from.
@@ -267,7 +268,7 @@ pub(super) struct RawRetry {
     /// `"off"` in place of a table.
     pub(super) off: Option<At<()>>,
     pub(super) attempts_max: Option<At<u8>>,
-    pub(super) on: Option<At<Vec<&'static RetryWord>>>,
+    pub(super) on: Option<At<Vec<&'static Word>>>,
     pub(super) statuses: Option<At<Statuses>>,
     pub(super) methods: Option<At<Vec<Box<str>>>>,
     /// `None` inside: `"off"`.
@@ -282,14 +283,6 @@ pub(super) struct RawRetry {
     pub(super) attempt_header: Option<At<bool>>,
     /// `None` inside: `"off"`.
     pub(super) hedge_after: Option<At<Option<Hedge>>>,
-}
-
-/// A word of `retry.on`, and what it stands for.
-#[derive(Debug)]
-pub(super) struct RetryWord {
-    pub(super) word: &'static str,
-    pub(super) reasons: Reasons,
-    pub(super) statuses: Statuses,
 }
 
 #[derive(Debug, Default)]
@@ -424,6 +417,7 @@ pub(super) struct RawRoute {
     pub(super) tunnel_idle: Option<At<Duration>>,
     pub(super) retry: Option<Box<RawRetry>>,
     pub(super) deadline_header: Option<At<bool>>,
+    pub(super) caller_may: Option<At<May>>,
     pub(super) priority: Option<At<Priority>>,
     /// Whether hosts and path are free of errors, so that it can be compared with other routes.
     pub(super) match_is_right: bool,

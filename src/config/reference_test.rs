@@ -82,6 +82,7 @@ fn every_value_shown_is_the_default() {
     let more = [
         "route.app-health.",
         "route.app-orders.",
+        "route.app-wishes.",
         "route.app-by-regex.",
         "route.app-grpc.",
         "route.app-split.",

@@ -288,8 +288,14 @@ pub(super) static ROUTE: Section = Section {
         "tunnel_idle",
         "retry",
         "deadline_header",
+        "caller_may",
         "priority",
     ],
+};
+pub(super) static CALLER_MAY: Section = Section {
+    path: "route.caller_may",
+    header: "`caller_may` of a [[route]]",
+    keys: &["attempts_max", "timeout_max", "attempt_timeout_max"],
 };
 pub(super) static ROUTE_MATCH: Section = Section {
     path: "route.match",
@@ -453,6 +459,7 @@ pub(super) static SECTIONS: &[&Section] = &[
     &CONCURRENCY,
     &ADMISSION,
     &ROUTE,
+    &CALLER_MAY,
     &ROUTE_MATCH,
     &ROUTE_GRPC,
     &ROUTE_RETRY,

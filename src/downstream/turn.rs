@@ -20,8 +20,10 @@ use crate::route::fault::{Drawn, How, Made};
 use crate::route::shape::Shape;
 use crate::route::split::{Chosen, Sticky};
 use crate::route::text::Seen;
+use crate::route::wish::{self, Outcome, Wishes};
 use crate::route::{Action, Route};
 use crate::shard::Faulty;
+use crate::upstream::retry::Policy;
 
 /// What is made of one request.
 #[derive(Debug, Default)]
@@ -34,6 +36,8 @@ pub struct Turn {
     /// The limit that it met: then nothing else is made of it but another response head.
     too_soon: Option<Box<TooSoon>>,
     fault: Option<Fault>,
+    /// What its caller says of retries and timeouts, where it may.
+    wishes: Option<Box<Wishes>>,
 }
 
 /// What is done to a request on purpose.
@@ -87,10 +91,15 @@ impl Turn {
     ) -> Result<Option<Box<Self>>, Cause> {
         let fault = route.fault.as_ref().map(|fault| fault.draw(seen.call.fields, random));
         let fault = fault.and_then(Fault::of);
-        if route.is_unchanged() && fault.is_none() {
+        let wishes = route.caller_may.as_ref().and_then(|may| may.read(seen.call.fields)).map(Box::new);
+        if route.is_unchanged() && fault.is_none() && wishes.is_none() {
             return Ok(None);
         }
-        let mut turn = Self { fault, ..Self::default() };
+        let mut turn = Self { fault, wishes, ..Self::default() };
+        if turn.wishes.is_some() {
+            // They were said to this proxy.
+            wish::FIELDS.iter().for_each(|name| turn.request.remove(name));
+        }
         if let (Action::Split(split), Some(token)) = (&route.action, chosen.and_then(|chosen| chosen.cookie))
             && let Some(Sticky::SetCookie(cookie)) = split.sticky()
         {
@@ -143,6 +152,28 @@ impl Turn {
             self.host.clone_from(&rewrite.host);
         }
         Ok(())
+    }
+
+    /// How long an exchange may take: what its route says, or its caller where it may.
+    pub fn timeout(turn: Option<&Self>, route: Option<&Route>) -> Option<Duration> {
+        let of_route = route.and_then(|route| route.timeout);
+        match turn.and_then(|turn| turn.wishes.as_deref()) {
+            None => of_route,
+            Some(wishes) => wishes.timeout(of_route),
+        }
+    }
+
+    /// What holds of its further attempts, where that is what holds for all.
+    pub fn retry<'x>(turn: Option<&'x Self>, of_all: &'x Policy) -> &'x Policy {
+        match turn.and_then(|turn| turn.wishes.as_deref()) {
+            None => of_all,
+            Some(wishes) => wishes.policy(of_all),
+        }
+    }
+
+    /// What was made of what its caller says, if it says anything.
+    pub fn wishes(&self, route: Option<&Route>) -> Option<Outcome> {
+        Some(self.wishes.as_ref()?.outcome(route.and_then(|route| route.timeout)))
     }
 
     /// Notes that it came too soon, if it did.

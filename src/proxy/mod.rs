@@ -44,6 +44,7 @@ use std::time::Duration;
 use monoio::net::TcpStream;
 
 use crate::authorize::Verdict;
+use crate::downstream::turn::Turn;
 use crate::downstream::{Asked, Downstream, Next, Protocol, Tunnel};
 use crate::failure::{Cause, Failure, Side, Stage};
 use crate::http::grpc::Dialect;
@@ -176,7 +177,8 @@ async fn exchange(shard: &Rc<Shard>, downstream: &mut Downstream, asked: &mut As
     };
     let route = asked.route.id().and_then(|id| asked.view.snapshot.routes.routes().get(id as usize));
     let service = asked.service.id().map(|id| shard.service(&asked.view, id));
-    let mut deadline = route.and_then(|r| r.timeout).map_or(NEVER, |t| asked.started.saturating_add(ns(t)));
+    let timeout = Turn::timeout(asked.turn.as_deref(), route);
+    let mut deadline = timeout.map_or(NEVER, |timeout| asked.started.saturating_add(ns(timeout)));
     account.want(downstream.affinity.take());
     let mut head = std::mem::take(&mut asked.head);
     if route.is_some_and(|route| route.deadline_field) {
@@ -203,7 +205,7 @@ async fn exchange(shard: &Rc<Shard>, downstream: &mut Downstream, asked: &mut As
         None => Err(Some(without_service(route))),
         Some(_) if asked.is_too_large() => Err(Some(Failure::downstream(Stage::Head, Cause::BodyTooLarge))),
         Some(service) => {
-            let retry = retry_of(route, service);
+            let retry = retry_of(asked.turn.as_deref(), route, service);
             account.repeats.set(
                 asked.method != Method::Other
                     || downstream.input.get(asked.places.method()).is_some_and(|name| retry.allows(name)),
@@ -284,9 +286,9 @@ struct Path<'x> {
     retry: &'x Policy,
 }
 
-/// What holds of further attempts: what the route says, or what its service does.
-fn retry_of<'x>(route: Option<&'x Route>, service: &'x Service) -> &'x Policy {
-    route.and_then(|route| route.retry.as_ref()).unwrap_or(&service.spec.retry)
+/// What holds of further attempts: what the route says, or what its service does, and the caller where it may.
+fn retry_of<'x>(turn: Option<&'x Turn>, route: Option<&'x Route>, service: &'x Service) -> &'x Policy {
+    Turn::retry(turn, route.and_then(|route| route.retry.as_ref()).unwrap_or(&service.spec.retry))
 }
 
 /// The length of the body, when all of it is in the input behind the head.

@@ -201,6 +201,9 @@ impl AccessLog {
         if let Some(end) = ended.hedge {
             let _ = write!(out, ",\"hedge\":\"{}\"", end.label());
         }
+        if let Some(outcome) = ended.wishes {
+            let _ = write!(out, ",\"wishes\":\"{}\"", outcome.label());
+        }
         let _ = write!(
             out,
             ",\"attempts\":{},\"request_bytes\":{},\"response_bytes\":{}",
@@ -268,6 +271,9 @@ impl AccessLog {
         }
         if let Some(end) = ended.hedge {
             let _ = write!(out, " hedge={}", end.label());
+        }
+        if let Some(outcome) = ended.wishes {
+            let _ = write!(out, " wishes={}", outcome.label());
         }
         if let Some(identity) = line.identity {
             let _ = write!(out, " peer_identity={identity}");
@@ -420,6 +426,7 @@ mod tests {
             retried: None,
             hedge: None,
             fault: None,
+            wishes: None,
             attempts: 1,
             request_body_bytes: 0,
             response_body_bytes: 7,

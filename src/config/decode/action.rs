@@ -30,7 +30,7 @@ pub(super) fn action(reader: &mut Reader<'_>, table: &Opened<'_>, place: Place) 
     }
     if matches!(given[..], [("redirect" | "respond", _)]) {
         let (answer, other) = given[0];
-        for key in ["subset", "rewrite", "request_headers", "mirror"] {
+        for key in ["subset", "rewrite", "request_headers", "mirror", "caller_may"] {
             if let Some(item) = table.value(key) {
                 let place = reader.place(item.span());
                 reader.problems.error(|| {

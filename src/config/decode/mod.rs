@@ -11,6 +11,7 @@ use toml::de::{DeTable, DeValue};
 mod action;
 mod balance;
 mod breaker;
+mod caller_may;
 mod canary;
 mod caps;
 mod changes;
@@ -29,7 +30,6 @@ pub(super) use caps::{PRIORITY_WORDS, RawAdmission, RawCaps, RawConcurrency};
 pub(super) use policy::ACTION_WORDS;
 pub(super) use probe::{PROBE_WORDS, START_WORDS};
 pub(super) use rate_limit::{RawRateLimit, text as by_text};
-pub(super) use retry::RETRY_WORDS;
 pub(super) use service::PROTOCOL_WORDS;
 pub(super) use tls::{LISTENER_TLS_WORDS, SERVICE_TLS_WORDS, SOURCE_WORDS, VERSION_WORDS};
 
@@ -461,6 +461,7 @@ fn route(reader: &mut Reader<'_>, table: &Opened<'_>, place: Place) -> RawRoute 
             .value("deadline_header")
             .and_then(|item| reader.flag("route.deadline_header", item)),
         retry: table.value("retry").and_then(|item| retry::retry(reader, &schema::ROUTE_RETRY, item)),
+        caller_may: table.value("caller_may").and_then(|item| caller_may::caller_may(reader, item)),
         priority: table
             .value("priority")
             .and_then(|item| reader.choice("route.priority", item, &PRIORITY_WORDS)),
