@@ -222,7 +222,8 @@ pub(super) async fn unless_won<E: Future>(
         }
         match step {
             Step::Sends if sent.get() => {
-                let due = path.hedge_after_ns().map_or(NEVER, |after_ns| clock.now().saturating_add(after_ns));
+                let due =
+                    path.hedge_after_ns().map_or(NEVER, |after_ns| clock.now().saturating_add(after_ns));
                 alarm.set(due, cx.waker());
                 step = Step::Waits;
             }
