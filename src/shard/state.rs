@@ -268,6 +268,15 @@ impl Shard {
             && pressure.refuses(route.map_or_else(Priority::default, |r| r.priority))
     }
 
+    /// Closes connections at rest that other shards wait for.
+    pub(super) fn yield_connections(&self) {
+        if self.doors.berths.are_asked() {
+            for service in self.view().services.borrow().values() {
+                service.yield_connections();
+            }
+        }
+    }
+
     /// Gives back what lies idle where memory is short: connections that have been quiet for a second, buffers that are kept ready.
     /// At once when that begins, and then once a second.
     pub(super) fn relieve(&self, again: bool) {
