@@ -340,6 +340,10 @@ pub(super) const CAPS_QUEUE_TIMEOUT: Key<Duration> =
 pub(super) const CAPS_QUEUE_TARGET: Key<Duration> =
     key("service.caps.queue_target", Duration::from_millis(5), MILLISECOND, seconds(3600));
 
+/// No ceiling but that of each endpoint's pool. Envoy 1024 for each service, which Istio raises to 2^32.
+pub(super) const CAPS_CONNECTIONS_MAX: Key<u32> =
+    key("service.caps.connections_max", u32::MAX, 1, 10_000_000);
+
 /// No ceiling: the budget of retries is the better one. Envoy 3, which Istio raises to 2^32.
 pub(super) const CAPS_RETRIES_MAX: Key<u32> = key("service.caps.retries_max", u32::MAX, 0, 10_000_000);
 

@@ -241,7 +241,14 @@ pub(super) static PROBE: Section = Section {
 pub(super) static CAPS: Section = Section {
     path: "service.caps",
     header: "`caps` of a [[service]]",
-    keys: &["exchanges_max", "pending_max", "queue_timeout", "queue_target", "retries_max"],
+    keys: &[
+        "exchanges_max",
+        "connections_max",
+        "pending_max",
+        "queue_timeout",
+        "queue_target",
+        "retries_max",
+    ],
 };
 pub(super) static CONCURRENCY: Section = Section {
     path: "service.concurrency",

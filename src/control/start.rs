@@ -29,6 +29,7 @@ use crate::config::{Compiled, Settings};
 use crate::shard::link::{Link, Order};
 use crate::shard::{Plan, RuntimeChoice};
 use crate::snapshot::Listener;
+use crate::upstream::gate::Count;
 
 /// How long shards may take to accept. They need some milliseconds; a machine that swaps needs more.
 const START_MAX: Duration = Duration::from_secs(10);
@@ -63,8 +64,10 @@ pub(super) fn prepare(start: Start, compiled: Compiled, watch: Watch) -> Result<
     let bind = |listener: &Listener| listen::bind(listener, cpus.len()).map_err(StartError::Bind);
     let bound = compiled.listeners().map(bind).collect::<Result<Vec<_>, _>>()?;
     let admin = compiled.settings.admin.map(listen::bind_admin).transpose().map_err(StartError::Bind)?;
+    // The ceiling comes with the first snapshot.
+    let callers = Arc::new(Count::new(u32::MAX));
     let links = (0..cpus.len())
-        .map(|shard| Link::new(u16::try_from(shard).unwrap_or(u16::MAX)))
+        .map(|shard| Link::among(u16::try_from(shard).unwrap_or(u16::MAX), &callers))
         .collect::<io::Result<Vec<_>>>()
         .map_err(|error| StartError::Runtime { what: "make the links to the shards".into(), error })?;
     Ok(Prepared { start, compiled, watch, cpus, bound, admin, links })

@@ -138,7 +138,7 @@ async fn accept(
                     totals.memory_refused.set(totals.memory_refused.get() + 1);
                     continue;
                 }
-                if !shard.has_room() {
+                if !shard.lets_in() {
                     totals.downstream_refused.set(totals.downstream_refused.get() + 1);
                     continue; // Dropping the stream closes it.
                 }

@@ -269,6 +269,17 @@ impl Alarm {
         .await
     }
 
+    /// For who polls by itself: `waker` is woken at `deadline`.
+    pub fn set(&self, deadline: u64, waker: &Waker) {
+        self.ticket.arm_read(deadline, OnDeadline::Wake);
+        self.ticket.wake_on_deadline(waker);
+    }
+
+    /// Whether the deadline that was set has come, told once; else `waker` is woken when it does.
+    pub fn has_rung(&self, waker: &Waker) -> bool {
+        self.ticket.wake_on_deadline(waker) && self.ticket.disarm_read()
+    }
+
     /// Whether [`Deadlines::cut`] was called.
     pub fn is_cut(&self) -> bool {
         self.ticket.deadlines.is_cut()

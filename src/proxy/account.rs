@@ -158,6 +158,11 @@ impl Account {
         }
     }
 
+    /// The attempt that has begun goes on to another endpoint than it was meant for.
+    pub(super) fn goes_to(&self, endpoint: u32) {
+        self.endpoint.set(NonZeroU32::new(endpoint.saturating_add(1)));
+    }
+
     /// A hedge takes the place of the attempt that it began beside. It tried so many endpoints.
     pub(super) fn take_over(&self, hedge: &Attempt, first_byte_at: u64, attempts: u16) {
         self.forget_withheld();

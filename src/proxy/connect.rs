@@ -11,6 +11,7 @@ use super::{Path, h2_client, handshake};
 use crate::downstream::Protocol as Agreed;
 use crate::failure::{Cause, Failure, Side, Stage};
 use crate::http::h2 as message;
+use crate::upstream::berths::{Berth, Turn};
 use crate::upstream::pool::Pooled;
 use crate::upstream::service::Attempt;
 use crate::upstream::shared::{Lease, Opening};
@@ -25,6 +26,22 @@ pub(super) enum To {
     H1(Pooled),
     /// A place on a shared one, HTTP/2.
     H2(Lease),
+}
+
+/// What has come of opening a connection.
+enum Opened {
+    /// It is there; or one has become free meanwhile.
+    To(To),
+    /// One to another endpoint has.
+    Elsewhere(Attempt, To),
+}
+
+/// Leave to open a connection.
+enum Leave {
+    /// Where it is counted, if it is.
+    Open(Option<Berth>),
+    /// There is one after all.
+    No(Opened),
 }
 
 /// What there is for an attempt.
@@ -66,8 +83,9 @@ impl Path<'_> {
                 Ok((attempt, to))
             }
             Found::Nothing(cause) => Err(Failure::upstream(Stage::Connect, cause)),
-            Found::Room(opening) => match self.open(&attempt, opening).await {
-                Ok(to) => Ok((attempt, to)),
+            Found::Room(opening) => match self.open(&attempt, opening, None).await {
+                Ok(Opened::To(to)) => Ok((attempt, to)),
+                Ok(Opened::Elsewhere(attempt, to)) => Ok((attempt, to)),
                 Err(failure) => {
                     if failure.side != Side::Local {
                         attempt.unreachable(self.shard.clock.now());
@@ -88,7 +106,7 @@ impl Path<'_> {
     fn at_hand_of(&self, attempt: Attempt, fresh: bool) -> Result<(Attempt, To), Attempt> {
         let to = if self.may_share(&attempt) {
             attempt.shared().lease(&self.service.spec.http2).map(To::H2)
-        } else if fresh {
+        } else if fresh || self.has_line() {
             None
         } else {
             attempt.pool().checkout(&self.service.spec.pool, self.shard.clock.now()).map(To::H1)
@@ -122,8 +140,10 @@ impl Path<'_> {
                 }
                 Found::Nothing(cause) => failure = Failure::upstream(Stage::Connect, cause),
                 Found::Room(opening) => {
-                    match self.open(&attempt, opening).await {
-                        Ok(to) => return Ok((attempt, to)),
+                    let elsewhere = (!fresh).then_some(&tried);
+                    match self.open(&attempt, opening, elsewhere).await {
+                        Ok(Opened::To(to)) => return Ok((attempt, to)),
+                        Ok(Opened::Elsewhere(attempt, to)) => return Ok((attempt, to)),
                         // The same at every endpoint, and no fault of this one.
                         Err(ours) if ours.side == Side::Local => return Err(ours),
                         Err(why) => failure = why,
@@ -157,10 +177,18 @@ impl Path<'_> {
 
     fn pooled(&self, attempt: &Attempt, fresh: bool, now: u64) -> Found {
         let limits = &self.service.spec.pool;
-        if !fresh && let Some(pooled) = attempt.pool().checkout(limits, now) {
+        if !fresh
+            && !self.has_line()
+            && let Some(pooled) = attempt.pool().checkout(limits, now)
+        {
             return Found::Connection(To::H1(pooled));
         }
         if attempt.pool().has_room(limits) { Found::Room(None) } else { Found::Nothing(Cause::Overloaded) }
+    }
+
+    /// Whether others wait for a connection to come to rest.
+    fn has_line(&self) -> bool {
+        self.service.berths.as_ref().is_some_and(|berths| berths.has_line())
     }
 
     /// A place on a shared connection, waited for as long as for a connection.
@@ -184,8 +212,74 @@ impl Path<'_> {
         }
     }
 
-    async fn open(&self, attempt: &Attempt, opening: Option<Opening>) -> Result<To, Failure> {
+    /// Leave to have one more connection to the service, waited for where there are as many as may be. Meanwhile one to the endpoint
+    /// may become free, or one to another, where that would do: none of those that were tried.
+    async fn leave_to_open(
+        &self,
+        attempt: &Attempt,
+        opening: Option<&Opening>,
+        elsewhere: Option<&Tried>,
+    ) -> Result<Leave, Failure> {
         let Self { shard, account, service, .. } = self;
+        let Some(berths) = &service.berths else { return Ok(Leave::Open(None)) };
+        let refused = |cause| Failure::local(Stage::Connect, cause);
+        let since = shard.clock.now();
+        let patience_ns = service.spec.caps.as_ref().map_or(0, |caps| caps.patience.timeout_ns);
+        let deadline = since.saturating_add(patience_ns).min(self.deadline);
+        let alarm = shard.deadlines.alarm();
+        let mut is_behind = berths.has_line();
+        loop {
+            if !std::mem::take(&mut is_behind) {
+                if let Some(berth) = berths.take() {
+                    return Ok(Leave::Open(Some(berth)));
+                }
+                if service.close_one() == Some(true)
+                    && let Some(berth) = berths.take()
+                {
+                    return Ok(Leave::Open(Some(berth)));
+                }
+            }
+            let waiting = berths.wait().map_err(refused)?;
+            account.wait(shard.clock.now());
+            let turn = alarm.until(deadline, waiting).await;
+            let now = shard.clock.now();
+            account.waited(now);
+            match turn {
+                None => return Err(refused(Cause::QueueTimeout)),
+                Some(Turn::Berth(berth)) => return Ok(Leave::Open(Some(berth))),
+                Some(Turn::Look) => {}
+            }
+            // A shared one is waited for elsewhere.
+            if opening.is_some() {
+                continue;
+            }
+            if let Some(pooled) = attempt.pool().checkout(&service.spec.pool, now) {
+                attempt.reused.set(true);
+                return Ok(Leave::No(Opened::To(To::H1(pooled))));
+            }
+            let wanted = account.wanted();
+            let Some(tried) = elsewhere.filter(|_| wanted.key.is_none()) else { continue };
+            let other = shard.rng(|rng| service.pick_at_rest(now, rng, wanted, tried));
+            let Some(other) = other else { continue };
+            if let Some(pooled) = other.pool().checkout(&service.spec.pool, now) {
+                account.goes_to(other.endpoint);
+                other.reused.set(true);
+                return Ok(Leave::No(Opened::Elsewhere(other, To::H1(pooled))));
+            }
+        }
+    }
+
+    async fn open(
+        &self,
+        attempt: &Attempt,
+        opening: Option<Opening>,
+        elsewhere: Option<&Tried>,
+    ) -> Result<Opened, Failure> {
+        let Self { shard, account, service, .. } = self;
+        let berth = match self.leave_to_open(attempt, opening.as_ref(), elsewhere).await? {
+            Leave::Open(berth) => berth,
+            Leave::No(opened) => return Ok(opened),
+        };
         let timeout = self.connect_timeout(shard.clock.now());
         account.wait(shard.clock.now());
         let protocol = service.spec.protocol;
@@ -195,15 +289,17 @@ impl Path<'_> {
         let handshake::Connected { connection, agreed, listed } = connected?;
         attempt.shared().chose(agreed != Agreed::Http1);
         if agreed == Agreed::Http1 {
-            return Ok(To::H1(attempt.pool().opened(connection, listed, &shard.tally)));
+            return Ok(Opened::To(To::H1(attempt.pool().opened(connection, (listed, berth), &shard.tally))));
         }
         let refused = |error: h2::Error| Failure::upstream(Stage::Connect, message::cause(&error));
         let encrypted = connection.tls().is_some();
         let opened = h2_client::open(shard, connection, &service.spec).await.map_err(refused)?;
-        let (shared, lease) = attempt.shared().opened(opened.send.clone(), agreed == Agreed::Mesh, encrypted);
+        let berths = berth.as_ref().map(|berth| Rc::clone(berth.berths()));
+        let is_mesh = agreed == Agreed::Mesh;
+        let (shared, lease) = attempt.shared().opened(opened.send.clone(), is_mesh, encrypted, berths);
         drop(opening);
-        opened.drive(shard, Rc::clone(&shared), &service.spec, listed);
-        Ok(To::H2(lease))
+        opened.drive(shard, Rc::clone(&shared), &service.spec, (listed, berth));
+        Ok(Opened::To(To::H2(lease)))
     }
 
     /// As [`Path::connect`], for a WebSocket handshake. An endpoint that has chosen HTTP/2 and takes no WebSockets by it gets
@@ -253,13 +349,19 @@ impl Path<'_> {
             Found::Nothing(cause) => return Err(Failure::upstream(Stage::Connect, cause)),
             Found::Room(_) | Found::Connection(To::H2(_)) => {}
         }
+        let berth = match self.leave_to_open(attempt, None, None).await? {
+            Leave::Open(berth) => berth,
+            Leave::No(Opened::To(To::H1(pooled))) => return Ok(pooled),
+            Leave::No(_) => return Err(Failure::local(Stage::Connect, Cause::QueueTimeout)),
+        };
+        let now = shard.clock.now();
         let timeout = self.connect_timeout(now);
         account.wait(now);
         let opened =
             handshake::with_service(shard, &service.spec, Protocol::Http1, attempt.address(), timeout).await;
         account.waited(shard.clock.now());
         let handshake::Connected { connection, listed, .. } = opened?;
-        Ok(attempt.pool().opened(connection, listed, &shard.tally))
+        Ok(attempt.pool().opened(connection, (listed, berth), &shard.tally))
     }
 
     fn connect_timeout(&self, now: u64) -> Duration {

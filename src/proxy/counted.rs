@@ -4,7 +4,7 @@ use std::rc::Rc;
 
 use crate::shard::Shard;
 
-/// Counts an open downstream connection until it is dropped.
+/// Counts an open downstream connection, which was let in ([`Shard::lets_in`]), until it is dropped.
 pub(super) struct Open(Rc<Shard>);
 
 impl Open {
@@ -17,6 +17,7 @@ impl Open {
 impl Drop for Open {
     fn drop(&mut self) {
         self.0.totals.downstream_open.set(self.0.totals.downstream_open.get() - 1);
+        self.0.let_out();
     }
 }
 

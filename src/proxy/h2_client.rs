@@ -16,6 +16,7 @@ use crate::shard::buffers::Buffer;
 use crate::shard::clock::{NEVER, ns};
 use crate::shard::live::Listed;
 use crate::shard::{Shard, task};
+use crate::upstream::berths::Berth;
 use crate::upstream::shared::Shared;
 use crate::upstream::spec;
 
@@ -72,14 +73,14 @@ impl Opened {
         shard: &Rc<Shard>,
         shared: Rc<Shared>,
         service: &spec::Service,
-        listed: Option<Listed>,
+        (listed, berth): (Option<Listed>, Option<Berth>),
     ) {
         let Self { connection, vital, standing, leave_at, .. } = self;
         let driven = Driven { vital, standing, shared, limits: service.http2, leave_at };
         let (idle_ns, patience_ns) = (ns(service.pool.idle_timeout), ns(service.timeouts.response));
         let driven = drive(Rc::clone(shard), connection, driven, idle_ns, patience_ns);
         task::spawn(shard, async move {
-            let _listed = listed;
+            let _held = (listed, berth);
             driven.await;
         });
     }

@@ -210,49 +210,64 @@ pub(super) async fn unless_won<E: Future>(
     view: &View,
     mut exchange: Pin<&mut E>,
 ) -> E::Output {
-    if path.retry.hedge.is_none() {
+    if !path.hedges() {
         return exchange.await;
     }
     let clock = &path.shard.clock;
     let alarm = path.shard.deadlines.alarm();
-    let mut due = None;
-    let mut has_won = false;
-    loop {
-        let turn = poll_fn(|cx| match exchange.as_mut().poll(cx) {
-            Poll::Ready(output) => Poll::Ready(Some(output)),
-            Poll::Pending if due.is_none() && sent.get() => Poll::Ready(None),
-            Poll::Pending if !has_won && path.poll_won(cx).is_ready() => Poll::Ready(None),
-            Poll::Pending => Poll::Pending,
-        });
-        match alarm.until(due.unwrap_or(NEVER), turn).await {
-            Some(Some(output)) => return output,
-            Some(None) if due.is_none() => {
-                due = Some(
-                    path.hedge_after_ns().map_or(NEVER, |after_ns| clock.now().saturating_add(after_ns)),
-                );
-            }
-            None if !has_won => {
-                due = Some(NEVER);
-                path.hedge(&copy, view);
-            }
-            Some(None) | None => {
-                has_won = true;
-                due = Some(clock.now().saturating_add(HURRY_AGAIN_NS));
-                hurry();
-            }
+    let mut step = Step::Sends;
+    poll_fn(|cx| {
+        if let Poll::Ready(output) = exchange.as_mut().poll(cx) {
+            return Poll::Ready(output);
         }
-    }
+        match step {
+            Step::Sends if sent.get() => {
+                let due =
+                    path.hedge_after_ns().map_or(NEVER, |after_ns| clock.now().saturating_add(after_ns));
+                alarm.set(due, cx.waker());
+                step = Step::Waits;
+            }
+            Step::Waits if alarm.has_rung(cx.waker()) => {
+                path.hedge(&copy, view);
+                step = Step::Races;
+            }
+            Step::Won if alarm.has_rung(cx.waker()) => {
+                hurry();
+                alarm.set(clock.now().saturating_add(HURRY_AGAIN_NS), cx.waker());
+            }
+            Step::Sends | Step::Waits | Step::Races | Step::Won => {}
+        }
+        if step == Step::Races && path.poll_won(cx).is_ready() {
+            hurry();
+            alarm.set(clock.now().saturating_add(HURRY_AGAIN_NS), cx.waker());
+            step = Step::Won;
+        }
+        Poll::Pending
+    })
+    .await
+}
+
+/// How far an attempt is beside which there may be another.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Step {
+    /// Its request is not sent.
+    Sends,
+    /// It has the time that the policy gives it.
+    Waits,
+    /// That is over.
+    Races,
+    /// The hedge was sooner: what this one waits for is hurried to its end.
+    Won,
 }
 
 impl Path<'_> {
     /// Whether a request that is answered late may be sent once more meanwhile.
     pub(super) fn hedges(&self) -> bool {
-        self.retry.hedge.is_some() && self.account.repeats.get()
+        self.retry.hedge.is_some() && self.account.repeats.get() && self.service.spec.endpoints.len() > 1
     }
 
     fn hedge_after_ns(&self) -> Option<u64> {
         match self.retry.hedge? {
-            _ if !self.hedges() || self.service.spec.endpoints.len() < 2 => None,
             Hedge::After(after) => Some(ns(after)),
             Hedge::Quantile(quantile) => self.service.tail().at(quantile),
         }

@@ -18,7 +18,7 @@ pub use super::pressure::Pressure;
 use crate::failure::{Cause, Failure};
 use crate::snapshot::Snapshot;
 use crate::telemetry::Interval;
-use crate::upstream::gate::Bell;
+use crate::upstream::gate::{Bell, Count};
 use crate::upstream::health::Reason;
 use crate::upstream::spec::Address;
 
@@ -47,6 +47,8 @@ pub struct Link {
     pub spent_chunks: ArrayQueue<Vec<u8>>,
     /// What control may look at at any time.
     pub vitals: Vitals,
+    /// Open connections with callers, of all shards of the proxy.
+    pub(super) callers: Arc<Count>,
 }
 
 /// What a shard is told beside snapshots.
@@ -125,6 +127,14 @@ impl Link {
     /// # Errors
     /// When the process is out of file descriptors.
     pub fn new(shard: u16) -> io::Result<(Arc<Self>, UnixStream)> {
+        Self::among(shard, &Arc::new(Count::new(u32::MAX)))
+    }
+
+    /// The same for one of several shards, which count their connections with callers together.
+    ///
+    /// # Errors
+    /// When the process is out of file descriptors.
+    pub fn among(shard: u16, callers: &Arc<Count>) -> io::Result<(Arc<Self>, UnixStream)> {
         let (ours, theirs) = UnixStream::pair()?;
         ours.set_nonblocking(true)?;
         let link = Self {
@@ -139,6 +149,7 @@ impl Link {
             chunks: ArrayQueue::new(Self::CHUNKS_MAX),
             spent_chunks: ArrayQueue::new(Self::CHUNKS_MAX),
             vitals: Vitals::default(),
+            callers: Arc::clone(callers),
         };
         Ok((Arc::new(link), theirs))
     }

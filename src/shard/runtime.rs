@@ -172,6 +172,7 @@ async fn serve(plan: Plan, kind: Kind) {
 /// Does what control left in the link.
 fn obey(shard: &Rc<Shard>, listeners: &Rc<RefCell<Accepting>>) {
     shard.doors.serve(shard.clock.now());
+    shard.yield_connections();
     shard.relieve(false);
     if let Some(snapshot) = shard.link.take_snapshot()
         && shard.apply(snapshot)

@@ -163,6 +163,7 @@ impl Shard {
         snapshot: Arc<Snapshot>,
     ) -> Self {
         let clock = Rc::new(Clock::new());
+        link.callers.set(snapshot.limits.connections_max);
         Self {
             doors: Doors::new(Arc::<Link>::clone(&link), clock.origin()),
             clock,
@@ -230,6 +231,7 @@ impl Shard {
                 }
             }
         }
+        self.link.callers.set(new.snapshot.limits.connections_max);
         drop(self.view.replace(Rc::new(new)));
         self.link.vitals.generation.store(generation, Ordering::Release);
         differs && self.live.renew()
@@ -266,6 +268,15 @@ impl Shard {
             && pressure.refuses(route.map_or_else(Priority::default, |r| r.priority))
     }
 
+    /// Closes connections at rest that other shards wait for.
+    pub(super) fn yield_connections(&self) {
+        if self.doors.berths.are_asked() {
+            for service in self.view().services.borrow().values() {
+                service.yield_connections();
+            }
+        }
+    }
+
     /// Gives back what lies idle where memory is short: connections that have been quiet for a second, buffers that are kept ready.
     /// At once when that begins, and then once a second.
     pub(super) fn relieve(&self, again: bool) {
@@ -293,10 +304,14 @@ impl Shard {
         self.totals.memory_closed.set(self.totals.memory_closed.get() + closed);
     }
 
-    /// Whether one more downstream connection may be served: this shard's share of `connections_max`.
-    pub fn has_room(&self) -> bool {
-        let share = self.view.borrow().snapshot.limits.connections_max.div_ceil(self.shards);
-        self.totals.downstream_open.get() < share.into()
+    /// Lets a connection of a caller in, unless the shards together have `connections_max` of them. Who was let in is to be let out.
+    pub fn lets_in(&self) -> bool {
+        self.link.callers.take()
+    }
+
+    /// One has ended.
+    pub fn let_out(&self) {
+        self.link.callers.give_back();
     }
 
     /// Offers a place for something done on purpose: of this shard's share of `faults_max`. Where there was none and one was wanted,

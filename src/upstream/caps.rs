@@ -10,7 +10,7 @@ use crossbeam::atomic::AtomicCell;
 use super::concurrency::Estimator;
 use super::gate::{Count, Gate};
 use super::line::Patience;
-use super::{admission, concurrency};
+use super::{admission, berths, concurrency};
 
 /// How much a service may be given at a time. [`u32::MAX`] is no ceiling.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,6 +23,8 @@ pub struct Caps {
     pub patience: Patience,
     /// Retries in progress, of the whole proxy.
     pub retries_max: u32,
+    /// Open connections, of the whole proxy.
+    pub connections_max: u32,
     /// How what the service bears is learnt; `None` where it is not.
     pub concurrency: Option<concurrency::Settings>,
     /// When exchanges are turned away because the service fails; `None` for never.
@@ -45,7 +47,8 @@ impl Caps {
             // It takes new settings with the next exchange.
             (Some(_), known) => counts.estimator.store(known),
         }
-        self.counts.retries.set(self.retries_max);
+        counts.retries.set(self.retries_max);
+        counts.connections.gate.set(self.connections_max, self.pending_max);
     }
 }
 
@@ -59,6 +62,8 @@ pub struct Counted {
     pub exchanges: Gate,
     /// Retries.
     pub retries: Count,
+    /// Connections, and those who wait for one.
+    pub connections: berths::Counted,
     /// What is learnt. It goes from shard to shard: who has it learns, who finds it gone keeps what he measured for the next
     /// time.
     pub(super) estimator: AtomicCell<Option<Box<Estimator>>>,
@@ -71,6 +76,7 @@ impl Counts {
         Self(Arc::new(Counted {
             exchanges: Gate::new(u32::MAX, 0),
             retries: Count::new(u32::MAX),
+            connections: berths::Counted::default(),
             estimator: AtomicCell::new(None),
             seed,
         }))
@@ -92,7 +98,8 @@ impl std::ops::Deref for Counts {
 
 impl std::fmt::Debug for Counts {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Counts({:?}, {:?})", self.0.exchanges, self.0.retries)
+        let Counted { exchanges, retries, connections, .. } = &*self.0;
+        write!(f, "Counts({exchanges:?}, {retries:?}, {:?})", connections.gate)
     }
 }
 

@@ -103,6 +103,7 @@ fn caps(exchanges_max: u32, pending_max: u32, counts: &Counts) -> Arc<Caps> {
         pending_max,
         patience,
         retries_max: u32::MAX,
+        connections_max: u32::MAX,
         concurrency: None,
         admission: None,
         counts,

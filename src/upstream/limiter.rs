@@ -14,6 +14,7 @@ use std::task::{Context, Poll, Waker};
 use smallvec::SmallVec;
 
 use super::admission::Admission;
+use super::berths;
 use super::caps::Caps;
 use super::concurrency::{Estimator, Sample};
 use super::gate::{Bell, Seat};
@@ -29,6 +30,8 @@ pub struct Doors {
     origin_ns: u64,
     /// Those with tickets out.
     waiting: RefCell<Vec<Weak<Limiter>>>,
+    /// Those of berths.
+    pub berths: Rc<berths::Doors>,
 }
 
 /// The door.
@@ -108,7 +111,8 @@ pub struct Retry(Arc<Caps>);
 impl Doors {
     /// Those of a shard that `bell` tells when it was handed a place. `origin_ns` is the time of all shards when this one's is 0.
     pub fn new(bell: Arc<dyn Bell>, origin_ns: u64) -> Rc<Self> {
-        Rc::new(Self { bell, origin_ns, waiting: RefCell::default() })
+        let berths = berths::Doors::new(Arc::clone(&bell));
+        Rc::new(Self { bell, origin_ns, waiting: RefCell::default(), berths })
     }
 
     /// Gives out the places that other shards have handed to this one.
@@ -122,6 +126,7 @@ impl Doors {
         });
         // Who was woken runs later; nobody has come to a door meanwhile.
         self.waiting.borrow_mut().append(&mut waiting);
+        self.berths.serve();
     }
 }
 

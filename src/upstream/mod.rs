@@ -3,6 +3,7 @@
 pub mod admission;
 pub mod affinity;
 pub mod balance;
+pub mod berths;
 pub mod breaker;
 pub mod budget;
 pub mod caps;

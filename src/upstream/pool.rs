@@ -9,6 +9,7 @@
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
+use super::berths::{Berth, Rest};
 use super::spec;
 use crate::io::Connection;
 use crate::shard::clock::ns;
@@ -48,10 +49,18 @@ pub struct Pooled {
     pub reused: bool,
     /// How long it lay idle before this use, ns.
     pub idle_ns: u64,
-    /// Its place among those that end when they are not allowed any more.
-    listed: Option<Listed>,
+    /// Boxed: most have none of it, and the future of every connection has room for one of these.
+    held: Option<Box<Held>>,
     pool_open: Rc<Cell<u32>>,
     tally: Rc<Tally>,
+}
+
+/// What a connection holds as long as it lasts.
+struct Held {
+    /// Its place among those that end when they are not allowed any more.
+    listed: Option<Listed>,
+    /// Where the service's connections are counted.
+    berth: Option<Berth>,
 }
 
 struct Idle {
@@ -108,16 +117,29 @@ impl Pool {
         if pooled.is_outlived(now) {
             return;
         }
-        let mut idle = self.idle.borrow_mut();
-        if idle.len() < limits.idle_max as usize {
-            pooled.tally.idle.set(pooled.tally.idle.get() + 1);
-            idle.push(Idle { pooled, since: now });
+        let berth = pooled.held.as_ref().and_then(|held| held.berth.as_ref());
+        let berths = berth.map(|berth| Rc::clone(berth.berths()));
+        if berths.as_ref().is_some_and(|berths| berths.comes_to_rest(now) == Rest::Close) {
+            return;
+        }
+        if self.idle.borrow().len() >= limits.idle_max as usize {
+            return;
+        }
+        pooled.tally.idle.set(pooled.tally.idle.get() + 1);
+        self.idle.borrow_mut().push(Idle { pooled, since: now });
+        if let Some(berths) = berths {
+            berths.rests();
         }
     }
 
     /// Counts a connection that was just established, unless `connections_max` are open already: see
     /// [`Pool::has_room`], which is asked before connecting.
-    pub fn opened(&self, connection: Connection, listed: Option<Listed>, tally: &Rc<Tally>) -> Pooled {
+    pub fn opened(
+        &self,
+        connection: Connection,
+        (listed, berth): (Option<Listed>, Option<Berth>),
+        tally: &Rc<Tally>,
+    ) -> Pooled {
         self.open.set(self.open.get() + 1);
         tally.open.set(tally.open.get() + 1);
         tally.connected.set(tally.connected.get() + 1);
@@ -125,7 +147,7 @@ impl Pool {
             connection,
             reused: false,
             idle_ns: 0,
-            listed,
+            held: (listed.is_some() || berth.is_some()).then(|| Box::new(Held { listed, berth })),
             pool_open: Rc::clone(&self.open),
             tally: Rc::clone(tally),
         }
@@ -186,6 +208,23 @@ impl Pool {
         }
     }
 
+    /// How many lie idle.
+    pub fn idle(&self) -> usize {
+        self.idle.borrow().len()
+    }
+
+    /// Closes the one that has been idle for longest, if there is one.
+    pub fn close_oldest(&self) -> bool {
+        // Its end may make somebody else look here.
+        let oldest = match self.idle.borrow_mut() {
+            idle if idle.is_empty() => return false,
+            mut idle => idle.remove(0),
+        };
+        let tally = &oldest.pooled.tally;
+        tally.idle.set(tally.idle.get() - 1);
+        true
+    }
+
     /// Closes all idle connections.
     pub fn close_idle(&self) {
         for idle in self.idle.borrow_mut().drain(..) {
@@ -225,7 +264,8 @@ impl Pooled {
 
     /// Whether it was ended from here: nobody is to blame.
     fn is_revoked(&self) -> bool {
-        self.listed.as_ref().is_some_and(Listed::is_revoked)
+        let listed = self.held.as_ref().and_then(|held| held.listed.as_ref());
+        listed.is_some_and(Listed::is_revoked)
     }
 }
 

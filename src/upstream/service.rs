@@ -8,6 +8,7 @@ use std::sync::Arc;
 use smallvec::SmallVec;
 
 use super::balance::{Balancer, Outcome, Wanted};
+use super::berths::Berths;
 use super::breaker::{Begun, Breaker, Change, Role, Verdict};
 use super::budget::Gauge;
 use super::health::{Health, Probed, Reason};
@@ -29,6 +30,8 @@ pub struct Service {
     pub gauge: Rc<Gauge>,
     /// Lets in as many exchanges as the service may be given; `None` where it is given whatever comes.
     pub limiter: Option<Rc<Limiter>>,
+    /// Where its connections are counted; `None` where there may be any number.
+    pub berths: Option<Rc<Berths>>,
     balancer: RefCell<Balancer>,
     /// Where there is a choice, or copies are sent, and it is not switched off.
     breaker: OnceCell<RefCell<Box<Breaker>>>,
@@ -95,6 +98,7 @@ impl Service {
     /// A service that has seen nothing. `doors` are those of its shard.
     pub fn new(spec: Arc<spec::Service>, health: Arc<Health>, recorder_slot: u32, doors: &Rc<Doors>) -> Self {
         let limiter = spec.caps.as_ref().map(|caps| Limiter::new(Arc::clone(caps), doors));
+        let berths = spec.counts_connections().map(|caps| Berths::new(Arc::clone(caps), &doors.berths));
         let balancer = RefCell::new(Balancer::new(&spec));
         let pools = spec.endpoints.iter().map(|_| Rc::default()).collect();
         let gauge = Rc::new(Gauge::new(&spec.meter));
@@ -105,6 +109,7 @@ impl Service {
             health,
             gauge,
             limiter,
+            berths,
             balancer,
             tail: OnceCell::new(),
             pools,
@@ -124,8 +129,18 @@ impl Service {
         balancer.carry_over(&old.balancer.borrow(), &places, now);
         let mut left: Vec<Option<&Rc<Pools>>> = old.pools.iter().map(Some).collect();
         let mut take = |place: usize| left.get_mut(place).and_then(Option::take).map(Rc::clone);
-        // What was spoken in plain text yesterday, or to somebody else, is no connection for today.
-        let same = old.spec.tls == spec.tls && old.spec.protocol == spec.protocol;
+        let berths = match (&old.berths, spec.counts_connections()) {
+            (Some(berths), Some(caps)) if berths.counts(caps) => {
+                berths.adopt(Arc::clone(caps));
+                Some(Rc::clone(berths))
+            }
+            (_, caps) => caps.map(|caps| Berths::new(Arc::clone(caps), &doors.berths)),
+        };
+        // What was spoken in plain text yesterday, or to somebody else, is no connection for today; neither is what is not
+        // counted where connections are.
+        let same = old.spec.tls == spec.tls
+            && old.spec.protocol == spec.protocol
+            && (berths.is_none() || old.berths.is_some());
         let pools = places
             .into_iter()
             .map(|place| place.filter(|_| same).and_then(&mut take).unwrap_or_default())
@@ -152,6 +167,7 @@ impl Service {
             health,
             gauge,
             limiter,
+            berths,
             balancer,
             tail: old.tail.get().map_or_else(OnceCell::new, |tail| OnceCell::from(Rc::clone(tail))),
             pools,
@@ -180,9 +196,20 @@ impl Service {
         wanted: Wanted,
         tried: &[u32],
     ) -> Option<Attempt> {
+        self.pick_among(now, rng, wanted, tried, |_| false)
+    }
+
+    fn pick_among(
+        self: &Rc<Self>,
+        now: u64,
+        rng: &mut fastrand::Rng,
+        wanted: Wanted,
+        tried: &[u32],
+        also_skipped: impl Fn(usize) -> bool,
+    ) -> Option<Attempt> {
         let mut balancer = self.balancer.borrow_mut();
         let balancer = &mut *balancer;
-        let skip = |e: usize| tried.iter().any(|t| *t as usize == e);
+        let skip = |e: usize| tried.iter().any(|t| *t as usize == e) || also_skipped(e);
         let (endpoint, begun) = match self.breaker.get() {
             None => (balancer.pick_for(now, rng, wanted, skip)?, Begun::default()),
             Some(breaker) => {
@@ -197,6 +224,7 @@ impl Service {
                     let may_try = |e: usize| {
                         tried.is_empty()
                             && self.spec.plan().has(wanted.subset, e)
+                            && !also_skipped(e)
                             && own.is_none_or(|own| own == Some(e))
                     };
                     breaker.choose_among(now, &may_try, &skip, |skip| {
@@ -229,6 +257,22 @@ impl Service {
         })
     }
 
+    /// The same, among those to which a connection of HTTP/1.1 lies idle here.
+    pub fn pick_at_rest(
+        self: &Rc<Self>,
+        now: u64,
+        rng: &mut fastrand::Rng,
+        wanted: Wanted,
+        tried: &[u32],
+    ) -> Option<Attempt> {
+        let away = |e: usize| self.pools.get(e).is_none_or(|pool| pool.h1.idle() == 0);
+        if (0..self.pools.len()).all(away) {
+            return None;
+        }
+        let picked = self.pick_among(now, rng, wanted, tried, away);
+        picked.filter(|attempt| !away(attempt.endpoint as usize))
+    }
+
     /// How long it takes to answer; notes that from now on.
     pub fn tail(&self) -> &Tail {
         self.tail.get_or_init(Rc::default)
@@ -243,6 +287,7 @@ impl Service {
     /// endpoints were ejected or came back, as this shard was the one to find out, and how many more.
     pub fn sweep(&self, now: u64) -> (SmallVec<[Change; 2]>, u64) {
         self.gauge.tell();
+        self.yield_connections();
         for pool in &self.pools {
             pool.h1.sweep(&self.spec.pool, now);
         }
@@ -262,6 +307,27 @@ impl Service {
             }
         }
         breaker.take_changes()
+    }
+
+    /// Closes a connection that lies at rest, if there is one: the one that has been idle for longest of the endpoint that has
+    /// most of them, or a shared one, which takes a moment. Whether it is closed already.
+    pub fn close_one(&self) -> Option<bool> {
+        let most = self.pools.iter().max_by_key(|pool| pool.h1.idle());
+        if most.is_some_and(|pool| pool.h1.close_oldest()) {
+            return Some(true);
+        }
+        self.pools.iter().any(|pool| pool.h2.leave_one()).then_some(false)
+    }
+
+    /// Closes connections at rest that other shards wait for, or that are more than there may be.
+    pub fn yield_connections(&self) {
+        let Some(berths) = &self.berths else { return };
+        let asked_for = berths.asked_for();
+        let closed = (0..asked_for).take_while(|_| self.close_one().is_some()).count();
+        berths.passes_on(asked_for - u32::try_from(closed).unwrap_or(asked_for));
+        if self.pools.iter().any(|pool| pool.h1.idle() > 0 || pool.h2.is_at_rest()) {
+            berths.offer();
+        }
     }
 
     /// Closes connections of HTTP/1.1 that have been idle since before then, because memory is short; how many.

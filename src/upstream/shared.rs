@@ -17,6 +17,7 @@ use h2::SendStream;
 use h2::client::{ResponseFuture, SendRequest};
 use http::Request;
 
+use super::berths::Berths;
 use super::spec;
 use crate::failure::{Cause, Failure, Stage};
 use crate::http::h2 as message;
@@ -56,6 +57,8 @@ pub struct Shared {
     unsettled: RefCell<Vec<Waker>>,
     /// Whether it is encrypted.
     encrypted: bool,
+    /// Where the service's connections are counted, if they are.
+    berths: Option<Rc<Berths>>,
     /// Which fields of what is sent on it repeat.
     repeats: RefCell<message::Repeats>,
     pool: Weak<SharedPool>,
@@ -120,6 +123,7 @@ impl SharedPool {
         send: SendRequest<Bytes>,
         mesh: bool,
         encrypted: bool,
+        berths: Option<Rc<Berths>>,
     ) -> (Rc<Shared>, Lease) {
         let shared = Rc::new(Shared {
             theirs: Cell::new(send.current_max_send_streams()),
@@ -133,6 +137,7 @@ impl SharedPool {
             settled: Cell::new(false),
             unsettled: RefCell::default(),
             encrypted,
+            berths,
             repeats: RefCell::default(),
             pool: Rc::downgrade(self),
         });
@@ -148,6 +153,18 @@ impl SharedPool {
     /// What the endpoint chose.
     pub fn chose(&self, http2: bool) {
         self.speaks.set(http2);
+    }
+
+    /// Lets one that has no exchange run out, if there is one.
+    pub fn leave_one(&self) -> bool {
+        let open = self.open.borrow();
+        let at_rest = open.iter().find(|shared| shared.exchanges.get() == 0 && !shared.is_leaving());
+        at_rest.inspect(|shared| shared.leave()).is_some()
+    }
+
+    /// Whether one has no exchange.
+    pub fn is_at_rest(&self) -> bool {
+        self.open.borrow().iter().any(|shared| shared.exchanges.get() == 0 && !shared.is_leaving())
     }
 
     /// Lets all connections run out: they end with their last exchange.
@@ -189,6 +206,18 @@ impl Shared {
         let mut driver = self.driver.borrow_mut();
         if !driver.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
             *driver = Some(cx.waker().clone());
+        }
+    }
+
+    /// Its last exchange has ended.
+    fn comes_to_rest(&self) {
+        if self.leaving.get() {
+            return self.tell_driver();
+        }
+        match &self.berths {
+            Some(berths) if berths.is_wanted() => self.leave(),
+            Some(berths) => berths.offer(),
+            None => {}
         }
     }
 
@@ -325,8 +354,8 @@ impl Lease {
 impl Drop for Lease {
     fn drop(&mut self) {
         self.shared.exchanges.set(self.shared.exchanges.get() - 1);
-        if self.shared.exchanges.get() == 0 && self.shared.leaving.get() {
-            self.shared.tell_driver();
+        if self.shared.exchanges.get() == 0 {
+            self.shared.comes_to_rest();
         }
         self.pool.tell();
     }

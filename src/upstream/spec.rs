@@ -162,6 +162,11 @@ impl Service {
         self.planned.0.get_or_init(|| Arc::new(Plan::new(self)))
     }
 
+    /// What its connections are counted by, where there may not be any number.
+    pub fn counts_connections(&self) -> Option<&Arc<Caps>> {
+        self.caps.as_ref().filter(|caps| caps.connections_max != u32::MAX)
+    }
+
     /// What may be chosen, and by what.
     pub fn choice(&self) -> &Choice {
         static DEFAULT: Choice = Choice::DEFAULT;

@@ -133,6 +133,7 @@ impl World {
             pending_max: 1024,
             patience: Patience { timeout_ns: 100 * MS, target_ns: 5 * MS },
             retries_max: u32::MAX,
+            connections_max: u32::MAX,
             concurrency: None,
             admission: None,
             counts: Counts::new(rng.u64(..)),

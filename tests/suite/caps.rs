@@ -342,3 +342,199 @@ fn what_a_service_bears_is_learnt_and_what_is_learnt_survives_a_reload() {
     drop(clients);
     rig.done();
 }
+
+/// Four shards, three connections for all of them, forty callers.
+fn four_shards(endpoint: &str, queue_timeout: &str) -> (Proxy, std::net::SocketAddr) {
+    let proxy = Proxy::start(Start::text(format!(
+        "shards = 4\n[admin]\naddress = \"127.0.0.1:0\"\n[[listener]]\nname = \"in\"\naddress = \"127.0.0.1:0\"\n[[service]]\n\
+         name = \"app\"\nendpoints = [\"{endpoint}\"]\ncaps = {{ connections_max = 3, queue_timeout = \"{queue_timeout}\" }}\n\
+         retry = {{ attempts_max = 1 }}\n[[route]]\nservice = \"app\"\n"
+    )))
+    .unwrap();
+    let address = proxy.listener("in").unwrap();
+    (proxy, address)
+}
+
+#[test]
+fn open_connections_are_counted_exactly_for_all_shards_together() {
+    let (gate, origin) = Origin::gated();
+    let (proxy, address) = four_shards(&origin.endpoint, "50ms");
+    let told = Arc::new(Watched::<Vec<Option<String>>>::default());
+    for _ in 0..40 {
+        let told = Arc::clone(&told);
+        std::thread::spawn(move || {
+            let mut client = Client::connect(address);
+            let response = client.send(get("/")).response();
+            told.change(|told| told.push(response.one("x-ringmesh-failure")));
+        });
+    }
+    // Nobody gives his connection back before the others have waited in vain.
+    told.wait("those that find none", |told| (told.len() == 37).then_some(()));
+    assert_eq!(origin.recorded().len(), 3);
+    gate.open();
+    let told = told.wait("all", |told| (told.len() == 40).then(|| told.clone()));
+    let refused = Some("connect.local.queue_timeout".to_owned());
+    assert!(told[..37].iter().all(|failure| *failure == refused), "{told:?}");
+    assert!(told[37..].iter().all(Option::is_none), "{told:?}");
+    proxy.drain();
+    proxy.join();
+}
+
+#[test]
+fn connections_go_from_shard_to_shard_until_everybody_is_served() {
+    const CALLERS: usize = 40;
+    const EACH: usize = 10;
+    let origin = Origin::plain();
+    let (proxy, address) = four_shards(&origin.endpoint, "1h");
+    let served = Arc::new(Watched::<usize>::default());
+    for _ in 0..CALLERS {
+        let served = Arc::clone(&served);
+        std::thread::spawn(move || {
+            let mut client = Client::connect(address);
+            for n in 0..EACH {
+                client.send(get(&format!("/{n}")));
+                assert_eq!(client.response().text(), format!("/{n}"));
+            }
+            served.change(|served| *served += 1);
+        });
+    }
+    served.wait("all callers", |served| (*served == CALLERS).then_some(()));
+    proxy.drain();
+    proxy.join();
+    let visits = origin.settle();
+    assert_eq!(visits.iter().map(|visit| visit.requests().len()).sum::<usize>(), CALLERS * EACH);
+}
+
+#[test]
+fn who_finds_no_connection_has_the_one_that_comes_to_rest_in_the_order_in_which_they_came() {
+    let (gate, mut rig) = capped("connections_max = 1, queue_timeout = \"1h\"");
+    let mut clients: Vec<Client> = Vec::new();
+    for n in 0..4 {
+        let mut client = rig.client();
+        client.send(get(&format!("/{n}")));
+        rig.mesh.wait_totals(|totals| totals.exchanges_open == n + 1);
+        clients.push(client);
+    }
+    assert_eq!(rig.origin.wait_requests(1).len(), 1);
+    gate.open();
+    for (n, client) in clients.iter_mut().enumerate() {
+        assert_eq!(client.response().text(), format!("/{n}"));
+    }
+    let done = rig.done();
+    let targets: Vec<String> = done.requests.iter().map(|request| request.target().to_owned()).collect();
+    assert_eq!((targets.join(" "), done.connections), ("/0 /1 /2 /3".to_owned(), 1));
+}
+
+#[test]
+fn who_has_waited_for_a_connection_for_long_enough_or_may_not_wait_is_told_so() {
+    for (keys, cause) in [
+        ("connections_max = 1, queue_timeout = \"20ms\"", "queue_timeout"),
+        ("connections_max = 1, pending_max = 0", "queue_full"),
+    ] {
+        let failure = format!("connect.local.{cause}");
+        let (gate, rig) = capped(keys);
+        let mut first = rig.client();
+        first.send(get("/first"));
+        rig.origin.wait_requests(1);
+        let mut second = rig.client();
+        second.send(get("/second"));
+        let refused = second.response();
+        assert_eq!(refused.status(), 503);
+        assert_eq!(refused.one("x-ringmesh-failure"), Some(failure.clone()));
+        assert_eq!(refused.one("retry-after").as_deref(), Some("1"));
+        let by_http2 = call(rig.mesh.address, request("GET", "/"), b"", None).unwrap();
+        assert_eq!(by_http2.head.headers["x-ringmesh-failure"].to_str().unwrap(), failure);
+        gate.open();
+        assert_eq!(first.response().text(), "/first");
+        drop((first, second));
+        let done = rig.done();
+        assert_eq!((done.requests.len(), done.connections), (1, 1));
+        assert_eq!(done.seen.failures[failure.as_str()], 2);
+    }
+}
+
+#[test]
+fn a_connection_at_rest_makes_room_for_one_to_another_endpoint() {
+    let origins = [Origin::plain(), Origin::plain()];
+    let keys = "balance = \"round-robin\"\ncaps = { connections_max = 1, queue_timeout = \"1h\" }";
+    let mesh = Config::new(&[&origins[0], &origins[1]]).keys(keys).start();
+    let mut client = Client::connect(mesh.address);
+    for n in 0..6 {
+        client.send(get(&format!("/{n}")));
+        assert_eq!(client.response().text(), format!("/{n}"));
+    }
+    drop(client);
+    mesh.finish();
+    for origin in origins {
+        assert_eq!(origin.settle().len(), 3, "each request found the other's connection at rest");
+    }
+}
+
+#[test]
+fn who_waits_for_one_endpoint_takes_a_connection_to_another_that_comes_to_rest() {
+    let gate = Arc::new(Gate::default());
+    let origins = [(); 2].map(|()| {
+        let gate = Arc::clone(&gate);
+        Origin::answering(move |request| {
+            gate.pass();
+            ok(request)
+        })
+    });
+    let keys = "balance = \"round-robin\"\ncaps = { connections_max = 1, queue_timeout = \"1h\" }";
+    let mut mesh = Config::new(&[&origins[0], &origins[1]]).keys(keys).start();
+    let mut clients: Vec<Client> = Vec::new();
+    for n in 0..6 {
+        let mut client = mesh.client();
+        client.send(get(&format!("/{n}")));
+        mesh.wait_totals(|totals| totals.exchanges_open == n + 1);
+        clients.push(client);
+    }
+    gate.open();
+    for (n, client) in clients.iter_mut().enumerate() {
+        assert_eq!(client.response().text(), format!("/{n}"));
+    }
+    drop(clients);
+    let seen = mesh.finish();
+    assert_eq!(seen.totals.upstream_connected, 1);
+}
+
+#[test]
+fn shared_connections_are_counted_as_well_and_end_when_others_want_theirs() {
+    let services = [Service::echoing(), Service::echoing()];
+    let keys = "protocol = \"http2\"\nbalance = \"round-robin\"\ncaps = { connections_max = 1, queue_timeout = \"1h\" }";
+    let endpoints = services.each_ref().map(|service| service.endpoint.as_str());
+    let mesh = Config::default().service_at("app", &endpoints, keys).start();
+    for n in 0..6_u8 {
+        let response = call(mesh.address, request("POST", "/"), &[n; 1000], None).unwrap();
+        assert!(response.body == [n; 1000]);
+    }
+    let seen = mesh.finish();
+    assert_eq!(seen.totals.upstream_connected, 6, "each found the other's at rest");
+}
+
+#[test]
+fn a_ceiling_that_is_lowered_closes_what_lies_at_rest_and_one_that_is_new_holds_from_then_on() {
+    let (gate, mut rig) = capped("connections_max = 3, queue_timeout = \"1h\"");
+    let endpoint = rig.origin.endpoint.clone();
+    let with = |keys: &str| Config::default().service_at("app", &[&endpoint], keys);
+    let mut clients: Vec<Client> = (0..3).map(|_| rig.client()).collect();
+    for client in &mut clients {
+        client.send(get("/"));
+    }
+    rig.origin.wait_requests(3);
+    gate.open();
+    for client in &mut clients {
+        assert_eq!(client.response().status(), 200);
+    }
+    rig.reload(|_| with("caps = { connections_max = 1 }"));
+    rig.mesh.wait_totals(|totals| totals.upstream_open == 1);
+    // Without a ceiling nothing is counted; what was opened then is not used once there is one again.
+    rig.reload(|_| with(""));
+    rig.mesh.wait_totals(|totals| totals.upstream_open == 1);
+    assert_eq!(clients[0].send(get("/")).response().status(), 200);
+    rig.reload(|_| with("caps = { connections_max = 1 }"));
+    assert_eq!(clients[0].send(get("/")).response().status(), 200);
+    drop(clients);
+    let done = rig.done();
+    assert_eq!((done.requests.len(), done.connections), (5, 4));
+}

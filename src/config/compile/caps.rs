@@ -16,18 +16,25 @@ use crate::upstream::line::Patience;
 use crate::upstream::{admission, concurrency};
 
 /// The keys, in the order of their marks.
-const KEYS: [&str; 5] =
-    ["caps.exchanges_max", "caps.pending_max", "caps.queue_timeout", "caps.queue_target", "caps.retries_max"];
+const KEYS: [&str; 6] = [
+    "caps.exchanges_max",
+    "caps.connections_max",
+    "caps.pending_max",
+    "caps.queue_timeout",
+    "caps.queue_target",
+    "caps.retries_max",
+];
 
 /// What is in force, and where it came from.
 #[derive(Debug)]
 pub(in crate::config) struct CompiledCaps {
     exchanges_max: u32,
+    connections_max: u32,
     pending_max: u32,
     queue_timeout: Duration,
     queue_target: Duration,
     retries_max: u32,
-    marks: [Mark; 5],
+    marks: [Mark; 6],
     concurrency: Option<concurrency::Settings>,
     admission: Option<admission::Settings>,
     /// The keys of the last two.
@@ -48,12 +55,14 @@ pub(super) fn caps(
         extras: extras.into(),
         marks: [
             from.mark_of(raw.exchanges_max.as_ref()),
+            from.mark_of(raw.connections_max.as_ref()),
             from.mark_of(raw.pending_max.as_ref()),
             from.mark_of(raw.queue_timeout.as_ref()),
             from.mark_of(raw.queue_target.as_ref()),
             from.mark_of(raw.retries_max.as_ref()),
         ],
         exchanges_max: value_or(raw.exchanges_max, defaults::CAPS_EXCHANGES_MAX.default),
+        connections_max: value_or(raw.connections_max, defaults::CAPS_CONNECTIONS_MAX.default),
         pending_max: value_or(raw.pending_max, defaults::CAPS_PENDING_MAX.default),
         queue_timeout: value_or(raw.queue_timeout, defaults::CAPS_QUEUE_TIMEOUT.default),
         queue_target: value_or(raw.queue_target, defaults::CAPS_QUEUE_TARGET.default),
@@ -64,7 +73,8 @@ pub(super) fn caps(
 impl CompiledCaps {
     /// For the shards; `None` where there is no ceiling.
     pub(super) fn declared(&self) -> Option<Arc<Caps>> {
-        let is_capped = self.exchanges_max != u32::MAX || self.retries_max != u32::MAX;
+        let is_capped =
+            [self.exchanges_max, self.connections_max, self.retries_max].iter().any(|max| *max != u32::MAX);
         if !is_capped && self.concurrency.is_none() && self.admission.is_none() {
             return None;
         }
@@ -76,6 +86,7 @@ impl CompiledCaps {
                 target_ns: ns(self.queue_target.min(self.queue_timeout)),
             },
             retries_max: self.retries_max,
+            connections_max: self.connections_max,
             concurrency: self.concurrency,
             admission: self.admission,
             counts: Counts::new(fastrand::u64(..)),
@@ -91,6 +102,7 @@ impl CompiledCaps {
         let time = |duration: Duration| quoted(&duration_text(duration));
         let values = [
             ceiling(self.exchanges_max),
+            ceiling(self.connections_max),
             self.pending_max.to_string(),
             time(self.queue_timeout),
             time(self.queue_target),
@@ -196,9 +208,11 @@ pub(in crate::config) fn check(raw: &RawConcurrency, problems: &mut Problems) {
 /// What has no effect.
 pub(in crate::config) fn warn(raw: &RawCaps, learns: bool, problems: &mut Problems) {
     if raw.exchanges_max.is_none() && !learns {
+        // Who waits for a connection has a line of another kind.
+        let connections = raw.connections_max.is_some();
         let queue = [
-            ("pending_max", raw.pending_max.map(|at| at.place)),
-            ("queue_timeout", raw.queue_timeout.map(|at| at.place)),
+            ("pending_max", raw.pending_max.map(|at| at.place).filter(|_| !connections)),
+            ("queue_timeout", raw.queue_timeout.map(|at| at.place).filter(|_| !connections)),
             ("queue_target", raw.queue_target.map(|at| at.place)),
         ];
         for (key, place) in queue {

@@ -18,6 +18,7 @@ pub(in crate::config) struct RawCaps {
     pub(in crate::config) queue_timeout: Option<At<Duration>>,
     pub(in crate::config) queue_target: Option<At<Duration>>,
     pub(in crate::config) retries_max: Option<At<u32>>,
+    pub(in crate::config) connections_max: Option<At<u32>>,
 }
 
 /// `[service.concurrency]`.
@@ -54,6 +55,7 @@ pub(super) fn caps(reader: &mut Reader<'_>, item: &Item<'_>) -> Option<RawCaps> 
     };
     let exchanges_max = ceiling("exchanges_max", &defaults::CAPS_EXCHANGES_MAX);
     let retries_max = ceiling("retries_max", &defaults::CAPS_RETRIES_MAX);
+    let connections_max = ceiling("connections_max", &defaults::CAPS_CONNECTIONS_MAX);
     Some(RawCaps {
         exchanges_max,
         pending_max: table
@@ -66,6 +68,7 @@ pub(super) fn caps(reader: &mut Reader<'_>, item: &Item<'_>) -> Option<RawCaps> 
             .value("queue_target")
             .and_then(|item| reader.duration(&defaults::CAPS_QUEUE_TARGET, item)),
         retries_max,
+        connections_max,
     })
 }
 

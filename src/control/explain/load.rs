@@ -58,7 +58,8 @@ fn time(ns: u64) -> (String, Value) {
 }
 
 pub(super) fn caps(_: &Chosen<'_>, At { service, .. }: &At<'_>) -> Option<Line> {
-    let Caps { exchanges_max, pending_max, patience, retries_max, counts, .. } = &**service.caps.as_ref()?;
+    let Caps { exchanges_max, connections_max, pending_max, patience, retries_max, counts, .. } =
+        &**service.caps.as_ref()?;
     let ((timeout, timeout_json), (target, target_json)) =
         (time(patience.timeout_ns), time(patience.target_ns));
     let (taken, waiting) = (counts.exchanges.taken(), counts.exchanges.waiting());
@@ -69,6 +70,14 @@ pub(super) fn caps(_: &Chosen<'_>, At { service, .. }: &At<'_>) -> Option<Line> 
             counts.exchanges.ceiling()
         ));
     }
+    let connections = &counts.connections.gate;
+    if *connections_max != u32::MAX {
+        parts.push(format!(
+            "{connections_max} connections ({} now), then {pending_max} wait ({} now) for {timeout}",
+            connections.taken(),
+            connections.waiting()
+        ));
+    }
     if *retries_max != u32::MAX {
         parts.push(format!("{retries_max} retries"));
     }
@@ -77,7 +86,8 @@ pub(super) fn caps(_: &Chosen<'_>, At { service, .. }: &At<'_>) -> Option<Line> 
     }
     let json = json!({
         "exchanges_max": ceiling(*exchanges_max), "ceiling": ceiling(counts.exchanges.ceiling()),
-        "exchanges": taken, "pending_max": pending_max, "pending": waiting, "queue_timeout_seconds": timeout_json,
+        "exchanges": taken, "connections_max": ceiling(*connections_max), "connections": connections.taken(),
+        "connections_pending": connections.waiting(), "pending_max": pending_max, "pending": waiting, "queue_timeout_seconds": timeout_json,
         "queue_target_seconds": target_json, "retries_max": ceiling(*retries_max),
     });
     Some(Line::new("caps", parts.join("; "), json))
