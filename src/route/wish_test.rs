@@ -167,7 +167,7 @@ fn the_time_of_an_attempt_is_its_callers_doing_where_it_is_shorter() {
         (WIDE, tight.clone(), "100", Some(MS(100)), true, Outcome::Taken),
         (WIDE, tight.clone(), "1000", Some(MS(1000)), false, Outcome::Taken),
         (WIDE, tight.clone(), "0", Some(MS(2000)), false, Outcome::Capped),
-        (May::default(), tight.clone(), "1000", Some(MS(300)), false, Outcome::Capped),
+        (May::default(), tight, "1000", Some(MS(300)), false, Outcome::Capped),
     ] {
         let (said, told) = policy(may, &base, &[("upstream-rq-per-try-timeout-ms", asked)]);
         assert_eq!((said.attempt_timeout, said.is_hurried, told), (wants, hurried, outcome), "{asked}");

@@ -13,7 +13,6 @@ use crate::support::client::Client;
 use crate::support::http2::{Service, call, read, request, send};
 use crate::support::mesh::{Config, Mesh, Seen};
 use crate::support::origin::{Origin, ok};
-use crate::support::wire::Message;
 use crate::support::{Gate, Watched};
 
 const RETRY_ON: (&str, &str) = ("x-envoy-retry-on", "5xx");
