@@ -466,6 +466,9 @@ pub(super) const FAULT_HALF_OPEN: Key<Duration> =
 /// No default. Below 1 KiB/s a body never ends; Envoy takes whole KiB/s, too.
 pub(super) const FAULT_RESPONSE_RATE: Key<u64> =
     key("route.fault.bandwidth.response_rate", 64 << 10, Fault::RATES[0], Fault::RATES[1]);
+/// The same of requests.
+pub(super) const FAULT_REQUEST_RATE: Key<u64> =
+    key("route.fault.bandwidth.request_rate", 64 << 10, Fault::RATES[0], Fault::RATES[1]);
 /// No default: "0B" cuts behind the head.
 pub(super) const FAULT_TRUNCATE_AFTER: Key<u64> = key("route.fault.truncate.after", 1 << 10, 0, 1 << 40);
 /// Of all that is told there must be something to cut.

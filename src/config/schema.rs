@@ -409,7 +409,7 @@ pub(super) static FAULT_TRUNCATE: Section = Section {
 pub(super) static FAULT_BANDWIDTH: Section = Section {
     path: "route.fault.bandwidth",
     header: "`bandwidth` of `fault` in a [[route]]",
-    keys: &["percent", "response_rate"],
+    keys: &["percent", "request_rate", "response_rate"],
 };
 pub(super) static AUTHORIZATION: Section = Section {
     path: "authorization",

@@ -48,6 +48,8 @@ struct Fault {
     answer: Option<Answer>,
     /// What becomes of the body of its response.
     shape: Option<Shape>,
+    /// What becomes of its own body.
+    request_shape: Option<Shape>,
     /// Its place among those that there may be at a time.
     place: Option<Faulty>,
 }
@@ -253,6 +255,11 @@ impl Turn {
         self.fault.as_ref()?.shape.as_ref()
     }
 
+    /// What becomes of its own body on purpose.
+    pub fn request_shape(&self) -> Option<&Shape> {
+        self.fault.as_ref()?.request_shape.as_ref()
+    }
+
     /// Whether the body of its response was ended too soon on purpose: no failure.
     pub fn was_truncated(&self) -> bool {
         self.shape().is_some_and(Shape::was_truncated)
@@ -260,9 +267,10 @@ impl Turn {
 
     /// What was done to it on purpose.
     pub fn fault(&self) -> Option<Made> {
-        let Fault { drawn, shape, .. } = self.fault.as_ref()?;
-        let done = |what: fn(&Shape) -> bool| shape.as_ref().is_some_and(what);
-        Made::of(drawn.delay.is_some(), drawn.abort, done(Shape::was_truncated), done(Shape::was_slowed))
+        let Fault { drawn, shape, request_shape, .. } = self.fault.as_ref()?;
+        let is_cut = shape.as_ref().is_some_and(Shape::was_truncated);
+        let is_slow = shape.iter().chain(request_shape).any(Shape::was_slowed);
+        Made::of(drawn.delay.is_some(), drawn.abort, is_cut, is_slow)
     }
 
     /// By how much the head of the request may grow.
@@ -332,15 +340,15 @@ impl Fault {
             Some(How::Status(status)) => (status, None),
             Some(How::Grpc(code)) => (503, Some(code)),
             Some(How::Reset | How::HalfOpen(_)) | None => {
-                let shape = Shape::of(&drawn);
-                return Some(Self { drawn, answer: None, shape, place: None });
+                let (shape, request_shape) = (Shape::of(&drawn), Shape::of_request(&drawn));
+                return Some(Self { drawn, answer: None, shape, request_shape, place: None });
             }
         };
         let mut fields = Edits::default();
         fields.set(&header::CONTENT_TYPE, b"text/plain; charset=utf-8".to_vec());
         let body = Bytes::from_static(b"ringmesh: a fault that is made on purpose\n");
         let answer = Some(Answer { status, fields, body, code });
-        Some(Self { drawn, answer, shape: None, place: None })
+        Some(Self { drawn, answer, shape: None, request_shape: None, place: None })
     }
 }
 

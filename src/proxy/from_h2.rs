@@ -429,7 +429,7 @@ impl Call<'_> {
             octets_max: limits.body_bytes_max,
             messages: self.path.account.request_messages(),
             web: Web::Same,
-            shape: None,
+            shape: self.turn.and_then(Turn::request_shape),
             sender: |cause| Failure::downstream(Stage::Request, cause),
             receiver: |cause| Failure::upstream(Stage::Request, cause),
         }

@@ -220,7 +220,7 @@ async fn exchange(shard: &Rc<Shard>, downstream: &mut Downstream, asked: &mut As
             if admitted.is_ok() {
                 path.mirror(downstream, asked, &head, body);
             }
-            let settled = match body.filter(|n| *n <= head.capacity() - head.len()) {
+            let settled = match body.filter(|n| *n <= head.capacity() - head.len() && !is_slowed(asked, *n)) {
                 _ if let Err(failure) = admitted => Err(failure),
                 // To a service of the mesh it goes on as a request.
                 _ if asked.is_connect() && !matches!(service.spec.tls, Tls::Mesh(_)) => {
@@ -259,6 +259,11 @@ async fn exchange(shard: &Rc<Shard>, downstream: &mut Downstream, asked: &mut As
     downstream.affinity.set(account.spent());
     downstream.used_up(shard, asked.head_len + body.unwrap_or(0));
     fate
+}
+
+/// Whether a body that is so long is slow on purpose: then it is passed on as one that still comes.
+fn is_slowed(asked: &Asked, length: usize) -> bool {
+    length > 0 && asked.turn.as_ref().is_some_and(|turn| turn.request_shape().is_some())
 }
 
 /// Why a tunnel is not to be had, if one is asked for: the route decides.

@@ -147,9 +147,12 @@ pub(super) fn fault(fault: &Fault) -> String {
         let part = part.map(|part| format!(", after_percent = {part}")).unwrap_or_default();
         format!("truncate = {{ percent = {percent}{after}{part} }}")
     }));
-    keys.extend(fault.bandwidth.map(|Bandwidth { percent, response_rate }| {
-        let rate = quoted(&size_text(response_rate.get()));
-        format!("bandwidth = {{ percent = {percent}, response_rate = {rate} }}")
+    keys.extend(fault.bandwidth.map(|Bandwidth { percent, request_rate, response_rate }| {
+        let rate = |key: &str, rate: Option<std::num::NonZeroU64>| {
+            rate.map(|rate| format!(", {key} = {}", quoted(&size_text(rate.get())))).unwrap_or_default()
+        };
+        let rates = rate("request_rate", request_rate) + &rate("response_rate", response_rate);
+        format!("bandwidth = {{ percent = {percent}{rates} }}")
     }));
     keys.extend(fault.by_header.then(|| "by_header = true".into()));
     table(&keys)
