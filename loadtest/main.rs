@@ -27,7 +27,7 @@ mod trial;
 mod wire;
 
 use std::io::IsTerminal;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -75,6 +75,9 @@ struct ServerArgs {
     /// Address to listen on; port 0 takes a free one, printed on the first line.
     #[arg(long, default_value = "127.0.0.1:9000")]
     listen: SocketAddr,
+    /// Also listen on this address, at the same port.
+    #[arg(long, value_name = "IP")]
+    also: Option<IpAddr>,
     /// Also listen on this Unix socket; a stale file is replaced.
     #[arg(long, value_name = "PATH")]
     unix: Option<PathBuf>,
@@ -291,6 +294,7 @@ fn main() -> ExitCode {
 fn server(args: ServerArgs, stop: &Arc<AtomicBool>) -> Result<ExitCode, String> {
     let origin = origin::start(&origin::Options {
         listen: Some(args.listen),
+        also: args.also,
         unix: args.unix,
         threads: args.threads,
         cpus: args.cpus.map_or(Vec::new(), |c| c.0),

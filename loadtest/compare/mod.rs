@@ -431,7 +431,8 @@ impl OriginProcess {
     pub(crate) fn start(cpu: usize, files: &Files, more: &[&str]) -> Result<Self, String> {
         let own = std::env::current_exe().map_err(|e| format!("own path: {e}"))?;
         let mut child = Command::new(own)
-            .args(["server", "--listen", "127.0.0.1:0", "--threads", "1", "--until-stdin-ends", "--cpus"])
+            .args(["server", "--listen", "127.0.0.1:0", "--also", "127.0.0.2", "--threads", "1"])
+            .args(["--until-stdin-ends", "--cpus"])
             .arg(cpu.to_string())
             .arg("--tls-cert")
             .arg(&files.server.certificate)

@@ -13,7 +13,7 @@ use std::cell::RefCell;
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -55,6 +55,8 @@ fn slow_piece(rate: u64) -> u64 {
 #[derive(Clone, Debug)]
 pub(crate) struct Options {
     pub(crate) listen: Option<SocketAddr>,
+    /// Another address of this machine to listen on, at the same port: a second endpoint that is the same origin.
+    pub(crate) also: Option<IpAddr>,
     pub(crate) unix: Option<PathBuf>,
     pub(crate) threads: usize,
     pub(crate) cpus: Vec<usize>,
@@ -78,6 +80,7 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             listen: None,
+            also: None,
             unix: None,
             threads: 1,
             cpus: Vec::new(),
@@ -113,6 +116,12 @@ pub(crate) fn start(options: &Options) -> Result<Origin, String> {
                 .map_err(|e| format!("cannot listen on {wanted}: {e}"))?;
             address = listener.address();
             own.push(listener);
+        }
+        if let (Some(also), Some(address)) = (options.also, address) {
+            let also = SocketAddr::new(also, address.port());
+            for own in &mut listeners {
+                own.push(Listener::tcp(also).map_err(|e| format!("cannot listen on {also}: {e}"))?);
+            }
         }
     }
     if let Some(path) = &options.unix {

@@ -188,7 +188,8 @@ impl Service {
         !breaker.is_troubled(now) || breaker.has_any(now)
     }
 
-    /// Chooses an endpoint for an attempt, none of `tried`.
+    /// Chooses an endpoint for an attempt, none of `tried`; where it can, in another zone than theirs, since what is wrong may be
+    /// wrong with the zone. Not so with a key, which leads to the same endpoints from everywhere.
     pub fn pick(
         self: &Rc<Self>,
         now: u64,
@@ -196,7 +197,33 @@ impl Service {
         wanted: Wanted,
         tried: &[u32],
     ) -> Option<Attempt> {
+        if wanted.key.is_none()
+            && let Some(elsewhere) = self.elsewhere(tried, now)
+        {
+            let skip = |e: usize| !elsewhere.get(e).is_some_and(|is| *is);
+            let picked = self.pick_among(now, rng, wanted, tried, skip);
+            if let Some(picked) = picked.filter(|picked| !skip(picked.endpoint as usize)) {
+                return Some(picked);
+            }
+        }
         self.pick_among(now, rng, wanted, tried, |_| false)
+    }
+
+    /// Which endpoints are in other zones than those tried, and used; `None` where there are none. Of no lower priority than the
+    /// first of those: that has traffic when those before it fail.
+    fn elsewhere(&self, tried: &[u32], now: u64) -> Option<Vec<bool>> {
+        let of = |e: u32| self.spec.endpoints.get(e as usize);
+        let first = of(*tried.first()?).filter(|first| first.zone.is_some())?;
+        let mut breaker = self.breaker.get().map(|breaker| breaker.borrow_mut());
+        let is_troubled = breaker.as_mut().is_some_and(|breaker| breaker.is_troubled(now));
+        let elsewhere = |(n, endpoint): (usize, &spec::Endpoint)| {
+            let is_near = |tried| of(tried).is_some_and(|tried| tried.zone == endpoint.zone);
+            endpoint.priority <= first.priority
+                && !tried.iter().any(|tried| is_near(*tried))
+                && !(is_troubled && breaker.as_ref().is_some_and(|breaker| breaker.is_out(n)))
+        };
+        let elsewhere: Vec<bool> = self.spec.endpoints.iter().enumerate().map(elsewhere).collect();
+        elsewhere.contains(&true).then_some(elsewhere)
     }
 
     fn pick_among(
@@ -688,6 +715,38 @@ mod tests {
             fn ring(&self) {}
         }
         Doors::new(Arc::new(Silent), 0)
+    }
+
+    #[test]
+    fn another_attempt_goes_to_another_zone_if_there_is_one_that_is_used_and_not_to_a_lower_priority() {
+        let mut declared = Arc::unwrap_or_clone(declared(&[1, 2, 3, 4, 5]));
+        let places = [("a", 0), ("a", 0), ("b", 0), ("a", 0), ("c", 1)];
+        for (endpoint, (zone, priority)) in declared.endpoints.iter_mut().zip(places) {
+            (endpoint.zone, endpoint.priority) = (Some(zone.into()), priority);
+        }
+        declared.breaker = Some(Arc::default());
+        let service = Rc::new(Service::new(Arc::new(declared), Arc::default(), 0, &silent()));
+        let mut rng = fastrand::Rng::new();
+        let mut seen_after = |tried: &[u32]| {
+            let mut seen: Vec<u32> = (0..200)
+                .filter_map(|_| service.pick(1000 * MS, &mut rng, Wanted::default(), tried))
+                .map(|attempt| attempt.endpoint)
+                .collect();
+            seen.sort_unstable();
+            seen.dedup();
+            seen
+        };
+        assert_eq!(seen_after(&[0]), [2]);
+        assert_eq!(seen_after(&[2]), [0, 1, 3]);
+        // In both zones one was tried: as if there were none.
+        assert_eq!(seen_after(&[0, 2]), [1, 3]);
+        assert_eq!(seen_after(&[]), [0, 1, 2, 3]);
+        // It takes no connections.
+        let only = service.pick(1000 * MS, &mut fastrand::Rng::new(), Wanted::default(), &[0, 1, 3]).unwrap();
+        assert_eq!(only.endpoint, 2);
+        only.unreachable(1000 * MS);
+        drop(only);
+        assert_eq!(seen_after(&[0]), [1, 3]);
     }
 
     fn declared(ports: &[u16]) -> Arc<spec::Service> {

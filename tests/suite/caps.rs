@@ -456,7 +456,7 @@ fn who_has_waited_for_a_connection_for_long_enough_or_may_not_wait_is_told_so() 
 #[test]
 fn a_connection_at_rest_makes_room_for_one_to_another_endpoint() {
     let origins = [Origin::plain(), Origin::plain()];
-    let keys = "balance = \"round-robin\"\ncaps = { connections_max = 1, queue_timeout = \"1h\" }";
+    let keys = "balance = \"round-robin\"\npool = { idle_timeout = \"1h\" }\ncaps = { connections_max = 1, queue_timeout = \"1h\" }";
     let mesh = Config::new(&[&origins[0], &origins[1]]).keys(keys).start();
     let mut client = Client::connect(mesh.address);
     for n in 0..6 {
