@@ -183,6 +183,8 @@ causes! {
     Overloaded = "overloaded", 503;
     /// There were as many requests of its kind as there may be in a time (`[[rate_limit]]`).
     RateLimited = "rate_limited", 429;
+    /// Whether there may be one more of its kind is not known: the service that counts them has not said it.
+    RateLimitUnknown = "rate_limit_unknown", 500;
     /// The service has as many exchanges as it may have, and as many wait as may.
     QueueFull = "queue_full", 503;
     /// The service had as many exchanges as it may have for as long as one may wait for a place.

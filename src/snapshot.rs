@@ -10,6 +10,7 @@ use std::time::Duration;
 use rustls::pki_types::CertificateDer;
 
 use crate::quota::Quota;
+use crate::quota::global::Global;
 use crate::{authorize, identity, io, route, upstream};
 
 /// Everything that a shard needs to know to serve.
@@ -41,6 +42,8 @@ pub struct Snapshot {
     pub authorization: Arc<authorize::Policy>,
     /// What `[[rate_limit]]` declares, with what was taken: `route::Route::quotas` has indices into this list.
     pub quotas: Arc<[Arc<Quota>]>,
+    /// Those of them that are shared with other proxies: `route::Route::asks` has indices into this list.
+    pub globals: Arc<[Arc<Global>]>,
     /// How HTTP/2 is spoken with callers.
     pub http2: Http2,
 }

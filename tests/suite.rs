@@ -98,6 +98,8 @@ mod caps; // how much a service is given at a time, who waits, who is turned awa
 mod docs; // the documents say what the code does
 #[path = "suite/drain.rs"]
 mod drain; // the last response says so, the thread ends
+#[path = "suite/global_rate_limit.rs"]
+mod global_rate_limit; // the same where a service counts for several proxies
 #[path = "suite/hedging.rs"]
 mod hedging; // two attempts at a time, of which one is heard
 #[path = "suite/memory.rs"]

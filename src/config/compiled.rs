@@ -9,13 +9,14 @@ use std::time::Duration;
 use rustls::pki_types::ServerName;
 
 use super::canary::{Canary, CompiledCanary};
-use super::compile::{CompiledCaps, CompiledRateLimit};
+use super::compile::{CompiledCaps, CompiledRateLimit, Limit};
 use super::defaults;
 use super::raw::{Destination, MemoryMax, Shards};
 use super::values::Target;
 use crate::authorize;
 use crate::identity::{SpiffeId, TrustDomain};
 use crate::quota::Quota;
+use crate::quota::global::Global;
 use crate::route::{Route, RouteMatch, Table};
 use crate::shard::RuntimeChoice;
 use crate::snapshot::{AccessLogFormat, Forwarding, Http2, Limits, Listener, Snapshot, Timeouts};
@@ -203,7 +204,8 @@ impl Compiled {
             access_log: self.settings.access_log.as_ref().map(|log| log.format),
             identity: None,
             authorization: Arc::clone(&self.authorization),
-            quotas: self.rate_limits.iter().map(|limit| Arc::clone(&limit.quota)).collect(),
+            quotas: self.quotas().cloned().collect(),
+            globals: self.globals().cloned().collect(),
             http2: self.http2,
         }
     }
@@ -260,15 +262,42 @@ impl Compiled {
                 None => {}
             }
         }
-        let known: std::collections::HashMap<&str, &Arc<Quota>> =
-            running.rate_limits.iter().map(|limit| (&*limit.quota.spec.name, &limit.quota)).collect();
-        for limit in &mut self.rate_limits {
-            if let Some(same) = known.get(&*limit.quota.spec.name)
-                && same.spec == limit.quota.spec
-            {
-                limit.quota = Arc::clone(same);
+        let quotas: std::collections::HashMap<&str, &Arc<Quota>> =
+            running.quotas().map(|quota| (&*quota.spec.name, quota)).collect();
+        let globals: std::collections::HashMap<&str, &Arc<Global>> =
+            running.globals().map(|global| (&*global.spec.name, global)).collect();
+        for CompiledRateLimit { limit, .. } in &mut self.rate_limits {
+            match limit {
+                Limit::Local(quota) => {
+                    if let Some(same) = quotas.get(&*quota.spec.name).filter(|same| same.spec == quota.spec) {
+                        *quota = Arc::clone(same);
+                    }
+                }
+                Limit::Global(global) => {
+                    if let Some(same) =
+                        globals.get(&*global.spec.name).filter(|same| same.spec == global.spec)
+                    {
+                        *global = Arc::clone(same);
+                    }
+                }
             }
         }
+    }
+
+    /// Limits of this proxy alone.
+    fn quotas(&self) -> impl Iterator<Item = &Arc<Quota>> {
+        self.rate_limits.iter().filter_map(|limit| match &limit.limit {
+            Limit::Local(quota) => Some(quota),
+            Limit::Global(_) => None,
+        })
+    }
+
+    /// Limits that are shared with other proxies.
+    fn globals(&self) -> impl Iterator<Item = &Arc<Global>> {
+        self.rate_limits.iter().filter_map(|limit| match &limit.limit {
+            Limit::Global(global) => Some(global),
+            Limit::Local(_) => None,
+        })
     }
 
     /// Where to listen.

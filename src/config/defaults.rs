@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::compiled::TlsVersion;
 use super::raw::MemoryMax;
 use crate::authorize::Verdict;
+use crate::quota::global::OnFailure;
 use crate::route::Upgrades;
 use crate::route::fault::Fault;
 use crate::route::split::Split;
@@ -392,6 +393,19 @@ pub(super) const RATE_LIMIT_BURST: Key<u32> = key("rate_limit.burst", 100, 1, 10
 
 /// 10 000 keys are 320 KiB. Envoy 20 for the values of a wildcard.
 pub(super) const RATE_LIMIT_KEYS_MAX: Key<u32> = key("rate_limit.keys_max", 10_000, 1, 1_000_000);
+
+/// As one request. A million in one is more than a limit of its size would let pass.
+pub(super) const RATE_LIMIT_HITS: Key<u32> = key("rate_limit.hits", 1, 1, 1_000_000);
+
+/// 20 ms, as Envoy: the request waits for it.
+pub(super) const RATE_LIMIT_TIMEOUT: Key<Duration> =
+    key("rate_limit.timeout", Duration::from_millis(20), MILLISECOND, seconds(60));
+
+/// As Envoy: a service that only counts stops nothing.
+pub(super) const RATE_LIMIT_ON_FAILURE: OnFailure = OnFailure::Pass;
+
+/// Limits of one route that services count: each is a descriptor in what is asked for each request.
+pub(super) const RATE_LIMITS_ASKED_MAX: usize = 32;
 
 // --- probes ---
 

@@ -198,7 +198,7 @@ impl Compiled {
         }
         left_out(&mut settings, "authorization", self.authorization.rules().len());
         for limit in &self.rate_limits {
-            self.extras(&mut settings, &format!("rate_limit.{}", limit.quota.spec.name), &limit.shown);
+            self.extras(&mut settings, &format!("rate_limit.{}", limit.name()), &limit.shown);
         }
         for CompiledCanary { canary, shown } in &self.canaries {
             self.extras(&mut settings, &format!("canary.{}", canary.name), shown);

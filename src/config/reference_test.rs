@@ -117,6 +117,8 @@ fn every_value_shown_is_the_default() {
         "listener.mesh.",
         "authorization.note-writers.",
         "rate_limit.per-tenant.",
+        "rate_limit.of-all-proxies.",
+        "service.limits.",
         "canary.app-next.",
     ];
     let only_shown: Vec<&String> = shown.keys().filter(|key| !defaults.contains_key(*key)).collect();

@@ -263,10 +263,26 @@ pub(super) static ADMISSION: Section = Section {
 pub(super) static RATE_LIMIT: Section = Section {
     path: "rate_limit",
     header: "[[rate_limit]]",
-    keys: &["name", "rate", "per", "burst", "by", "routes", "keys_max"],
+    keys: &[
+        "name",
+        "rate",
+        "per",
+        "burst",
+        "by",
+        "routes",
+        "keys_max",
+        "service",
+        "domain",
+        "hits",
+        "timeout",
+        "on_failure",
+    ],
 };
-pub(super) static RATE_LIMIT_BY: Section =
-    Section { path: "rate_limit.by", header: "an entry of `by` of a [[rate_limit]]", keys: &["header"] };
+pub(super) static RATE_LIMIT_BY: Section = Section {
+    path: "rate_limit.by",
+    header: "an entry of `by` of a [[rate_limit]]",
+    keys: &["header", "key", "value"],
+};
 pub(super) static ROUTE: Section = Section {
     path: "route",
     header: "[[route]]",

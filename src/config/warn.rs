@@ -34,9 +34,12 @@ pub(super) fn warn(raw: &Raw, found: &[Vec<u32>], matches: &[Arc<RouteMatch>], p
     let listening: HashSet<_> =
         raw.listeners.iter().filter_map(|listener| listener.address).map(|at| at.value).collect();
     let used: HashSet<u32> = found.iter().flatten().copied().collect();
+    let asked = raw.rate_limits.iter().filter_map(|limit| Some(&*limit.global.as_ref()?.service.value));
+    let asked: HashSet<&str> = asked.collect();
     for (index, service) in (0_u32..).zip(&raw.services) {
         if !used.contains(&index)
             && let Some(name) = &service.name
+            && !asked.contains(&*name.value)
         {
             problems.warn(|| {
                 Problem::at(name.place, format!("no route leads to service `{}`", name.value))

@@ -36,10 +36,12 @@ pub(super) struct Memory {
 }
 
 impl Memory {
-    /// Between two looks while there is enough.
+    /// Between two looks without a ceiling: for the pages.
     const CALM: Duration = Duration::from_secs(1);
-    /// Once half of the ceiling is used. In that time a shard that does nothing else accepts some thousand connections of 8 KiB.
-    const CLOSE: Duration = Duration::from_millis(100);
+    /// And with one: what a shard has taken since the last look is guessed, and a guess that is too high refuses somebody until the next.
+    const WATCHFUL: Duration = Duration::from_millis(250);
+    /// Once half of the ceiling is used.
+    const CLOSE: Duration = Duration::from_millis(50);
     /// How long the limit of a cgroup is believed: it may be changed while the process runs.
     const LIMIT_FOR: Duration = Duration::from_secs(10);
 
@@ -86,9 +88,22 @@ impl Memory {
                 link.press(step);
             }
         }
-        let is_close = ceiling.is_some_and(|ceiling| used >= ceiling / 2);
-        self.next = now + if is_close { Self::CLOSE } else { Self::CALM };
+        let room = ceiling.map(|ceiling| room(used, ceiling) / state.links.len().max(1) as u64);
+        state.links.iter().for_each(|link| link.looked(room));
+        self.next = now
+            + match ceiling {
+                None => Self::CALM,
+                Some(ceiling) if used < ceiling / 2 => Self::WATCHFUL,
+                Some(_) => Self::CLOSE,
+            };
     }
+}
+
+/// How much more all shards together may take until it is looked again: to nine tenths of the ceiling, and then half of what is left.
+/// The rest is for what is guessed wrong.
+fn room(used: u64, ceiling: u64) -> u64 {
+    let left = ceiling.saturating_sub(used);
+    left.saturating_sub(ceiling / 10).max(left / 2)
 }
 
 fn say(before: Pressure, step: Pressure, used: u64, ceiling: Option<u64>) {
@@ -123,6 +138,13 @@ fn resident_in(status: &str) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn shards_may_take_less_than_what_is_left() {
+        let seen = [0, 500, 799, 800, 900, 999, 1000, 2000].map(|used| room(used, 1000));
+        assert_eq!(seen, [900, 400, 101, 100, 50, 0, 0, 0]);
+        assert_eq!(room(0, u64::MAX), u64::MAX - u64::MAX / 10);
+    }
 
     #[test]
     fn what_is_resident_is_a_line_of_the_status() {

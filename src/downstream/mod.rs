@@ -24,7 +24,7 @@ use crate::identity::{self, ALPN_MESH};
 use crate::io::timed::OnDeadline;
 use crate::io::tls::Tls;
 use crate::io::{Connection, Fault, Waited};
-use crate::quota;
+use crate::quota::{self, global};
 use crate::route::split::Chosen;
 use crate::route::text::Seen;
 use crate::route::{self, Route};
@@ -455,6 +455,12 @@ impl Downstream {
                 _ => None,
             };
             let goes_on = goes_on && too_soon.is_none();
+            if let Some(Route { asks: Some(asks), name, .. }) = route
+                && allowed
+                && too_soon.is_none()
+            {
+                Turn::note_questions(&mut turn, global::plan(&snapshot.globals, asks, name, &call));
+            }
             Turn::note_quota(&mut turn, too_soon);
             if let Some(chosen) = chosen.filter(|_| goes_on) {
                 let by = snapshot.identity.as_ref().map(|credentials| &credentials.id);

@@ -3,6 +3,7 @@
 //!
 //! Refuses to exist for plain routes: these cost one branch and no allocation.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -14,6 +15,7 @@ use crate::http::edit::{self, Edits, STATUS};
 use crate::http::grpc::{self, Dialect};
 use crate::http::respond::Exceeded;
 use crate::quota::TooSoon;
+use crate::quota::global::{Answer as Counted, Question, Why};
 use crate::route::changes::{Change, Rewrite, TooLong};
 use crate::route::cors::Kind;
 use crate::route::fault::{Drawn, How, Made};
@@ -35,9 +37,22 @@ pub struct Turn {
     answer: Option<Answer>,
     /// The limit that it met: then nothing else is made of it but another response head.
     too_soon: Option<Box<TooSoon>>,
+    /// What limits that are shared with other proxies make of it.
+    shared: Option<Box<Shared>>,
     fault: Option<Fault>,
     /// What its caller says of retries and timeouts, where it may.
     wishes: Option<Box<Wishes>>,
+}
+
+/// A request whose route has limits that are shared with other proxies.
+#[derive(Debug)]
+struct Shared {
+    /// What is to be asked, until it is.
+    questions: Box<[Question]>,
+    /// Why one of them was not answered.
+    failed: Option<Why>,
+    /// The limit that had it refused for that.
+    refused_by: Option<Arc<str>>,
 }
 
 /// What is done to a request on purpose.
@@ -188,25 +203,71 @@ impl Turn {
         }
     }
 
+    /// Notes what is to be asked of those who count for several proxies.
+    pub fn note_questions(turn: &mut Option<Box<Self>>, questions: Option<Box<[Question]>>) {
+        if let Some(questions) = questions {
+            let shared = Shared { questions, failed: None, refused_by: None };
+            turn.get_or_insert_default().shared = Some(Box::new(shared));
+        }
+    }
+
+    /// Whether something is to be asked before it goes on.
+    pub fn asks(&self) -> bool {
+        self.shared.as_ref().is_some_and(|shared| !shared.questions.is_empty())
+    }
+
+    /// What is to be asked, once.
+    pub fn take_questions(&mut self) -> Box<[Question]> {
+        self.shared.as_mut().map(|shared| std::mem::take(&mut shared.questions)).unwrap_or_default()
+    }
+
+    /// Notes what came of that; the changes of the request are returned, too, for a head that is written already.
+    pub fn note_answer(turn: &mut Option<Box<Self>>, answer: Counted) -> Edits {
+        let Counted { too_soon, to_request, to_response } = answer;
+        let mut edits = Edits::default();
+        if let Some(turn) = turn {
+            for (name, value) in to_request {
+                turn.request.add(&name, value.clone());
+                edits.add(&name, value);
+            }
+            to_response.into_iter().for_each(|(name, value)| turn.response.add(&name, value));
+        }
+        Self::note_quota(turn, too_soon.map(Box::new));
+        edits
+    }
+
+    /// Notes that a question was not answered, and who had the request refused for that.
+    pub fn note_unanswered(&mut self, why: Why, refused_by: Option<Arc<str>>) {
+        if let Some(shared) = &mut self.shared {
+            shared.failed.get_or_insert(why);
+            shared.refused_by = refused_by;
+        }
+    }
+
+    /// Why a limit that is shared with other proxies was not known.
+    pub fn rate_limit_failure(&self) -> Option<&'static str> {
+        self.shared.as_ref()?.failed.map(Why::label)
+    }
+
     /// Whether it came too soon.
     pub fn is_too_soon(&self) -> bool {
         self.too_soon.is_some()
     }
 
-    /// The limit that it met.
+    /// The limit that it met, or that had it refused because it was not known.
     pub fn rate_limit(&self) -> Option<&str> {
-        Some(&self.too_soon.as_ref()?.quota.spec.name)
+        match (&self.too_soon, &self.shared) {
+            (Some(too_soon), _) => Some(&too_soon.name),
+            (None, Some(shared)) => shared.refused_by.as_deref(),
+            (None, None) => None,
+        }
     }
 
     /// What the caller is told of that.
     pub fn exceeded(&self) -> Option<Exceeded<'_>> {
-        let TooSoon { quota, wait_seconds } = &**self.too_soon.as_ref()?;
-        Some(Exceeded {
-            name: &quota.spec.name,
-            quota: quota.spec.burst,
-            window_seconds: quota.window_seconds(),
-            wait_seconds: *wait_seconds,
-        })
+        let TooSoon { name, policy, wait_seconds } = &**self.too_soon.as_ref()?;
+        let policy = policy.map(|policy| (policy.quota, policy.window_seconds));
+        Some(Exceeded { name, policy, wait_seconds: *wait_seconds })
     }
 
     /// Whether the route answers the request itself.

@@ -38,25 +38,29 @@ pub struct Told<'s> {
 pub struct Exceeded<'s> {
     /// Its name.
     pub name: &'s str,
-    /// So many requests at once...
-    pub quota: u32,
-    /// ...and as many in so many seconds.
-    pub window_seconds: u64,
-    /// When the next one may come.
-    pub wait_seconds: u64,
+    /// So many requests at once, and as many in so many seconds, where that is known.
+    pub policy: Option<(u32, u64)>,
+    /// When the next one may come, where that is known.
+    pub wait_seconds: Option<u64>,
 }
 
 impl Exceeded<'_> {
     /// Names and values of the fields.
-    fn fields(&self) -> [(&'static str, String); 4] {
-        let Self { name, quota, window_seconds, wait_seconds } = self;
+    fn fields(&self) -> impl Iterator<Item = (&'static str, String)> {
+        let Self { name, policy, wait_seconds } = self;
+        let wait = wait_seconds.map(|wait| ("retry-after", wait.to_string()));
+        let policy =
+            policy.map(|(quota, window)| ("ratelimit-policy", format!("\"{name}\";q={quota};w={window}")));
+        let left = wait_seconds.map_or_else(String::new, |wait| format!(";t={wait}"));
         [
-            ("retry-after", wait_seconds.to_string()),
-            ("ratelimit-policy", format!("\"{name}\";q={quota};w={window_seconds}")),
-            ("ratelimit", format!("\"{name}\";r=0;t={wait_seconds}")),
+            wait,
+            policy,
+            Some(("ratelimit", format!("\"{name}\";r=0{left}"))),
             // So that no proxy on the way tries again: Envoy's name for it.
-            ("x-envoy-ratelimited", "true".into()),
+            Some(("x-envoy-ratelimited", "true".into())),
         ]
+        .into_iter()
+        .flatten()
     }
 }
 

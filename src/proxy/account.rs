@@ -391,6 +391,7 @@ impl Account {
                     .and_then(|(s, e)| s.spec.endpoints.get(e as usize))
                     .map(|e| &e.address),
                 rate_limit: shown.rate_limit,
+                rate_limit_failure: shown.rate_limit_failure,
                 ended: &ended,
             };
             shard.access_log.borrow_mut().write(format, &line, &shard.clock, &shard.link);
@@ -411,10 +412,12 @@ pub(super) struct Shown<'x> {
     pub(super) decision: Option<&'x Decision>,
     /// What its route did to it on purpose.
     pub(super) fault: Option<Made>,
-    /// The limit by which it came too soon.
+    /// The limit by which it came too soon, or that had it refused because it was not known.
     pub(super) rate_limit: Option<&'x str>,
     /// What was made of what its caller said of retries and timeouts.
     pub(super) wishes: Option<wish::Outcome>,
+    /// Why a limit that is shared with other proxies was not known.
+    pub(super) rate_limit_failure: Option<&'static str>,
     /// What the caller spoke; a ringmesh says what its own caller did.
     pub(super) protocol: &'static str,
 }
@@ -446,6 +449,7 @@ impl<'x> Shown<'x> {
                 let route = asked.route.id().and_then(|id| asked.view.snapshot.routes.route(id));
                 asked.turn.as_ref()?.wishes(route)
             }),
+            rate_limit_failure: asked.and_then(|a| a.turn.as_ref()?.rate_limit_failure()),
             protocol: asked.map_or("", |a| a.version.name()),
         }
     }

@@ -50,7 +50,7 @@ impl Path<'_> {
         }
     }
 
-    fn took(&self, place: Option<<Waiting as Future>::Output>) -> Result<(), Failure> {
+    pub(super) fn took(&self, place: Option<<Waiting as Future>::Output>) -> Result<(), Failure> {
         match place {
             Some(Ok(pass)) => {
                 self.account.place.set(pass);

@@ -21,7 +21,7 @@ use crate::http::grpc::Dialect;
 use crate::http::h2::{self as message, Facts, Origin};
 use crate::http::respond::{self, Told};
 use crate::identity;
-use crate::quota;
+use crate::quota::{self, global};
 use crate::route::text::Seen;
 use crate::route::{self, Route};
 use crate::shard::buffers::Buffers;
@@ -114,6 +114,13 @@ impl Caller {
         let goes_on = decision.verdict == Verdict::Allow
             && too_soon.is_none()
             && !turn.as_ref().is_some_and(|turn| turn.is_answer());
+        if let Some(Route { asks: Some(asks), name, .. }) = route
+            && checked.is_ok()
+            && decision.verdict == Verdict::Allow
+            && too_soon.is_none()
+        {
+            Turn::note_questions(&mut turn, global::plan(&snapshot.globals, asks, name, &call));
+        }
         Turn::note_quota(&mut turn, too_soon);
         let affinity = chosen.zip(service.as_deref()).filter(|_| goes_on);
         let affinity = affinity

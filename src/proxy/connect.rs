@@ -29,7 +29,7 @@ pub(super) enum To {
 }
 
 /// What has come of opening a connection.
-enum Opened {
+pub(super) enum Opened {
     /// It is there; or one has become free meanwhile.
     To(To),
     /// One to another endpoint has.
@@ -269,7 +269,8 @@ impl Path<'_> {
         }
     }
 
-    async fn open(
+    /// A new connection to that endpoint.
+    pub(super) async fn open(
         &self,
         attempt: &Attempt,
         opening: Option<Opening>,

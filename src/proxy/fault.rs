@@ -16,22 +16,27 @@ use super::leaving::{Meanwhile, unless_gone};
 use super::relay::unless_reset;
 use crate::downstream::turn::Turn;
 use crate::downstream::{Asked, Downstream};
+use crate::failure::{Cause, Failure, Stage};
 use crate::io::timed::Alarm;
 use crate::shard::Shard;
 use crate::shard::clock::{NEVER, ns};
 
-/// Holds a request up that came by HTTP/1.1, for its delay (not beyond its deadline) and then its silence; whether its caller has
-/// left meanwhile.
+const LEFT: Failure = Failure::downstream(Stage::Head, Cause::Closed);
+
+/// Holds a request up that came by HTTP/1.1, for its delay (not beyond its deadline) and then its silence.
+///
+/// # Errors
+/// When its caller has left meanwhile.
 pub(super) async fn hold_up(
     shard: &Shard,
     account: &Account,
     downstream: &mut Downstream,
     asked: &Asked,
-) -> bool {
-    let Some(turn) = asked.turn.as_deref() else { return false };
+) -> Result<(), Failure> {
+    let Some(turn) = asked.turn.as_deref() else { return Ok(()) };
     let route = asked.route.id().and_then(|id| asked.view.snapshot.routes.route(id));
     if shard.sheds(route) {
-        return false;
+        return Ok(());
     }
     let alarm = shard.deadlines.alarm();
     if let Some(delay) = turn.delay() {
@@ -43,15 +48,15 @@ pub(super) async fn hold_up(
         let stayed = unless_gone(downstream, Meanwhile::Keep, wait).await.is_some();
         account.waited(shard.clock.now());
         if !stayed {
-            return true;
+            return Err(LEFT);
         }
     }
-    let Some(most) = turn.silence() else { return false };
+    let Some(most) = turn.silence() else { return Ok(()) };
     account.wait(shard.clock.now());
     let wait = pin!(silence(shard, &alarm, most));
     let stayed = unless_gone(downstream, Meanwhile::DropBehind(asked.head_len), wait).await.is_some();
     account.waited(shard.clock.now());
-    !stayed
+    if stayed { Ok(()) } else { Err(LEFT) }
 }
 
 /// The same for one that came by HTTP/2, until its caller resets it; whether it has.

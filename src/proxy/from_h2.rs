@@ -28,7 +28,8 @@ use super::relay::{Direction, Web, unless_reset};
 use super::shaped;
 use super::tunnel_h2;
 use super::{
-    First, MEMORY_SHORT, Path, TOO_SOON, blamed, both, fault, hedge, idle, retry_of, told, without_service,
+    First, MEMORY_SHORT, Path, TOO_SOON, blamed, both, fault, global, hedge, idle, retry_of, told,
+    without_service,
 };
 use crate::authorize::Verdict;
 use crate::downstream::turn::Turn;
@@ -213,14 +214,20 @@ async fn served(
     if grpc == Some(Dialect::Native) {
         account.begin_grpc();
     }
-    let Judged { route, service, decision, turn, affinity } =
+    let Judged { route, service, decision, mut turn, affinity } =
         caller.judge(shard, view, &mut checked, parts, host);
     let to = route.and_then(|id| view.snapshot.routes.route(id));
     account.want(affinity);
     let denied = decision.as_ref().is_some_and(|decision| decision.verdict == Verdict::Deny);
     let mut was_reset = was_reset;
     let sheds = shard.sheds(to);
-    if let Some(turn) = turn.as_deref().filter(|turn| !sheds && turn.is_held_up()) {
+    let mut unasked = None;
+    if !was_reset && !sheds && turn.as_ref().is_some_and(|turn| turn.asks()) {
+        // Boxed: few are asked about.
+        unasked =
+            Box::pin(global::ask_stream(shard, account, view, (to, &mut turn), respond, parts)).await.err();
+    }
+    if let Some(turn) = turn.as_deref().filter(|turn| !sheds && unasked.is_none() && turn.is_held_up()) {
         let timeout = Turn::timeout(Some(turn), to);
         let deadline = timeout.map_or(NEVER, |timeout| account.started.saturating_add(ns(timeout)));
         // Boxed: hardly any is held up.
@@ -234,6 +241,7 @@ async fn served(
         _ if denied => Err(Some(Failure::downstream(Stage::Authorize, Cause::Denied))),
         _ if turn.as_ref().is_some_and(|turn| turn.is_too_soon()) => Err(Some(TOO_SOON)),
         _ if sheds => Err(Some(MEMORY_SHORT)),
+        _ if let Some(failure) = unasked => Err(Some(failure)),
         _ if turn.as_ref().is_some_and(|turn| turn.resets()) => {
             respond.borrow_mut().send_reset(Reason::INTERNAL_ERROR);
             Ok(())
@@ -301,6 +309,7 @@ async fn served(
         fault: turn.as_ref().and_then(|turn| turn.fault()),
         rate_limit: turn.as_ref().and_then(|turn| turn.rate_limit()),
         wishes: turn.as_ref().and_then(|turn| turn.wishes(to)),
+        rate_limit_failure: turn.as_ref().and_then(|turn| turn.rate_limit_failure()),
         protocol: caller.origin(parts).map_or("HTTP/2", |origin| origin.0.name()),
     };
     account.leaves_later(&shard.gathered);

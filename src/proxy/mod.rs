@@ -13,6 +13,7 @@ mod connect;
 mod counted;
 mod fault;
 mod from_h2;
+mod global;
 mod h2_client;
 mod h2_io;
 mod handshake;
@@ -170,11 +171,15 @@ enum Settled {
 async fn exchange(shard: &Rc<Shard>, downstream: &mut Downstream, asked: &mut Asked) -> Fate {
     let _exchange = InProgress::count(shard);
     let account = Account::new(asked.started, asked.head_waited_us);
-    let has_left = match asked.turn.as_ref().is_some_and(|turn| turn.is_held_up()) {
-        false => false,
-        // Boxed: hardly any is held up.
-        true => Box::pin(fault::hold_up(shard, &account, downstream, asked)).await,
+    let mut ended = match asked.turn.as_ref().is_some_and(|turn| turn.asks()) {
+        false => None,
+        // Boxed: few are asked about.
+        true => Box::pin(global::ask(shard, &account, downstream, asked)).await.err(),
     };
+    if ended.is_none() && asked.turn.as_ref().is_some_and(|turn| turn.is_held_up()) {
+        // Boxed: hardly any is held up.
+        ended = Box::pin(fault::hold_up(shard, &account, downstream, asked)).await.err();
+    }
     let route = asked.route.id().and_then(|id| asked.view.snapshot.routes.routes().get(id as usize));
     let service = asked.service.id().map(|id| shard.service(&asked.view, id));
     let timeout = Turn::timeout(asked.turn.as_deref(), route);
@@ -198,7 +203,7 @@ async fn exchange(shard: &Rc<Shard>, downstream: &mut Downstream, asked: &mut As
         }
         _ if asked.turn.as_ref().is_some_and(|turn| turn.is_too_soon()) => Err(Some(TOO_SOON)),
         _ if shard.sheds(route) => Err(Some(MEMORY_SHORT)),
-        _ if has_left => Err(Some(Failure::downstream(Stage::Head, Cause::Closed))),
+        _ if let Some(failure) = ended => Err(Some(failure)),
         _ if asked.turn.as_ref().is_some_and(|turn| turn.resets()) => Ok(Fate::Reset),
         _ if asked.answer_here || asked.turn.as_ref().is_some_and(|turn| turn.is_answer()) => Err(None),
         _ if let Some(cause) = tunnel_refused(asked, route) => Err(Some(Failure::local(Stage::Route, cause))),

@@ -4,10 +4,13 @@
 //! All limits of a route are asked in the order of the files, and a request that one of them refuses takes nothing from the
 //! others. What is taken is shared by all shards and exact: see [`bucket`], and [`keys`] for what holds where there are many keys.
 //!
-//! Refuses to wait: who comes too soon is told when to come again. Refuses to know other proxies: each has its own buckets.
+//! Refuses to wait: who comes too soon is told when to come again. Buckets are this proxy's own; a limit that several proxies share is
+//! asked of a service, which [`global`] knows how to ask.
 
 pub mod bucket;
+pub mod global;
 pub mod keys;
+pub mod messages;
 
 use std::hash::{BuildHasher, Hash, Hasher, RandomState};
 use std::net::IpAddr;
@@ -79,12 +82,23 @@ enum Buckets {
 }
 
 /// A request that came too soon.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TooSoon {
     /// By which limit.
-    pub quota: Arc<Quota>,
-    /// When the next one may come: in so many seconds, at least one.
-    pub wait_seconds: u64,
+    pub name: Arc<str>,
+    /// What holds, where that is known.
+    pub policy: Option<Policy>,
+    /// When the next one may come: in so many seconds, at least one; where that is known.
+    pub wait_seconds: Option<u64>,
+}
+
+/// What is told of a limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Policy {
+    /// So many requests at once...
+    pub quota: u32,
+    /// ...and as many in so many seconds.
+    pub window_seconds: u64,
 }
 
 impl Quota {
@@ -100,6 +114,12 @@ impl Quota {
     /// In how many seconds an empty bucket is full, rounded up.
     pub fn window_seconds(&self) -> u64 {
         seconds(self.pace.burst_ns)
+    }
+
+    fn too_soon(&self, wait_ns: u64) -> TooSoon {
+        let policy = Policy { quota: self.spec.burst, window_seconds: self.window_seconds() };
+        let name = Arc::clone(&self.spec.name);
+        TooSoon { name, policy: Some(policy), wait_seconds: Some(seconds(wait_ns)) }
     }
 
     fn bucket<F: Fields>(&self, route: &str, call: &Call<'_, F>, now_ns: u64) -> &Bucket {
@@ -155,7 +175,7 @@ pub fn charge<F: Fields>(
             for (quota, bucket) in taken {
                 bucket.put_back(quota.pace);
             }
-            return Some(Box::new(TooSoon { quota: Arc::clone(quota), wait_seconds: seconds(wait_ns) }));
+            return Some(Box::new(quota.too_soon(wait_ns)));
         }
         taken.push((quota, bucket));
     }

@@ -107,7 +107,7 @@ fn who_comes_too_soon_learns_when_to_come_again() {
     let lines = none();
     let caller = Caller { listener: "in", port: 1, source: "10.0.0.1".parse().unwrap(), peer: None };
     let call = Call { caller, method: b"GET", path: b"/", fields: &lines };
-    let at = |now_ns| charge(&quotas, &[0], "r", &call, now_ns).map(|over| over.wait_seconds);
+    let at = |now_ns| charge(&quotas, &[0], "r", &call, now_ns).and_then(|over| over.wait_seconds);
     assert_eq!((at(S), at(S), at(S)), (None, None, Some(30)));
     assert_eq!(at(S + 29 * S + S / 2), Some(1));
     assert_eq!(at(31 * S), None);

@@ -50,6 +50,7 @@ impl Route {
             deadline_field: false,
             priority: Priority::Default,
             quotas: None,
+            asks: None,
         }
     }
 

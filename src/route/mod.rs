@@ -39,6 +39,7 @@ pub use regex::{BadRegex, Regex};
 pub use table::{Overlap, Table, TableBuilder};
 pub use template::{BadTemplate, Template};
 
+use crate::quota::global::Ask;
 use crate::upstream::retry;
 
 /// What becomes of the requests that a [`RouteMatch`] means.
@@ -72,6 +73,8 @@ pub struct Route {
     pub priority: Priority,
     /// How often it may be taken: indices into `Snapshot::quotas`; `None` where nothing says.
     pub quotas: Option<Box<[u32]>>,
+    /// What is to be asked of those who count for several proxies; `None` where nothing is.
+    pub asks: Option<Box<[Ask]>>,
 }
 
 /// Who gives way to whom where there is not enough for all.

@@ -133,6 +133,11 @@ impl Buffers {
         self.spare_min.set((0, 0));
     }
 
+    /// Bytes in use.
+    pub fn taken(&self) -> usize {
+        self.taken.get()
+    }
+
     /// Bytes held: in use and ready for use.
     pub fn bytes(&self) -> usize {
         self.taken.get() + self.small.borrow().len() * Self::SMALL + self.large.borrow().len() * Self::LARGE

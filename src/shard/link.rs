@@ -110,6 +110,10 @@ pub struct Vitals {
     pub ended: AtomicU64,
     /// How short of memory the process is, by number. Written by control.
     pressure: AtomicU8,
+    /// How often control has looked at the process's memory.
+    looks: AtomicU64,
+    /// How many octets more than then the shard may hold until it looks again, and one; 0 where there is no ceiling.
+    room: AtomicU64,
 }
 
 impl Link {
@@ -174,6 +178,19 @@ impl Link {
     pub fn press(&self, pressure: Pressure) {
         self.vitals.pressure.store(pressure as u8, Ordering::Release);
         self.ring();
+    }
+
+    /// Control: has looked at the process's memory. Until it does again the shard may hold so many octets more; `None`: there is no
+    /// ceiling.
+    pub fn looked(&self, room: Option<u64>) {
+        self.vitals.room.store(room.map_or(0, |room| room.saturating_add(1)), Ordering::Relaxed);
+        self.vitals.looks.fetch_add(1, Ordering::Release);
+    }
+
+    /// Shard: which look was the last, and how much more than then it may hold; `None` without a ceiling.
+    pub fn room(&self) -> Option<(u64, u64)> {
+        let look = self.vitals.looks.load(Ordering::Acquire);
+        Some((look, self.vitals.room.load(Ordering::Relaxed).checked_sub(1)?))
     }
 
     /// How short of memory the process is.

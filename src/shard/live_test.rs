@@ -49,6 +49,7 @@ fn snapshot(generation: u64, rules: Vec<Rule>) -> Arc<Snapshot> {
         identity: None,
         authorization: Arc::new(Policy::new(rules, Verdict::Allow).unwrap()),
         quotas: Arc::default(),
+        globals: Arc::from([]),
         http2: Http2::default(),
     })
 }

@@ -1,5 +1,6 @@
 //! How short of memory the process is, in steps, and what each means: the cheapest is given up first. Pure. Control measures and
-//! takes the steps (`control::memory`), shards ask what is refused.
+//! takes the steps (`control::memory`), shards ask what is refused. Between two looks of control a shard knows by itself how
+//! much it has taken: thousands of callers may come in a tenth of a second.
 //!
 //! Nothing here touches what is in flight: an exchange, a tunnel, a connection that is in use goes on.
 
@@ -56,6 +57,16 @@ impl Pressure {
             step => reaches(step.begins_permille() - Self::SLACK_PERMILLE),
         };
         Self::STEPS.into_iter().rev().find(holds).unwrap_or_default()
+    }
+
+    /// The step, as told, for a shard that holds so much more than when control last looked, of what it may.
+    #[must_use]
+    pub fn with_growth(self, grown: u64, room: u64) -> Self {
+        match grown {
+            grown if grown >= room => Self::All,
+            grown if grown >= room / 4 * 3 => self.max(Self::Connections),
+            _ => self,
+        }
     }
 
     /// The step with this number; the last one for what is none.
@@ -150,6 +161,24 @@ mod tests {
                 assert!(step <= before || used >= permille(step), "{before:?} to {step:?}");
             }
         }
+    }
+
+    #[test]
+    fn a_shard_that_grows_between_two_looks_stops_where_its_room_ends() {
+        let grown = |grown| Pressure::None.with_growth(grown, 100);
+        assert_eq!(
+            [0, 74, 75, 99, 100, 1000].map(grown),
+            [
+                Pressure::None,
+                Pressure::None,
+                Pressure::Connections,
+                Pressure::Connections,
+                Pressure::All,
+                Pressure::All
+            ]
+        );
+        assert_eq!(Pressure::Default.with_growth(80, 100), Pressure::Default);
+        assert_eq!(Pressure::None.with_growth(0, 0), Pressure::All);
     }
 
     #[test]

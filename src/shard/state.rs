@@ -65,6 +65,8 @@ pub struct Shard {
     draining: Cell<bool>,
     /// The pressure that was last acted upon.
     relieved: Cell<Pressure>,
+    /// The last look of control at the process's memory that this shard knows of, and what it held then ([`Shard::holds`]).
+    held: Cell<(u64, u64)>,
     /// Copies of requests in progress.
     mirrored: Cell<u32>,
     /// Exchanges to which something is done on purpose.
@@ -185,6 +187,7 @@ impl Shard {
             vanished: RefCell::default(),
             draining: Cell::new(false),
             relieved: Cell::default(),
+            held: Cell::default(),
             mirrored: Cell::new(0),
             faulty: Cell::new(0),
             link,
@@ -256,9 +259,25 @@ impl Shard {
         with(&mut self.rng.borrow_mut())
     }
 
-    /// How short of memory the process is.
+    /// How short of memory the process is: as control has told, and by what this shard has taken since.
     pub fn pressure(&self) -> Pressure {
-        self.link.pressure()
+        let told = self.link.pressure();
+        let Some((look, room)) = self.link.room() else { return told };
+        let holds = self.holds();
+        let (known, held) = self.held.get();
+        if known != look {
+            self.held.set((look, holds));
+            return told;
+        }
+        told.with_growth(holds.saturating_sub(held), room)
+    }
+
+    /// About how many octets this shard holds, as far as that may grow within a moment: twice what a connection needs while it is idle,
+    /// and half of the buffers that are in use, of which hardly any is written to whole.
+    fn holds(&self) -> u64 {
+        const CONNECTION: u64 = 8 * 1024;
+        let connections = self.totals.downstream_open.get() + self.tally.open.get();
+        connections * CONNECTION + self.buffers.taken() as u64 / 2
     }
 
     /// Whether a new request is refused because memory is short.

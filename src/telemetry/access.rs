@@ -56,8 +56,10 @@ pub struct Line<'l> {
     pub service: Option<&'l str>,
     /// The endpoint of the last attempt.
     pub endpoint: Option<&'l Address>,
-    /// The limit by which it came too soon.
+    /// The limit by which it came too soon, or that had it refused because it was not known.
     pub rate_limit: Option<&'l str>,
+    /// Why a limit that is shared with other proxies was not known.
+    pub rate_limit_failure: Option<&'static str>,
     /// Outcome, sizes and times.
     pub ended: &'l Ended,
 }
@@ -176,6 +178,9 @@ impl AccessLog {
             escape(limit.as_bytes(), out);
             out.push(b'"');
         }
+        if let Some(why) = line.rate_limit_failure {
+            let _ = write!(out, ",\"rate_limit_failure\":\"{why}\"");
+        }
         if let Some(rule) = line.denied_by() {
             out.extend_from_slice(b",\"rule\":\"");
             escape(rule.as_bytes(), out);
@@ -281,6 +286,9 @@ impl AccessLog {
         if let Some(limit) = line.rate_limit {
             out.extend_from_slice(b" rate_limit=");
             escape(limit.as_bytes(), out);
+        }
+        if let Some(why) = line.rate_limit_failure {
+            let _ = write!(out, " rate_limit_failure={why}");
         }
         if let Some(rule) = line.denied_by() {
             out.extend_from_slice(b" rule=");
@@ -415,6 +423,7 @@ mod tests {
             service: Some("s"),
             endpoint: None,
             rate_limit: None,
+            rate_limit_failure: None,
             ended,
         }
     }

@@ -100,6 +100,16 @@ impl SharedPool {
         Some(Opening { pool: Rc::clone(self) })
     }
 
+    /// Whether a connection is being opened.
+    pub fn is_opening(&self) -> bool {
+        self.connecting.get() > 0
+    }
+
+    /// Whether there is no connection that gets anything new, full or not.
+    pub fn has_none(&self) -> bool {
+        self.open.borrow().iter().all(|shared| shared.is_leaving())
+    }
+
     /// Waits until something has changed: a place is free, or an attempt to connect is over.
     pub async fn changed(&self) {
         let told = self.told.get();

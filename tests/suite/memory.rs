@@ -102,6 +102,45 @@ fn new_connections_are_closed_at_once_until_there_is_memory_again() {
 }
 
 #[test]
+fn a_shard_takes_no_more_than_its_room_until_control_has_looked_again() {
+    let app = Origin::plain();
+    let mesh = mesh(&app);
+    mesh.link.looked(Some(100 * 1024));
+    let mut kept: Vec<Client> = Vec::new();
+    let mut closed = 0;
+    // Each caller and its connection to the service are 16 KiB.
+    for _ in 0..20 {
+        let mut client = mesh.client();
+        client.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n");
+        match client.try_response(false) {
+            Ok(response) => {
+                assert_eq!(response.status(), 200);
+                kept.push(client);
+            }
+            Err(_) => closed += 1,
+        }
+    }
+    assert!((4..=12).contains(&kept.len()), "{} of 20 were let in", kept.len());
+    assert_eq!(kept.len() + closed, 20);
+    assert_eq!(ask(&mut kept[0], "/"), 200, "who is there goes on");
+    // It was not so bad.
+    mesh.link.looked(Some(1 << 30));
+    let mut after = mesh.client();
+    assert_eq!(ask(&mut after, "/"), 200);
+    // No ceiling any more.
+    mesh.link.looked(None);
+    let more: Vec<Client> = (0..20)
+        .map(|_| {
+            let mut client = mesh.client();
+            assert_eq!(ask(&mut client, "/"), 200);
+            client
+        })
+        .collect();
+    drop((kept, after, more));
+    mesh.finish();
+}
+
+#[test]
 fn what_lies_idle_is_closed_on_both_sides_and_what_is_used_is_not() {
     let gate = std::sync::Arc::new(crate::support::Gate::default());
     let theirs = std::sync::Arc::clone(&gate);

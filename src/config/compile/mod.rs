@@ -12,6 +12,7 @@ mod breaker;
 mod caller_may;
 mod canary;
 mod caps;
+mod global_limit;
 mod matching;
 mod policy;
 mod probe;
@@ -28,7 +29,7 @@ pub(super) use matching::warn as warn_of_matching;
 pub(super) use policy::warn as warn_of_policy;
 pub(super) use probe::values as probe_values;
 pub(super) use probe::warn as warn_of_probes;
-pub(super) use rate_limit::CompiledRateLimit;
+pub(super) use rate_limit::{CompiledRateLimit, Limit};
 
 use super::compiled::{AccessLog, Compiled, CompiledRoute, Mark, Origins, Settings};
 use super::defaults::{self, Key};
@@ -297,7 +298,7 @@ fn assemble(raw: Raw, found: &[Vec<u32>], table: TableBuilder, sources: &[Source
             route(raw, index, (action, subset, mirror), Arc::clone(matching), &from)
         })
         .collect();
-    let rate_limits = rate_limit::rate_limits(raw.rate_limits, &mut routes, &from);
+    let rate_limits = rate_limit::rate_limits(raw.rate_limits, &mut routes, &services, &from);
     let canaries = raw.canaries.into_iter().map(|raw| canary::canary(raw, &from)).collect();
     let table = Arc::new(table.build(routes.iter().map(|compiled| compiled.route.clone()).collect()));
     let default =
@@ -465,6 +466,7 @@ fn route(
             deadline_field: value_or(raw.deadline_header, defaults::DEADLINE_HEADER),
             priority: value_or(raw.priority, Priority::Default),
             quotas: None,
+            asks: None,
         },
         matching,
         marks,

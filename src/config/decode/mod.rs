@@ -16,6 +16,7 @@ mod canary;
 mod caps;
 mod changes;
 mod fault;
+mod global_limit;
 mod matching;
 mod mirror;
 mod overload;
@@ -27,6 +28,7 @@ mod service;
 mod tls;
 
 pub(super) use caps::{PRIORITY_WORDS, RawAdmission, RawCaps, RawConcurrency};
+pub(super) use global_limit::{ON_FAILURE_WORDS, RawGlobalLimit, text as entry_text};
 pub(super) use policy::ACTION_WORDS;
 pub(super) use probe::{PROBE_WORDS, START_WORDS};
 pub(super) use rate_limit::{RawRateLimit, text as by_text};

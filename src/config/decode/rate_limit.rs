@@ -10,6 +10,7 @@ use super::super::reader::{Item, Opened, Reader};
 use super::super::report::{Place, Problem};
 use super::super::values::{Complaint, quoted};
 use super::super::{defaults, policy_text, schema};
+use super::global_limit::{self, RawGlobalLimit};
 use super::policy::not_empty;
 use super::{missing, name};
 use crate::quota::By;
@@ -25,20 +26,39 @@ pub(in crate::config) struct RawRateLimit {
     /// Names of routes.
     pub(in crate::config) routes: Option<At<Vec<At<Arc<str>>>>>,
     pub(in crate::config) keys_max: Option<At<u32>>,
+    /// Where several proxies share it.
+    pub(in crate::config) global: Option<RawGlobalLimit>,
 }
 
 pub(super) fn rate_limit(reader: &mut Reader<'_>, table: &Opened<'_>, place: Place) -> RawRateLimit {
+    let name = table.value("name").and_then(|item| name(reader, "rate_limit.name", item, "per-tenant"));
+    let routes = table.value("routes").and_then(|item| routes(reader, item));
+    if let Some(service) = table.value("service") {
+        let global = global_limit::global_limit(reader, table, service, place);
+        return RawRateLimit {
+            name,
+            rate: None,
+            per: None,
+            burst: None,
+            by: None,
+            routes,
+            keys_max: None,
+            global,
+        };
+    }
     if table.value("rate").is_none() {
         missing(reader, place, "rate", "a rate limit", "rate = 100");
     }
+    global_limit::none(reader, table);
     RawRateLimit {
-        name: table.value("name").and_then(|item| name(reader, "rate_limit.name", item, "per-tenant")),
+        name,
         rate: table.value("rate").and_then(|item| reader.count(&defaults::RATE_LIMIT_RATE, item)),
         per: table.value("per").and_then(|item| reader.duration(&defaults::RATE_LIMIT_PER, item)),
         burst: table.value("burst").and_then(|item| reader.count(&defaults::RATE_LIMIT_BURST, item)),
         by: table.value("by").and_then(|item| by(reader, item)),
-        routes: table.value("routes").and_then(|item| routes(reader, item)),
+        routes,
         keys_max: table.value("keys_max").and_then(|item| reader.count(&defaults::RATE_LIMIT_KEYS_MAX, item)),
+        global: None,
     }
 }
 
@@ -51,6 +71,18 @@ fn by(reader: &mut Reader<'_>, item: &Item<'_>) -> Option<At<Vec<By>>> {
             DeValue::Table(_) => {
                 let Some(table) = reader.table(&schema::RATE_LIMIT_BY, entry) else { continue };
                 let place = reader.place(entry.span());
+                for key in ["key", "value"] {
+                    if let Some(item) = table.value(key) {
+                        let place = reader.place(item.span());
+                        reader.problems.error(|| {
+                            Problem::at(
+                                place,
+                                format!("`{key}` is for a service that counts, and this limit has none"),
+                            )
+                            .help("take it out, or add service = \"limits\"")
+                        });
+                    }
+                }
                 let Some(item) = table.value("header") else {
                     missing(reader, place, "header", "such an entry", "header = \"x-tenant\"");
                     continue;

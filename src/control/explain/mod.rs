@@ -13,6 +13,7 @@ mod load;
 mod policies;
 mod question;
 mod report;
+mod shared_limits;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

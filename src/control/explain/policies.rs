@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::super::endpoints::json as states;
 use super::question::{Lines, Question};
-use super::{Line, actions, attempts, load};
+use super::{Line, actions, attempts, load, shared_limits};
 use crate::authorize::Call;
 use crate::config::{Compiled, choice_text, duration_text};
 use crate::route::split::{Split, Sticky};
@@ -33,8 +33,9 @@ pub(super) struct Chosen<'s> {
 }
 
 /// What applies whatever service it is.
-const OF_ROUTE: [fn(&Chosen<'_>) -> Option<Line>; 14] = [
+const OF_ROUTE: [fn(&Chosen<'_>) -> Option<Line>; 15] = [
     load::rate_limits,
+    shared_limits::line,
     load::priority,
     actions::fault,
     actions::answer,

@@ -483,6 +483,7 @@ fn every_cause_that_a_request_head_can_have_is_in_the_table() {
         Cause::BodyTooLarge,
         Cause::Overloaded,
         Cause::RateLimited,
+        Cause::RateLimitUnknown,
         Cause::QueueFull,
         Cause::QueueTimeout,
         Cause::NotAdmitted,
