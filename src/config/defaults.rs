@@ -480,6 +480,9 @@ pub(super) const FAULT_HALF_OPEN: Key<Duration> =
 /// No default. Below 1 KiB/s a body never ends; Envoy takes whole KiB/s, too.
 pub(super) const FAULT_RESPONSE_RATE: Key<u64> =
     key("route.fault.bandwidth.response_rate", 64 << 10, Fault::RATES[0], Fault::RATES[1]);
+/// The same of requests.
+pub(super) const FAULT_REQUEST_RATE: Key<u64> =
+    key("route.fault.bandwidth.request_rate", 64 << 10, Fault::RATES[0], Fault::RATES[1]);
 /// No default: "0B" cuts behind the head.
 pub(super) const FAULT_TRUNCATE_AFTER: Key<u64> = key("route.fault.truncate.after", 1 << 10, 0, 1 << 40);
 /// Of all that is told there must be something to cut.
@@ -530,6 +533,18 @@ pub(super) const CANARIES_MAX: usize = 100;
 /// A whole exchange has no limit unless its route sets one: only its author knows what is long (the 30 s here are what
 /// hints show). Envoy 15 s, Istio and Linkerd none, HAProxy and nginx none.
 pub(super) const ROUTE_TIMEOUT: Key<Duration> = key("route.timeout", seconds(30), MILLISECOND, DAY);
+
+/// No more than what holds for all, unless it is said (three is what hints show). Envoy has no ceiling.
+pub(super) const CALLER_ATTEMPTS_MAX: Key<u8> =
+    key("route.caller_may.attempts_max", 3, 1, RETRY_ATTEMPTS_MAX.max);
+
+/// As long as the route's own at most, unless it is said (the 30 s are what hints show). Envoy has no ceiling.
+pub(super) const CALLER_TIMEOUT_MAX: Key<Duration> =
+    key("route.caller_may.timeout_max", seconds(30), MILLISECOND, DAY);
+
+/// The same of one attempt; the service's `timeouts.response` holds in any case.
+pub(super) const CALLER_ATTEMPT_TIMEOUT_MAX: Key<Duration> =
+    key("route.caller_may.attempt_timeout_max", seconds(1), MILLISECOND, DAY);
 
 /// Off: who may say how long others work for him must be trusted. gRPC's own deadlines are always passed on. Envoy sends and
 /// honours such fields at all times, Linkerd only its own.

@@ -16,14 +16,16 @@ use crate::route::answer::Respond;
 use crate::route::changes::FieldChanges;
 use crate::route::cors::Cors;
 use crate::route::fault::Fault;
+use crate::route::filled::Form;
 use crate::route::path::NewPath;
 use crate::route::percent::Percent;
 use crate::route::split::Sticky;
+use crate::route::wish::May;
 use crate::route::{HostMatch, Priority, Regex, Template, Test, Upgrades};
 use crate::shard::RuntimeChoice;
 use crate::snapshot::{AccessLogFormat, ForwardedFields};
 use crate::upstream::affinity::HashRule;
-use crate::upstream::retry::{Hedge, Reasons, Statuses};
+use crate::upstream::retry::{Hedge, Statuses, Word};
 use crate::upstream::spec::{Balance, Labels, Protocol};
 
 /// A value and where it came from.
@@ -266,7 +268,7 @@ pub(super) struct RawRetry {
     /// `"off"` in place of a table.
     pub(super) off: Option<At<()>>,
     pub(super) attempts_max: Option<At<u8>>,
-    pub(super) on: Option<At<Vec<&'static RetryWord>>>,
+    pub(super) on: Option<At<Vec<&'static Word>>>,
     pub(super) statuses: Option<At<Statuses>>,
     pub(super) methods: Option<At<Vec<Box<str>>>>,
     /// `None` inside: `"off"`.
@@ -281,14 +283,6 @@ pub(super) struct RawRetry {
     pub(super) attempt_header: Option<At<bool>>,
     /// `None` inside: `"off"`.
     pub(super) hedge_after: Option<At<Option<Hedge>>>,
-}
-
-/// A word of `retry.on`, and what it stands for.
-#[derive(Debug)]
-pub(super) struct RetryWord {
-    pub(super) word: &'static str,
-    pub(super) reasons: Reasons,
-    pub(super) statuses: Statuses,
 }
 
 #[derive(Debug, Default)]
@@ -423,6 +417,7 @@ pub(super) struct RawRoute {
     pub(super) tunnel_idle: Option<At<Duration>>,
     pub(super) retry: Option<Box<RawRetry>>,
     pub(super) deadline_header: Option<At<bool>>,
+    pub(super) caller_may: Option<At<May>>,
     pub(super) priority: Option<At<Priority>>,
     /// Whether hosts and path are free of errors, so that it can be compared with other routes.
     pub(super) match_is_right: bool,
@@ -496,6 +491,8 @@ pub(super) enum RawPath {
     Made(NewPath),
     /// In place of the prefix of the route, without a final slash.
     Prefix(Box<str>),
+    /// With the variables of the template of the route.
+    Form(At<Form>),
 }
 
 /// `redirect`.

@@ -2,6 +2,7 @@
 //! a complaint that says what to write; and back again. Pure; called by `decode` and `effective`.
 
 use super::values::{self, Complaint, quoted};
+use crate::route::filled::Form;
 use crate::route::{BadRegex, BadTemplate, Conditions, PathMatch, Regex, Template, Test, What};
 
 fn complain<T>(message: impl Into<String>, help: impl Into<String>) -> Result<T, Complaint> {
@@ -18,6 +19,19 @@ pub(super) fn template(text: &str) -> Result<Template, Complaint> {
         values::path(&format!("/{literal}"))?;
     }
     Ok(template)
+}
+
+/// A path to be filled with what a template stands for.
+pub(super) fn form(text: &str) -> Result<Form, Complaint> {
+    let form = match Form::parse(text) {
+        Ok(form) => form,
+        Err(BadTemplate { what, help }) => return complain(what, help),
+    };
+    // Each by itself: an octet is encoded within one piece, or not at all.
+    for literal in form.literals() {
+        values::path(&format!("/{literal}"))?;
+    }
+    Ok(form)
 }
 
 /// An expression for whole paths.

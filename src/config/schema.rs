@@ -311,8 +311,14 @@ pub(super) static ROUTE: Section = Section {
         "tunnel_idle",
         "retry",
         "deadline_header",
+        "caller_may",
         "priority",
     ],
+};
+pub(super) static CALLER_MAY: Section = Section {
+    path: "route.caller_may",
+    header: "`caller_may` of a [[route]]",
+    keys: &["attempts_max", "timeout_max", "attempt_timeout_max"],
 };
 pub(super) static ROUTE_MATCH: Section = Section {
     path: "route.match",
@@ -348,7 +354,18 @@ pub(super) static SET_COOKIE: Section = Section {
 pub(super) static REDIRECT: Section = Section {
     path: "route.redirect",
     header: "`redirect` of a [[route]]",
-    keys: &["status", "scheme", "host", "port", "path", "path_prefix", "path_regex", "path_to", "query"],
+    keys: &[
+        "status",
+        "scheme",
+        "host",
+        "port",
+        "path",
+        "path_prefix",
+        "path_template",
+        "path_regex",
+        "path_to",
+        "query",
+    ],
 };
 pub(super) static RESPOND: Section = Section {
     path: "route.respond",
@@ -358,7 +375,7 @@ pub(super) static RESPOND: Section = Section {
 pub(super) static REWRITE: Section = Section {
     path: "route.rewrite",
     header: "`rewrite` of a [[route]]",
-    keys: &["path", "path_prefix", "path_regex", "path_to", "query", "host"],
+    keys: &["path", "path_prefix", "path_template", "path_regex", "path_to", "query", "host"],
 };
 pub(super) static REQUEST_HEADERS: Section = Section {
     path: "route.request_headers",
@@ -408,7 +425,7 @@ pub(super) static FAULT_TRUNCATE: Section = Section {
 pub(super) static FAULT_BANDWIDTH: Section = Section {
     path: "route.fault.bandwidth",
     header: "`bandwidth` of `fault` in a [[route]]",
-    keys: &["percent", "response_rate"],
+    keys: &["percent", "request_rate", "response_rate"],
 };
 pub(super) static AUTHORIZATION: Section = Section {
     path: "authorization",
@@ -465,6 +482,7 @@ pub(super) static SECTIONS: &[&Section] = &[
     &CONCURRENCY,
     &ADMISSION,
     &ROUTE,
+    &CALLER_MAY,
     &ROUTE_MATCH,
     &ROUTE_GRPC,
     &ROUTE_RETRY,

@@ -181,6 +181,14 @@ fn services(page: &mut Page<'_, '_>, store: &Store) -> fmt::Result {
         None,
         each(|s| s.retries.hedges_won),
     )?;
+    page.counter(
+        "wishes",
+        "Exchanges whose callers said something of retries or timeouts where they may, by what was made of it",
+        None,
+        all().flat_map(|(name, s)| {
+            s.retries.wishes().map(move |(result, n)| ([("service", name), ("result", result)], n))
+        }),
+    )?;
     beside(page, store)?;
     page.counter(
         "request_body",

@@ -109,20 +109,13 @@ impl Client {
 async fn call(
     caller: Caller,
     marker: Arc<str>,
-    mut pace: mpsc::Receiver<Instant>,
-    mut stopped: oneshot::Receiver<()>,
+    pace: mpsc::Receiver<Instant>,
+    stopped: oneshot::Receiver<()>,
     tally: Arc<Mutex<Tally>>,
 ) {
     let caller = Arc::new(caller);
     let places = Arc::new(Semaphore::new(IN_FLIGHT_MAX));
-    // Every request holds a sender: when all are gone, all have ended.
-    let (alive, mut all_ended) = mpsc::channel::<()>(1);
-    loop {
-        let due = tokio::select! {
-            due = pace.recv() => due,
-            _ = &mut stopped => break,
-        };
-        let Some(due) = due else { break };
+    each(pace, stopped, |due| {
         let waits = {
             let mut tally = lock(&tally);
             tally.sent += 1;
@@ -130,11 +123,11 @@ async fn call(
         };
         if waits > (IN_FLIGHT_MAX + WAITING_MAX) as u64 {
             lock(&tally).fail("too many requests wait in the client".to_owned());
-            continue;
+            return None;
         }
-        let (caller, places, tally) = (Arc::clone(&caller), Arc::clone(&places), Arc::clone(&tally));
-        let (alive, marker) = (alive.clone(), Arc::clone(&marker));
-        tokio::spawn(async move {
+        let (caller, places) = (Arc::clone(&caller), Arc::clone(&places));
+        let (tally, marker) = (Arc::clone(&tally), Arc::clone(&marker));
+        Some(async move {
             let _place = places.acquire_owned().await;
             let result = tokio::time::timeout(TIMEOUT, caller.call(Some(&marker))).await;
             let took = due.elapsed();
@@ -144,6 +137,29 @@ async fn call(
                 Ok(()) => tally.answer(took),
                 Err(why) => tally.fail(why),
             }
+        })
+    })
+    .await;
+}
+
+/// Begins a request at each moment that `pace` tells, until it is stopped, and ends when all of them have ended.
+pub(super) async fn each<R: Future<Output = ()> + Send + 'static>(
+    mut pace: mpsc::Receiver<Instant>,
+    mut stopped: oneshot::Receiver<()>,
+    mut request: impl FnMut(Instant) -> Option<R>,
+) {
+    // Every request holds a sender: when all are gone, all have ended.
+    let (alive, mut all_ended) = mpsc::channel::<()>(1);
+    loop {
+        let due = tokio::select! {
+            due = pace.recv() => due,
+            _ = &mut stopped => break,
+        };
+        let Some(due) = due else { break };
+        let Some(request) = request(due) else { continue };
+        let alive = alive.clone();
+        tokio::spawn(async move {
+            request.await;
             drop(alive);
         });
     }

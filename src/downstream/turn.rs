@@ -22,8 +22,10 @@ use crate::route::fault::{Drawn, How, Made};
 use crate::route::shape::Shape;
 use crate::route::split::{Chosen, Sticky};
 use crate::route::text::Seen;
+use crate::route::wish::{self, Outcome, Wishes};
 use crate::route::{Action, Route};
 use crate::shard::Faulty;
+use crate::upstream::retry::Policy;
 
 /// What is made of one request.
 #[derive(Debug, Default)]
@@ -38,6 +40,8 @@ pub struct Turn {
     /// What limits that are shared with other proxies make of it.
     shared: Option<Box<Shared>>,
     fault: Option<Fault>,
+    /// What its caller says of retries and timeouts, where it may.
+    wishes: Option<Box<Wishes>>,
 }
 
 /// A request whose route has limits that are shared with other proxies.
@@ -59,6 +63,8 @@ struct Fault {
     answer: Option<Answer>,
     /// What becomes of the body of its response.
     shape: Option<Shape>,
+    /// What becomes of its own body.
+    request_shape: Option<Shape>,
     /// Its place among those that there may be at a time.
     place: Option<Faulty>,
 }
@@ -102,10 +108,15 @@ impl Turn {
     ) -> Result<Option<Box<Self>>, Cause> {
         let fault = route.fault.as_ref().map(|fault| fault.draw(seen.call.fields, random));
         let fault = fault.and_then(Fault::of);
-        if route.is_unchanged() && fault.is_none() {
+        let wishes = route.caller_may.as_ref().and_then(|may| may.read(seen.call.fields)).map(Box::new);
+        if route.is_unchanged() && fault.is_none() && wishes.is_none() {
             return Ok(None);
         }
-        let mut turn = Self { fault, ..Self::default() };
+        let mut turn = Self { fault, wishes, ..Self::default() };
+        if turn.wishes.is_some() {
+            // They were said to this proxy.
+            wish::FIELDS.iter().for_each(|name| turn.request.remove(name));
+        }
         if let (Action::Split(split), Some(token)) = (&route.action, chosen.and_then(|chosen| chosen.cookie))
             && let Some(Sticky::SetCookie(cookie)) = split.sticky()
         {
@@ -158,6 +169,28 @@ impl Turn {
             self.host.clone_from(&rewrite.host);
         }
         Ok(())
+    }
+
+    /// How long an exchange may take: what its route says, or its caller where it may.
+    pub fn timeout(turn: Option<&Self>, route: Option<&Route>) -> Option<Duration> {
+        let of_route = route.and_then(|route| route.timeout);
+        match turn.and_then(|turn| turn.wishes.as_deref()) {
+            None => of_route,
+            Some(wishes) => wishes.timeout(of_route),
+        }
+    }
+
+    /// What holds of its further attempts, where that is what holds for all.
+    pub fn retry<'x>(turn: Option<&'x Self>, of_all: &'x Policy) -> &'x Policy {
+        match turn.and_then(|turn| turn.wishes.as_deref()) {
+            None => of_all,
+            Some(wishes) => wishes.policy(of_all),
+        }
+    }
+
+    /// What was made of what its caller says, if it says anything.
+    pub fn wishes(&self, route: Option<&Route>) -> Option<Outcome> {
+        Some(self.wishes.as_ref()?.outcome(route.and_then(|route| route.timeout)))
     }
 
     /// Notes that it came too soon, if it did.
@@ -283,6 +316,11 @@ impl Turn {
         self.fault.as_ref()?.shape.as_ref()
     }
 
+    /// What becomes of its own body on purpose.
+    pub fn request_shape(&self) -> Option<&Shape> {
+        self.fault.as_ref()?.request_shape.as_ref()
+    }
+
     /// Whether the body of its response was ended too soon on purpose: no failure.
     pub fn was_truncated(&self) -> bool {
         self.shape().is_some_and(Shape::was_truncated)
@@ -290,9 +328,10 @@ impl Turn {
 
     /// What was done to it on purpose.
     pub fn fault(&self) -> Option<Made> {
-        let Fault { drawn, shape, .. } = self.fault.as_ref()?;
-        let done = |what: fn(&Shape) -> bool| shape.as_ref().is_some_and(what);
-        Made::of(drawn.delay.is_some(), drawn.abort, done(Shape::was_truncated), done(Shape::was_slowed))
+        let Fault { drawn, shape, request_shape, .. } = self.fault.as_ref()?;
+        let is_cut = shape.as_ref().is_some_and(Shape::was_truncated);
+        let is_slow = shape.iter().chain(request_shape).any(Shape::was_slowed);
+        Made::of(drawn.delay.is_some(), drawn.abort, is_cut, is_slow)
     }
 
     /// By how much the head of the request may grow.
@@ -362,15 +401,15 @@ impl Fault {
             Some(How::Status(status)) => (status, None),
             Some(How::Grpc(code)) => (503, Some(code)),
             Some(How::Reset | How::HalfOpen(_)) | None => {
-                let shape = Shape::of(&drawn);
-                return Some(Self { drawn, answer: None, shape, place: None });
+                let (shape, request_shape) = (Shape::of(&drawn), Shape::of_request(&drawn));
+                return Some(Self { drawn, answer: None, shape, request_shape, place: None });
             }
         };
         let mut fields = Edits::default();
         fields.set(&header::CONTENT_TYPE, b"text/plain; charset=utf-8".to_vec());
         let body = Bytes::from_static(b"ringmesh: a fault that is made on purpose\n");
         let answer = Some(Answer { status, fields, body, code });
-        Some(Self { drawn, answer, shape: None, place: None })
+        Some(Self { drawn, answer, shape: None, request_shape: None, place: None })
     }
 }
 

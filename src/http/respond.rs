@@ -7,7 +7,7 @@ use bytes::Bytes;
 
 use super::fields::write_u64;
 use super::grpc::{self, Code, Dialect};
-use super::h1::write_field;
+use super::h1::{write_field, write_status_line};
 use crate::failure::{Cause, Failure, Side};
 use crate::shard::clock::Clock;
 
@@ -189,11 +189,7 @@ pub fn write_made(
     clock: &Clock,
     out: &mut Vec<u8>,
 ) {
-    out.extend_from_slice(b"HTTP/1.1 ");
-    out.extend_from_slice(parts.status.as_str().as_bytes());
-    out.push(b' ');
-    out.extend_from_slice(parts.status.canonical_reason().unwrap_or_default().as_bytes());
-    out.extend_from_slice(b"\r\n");
+    write_status_line(parts.status, out);
     for (name, value) in &parts.headers {
         write_field(name.as_str(), value.as_bytes(), out);
     }

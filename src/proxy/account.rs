@@ -17,6 +17,7 @@ use crate::http::grpc::{self, Code, Dialect, Messages, Status};
 use crate::http::h1::{Glimpse, glimpse};
 use crate::identity::SpiffeId;
 use crate::route::fault::Made;
+use crate::route::wish;
 use crate::shard::clock::{NEVER, ns};
 use crate::shard::{Gathered, Shard, View};
 use crate::telemetry::access::Line;
@@ -349,6 +350,7 @@ impl Account {
             retried: self.further().and_then(Further::reason),
             hedge: self.further().and_then(Further::hedge),
             fault: shown.fault,
+            wishes: shown.wishes,
             request_body_bytes: self.request_body_bytes.get(),
             response_body_bytes: self.response_body_bytes.get(),
             first_byte_ns,
@@ -414,6 +416,8 @@ pub(super) struct Shown<'x> {
     pub(super) rate_limit: Option<&'x str>,
     /// Why a limit that is shared with other proxies was not known.
     pub(super) rate_limit_failure: Option<&'static str>,
+    /// What was made of what its caller said of retries and timeouts.
+    pub(super) wishes: Option<wish::Outcome>,
     /// What the caller spoke; a ringmesh says what its own caller did.
     pub(super) protocol: &'static str,
 }
@@ -442,6 +446,10 @@ impl<'x> Shown<'x> {
             decision: asked.map(|a| &a.decision),
             rate_limit: asked.and_then(|a| a.turn.as_ref()?.rate_limit()),
             rate_limit_failure: asked.and_then(|a| a.turn.as_ref()?.rate_limit_failure()),
+            wishes: asked.and_then(|asked| {
+                let route = asked.route.id().and_then(|id| asked.view.snapshot.routes.route(id));
+                asked.turn.as_ref()?.wishes(route)
+            }),
             protocol: asked.map_or("", |a| a.version.name()),
         }
     }

@@ -40,7 +40,7 @@ pub(super) async fn hold_up(
     }
     let alarm = shard.deadlines.alarm();
     if let Some(delay) = turn.delay() {
-        let timeout = route.and_then(|route| route.timeout);
+        let timeout = Turn::timeout(Some(turn), route);
         let deadline = timeout.map_or(NEVER, |timeout| asked.started.saturating_add(ns(timeout)));
         let until = shard.clock.now().saturating_add(ns(delay)).min(deadline);
         account.wait(shard.clock.now());

@@ -228,7 +228,7 @@ async fn served(
             Box::pin(global::ask_stream(shard, account, view, (to, &mut turn), respond, parts)).await.err();
     }
     if let Some(turn) = turn.as_deref().filter(|turn| !sheds && unasked.is_none() && turn.is_held_up()) {
-        let timeout = to.and_then(|route| route.timeout);
+        let timeout = Turn::timeout(Some(turn), to);
         let deadline = timeout.map_or(NEVER, |timeout| account.started.saturating_add(ns(timeout)));
         // Boxed: hardly any is held up.
         was_reset |=
@@ -253,8 +253,8 @@ async fn served(
             Err(Some(Failure::downstream(Stage::Head, Cause::BodyTooLarge)))
         }
         (Ok(facts), Some(service)) => {
-            let mut deadline =
-                to.and_then(|route| route.timeout).map_or(NEVER, |t| account.started.saturating_add(ns(t)));
+            let timeout = Turn::timeout(turn.as_deref(), to);
+            let mut deadline = timeout.map_or(NEVER, |timeout| account.started.saturating_add(ns(timeout)));
             if facts.grpc.is_some() {
                 deadline = deadline.min(account.grpc_deadline(&parts.headers));
             }
@@ -263,7 +263,7 @@ async fn served(
                 let value = parts.headers.get(told::DEADLINE).map(http::HeaderValue::as_bytes);
                 deadline = deadline.min(told::deadline(account.started, value));
             }
-            let retry = retry_of(to, service);
+            let retry = retry_of(turn.as_deref(), to, service);
             account
                 .repeats
                 .set(facts.method != Method::Other || retry.allows(parts.method.as_str().as_bytes()));
@@ -309,6 +309,7 @@ async fn served(
         fault: turn.as_ref().and_then(|turn| turn.fault()),
         rate_limit: turn.as_ref().and_then(|turn| turn.rate_limit()),
         rate_limit_failure: turn.as_ref().and_then(|turn| turn.rate_limit_failure()),
+        wishes: turn.as_ref().and_then(|turn| turn.wishes(to)),
         protocol: caller.origin(parts).map_or("HTTP/2", |origin| origin.0.name()),
     };
     account.leaves_later(&shard.gathered);
@@ -437,7 +438,7 @@ impl Call<'_> {
             octets_max: limits.body_bytes_max,
             messages: self.path.account.request_messages(),
             web: Web::Same,
-            shape: None,
+            shape: self.turn.and_then(Turn::request_shape),
             sender: |cause| Failure::downstream(Stage::Request, cause),
             receiver: |cause| Failure::upstream(Stage::Request, cause),
         }

@@ -66,8 +66,9 @@ pub(super) async fn ask(
     let route = asked.route.id().and_then(|id| view.snapshot.routes.route(id));
     let Some(turn) = asked.turn.as_mut().filter(|_| !shard.sheds(route)) else { return Ok(()) };
     let questions = turn.take_questions();
-    let deadline =
-        deadline(route, asked.started, || told::value(&downstream.input[..asked.head_len], told::DEADLINE));
+    let timeout = Turn::timeout(Some(turn), route);
+    let told = || told::value(&downstream.input[..asked.head_len], told::DEADLINE);
+    let deadline = deadline(route, timeout, asked.started, told);
     account.wait(shard.clock.now());
     let said = {
         let all = pin!(all(shard, &view, &questions, deadline));
@@ -96,7 +97,8 @@ pub(super) async fn ask_stream(
 ) -> Result<(), Failure> {
     let Some(questions) = turn.as_mut().map(|turn| turn.take_questions()) else { return Ok(()) };
     let told = || parts.headers.get(told::DEADLINE).map(HeaderValue::as_bytes);
-    let mut deadline = deadline(route, account.started, told);
+    let timeout = Turn::timeout(turn.as_deref(), route);
+    let mut deadline = deadline(route, timeout, account.started, told);
     if account.is_grpc() {
         deadline = deadline.min(account.grpc_deadline(&parts.headers));
     }
@@ -125,10 +127,17 @@ pub(super) async fn ask_stream(
 }
 
 /// When the request must have ended.
-fn deadline<'h>(route: Option<&Route>, started: u64, says: impl FnOnce() -> Option<&'h [u8]>) -> u64 {
-    let Some(route) = route else { return NEVER };
-    let timeout = route.timeout.map_or(NEVER, |timeout| started.saturating_add(ns(timeout)));
-    if route.deadline_field { timeout.min(told::deadline(started, says())) } else { timeout }
+fn deadline<'h>(
+    route: Option<&Route>,
+    timeout: Option<Duration>,
+    started: u64,
+    says: impl FnOnce() -> Option<&'h [u8]>,
+) -> u64 {
+    let timeout = timeout.map_or(NEVER, |timeout| started.saturating_add(ns(timeout)));
+    match route {
+        Some(route) if route.deadline_field => timeout.min(told::deadline(started, says())),
+        _ => timeout,
+    }
 }
 
 /// What was said to all questions.

@@ -55,7 +55,7 @@ impl Path<'_> {
             Cause::Timeout
                 // What came at the last moment has not gone on.
                 if (!attempt.has_answered() || failure.stage == Stage::Response)
-                    && self.shard.clock.now() >= self.deadline
+                    && (self.retry.is_hurried || self.shard.clock.now() >= self.deadline)
                     && after_ns < ns(self.service.spec.timeouts.response) =>
             {
                 Verdict::OutOfTime { after_ns }

@@ -45,6 +45,7 @@ use std::time::Duration;
 use monoio::net::TcpStream;
 
 use crate::authorize::Verdict;
+use crate::downstream::turn::Turn;
 use crate::downstream::{Asked, Downstream, Next, Protocol, Tunnel};
 use crate::failure::{Cause, Failure, Side, Stage};
 use crate::http::grpc::Dialect;
@@ -181,7 +182,8 @@ async fn exchange(shard: &Rc<Shard>, downstream: &mut Downstream, asked: &mut As
     }
     let route = asked.route.id().and_then(|id| asked.view.snapshot.routes.routes().get(id as usize));
     let service = asked.service.id().map(|id| shard.service(&asked.view, id));
-    let mut deadline = route.and_then(|r| r.timeout).map_or(NEVER, |t| asked.started.saturating_add(ns(t)));
+    let timeout = Turn::timeout(asked.turn.as_deref(), route);
+    let mut deadline = timeout.map_or(NEVER, |timeout| asked.started.saturating_add(ns(timeout)));
     account.want(downstream.affinity.take());
     let mut head = std::mem::take(&mut asked.head);
     if route.is_some_and(|route| route.deadline_field) {
@@ -208,7 +210,7 @@ async fn exchange(shard: &Rc<Shard>, downstream: &mut Downstream, asked: &mut As
         None => Err(Some(without_service(route))),
         Some(_) if asked.is_too_large() => Err(Some(Failure::downstream(Stage::Head, Cause::BodyTooLarge))),
         Some(service) => {
-            let retry = retry_of(route, service);
+            let retry = retry_of(asked.turn.as_deref(), route, service);
             account.repeats.set(
                 asked.method != Method::Other
                     || downstream.input.get(asked.places.method()).is_some_and(|name| retry.allows(name)),
@@ -223,7 +225,7 @@ async fn exchange(shard: &Rc<Shard>, downstream: &mut Downstream, asked: &mut As
             if admitted.is_ok() {
                 path.mirror(downstream, asked, &head, body);
             }
-            let settled = match body.filter(|n| *n <= head.capacity() - head.len()) {
+            let settled = match body.filter(|n| *n <= head.capacity() - head.len() && !is_slowed(asked, *n)) {
                 _ if let Err(failure) = admitted => Err(failure),
                 // To a service of the mesh it goes on as a request.
                 _ if asked.is_connect() && !matches!(service.spec.tls, Tls::Mesh(_)) => {
@@ -264,6 +266,11 @@ async fn exchange(shard: &Rc<Shard>, downstream: &mut Downstream, asked: &mut As
     fate
 }
 
+/// Whether a body that is so long is slow on purpose: then it is passed on as one that still comes.
+fn is_slowed(asked: &Asked, length: usize) -> bool {
+    length > 0 && asked.turn.as_ref().is_some_and(|turn| turn.request_shape().is_some())
+}
+
 /// Why a tunnel is not to be had, if one is asked for: the route decides.
 fn tunnel_refused(asked: &Asked, route: Option<&Route>) -> Option<Cause> {
     match (asked.tunnel.as_deref()?, route) {
@@ -289,9 +296,9 @@ struct Path<'x> {
     retry: &'x Policy,
 }
 
-/// What holds of further attempts: what the route says, or what its service does.
-fn retry_of<'x>(route: Option<&'x Route>, service: &'x Service) -> &'x Policy {
-    route.and_then(|route| route.retry.as_ref()).unwrap_or(&service.spec.retry)
+/// What holds of further attempts: what the route says, or what its service does, and the caller where it may.
+fn retry_of<'x>(turn: Option<&'x Turn>, route: Option<&'x Route>, service: &'x Service) -> &'x Policy {
+    Turn::retry(turn, route.and_then(|route| route.retry.as_ref()).unwrap_or(&service.spec.retry))
 }
 
 /// The length of the body, when all of it is in the input behind the head.

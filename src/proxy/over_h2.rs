@@ -105,7 +105,7 @@ async fn exchange(
             Some(Translation { request: Form::Text, .. }) => Web::Decode(&decoder),
             _ => Web::Same,
         },
-        shape: None,
+        shape: asked.turn.as_ref().and_then(|turn| turn.request_shape()),
         sender: |cause| Failure::downstream(Stage::Request, cause),
         receiver: |cause| Failure::upstream(Stage::Request, cause),
     };

@@ -362,9 +362,14 @@ impl Direction<'_> {
         }
     }
 
+    async fn grant(&self, shape: &Shape, want: usize) -> Result<usize, Failure> {
+        let stage = (self.sender)(Cause::Timeout).stage;
+        shaped::grant(shape, self.shard, self.account, self.alarm, self.deadline, stage, want).await
+    }
+
     /// How much of a body that something is done to may go next.
     async fn may_put(&self, shape: &Shape, want: usize) -> Result<usize, Failure> {
-        let granted = shaped::grant(shape, self.shard, self.account, self.alarm, self.deadline, want).await;
+        let granted = self.grant(shape, want).await;
         if shape.was_truncated() {
             self.octets.set(shape.passed());
             shaped::let_leave(self.shard, self.alarm).await;
@@ -382,8 +387,7 @@ impl Direction<'_> {
         out: &mut Vec<u8>,
     ) -> Result<(), Failure> {
         while !piece.is_empty() {
-            let granted =
-                shaped::grant(shape, self.shard, self.account, self.alarm, self.deadline, piece.len()).await;
+            let granted = self.grant(shape, piece.len()).await;
             if shape.was_truncated() {
                 self.octets.set(shape.passed());
                 // The head, where nothing of the body was to go.

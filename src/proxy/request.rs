@@ -4,10 +4,12 @@ use std::cell::Cell;
 
 use super::account::Account;
 use super::kept::Kept;
+use super::shaped;
 use crate::downstream::Asked;
 use crate::failure::{Cause, Failure, Stage};
 use crate::http::body::{HEADROOM, Reframer, TAILROOM};
 use crate::io::{Patience, Reader, Writer};
+use crate::route::shape::Shape;
 use crate::shard::Shard;
 use crate::shard::clock::ns;
 use crate::upstream::spec;
@@ -63,7 +65,8 @@ impl Way<'_> {
         let mut head_is_sent = false;
         let mut reframer = Reframer::new(self.asked.framing, self.asked.framing)
             .without_trailers(self.asked.nominated_trailers());
-        if input.is_empty() {
+        let shape = self.asked.turn.as_ref().and_then(|turn| turn.request_shape());
+        if input.is_empty() || shape.is_some() {
             // The caller may be waiting for a 100 before it sends more.
             head_is_sent = true;
             self.send(to, head, 0).await?;
@@ -102,7 +105,11 @@ impl Way<'_> {
                     continue;
                 }
             }
-            self.send(to, held, start).await?;
+            match shape {
+                None => self.send(to, held, start).await?,
+                // Boxed: hardly any is.
+                Some(shape) => Box::pin(self.send_shaped(shape, to, &held[start..])).await?,
+            }
         }
         self.sent.set(true);
         self.account.mirror_whole(true);
@@ -142,6 +149,26 @@ impl Way<'_> {
             Err(fault) => super::cause(fault),
         };
         Err(Failure::downstream(Stage::Request, cause))
+    }
+
+    /// Sends a part of the body as a fault lets it, octets of its framing included.
+    async fn send_shaped(&self, shape: &Shape, to: &mut Writer, mut left: &[u8]) -> Result<(), Failure> {
+        let Self { shard, account, deadline, .. } = *self;
+        let alarm = shard.deadlines.alarm();
+        let mut part = Vec::new();
+        while !left.is_empty() {
+            let count =
+                shaped::grant(shape, shard, account, &alarm, deadline, Stage::Request, left.len()).await?;
+            if self.over.get() {
+                return Err(Failure::downstream(Stage::Request, Cause::Closed));
+            }
+            part.clear();
+            part.extend_from_slice(&left[..count]);
+            self.send(to, &mut part, 0).await?;
+            shape.gone(count, shard.clock.now());
+            left = &left[count..];
+        }
+        Ok(())
     }
 
     async fn send(&self, to: &mut Writer, out: &mut Vec<u8>, start: usize) -> Result<(), Failure> {

@@ -13,6 +13,7 @@ use crate::io::timed::OnDeadline;
 use crate::io::{Fault, Patience, Reader, Writer};
 use crate::shard::buffers::{Buffer, Buffers};
 use crate::shard::clock::{NEVER, ns};
+use crate::snapshot::Limits;
 use crate::upstream::service::Attempt;
 
 /// What both ends of the way back share.
@@ -282,6 +283,11 @@ impl Way<'_> {
         }
     }
 
+    /// What a body is held against, and what is wrong with one that does not hold.
+    pub(super) fn of_body(&self) -> (&Limits, fn(Cause) -> Failure) {
+        (&self.asked.view.snapshot.limits, |cause| Failure::upstream(Stage::Body, cause))
+    }
+
     /// Sends the head that waits in `held.out` with as much of the body as is there, then the rest. Whether the
     /// upstream connection can serve another exchange.
     async fn body(
@@ -291,8 +297,7 @@ impl Way<'_> {
         held: &mut Held,
         answer: &mut Answer,
     ) -> Result<bool, Failure> {
-        let limits = &self.asked.view.snapshot.limits;
-        let broken = |cause| Failure::upstream(Stage::Body, cause);
+        let (limits, broken) = self.of_body();
         let mut reframer = Reframer::new(answer.framing, self.framing_out(answer.framing))
             .without_trailers(answer.nominated());
         let first = reframer.reframe(&mut held.input, answer.head_len as usize, limits).map_err(broken)?;
@@ -347,8 +352,7 @@ impl Way<'_> {
         held: &mut Vec<u8>,
         reframer: &mut Reframer,
     ) -> Result<bool, Failure> {
-        let limits = &self.asked.view.snapshot.limits;
-        let broken = |cause| Failure::upstream(Stage::Body, cause);
+        let (limits, broken) = self.of_body();
         loop {
             held.clear();
             held.resize(HEADROOM, 0);

@@ -1,4 +1,4 @@
-//! Bodies of responses that a fault makes slow, or ends too soon: waits until their octets may go. What may go is decided by
+//! Bodies that a fault makes slow, and those of responses that it ends too soon: waits until their octets may go. What may go is decided by
 //! `route::shape`; which way they go is `relay`'s matter where one side speaks HTTP/2, and is done here where none does.
 //!
 //! The ordinary way back knows nothing of it but one branch. Refuses to be fast: every part is a write of its own.
@@ -34,9 +34,10 @@ pub(super) async fn grant(
     account: &Account,
     alarm: &Alarm,
     deadline: u64,
+    stage: Stage,
     want: usize,
 ) -> Result<usize, Failure> {
-    let out_of_time = Failure::local(Stage::Body, Cause::Timeout);
+    let out_of_time = Failure::local(stage, Cause::Timeout);
     let now = shard.clock.now();
     if now >= deadline {
         return Err(out_of_time);
@@ -84,8 +85,7 @@ impl Way<'_> {
         held: &mut Held,
         answer: &mut Answer,
     ) -> Result<bool, Failure> {
-        let limits = &self.asked.view.snapshot.limits;
-        let broken = |cause| Failure::upstream(Stage::Body, cause);
+        let (limits, broken) = self.of_body();
         let framing = self.framing_out(answer.framing);
         let alarm = self.path.shard.deadlines.alarm();
         shape.begin(answer.length());
@@ -106,7 +106,9 @@ impl Way<'_> {
                     let Self { path, .. } = self;
                     // A part and its framing fit a small buffer.
                     let want = piece.len().min(Buffers::SMALL / 2);
-                    let granted = grant(shape, path.shard, path.account, &alarm, path.deadline, want).await?;
+                    let granted =
+                        grant(shape, path.shard, path.account, &alarm, path.deadline, Stage::Body, want)
+                            .await?;
                     let part = piece.split_to(granted);
                     match framing {
                         Framing::Chunked => body::write_chunk(&part, &mut held.out),

@@ -46,6 +46,7 @@ impl Route {
             upgrades: Upgrades::default(),
             tunnel_idle: std::time::Duration::from_secs(3600),
             retry: None,
+            caller_may: None,
             deadline_field: false,
             priority: Priority::Default,
             quotas: None,
@@ -65,7 +66,7 @@ impl Route {
 
     /// Whether requests go on as they came, and at once, and responses too.
     pub fn is_plain(&self) -> bool {
-        self.is_unchanged() && self.fault.is_none()
+        self.is_unchanged() && self.fault.is_none() && self.caller_may.is_none()
     }
 
     /// Whether requests go on as they came, and responses too.

@@ -1,5 +1,5 @@
 //! Faults that a route makes on purpose, so that callers can be seen to bear them: a delay, an end that is none of the service's,
-//! a response whose body is slow or ends too soon (`shape`). Pure: random numbers are arguments. Called by `downstream::turn`.
+//! bodies that are slow, a response that ends too soon (`shape`). Pure: random numbers are arguments. Called by `downstream::turn`.
 //!
 //! Refuses to be without end: a delay has a ceiling, whoever asks for it, and so has a silence.
 
@@ -19,7 +19,7 @@ pub struct Fault {
     pub abort: Option<Abort>,
     /// The bodies of responses end too soon.
     pub truncate: Option<Truncate>,
-    /// The bodies of responses are slow.
+    /// Bodies are slow.
     pub bandwidth: Option<Bandwidth>,
     /// Whether a request may ask for a fault itself.
     pub by_header: bool,
@@ -97,13 +97,15 @@ pub struct Where {
     pub after: Option<u64>,
 }
 
-/// A body that is slow.
+/// Bodies that are slow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Bandwidth {
     /// Of so many.
     pub percent: Percent,
-    /// So many octets a second.
-    pub response_rate: NonZeroU64,
+    /// So many octets a second of the request.
+    pub request_rate: Option<NonZeroU64>,
+    /// So many of the response.
+    pub response_rate: Option<NonZeroU64>,
 }
 
 /// What is done to one request.
@@ -117,6 +119,8 @@ pub struct Drawn {
     pub truncate: Option<Where>,
     /// The body of its response has so many octets a second.
     pub response_rate: Option<NonZeroU64>,
+    /// Its own body has so many.
+    pub request_rate: Option<NonZeroU64>,
 }
 
 /// What was done, for log and metrics.
@@ -141,11 +145,11 @@ pub enum Made {
     Truncate,
     /// It waited, and its response ended too soon.
     DelayTruncate,
-    /// Its response was slow.
+    /// Its body or its response was slow.
     Bandwidth,
-    /// It waited, and its response was slow.
+    /// It waited, and its body or its response was slow.
     DelayBandwidth,
-    /// Its response was slow and ended too soon.
+    /// Its body or its response was slow, and its response ended too soon.
     BandwidthTruncate,
     /// All of that.
     DelayBandwidthTruncate,
@@ -212,7 +216,8 @@ impl Made {
 impl Drawn {
     /// What that is called; `None` where nothing is done.
     pub const fn made(&self) -> Option<Made> {
-        Made::of(self.delay.is_some(), self.abort, self.truncate.is_some(), self.response_rate.is_some())
+        let is_slow = self.response_rate.is_some() || self.request_rate.is_some();
+        Made::of(self.delay.is_some(), self.abort, self.truncate.is_some(), is_slow)
     }
 }
 
@@ -240,8 +245,12 @@ impl Fault {
                 .map(|delay| delay.draw([random(), random()])),
             abort: self.abort.filter(|abort| abort.percent.means(random())).map(|abort| abort.how),
             truncate: self.truncate.filter(|t| t.percent.means(random())).map(|truncate| truncate.at),
-            response_rate: self.bandwidth.filter(|b| b.percent.means(random())).map(|b| b.response_rate),
+            ..Drawn::default()
         };
+        if let Some(bandwidth) = self.bandwidth.filter(|bandwidth| bandwidth.percent.means(random())) {
+            drawn.response_rate = bandwidth.response_rate;
+            drawn.request_rate = bandwidth.request_rate;
+        }
         if self.by_header {
             let [delay, status, code, throughput] = FIELDS.map(|name| number(fields, name));
             if let Some(ms) = delay {
@@ -259,7 +268,7 @@ impl Fault {
             }
         }
         if drawn.abort.is_some() {
-            drawn = Drawn { truncate: None, response_rate: None, ..drawn };
+            drawn = Drawn { truncate: None, response_rate: None, request_rate: None, ..drawn };
         }
         drawn
     }

@@ -15,6 +15,7 @@ mod conditions;
 pub mod cookie;
 pub mod cors;
 pub mod fault;
+pub mod filled;
 mod judge;
 pub mod mirror;
 pub mod path;
@@ -26,6 +27,7 @@ pub mod split;
 mod table;
 mod template;
 pub mod text;
+pub mod wish;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -63,6 +65,8 @@ pub struct Route {
     pub tunnel_idle: Duration,
     /// Whether and when a request is sent once more; `None` where its service says.
     pub retry: Option<Arc<retry::Policy>>,
+    /// What callers may say of retries and timeouts; `None` for nothing.
+    pub caller_may: Option<Box<wish::May>>,
     /// Whether the caller may say when it stops waiting, and the service is told what is left.
     pub deadline_field: bool,
     /// Who gives way where there is not enough for all.

@@ -1,4 +1,4 @@
-//! Another path for a request: as a whole, of its front, or by an expression. Pure.
+//! Another path for a request: as a whole, of its front, by an expression or by a template. Pure.
 //!
 //! What is written begins with `/` and has octets of the configuration and of the path that came, which both may stand in a
 //! target; so it may, too.
@@ -12,6 +12,7 @@ use regex_automata::util::captures::Captures;
 use regex_automata::util::syntax;
 
 use super::changes::{TARGET_BYTES_MAX, TooLong};
+use super::filled::Filled;
 
 /// How a path is made from one that came.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,6 +28,8 @@ pub enum NewPath {
     },
     /// What an expression makes of it.
     Regex(Replace),
+    /// What the variables of the route's template stand for, in another order or place.
+    Filled(Filled),
 }
 
 /// An expression that matches a whole path, and what comes in its place.
@@ -70,6 +73,7 @@ impl NewPath {
                 out.extend_from_slice(rest);
             }
             Self::Regex(replace) => replace.write(path, out)?,
+            Self::Filled(filled) => filled.write(path, out)?,
         }
         if out.get(begin) != Some(&b'/') {
             out.insert(begin, b'/');

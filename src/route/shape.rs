@@ -1,4 +1,4 @@
-//! The body of one response that a fault makes slow, or ends too soon: how many of its octets may go next, and when. Pure: what
+//! A body that a fault makes slow, or one of a response that it ends too soon: how many of its octets may go next, and when. Pure: what
 //! time it is is an argument. Called by those who pass bodies on (`proxy::shaped`), which there is one of at a time.
 //!
 //! Slow is a token bucket that holds [`Shape::SLACK_NS`] of the rate, from which a half of that is taken at a time: who is woken
@@ -10,7 +10,7 @@ use std::num::NonZeroU64;
 use super::fault::{Drawn, Where};
 use super::percent::Percent;
 
-/// What is done to the body of one response.
+/// What is done to a body.
 #[derive(Debug)]
 pub struct Shape {
     truncate: Option<Where>,
@@ -49,6 +49,11 @@ impl Shape {
             was_truncated: Cell::default(),
             was_slowed: Cell::default(),
         })
+    }
+
+    /// The same, as far as it is about its own body.
+    pub fn of_request(drawn: &Drawn) -> Option<Self> {
+        Self::of(&Drawn { response_rate: drawn.request_rate, ..Drawn::default() })
     }
 
     /// A body begins that is so long, where that is told.

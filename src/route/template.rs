@@ -80,8 +80,7 @@ impl Template {
                     );
                 }
             };
-            let legal = |b: u8| b.is_ascii_alphanumeric() || b == b'_';
-            if name.is_empty() || !name.bytes().all(legal) || name.as_bytes()[0].is_ascii_digit() {
+            if !Self::is_name(name) {
                 return bad(
                     format!("`{name}` is no name of a variable"),
                     "use letters, digits and `_`, with a letter first",
@@ -105,6 +104,12 @@ impl Template {
             );
         }
         Ok(Self { text: text.into(), segments: segments.into() })
+    }
+
+    /// Whether a variable may be called so.
+    pub(super) fn is_name(name: &str) -> bool {
+        let legal = |b: u8| b.is_ascii_alphanumeric() || b == b'_';
+        name.bytes().all(legal) && name.bytes().next().is_some_and(|first| !first.is_ascii_digit())
     }
 
     /// As it was written.
@@ -139,6 +144,12 @@ impl Template {
             }
         });
         captured.filter(|_| meant)
+    }
+
+    /// What its variables stand for in a path that is meant, in their order.
+    pub(super) fn capture<'p>(&self, path: &'p [u8]) -> Option<Vec<&'p [u8]>> {
+        let mut captured = Vec::with_capacity(self.segments.len());
+        self.walk(path, |_, value| captured.push(value)).then_some(captured)
     }
 
     fn walk<'p>(&self, path: &'p [u8], mut with: impl FnMut(&str, &'p [u8])) -> bool {

@@ -206,6 +206,9 @@ impl AccessLog {
         if let Some(end) = ended.hedge {
             let _ = write!(out, ",\"hedge\":\"{}\"", end.label());
         }
+        if let Some(outcome) = ended.wishes {
+            let _ = write!(out, ",\"wishes\":\"{}\"", outcome.label());
+        }
         let _ = write!(
             out,
             ",\"attempts\":{},\"request_bytes\":{},\"response_bytes\":{}",
@@ -273,6 +276,9 @@ impl AccessLog {
         }
         if let Some(end) = ended.hedge {
             let _ = write!(out, " hedge={}", end.label());
+        }
+        if let Some(outcome) = ended.wishes {
+            let _ = write!(out, " wishes={}", outcome.label());
         }
         if let Some(identity) = line.identity {
             let _ = write!(out, " peer_identity={identity}");
@@ -429,6 +435,7 @@ mod tests {
             retried: None,
             hedge: None,
             fault: None,
+            wishes: None,
             attempts: 1,
             request_body_bytes: 0,
             response_body_bytes: 7,

@@ -21,6 +21,7 @@ use crate::authorize::{Policy, RuleId};
 use crate::failure::{Cause, Failure};
 use crate::http::grpc::Status;
 use crate::route::fault::Made;
+use crate::route::wish;
 use crate::shard::link::Link;
 use crate::upstream::retry::Reason;
 
@@ -60,6 +61,8 @@ pub struct Ended {
     pub hedge: Option<HedgeEnd>,
     /// What its route did to it on purpose.
     pub fault: Option<Made>,
+    /// What was made of what its caller said of retries and timeouts.
+    pub wishes: Option<wish::Outcome>,
     /// Bytes of the request's body.
     pub request_body_bytes: u64,
     /// Bytes of the response's body.
@@ -165,6 +168,9 @@ impl Recorder {
         }
         if let Some(made) = ended.fault {
             counts.faults.made[made as usize] += 1;
+        }
+        if let Some(outcome) = ended.wishes {
+            counts.retries.wishes[outcome as usize] += 1;
         }
         counts.further_attempts += u64::from(ended.attempts.saturating_sub(1));
         if ended.retried.is_some() && ended.is_good() {

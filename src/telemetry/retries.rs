@@ -1,5 +1,6 @@
 //! What is counted of further attempts: why there were some, why there was none, and what came of them.
 
+use crate::route::wish::Outcome;
 use crate::upstream::retry::Reason;
 
 /// Why there was no further attempt although it was worth one and safe.
@@ -68,6 +69,8 @@ pub struct RetryCounts {
     pub succeeded: u64,
     /// Those that began beside another attempt and were sooner.
     pub hedges_won: u64,
+    /// Exchanges whose callers said something of retries or timeouts, by the number of what was made of it.
+    pub wishes: [u64; Outcome::ALL.len()],
 }
 
 impl RetryCounts {
@@ -79,6 +82,9 @@ impl RetryCounts {
         for (mine, theirs) in self.refused.iter_mut().zip(other.refused) {
             *mine += theirs;
         }
+        for (mine, theirs) in self.wishes.iter_mut().zip(other.wishes) {
+            *mine += theirs;
+        }
         self.succeeded += other.succeeded;
         self.hedges_won += other.hedges_won;
     }
@@ -86,6 +92,11 @@ impl RetryCounts {
     /// Reasons that there were further attempts for, as labels, and how many.
     pub fn reasons(&self) -> impl Iterator<Item = (&'static str, u64)> + use<> {
         Reason::ALL.iter().map(|reason| reason.label()).zip(self.by_reason).filter(|(_, n)| *n > 0)
+    }
+
+    /// What was made of what callers said, as labels, and how often.
+    pub fn wishes(&self) -> impl Iterator<Item = (&'static str, u64)> + use<> {
+        Outcome::ALL.into_iter().map(Outcome::label).zip(self.wishes).filter(|(_, n)| *n > 0)
     }
 
     /// Why there was none, as labels, and how often.
@@ -103,11 +114,13 @@ mod tests {
         let mut counts = RetryCounts::default();
         counts.by_reason[Reason::Timeout as usize] = 2;
         counts.refused[Refusal::Asked as usize] = 1;
+        counts.wishes[Outcome::Capped as usize] = 3;
         let mut sum = RetryCounts::default();
         sum.add(&counts);
         sum.add(&counts);
         assert_eq!(sum.reasons().collect::<Vec<_>>(), [("timeout", 4)]);
         assert_eq!(sum.refusals().collect::<Vec<_>>(), [("retry_after", 2)]);
+        assert_eq!(sum.wishes().collect::<Vec<_>>(), [("capped", 6)]);
         for (n, refusal) in Refusal::ALL.into_iter().enumerate() {
             assert_eq!(refusal as usize, n);
         }

@@ -43,6 +43,9 @@ pub struct Policy {
     pub attempt_field: bool,
     /// When there is another attempt beside one that is not answered; `None` for never.
     pub hedge: Option<Hedge>,
+    /// Whether the time of an attempt is what its caller asked for, and less than others have: then nothing is wrong with an
+    /// endpoint that takes longer.
+    pub is_hurried: bool,
 }
 
 /// How long an attempt is waited for until there is another one beside it.
@@ -240,6 +243,61 @@ impl Statuses {
     }
 }
 
+/// A word by which it is said what is worth another attempt, by whoever may say so.
+#[derive(Debug)]
+pub struct Word {
+    /// As it is written.
+    pub word: &'static str,
+    /// What it stands for.
+    pub reasons: Reasons,
+    /// And answers with these statuses.
+    pub statuses: Statuses,
+}
+
+impl Word {
+    const fn because(word: &'static str, reasons: Reasons) -> Self {
+        Self { word, reasons, statuses: Statuses::NONE }
+    }
+
+    const fn answered(word: &'static str, reasons: Reasons, first: u16, last: u16) -> Self {
+        Self { word, reasons, statuses: Statuses::NONE.with(first, last) }
+    }
+
+    /// Whether it is a status of gRPC.
+    pub const fn is_grpc(&self) -> bool {
+        const GRPC: Reasons = Reasons::of(&[
+            Reason::Cancelled,
+            Reason::DeadlineExceeded,
+            Reason::ResourceExhausted,
+            Reason::Internal,
+            Reason::Unavailable,
+        ]);
+        self.reasons.0 & GRPC.0 != 0
+    }
+}
+
+/// All words. They are Envoy's, with Envoy's meaning; `timeout` and `reset-before-answer` are ours.
+pub static WORDS: [Word; 15] = [
+    Word::because("reset", Reasons::NO_RESPONSE),
+    Word::answered("gateway-error", Reasons::NO_RESPONSE, 502, 504),
+    Word::answered("5xx", Reasons::NO_RESPONSE, 500, 599),
+    Word::because(
+        "reset-before-answer",
+        Reasons::of(&[Reason::ResetBeforeRequest, Reason::Reset, Reason::BadResponse]),
+    ),
+    Word::because("reset-before-request", Reasons::of(&[Reason::ResetBeforeRequest])),
+    Word::because("connect-failure", Reasons::of(&[Reason::ConnectFailure])),
+    Word::because("refused-stream", Reasons::of(&[Reason::RefusedStream])),
+    Word::because("timeout", Reasons::of(&[Reason::Timeout])),
+    Word::answered("retriable-4xx", Reasons::NONE, 409, 409),
+    Word::because("envoy-ratelimited", Reasons::of(&[Reason::RateLimited])),
+    Word::because("cancelled", Reasons::of(&[Reason::Cancelled])),
+    Word::because("deadline-exceeded", Reasons::of(&[Reason::DeadlineExceeded])),
+    Word::because("internal", Reasons::of(&[Reason::Internal])),
+    Word::because("resource-exhausted", Reasons::of(&[Reason::ResourceExhausted])),
+    Word::because("unavailable", Reasons::of(&[Reason::Unavailable])),
+];
+
 /// What matters of the head of a response.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Head {
@@ -304,6 +362,7 @@ impl Policy {
             budget: Budget { millionths: 0, floor: 0 },
             attempt_field: false,
             hedge: None,
+            is_hurried: false,
         }
     }
 

@@ -16,6 +16,7 @@ fn policy(on: Reasons, statuses: Statuses) -> Policy {
         budget: Budget { millionths: 0, floor: 0 },
         attempt_field: false,
         hedge: None,
+        is_hurried: false,
     }
 }
 

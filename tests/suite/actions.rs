@@ -194,6 +194,18 @@ fn path_and_host_are_rewritten_and_the_query_stays() {
             "http://app.test/other",
             true,
         ),
+        (
+            "path_template = \"/u/{id}/i/{rest=**}\"\nrewrite = { path_template = \"/v2/{rest}/of-{id}\" }",
+            "/u/a%2Fb%7B/i/x//../%C3%A9?q={id}&r=/",
+            "http://app.test/v2/x//../%C3%A9/of-a%2Fb%7B?q={id}&r=/",
+            true,
+        ),
+        (
+            "path_template = \"/u/{id}/{rest=**}\"\nrewrite = { path_template = \"/v2/{rest}\", query = \"drop\" }",
+            "/u/7/?q=1",
+            "http://app.test/v2/",
+            true,
+        ),
         ("rewrite = { host = \"app.internal:8080\" }", "/x?y", "http://app.internal:8080/x?y", false),
         ("rewrite = { query = \"drop\" }", "/x?y", "http://app.test/x", true),
     ] {
@@ -209,6 +221,10 @@ fn path_and_host_are_rewritten_and_the_query_stays() {
     let both = Both::start("service = \"app\"\nrewrite = { path_regex = \"(.*)\", path_to = \"$1$1$1\" }");
     let long = format!("/{}", "x".repeat(12_000));
     both.each("GET", &long, &[], |answer| assert_eq!(answer.status, 414));
+    let filled = Both::start(
+        "service = \"app\"\npath_template = \"/{a}\"\nrewrite = { path_template = \"/{a}/{a}/{a}\" }",
+    );
+    filled.each("GET", &long, &[], |answer| assert_eq!(answer.status, 414));
     both.each("GET", "/a", &[], |answer| {
         assert_eq!(answer.one("echo-target"), Some("http://app.test/a/a/a"))
     });
@@ -329,6 +345,13 @@ fn callers_are_sent_elsewhere() {
             assert!(answer.one("date").is_some() && answer.body.is_empty());
         });
     }
+    let both = Both::start(
+        "path_template = \"/old/{kind}/{rest=**}\"\nredirect = { path_template = \"/{rest}/{kind}.html\" }",
+    );
+    both.each("GET", "/old/a//evil.test?q=1", &[], |answer| {
+        let location = Some("http://app.test//evil.test/a.html?q=1");
+        assert_eq!((answer.status, answer.one("location")), (302, location), "{answer:?}");
+    });
 }
 
 #[test]
@@ -550,6 +573,38 @@ fn what_is_wrong_with_an_action_is_told_with_its_remedy() {
         ),
         (with("rewrite = { path_regex = \"/a\" }"), &["`path_regex` without `path_to`"]),
         (with("rewrite = { path_to = \"/a\" }"), &["`path_to` without `path_regex`"]),
+        (
+            with("path_prefix = \"/u\"\nrewrite = { path_template = \"/v2/{id}\" }"),
+            &["the route's own path_template, which it has not", "find the route by path_template"],
+        ),
+        (
+            with("path_template = \"/u/{user}/{rest=**}\"\nrewrite = { path_template = \"/v2/{id}\" }"),
+            &["`{id}` stands for nothing", "no such variable in this", "there are: {user} {rest}"],
+        ),
+        (
+            "path_template = \"/u/{user}\"\nredirect = { path_template = \"/v2/{id}\" }".into(),
+            &["`{id}` stands for nothing"],
+        ),
+        (
+            with("path_template = \"/u/{a=**}\"\nrewrite = { path_template = \"/v2/{a=**}\" }"),
+            &["`=` in a variable", "write {a}: the route's own path_template says"],
+        ),
+        (
+            with("path_template = \"/u/{a}/{b}\"\nrewrite = { path_template = \"/{a}{b}\" }"),
+            &["`{b}` stands at once behind another variable"],
+        ),
+        (
+            with("path_template = \"/u/{a}\"\nrewrite = { path_template = \"/x y/{a}\" }"),
+            &["` ` is never sent in a path", "%20"],
+        ),
+        (
+            with("path_template = \"/u/{a}\"\nrewrite = { path_template = \"/x\" }"),
+            &["there is no variable in it", "write it as `path`"],
+        ),
+        (
+            with("path_template = \"/u/{a}\"\nrewrite = { path = \"/x\", path_template = \"/x/{a}\" }"),
+            &["either `path` or `path_template`"],
+        ),
         (
             with("request_headers = { set = { host = \"b\" } }"),
             &["`host` cannot be changed", "rewrite = { host"],

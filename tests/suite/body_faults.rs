@@ -10,7 +10,7 @@ use http::Response;
 use crate::support::End;
 use crate::support::client::Cut;
 use crate::support::http2::{
-    CANCEL, DATA, END_STREAM, HEADERS, RST_STREAM, Raw, Service, call, fields, request, send,
+    CANCEL, DATA, END_STREAM, HEADERS, RST_STREAM, Raw, Service, call, fields, read, request, send,
 };
 use crate::support::mesh::{Config, Mesh, Seen};
 use crate::support::origin::Origin;
@@ -207,6 +207,135 @@ fn a_slow_body_takes_its_time_and_arrives_whole_through_all_four() {
     }
     for seen in both.finish() {
         assert_eq!((kinds(&seen), seen.failures.len(), seen.by_class[2]), ("bandwidth:6 ".into(), 0, 6));
+    }
+}
+
+/// A mesh before a service of each version that takes all of a request, and says how long its body was and which trailer it had.
+fn taking(keys: &str) -> (Vec<(&'static str, Mesh)>, (Origin, Service)) {
+    let h1 = Origin::answering(|request| {
+        let said = format!("{} {}", request.body.len(), request.trailer("x-end").len());
+        format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{said}", said.len()).into_bytes()
+    });
+    let h2 = Service::scripted(|request, mut respond| async move {
+        let whole = read(request).await;
+        let trailers = whole.trailers.map_or(0, |trailers| usize::from(trailers.contains_key("x-end")));
+        let said = format!("{} {trailers}", whole.body.len());
+        let mut stream = respond.send_response(Response::new(()), false).unwrap();
+        send(&mut stream, said.into(), None).await;
+    });
+    let config = |config: Config| {
+        config.routes(&format!("[[route]]\nservice = \"app\"\n{keys}\n")).log("json").start()
+    };
+    let to_h2 = Config::default().service_at("app", &[&h2.endpoint], "protocol = \"http2\"");
+    (vec![("1", config(Config::new(&[&h1]))), ("2", config(to_h2))], (h1, h2))
+}
+
+#[test]
+fn a_slow_request_takes_its_time_and_arrives_whole_through_all_four() {
+    let (meshes, _services) = taking("fault = { bandwidth = { request_rate = \"16KiB\" } }");
+    let body = String::from_utf8(letters(8192)).unwrap();
+    for (to, mesh) in &meshes {
+        let mut client = mesh.client();
+        let head = "PUT /x HTTP/1.1\r\nHost: a\r\n";
+        let told = format!("{head}Content-Length: 8192\r\n\r\n{body}");
+        let mut chunked = format!("{head}Transfer-Encoding: chunked\r\n\r\n");
+        for chunk in body.as_bytes().chunks(1000) {
+            chunked += &format!("{:x}\r\n{}\r\n", chunk.len(), std::str::from_utf8(chunk).unwrap());
+        }
+        chunked += "0\r\nx-end: yes\r\n\r\n";
+        for (wire, said) in [(told, "8192 0"), (chunked, "8192 1")] {
+            let began = Instant::now();
+            client.send(wire);
+            // The connection goes on.
+            assert_eq!(client.response().text(), said, "1 to {to}");
+            // Half a second but for the slack of a sixteenth. No upper bound: the machine may be busy.
+            assert!(began.elapsed() >= Duration::from_millis(430), "1 to {to}: {:?}", began.elapsed());
+        }
+        let trailers = || http::HeaderMap::from_iter([("x-end".parse().unwrap(), "yes".parse().unwrap())]);
+        for (trailers, said) in [(None, "8192 0"), (Some(trailers()), "8192 1")] {
+            let began = Instant::now();
+            let whole = call(mesh.address, request("PUT", "/x"), body.as_bytes(), trailers).unwrap();
+            assert_eq!(String::from_utf8(whole.body).unwrap(), said, "2 to {to}");
+            assert!(began.elapsed() >= Duration::from_millis(430), "2 to {to}: {:?}", began.elapsed());
+        }
+        // One without a body is not slow, and nothing was done to it.
+        client.send("GET /x HTTP/1.1\r\nHost: a\r\n\r\n");
+        assert_eq!(client.response().text(), "0 0");
+    }
+    for (to, mesh) in meshes {
+        let seen = mesh.finish();
+        assert_eq!(
+            (kinds(&seen), seen.failures.len(), seen.by_class[2]),
+            ("bandwidth:4 ".into(), 0, 5),
+            "{to}"
+        );
+        let lines = seen.lines();
+        assert!(
+            lines.iter().all(|line| line["request_bytes"] == 8192 || line["fault"].is_null()),
+            "{lines:?}"
+        );
+    }
+}
+
+#[test]
+fn a_request_that_is_too_slow_for_its_route_is_answered_and_little_of_it_was_taken() {
+    const SENT: usize = 8 << 20;
+    let (meshes, _services) = taking("timeout = \"1s\"\nfault = { bandwidth = { request_rate = \"1KiB\" } }");
+    std::thread::scope(|scope| {
+        for (to, mesh) in &meshes {
+            scope.spawn(move || {
+                let mut client = mesh.client();
+                let head = format!("PUT /x HTTP/1.1\r\nHost: a\r\nContent-Length: {SENT}\r\n\r\n");
+                client.send(head);
+                let mut sending = client.socket().try_clone().unwrap();
+                // Until nobody takes it any more.
+                let sender = std::thread::spawn(move || drop(sending.write_all(&letters(SENT))));
+                assert_eq!(client.response().status(), 408, "1 to {to}");
+                drop(client);
+                sender.join().unwrap();
+            });
+            scope.spawn(move || {
+                let whole = call(mesh.address, request("PUT", "/x"), &letters(SENT), None).unwrap();
+                assert_eq!(whole.head.status, 408, "2 to {to}");
+            });
+        }
+    });
+    for (to, mesh) in meshes {
+        let seen = mesh.finish();
+        assert_eq!(seen.failures.get("request.local.timeout"), Some(&2), "{to}: {:?}", seen.failures);
+        for line in seen.lines() {
+            // What was read and waits: the caller is held back, and its body is not kept here.
+            let taken = line["request_bytes"].as_u64().unwrap();
+            assert!(taken > 0 && taken <= 256 << 10, "{to}: {line}");
+        }
+    }
+}
+
+#[test]
+fn an_answer_does_not_wait_for_the_rest_of_a_slow_request() {
+    let h1 = Origin::scripted(|visit| {
+        if visit.head().is_some() {
+            visit.send("HTTP/1.1 403 No\r\ncontent-length: 2\r\n\r\nno");
+            visit.drain();
+        }
+    });
+    let h2 = Service::scripted(|_, mut respond| async move {
+        let response = Response::builder().status(403).body(()).unwrap();
+        respond.send_response(response, true).unwrap();
+    });
+    // A megabyte takes a quarter of an hour.
+    let route = "[[route]]\nservice = \"app\"\nfault = { bandwidth = { request_rate = \"1KiB\" } }\n";
+    let to_h2 = Config::default().service_at("app", &[&h2.endpoint], "protocol = \"http2\"");
+    for (to, config) in [("1", Config::new(&[&h1])), ("2", to_h2)] {
+        let mesh = config.routes(route).start();
+        let mut client = mesh.client();
+        client.send("PUT /x HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000\r\n\r\n");
+        client.send(letters(100_000));
+        assert_eq!(client.response().status(), 403, "1 to {to}");
+        let whole = call(mesh.address, request("PUT", "/x"), &letters(1_000_000), None).unwrap();
+        assert_eq!(whole.head.status, 403, "2 to {to}");
+        drop(client);
+        mesh.finish();
     }
 }
 

@@ -418,6 +418,18 @@ response_headers = { set = { x-status = "was %{status}" } }
 cors = { origins = ["https://*.shop.example"] }
 mirror = [{ service = "named", percent = 0.5 }]
 [[route]]
+name = "filled"
+path_template = "/of/{user}/{rest=**}"
+service = "shop"
+rewrite = { path_template = "/v2/{rest}/{user}" }
+[[route]]
+name = "wished"
+path = "/wished"
+service = "shop"
+timeout = "2s"
+retry = { attempts_max = 2 }
+caller_may = { attempts_max = 4, timeout_max = "10s" }
+[[route]]
 name = "away"
 path = "/away"
 redirect = { scheme = "https", port = 8443, path = "/here" }
@@ -455,6 +467,23 @@ steps = [1, 12.5, 100]
         (&json!(true), &json!(false)),
         "{told:#}"
     );
+    let (told, _) = files.text(&["GET", "http://shop/of/7/a/b?c=d"]);
+    assert!(told.contains("rewrite     goes on as /v2/a/b/7?c=d\n"), "{told}");
+    let (told, _) = files.text(&["GET", "http://shop/wished"]);
+    assert!(told.contains("an attempt's up to as holds for all; this one says nothing\n"), "{told}");
+    assert!(told.contains("2s for the whole exchange") && told.contains("up to 2 attempts"), "{told}");
+    let says = [
+        "-H",
+        "x-envoy-upstream-rq-timeout-ms: 7000",
+        "-H",
+        "x-envoy-max-retries: 5",
+        "-H",
+        "x-envoy-retry-on: retriable-4xx",
+    ];
+    let (told, _) = files.text(&[&["GET", "http://shop/wished"][..], &says].concat());
+    assert!(told.contains("attempts up to 4, time up to 10s") && told.contains("says is capped\n"), "{told}");
+    assert!(told.contains("7s for the whole exchange") && told.contains("up to 4 attempts"), "{told}");
+    assert!(told.contains("409"), "{told}");
     let (told, code) = files.text(&["GET", "http://shop/away"]);
     assert!(told.contains("answer      by the route, with 302 to https://shop:8443/here"), "{told}");
     assert!(!told.contains("\ntimeout") && !told.contains("\nendpoints"), "nothing goes anywhere: {told}");

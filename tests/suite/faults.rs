@@ -159,7 +159,7 @@ fn what_is_wrong_with_a_fault_is_told_with_its_remedy() {
         ("{ truncate = { percent = 5 } }", "says `after` or `after_percent`"),
         ("{ truncate = { after_percent = 100 } }", "out of its bounds"),
         ("{ truncate = { after = 5 } }", "needs a unit"),
-        ("{ bandwidth = { percent = 5 } }", "needs a `response_rate`"),
+        ("{ bandwidth = { percent = 5 } }", "needs a `response_rate` or a `request_rate`"),
         ("{ bandwidth = { response_rate = \"100B\" } }", "out of its bounds"),
     ] {
         let report = match config::parse("bad.toml", &format!("{base}fault = {fault}\n"), &|_| None) {

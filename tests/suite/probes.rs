@@ -147,21 +147,7 @@ fn a_tcp_probe_finds_out_whether_an_endpoint_takes_connections_and_brings_it_bac
                  \"tcp\", interval = \"10ms\", interval_unhealthy = \"10ms\" }\n";
     let stage = Stage::new(1, &[&endpoint, &good.endpoint], probe);
     until("it fails", || stage.state(&endpoint).0 == "failing_probe");
-    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
-    socket.set_reuse_address(true).unwrap();
-    socket.bind(&address.into()).unwrap();
-    socket.listen(64).unwrap();
-    let origin = Origin::on(socket.into(), |visit| {
-        while let Some(request) = visit.request() {
-            visit.send(ok(&request));
-        }
-    });
-    until("it is used", || stage.state(&endpoint).0 == "used");
-    for _ in 0..4 {
-        assert_eq!(stage.ask(By::Http1), Some(200));
-    }
-    origin.wait_requests(2);
-    stage.end();
+    assert_used_once_it_listens(stage, address);
 }
 
 #[test]
@@ -367,6 +353,11 @@ fn a_probe_brings_back_an_endpoint_that_was_ejected_because_it_took_no_connectio
     while stage.state(&endpoint).0 == "used" {
         assert_eq!(stage.ask(By::Http1), Some(200), "the other one has it");
     }
+    assert_used_once_it_listens(stage, address);
+}
+
+/// Listens where nobody did, and waits until both endpoints, in turn, get requests.
+fn assert_used_once_it_listens(stage: Stage, address: std::net::SocketAddr) {
     let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
     socket.set_reuse_address(true).unwrap();
     socket.bind(&address.into()).unwrap();
@@ -376,7 +367,7 @@ fn a_probe_brings_back_an_endpoint_that_was_ejected_because_it_took_no_connectio
             visit.send(ok(&request));
         }
     });
-    until("it is used", || stage.state(&endpoint).0 == "used");
+    until("it is used", || stage.state(&address.to_string()).0 == "used");
     for _ in 0..4 {
         assert_eq!(stage.ask(By::Http1), Some(200));
     }

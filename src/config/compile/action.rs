@@ -6,7 +6,7 @@ use super::super::compiled::{CompiledService, Extra, Mark};
 use super::super::raw::{At, Raw, RawAction, RawMirror, RawPath, RawRoute};
 use super::super::report::{Problem, Problems};
 use super::super::values::quoted;
-use super::{From, shown};
+use super::{From, caller_may, shown};
 use crate::route::Action;
 use crate::route::answer::Redirect;
 use crate::route::changes::{Changes, FieldChanges, Rewrite};
@@ -88,6 +88,11 @@ pub(super) fn changes(raw: &RawRoute) -> Option<Box<Changes>> {
 fn new_path(route: &RawRoute, path: &RawPath) -> NewPath {
     match path {
         RawPath::Made(path) => path.clone(),
+        RawPath::Form(form) => {
+            let filled = route.path_template.as_ref().and_then(|from| form.value.of(&from.value).ok());
+            // Always: `decode` lets no other pass.
+            filled.map_or_else(|| NewPath::Whole("/".into()), NewPath::Filled)
+        }
         RawPath::Prefix(to) => {
             let grpc = route.matching.as_ref().and_then(|matching| matching.grpc.as_ref());
             let from = match (&route.path_prefix, grpc.map(|at| (&at.value.service, &at.value.method))) {
@@ -143,6 +148,9 @@ pub(super) fn extras(raw: &RawRoute, from: &From<'_>) -> Vec<Extra> {
     }
     if let Some(at) = &raw.deadline_header {
         add("deadline_header", at.value.to_string(), from.mark_of(Some(at)));
+    }
+    if let Some(at) = &raw.caller_may {
+        add("caller_may", caller_may::text(&at.value), from.mark_of(Some(at)));
     }
     let RawAction { redirect, respond, rewrite, request_headers, response_headers, cors, .. } = &*raw.action;
     if let Some(at) = redirect {

@@ -9,6 +9,7 @@ use std::time::Duration;
 mod action;
 mod balance;
 mod breaker;
+mod caller_may;
 mod canary;
 mod caps;
 mod global_limit;
@@ -63,6 +64,7 @@ pub(super) fn compile(raw: Raw, sources: &[Source], problems: &mut Problems) -> 
     breaker::check(&raw.services, problems);
     probe::check(&raw.services, problems);
     retry::check(&raw, problems);
+    caller_may::check(&raw, problems);
     if problems.errors() == 0 {
         check_listeners(&raw, problems);
     }
@@ -460,6 +462,7 @@ fn route(
             upgrades: value_or(raw.upgrades, defaults::UPGRADES),
             tunnel_idle: value_or(raw.tunnel_idle, defaults::TUNNEL_IDLE.default),
             retry: retry.as_ref().map(|retry| Arc::clone(&retry.policy)),
+            caller_may: raw.caller_may.map(|at| Box::new(at.value)),
             deadline_field: value_or(raw.deadline_header, defaults::DEADLINE_HEADER),
             priority: value_or(raw.priority, Priority::Default),
             quotas: None,

@@ -3,14 +3,13 @@
 use std::sync::{Arc, OnceLock};
 
 use super::super::compiled::CompiledRetry;
-use super::super::decode::RETRY_WORDS;
 use super::super::defaults;
-use super::super::raw::{At, Raw, RawRetry, RetryWord};
+use super::super::raw::{At, Raw, RawRetry};
 use super::super::report::{Problem, Problems};
 use super::super::values;
 use super::{From, narrow, value_or};
 use crate::upstream::budget::Budget;
-use crate::upstream::retry::{Hedge, Policy, Reasons, Statuses};
+use crate::upstream::retry::{Hedge, Policy, Reasons, Statuses, WORDS, Word};
 
 /// What holds where nothing is said: the same for all.
 pub(super) fn default_policy() -> Arc<Policy> {
@@ -87,10 +86,10 @@ fn check_hedge(retry: &RawRetry, problems: &mut Problems) {
     }
 }
 
-fn words_of(raw: &RawRetry) -> Vec<&'static RetryWord> {
+fn words_of(raw: &RawRetry) -> Vec<&'static Word> {
     match &raw.on {
         Some(at) => at.value.clone(),
-        None => RETRY_WORDS.iter().filter(|word| defaults::RETRY_ON.contains(&word.word)).collect(),
+        None => WORDS.iter().filter(|word| defaults::RETRY_ON.contains(&word.word)).collect(),
     }
 }
 
@@ -116,5 +115,6 @@ fn policy(raw: RawRetry) -> Policy {
         },
         attempt_field: value_or(raw.attempt_header, defaults::RETRY_ATTEMPT_HEADER),
         hedge: value_or(raw.hedge_after, None),
+        is_hurried: false,
     }
 }

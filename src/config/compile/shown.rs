@@ -56,6 +56,8 @@ fn path(path: &RawPath) -> String {
         }
         // Made of the other kind when the route is put together.
         RawPath::Made(NewPath::Prefix { to, .. }) => format!("path_prefix = {}", quoted(to)),
+        RawPath::Made(NewPath::Filled(filled)) => format!("path_template = {}", quoted(filled.as_str())),
+        RawPath::Form(form) => format!("path_template = {}", quoted(form.value.as_str())),
     }
 }
 
@@ -145,9 +147,12 @@ pub(super) fn fault(fault: &Fault) -> String {
         let part = part.map(|part| format!(", after_percent = {part}")).unwrap_or_default();
         format!("truncate = {{ percent = {percent}{after}{part} }}")
     }));
-    keys.extend(fault.bandwidth.map(|Bandwidth { percent, response_rate }| {
-        let rate = quoted(&size_text(response_rate.get()));
-        format!("bandwidth = {{ percent = {percent}, response_rate = {rate} }}")
+    keys.extend(fault.bandwidth.map(|Bandwidth { percent, request_rate, response_rate }| {
+        let rate = |key: &str, rate: Option<std::num::NonZeroU64>| {
+            rate.map(|rate| format!(", {key} = {}", quoted(&size_text(rate.get())))).unwrap_or_default()
+        };
+        let rates = rate("request_rate", request_rate) + &rate("response_rate", response_rate);
+        format!("bandwidth = {{ percent = {percent}{rates} }}")
     }));
     keys.extend(fault.by_header.then(|| "by_header = true".into()));
     table(&keys)

@@ -9,6 +9,7 @@ use super::super::report::{Place, Problem};
 use super::super::values::{self, Complaint};
 use super::super::{defaults, policy_text, schema};
 use super::{changes, fault, mirror, missing};
+use crate::route::Template;
 use crate::route::split::{SameSite, SetCookie, Split, Sticky};
 
 /// The keys of which a route has exactly one.
@@ -29,7 +30,7 @@ pub(super) fn action(reader: &mut Reader<'_>, table: &Opened<'_>, place: Place) 
     }
     if matches!(given[..], [("redirect" | "respond", _)]) {
         let (answer, other) = given[0];
-        for key in ["subset", "rewrite", "request_headers", "mirror"] {
+        for key in ["subset", "rewrite", "request_headers", "mirror", "caller_may"] {
             if let Some(item) = table.value(key) {
                 let place = reader.place(item.span());
                 reader.problems.error(|| {
@@ -154,8 +155,9 @@ fn redirect(reader: &mut Reader<'_>, route: &Opened<'_>, item: &Item<'_>) -> Opt
         && path.is_none()
     {
         reader.problems.error(|| {
-            Problem::at(place, "this redirect sends callers to where they are")
-                .help("write what is different: scheme, host, port, path, path_prefix or path_regex")
+            Problem::at(place, "this redirect sends callers to where they are").help(
+                "write what is different: scheme, host, port, path, path_prefix, path_template or path_regex",
+            )
         });
     }
     let value = RawRedirect {
@@ -190,7 +192,7 @@ fn rewrite(reader: &mut Reader<'_>, route: &Opened<'_>, item: &Item<'_>) -> Opti
     if reader.problems.errors() == before && path.is_none() && host.is_none() && keep_query {
         reader.problems.error(|| {
             Problem::at(place, "this rewrite changes nothing")
-                .help("write what is to be different: path, path_prefix, path_regex or host")
+                .help("write what is to be different: path, path_prefix, path_template, path_regex or host")
         });
     }
     let value = RawRewrite { path: path.map(|at| at.value), keep_query, host: host.map(|at| at.value) };
@@ -209,6 +211,41 @@ fn check_prefix(reader: &mut Reader<'_>, route: &Opened<'_>, path: Option<&At<Ra
             )
             .other(exact, "found by this")
             .help("write `path`, or `path_regex` with `path_to`, in place of `path_prefix`")
+        });
+    }
+}
+
+/// A path is filled where the route is found by a template that has the variables.
+pub(super) fn check_variables(
+    reader: &mut Reader<'_>,
+    action: &RawAction,
+    route: &Opened<'_>,
+    from: Option<&At<Template>>,
+) {
+    let rewrite = action.rewrite.as_ref().and_then(|rewrite| rewrite.value.path.as_ref());
+    let redirect = action.redirect.as_ref().and_then(|redirect| redirect.value.path.as_ref());
+    let Some(RawPath::Form(form)) = rewrite.or(redirect) else { return };
+    let Some(from) = from else {
+        // One that is none is told of where it stands.
+        if route.value("path_template").is_none() {
+            reader.problems.error(|| {
+                Problem::at(
+                    form.place,
+                    "`path_template` is filled from the route's own path_template, which it has not",
+                )
+                .help(
+                    "find the route by path_template = \"/users/{id}\", or write `path_regex` with `path_to`",
+                )
+            });
+        }
+        return;
+    };
+    if let Err(name) = form.value.of(&from.value) {
+        let names: Vec<String> = from.value.names().map(|name| format!("{{{name}}}")).collect();
+        reader.problems.error(|| {
+            Problem::at(form.place, format!("`{{{name}}}` stands for nothing"))
+                .other(from.place, "no such variable in this")
+                .help(format!("there are: {}", names.join(" ")))
         });
     }
 }

@@ -11,7 +11,7 @@ use super::super::raw::{At, RawPath};
 use super::super::reader::{Item, Opened, Reader};
 use super::super::report::{Place, Problem};
 use super::super::values::{self, Complaint};
-use super::super::{defaults, policy_text, schema};
+use super::super::{defaults, policy_text, route_text, schema};
 use super::word;
 use crate::route::answer::Respond;
 use crate::route::changes::{FieldChanges, is_free};
@@ -165,7 +165,7 @@ pub(super) fn path(
     place: Place,
 ) -> Option<At<RawPath>> {
     let key = |word: &str| format!("route.{of}.{word}");
-    let given: Vec<_> = ["path", "path_prefix", "path_regex"]
+    let given: Vec<_> = ["path", "path_prefix", "path_template", "path_regex"]
         .into_iter()
         .filter_map(|word| Some((word, table.value(word)?)))
         .collect();
@@ -217,6 +217,11 @@ pub(super) fn path(
                     None
                 }
             }
+        }
+        "path_template" => {
+            let form = reader.parsed(&key("path_template"), item, "/v2/{id}", route_text::form)?;
+            let value = RawPath::Form(form.clone());
+            Some(form.with(value))
         }
         "path" => {
             let path =

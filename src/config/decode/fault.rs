@@ -117,15 +117,20 @@ fn bandwidth(reader: &mut Reader<'_>, item: &Item<'_>) -> Option<Bandwidth> {
     let place = reader.place(item.span());
     let table = reader.table(&schema::FAULT_BANDWIDTH, item)?;
     let percent = share(reader, "route.fault.bandwidth.percent", &table);
-    let Some(rate) = table.value("response_rate") else {
+    if ["request_rate", "response_rate"].iter().all(|key| table.value(key).is_none()) {
         reader.problems.error(|| {
-            Problem::at(place, "a bandwidth needs a `response_rate`")
+            Problem::at(place, "a bandwidth needs a `response_rate` or a `request_rate`")
                 .help("write bandwidth = { percent = 10, response_rate = \"64KiB\" }, which is a second's")
         });
         return None;
+    }
+    let mut rate = |word, key| {
+        let rate = table.value(word).and_then(|item| reader.size(key, item));
+        rate.and_then(|rate| NonZeroU64::new(rate.value))
     };
-    let rate = reader.size(&defaults::FAULT_RESPONSE_RATE, rate)?;
-    Some(Bandwidth { percent, response_rate: NonZeroU64::new(rate.value)? })
+    let request_rate = rate("request_rate", &defaults::FAULT_REQUEST_RATE);
+    let response_rate = rate("response_rate", &defaults::FAULT_RESPONSE_RATE);
+    Some(Bandwidth { percent, request_rate, response_rate })
 }
 
 fn abort(reader: &mut Reader<'_>, item: &Item<'_>) -> Option<Abort> {

@@ -11,6 +11,7 @@ use toml::de::{DeTable, DeValue};
 mod action;
 mod balance;
 mod breaker;
+mod caller_may;
 mod canary;
 mod caps;
 mod changes;
@@ -31,7 +32,6 @@ pub(super) use global_limit::{ON_FAILURE_WORDS, RawGlobalLimit, text as entry_te
 pub(super) use policy::ACTION_WORDS;
 pub(super) use probe::{PROBE_WORDS, START_WORDS};
 pub(super) use rate_limit::{RawRateLimit, text as by_text};
-pub(super) use retry::RETRY_WORDS;
 pub(super) use service::PROTOCOL_WORDS;
 pub(super) use tls::{LISTENER_TLS_WORDS, SERVICE_TLS_WORDS, SOURCE_WORDS, VERSION_WORDS};
 
@@ -427,6 +427,7 @@ fn route(reader: &mut Reader<'_>, table: &Opened<'_>, place: Place) -> RawRoute 
     let path_template = table
         .value("path_template")
         .and_then(|item| reader.parsed("route.path_template", item, "/users/{id}", route_text::template));
+    action::check_variables(reader, &action, table, path_template.as_ref());
     let path_regex = table
         .value("path_regex")
         .and_then(|item| reader.parsed("route.path_regex", item, "/v[0-9]+/.*", route_text::path_regex));
@@ -462,6 +463,7 @@ fn route(reader: &mut Reader<'_>, table: &Opened<'_>, place: Place) -> RawRoute 
             .value("deadline_header")
             .and_then(|item| reader.flag("route.deadline_header", item)),
         retry: table.value("retry").and_then(|item| retry::retry(reader, &schema::ROUTE_RETRY, item)),
+        caller_may: table.value("caller_may").and_then(|item| caller_may::caller_may(reader, item)),
         priority: table
             .value("priority")
             .and_then(|item| reader.choice("route.priority", item, &PRIORITY_WORDS)),

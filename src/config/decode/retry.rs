@@ -4,45 +4,15 @@ use std::time::Duration;
 
 use toml::de::DeValue;
 
-use super::super::raw::{At, RawRetry, RetryWord};
+use super::super::raw::{At, RawRetry};
 use super::super::reader::{Item, Reader};
 use super::super::report::Problem;
 use super::super::schema::Section;
 use super::super::values::{self, Complaint};
 use super::super::{defaults, nearest};
 use super::word;
-use crate::upstream::retry::{Hedge, Reason, Reasons, Statuses};
+use crate::upstream::retry::{Hedge, Statuses, WORDS, Word};
 use crate::upstream::tail::Quantile;
-
-const fn because(word: &'static str, reasons: Reasons) -> RetryWord {
-    RetryWord { word, reasons, statuses: Statuses::NONE }
-}
-
-const fn answered(word: &'static str, reasons: Reasons, first: u16, last: u16) -> RetryWord {
-    RetryWord { word, reasons, statuses: Statuses::NONE.with(first, last) }
-}
-
-/// How `retry.on` is written. The words are Envoy's, with Envoy's meaning; `timeout` and `reset-before-answer` are ours.
-pub(in crate::config) static RETRY_WORDS: [RetryWord; 15] = [
-    because("reset", Reasons::NO_RESPONSE),
-    answered("gateway-error", Reasons::NO_RESPONSE, 502, 504),
-    answered("5xx", Reasons::NO_RESPONSE, 500, 599),
-    because(
-        "reset-before-answer",
-        Reasons::of(&[Reason::ResetBeforeRequest, Reason::Reset, Reason::BadResponse]),
-    ),
-    because("reset-before-request", Reasons::of(&[Reason::ResetBeforeRequest])),
-    because("connect-failure", Reasons::of(&[Reason::ConnectFailure])),
-    because("refused-stream", Reasons::of(&[Reason::RefusedStream])),
-    because("timeout", Reasons::of(&[Reason::Timeout])),
-    answered("retriable-4xx", Reasons::NONE, 409, 409),
-    because("envoy-ratelimited", Reasons::of(&[Reason::RateLimited])),
-    because("cancelled", Reasons::of(&[Reason::Cancelled])),
-    because("deadline-exceeded", Reasons::of(&[Reason::DeadlineExceeded])),
-    because("internal", Reasons::of(&[Reason::Internal])),
-    because("resource-exhausted", Reasons::of(&[Reason::ResourceExhausted])),
-    because("unavailable", Reasons::of(&[Reason::Unavailable])),
-];
 
 /// Methods of one policy.
 const METHODS_MAX: usize = 32;
@@ -89,10 +59,10 @@ pub(super) fn retry(
     Some(Box::new(raw))
 }
 
-fn on(reader: &mut Reader<'_>, item: &Item<'_>) -> Option<At<Vec<&'static RetryWord>>> {
+fn on(reader: &mut Reader<'_>, item: &Item<'_>) -> Option<At<Vec<&'static Word>>> {
     const KEY: &str = "retry.on";
-    let known = || RETRY_WORDS.iter().map(|known| known.word);
-    let entries = reader.list(KEY, item, RETRY_WORDS.len())?;
+    let known = || WORDS.iter().map(|known| known.word);
+    let entries = reader.list(KEY, item, WORDS.len())?;
     let mut variable = 0;
     let mut words = Vec::with_capacity(entries.len());
     for entry in entries {
@@ -106,7 +76,7 @@ fn on(reader: &mut Reader<'_>, item: &Item<'_>) -> Option<At<Vec<&'static RetryW
                     format!("{guess}Possible: {}", all.join(", "))
                 }
             };
-            RETRY_WORDS
+            WORDS
                 .iter()
                 .find(|known| known.word == text)
                 .ok_or_else(|| Complaint { message: format!("`{text}` is not known"), help })

@@ -199,9 +199,11 @@ pub(super) fn fault(chosen: &Chosen<'_>) -> Option<Line> {
         };
         parts.push(format!("bodies of {percent} % of responses are cut after {place}"));
     }
-    if let Some(Bandwidth { percent, response_rate }) = fault.bandwidth {
-        let rate = size_text(response_rate.get());
-        parts.push(format!("bodies of {percent} % of responses have {rate}/s"));
+    if let Some(Bandwidth { percent, request_rate, response_rate }) = fault.bandwidth {
+        for (what, rate) in [("requests", request_rate), ("responses", response_rate)] {
+            let rate = rate.map(|rate| size_text(rate.get()));
+            parts.extend(rate.map(|rate| format!("bodies of {percent} % of {what} have {rate}/s")));
+        }
     }
     if fault.by_header {
         // What this one asks for itself: no chance is asked.

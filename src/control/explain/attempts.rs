@@ -11,7 +11,8 @@ use crate::upstream::retry::{Policy, Reason, Statuses};
 pub(super) fn line(chosen: &Chosen<'_>, At { service, .. }: &At<'_>) -> Option<Line> {
     let endpoints = service.connect_attempts_max;
     let of_route = chosen.route.retry.as_deref();
-    let (text, json) = policy(of_route.unwrap_or(&service.retry));
+    let (of_all, wishes) = (of_route.unwrap_or(&service.retry), chosen.wishes());
+    let (text, json) = policy(wishes.as_ref().map_or(of_all, |wishes| wishes.policy(of_all)));
     let text = format!(
         "up to {endpoints} endpoint{} until one takes the connection; {text}",
         if endpoints == 1 { "" } else { "s" }
@@ -22,6 +23,38 @@ pub(super) fn line(chosen: &Chosen<'_>, At { service, .. }: &At<'_>) -> Option<L
         text,
         json!({ "connect_attempts_max": endpoints, "retry_by": by, "retry": json }),
     ))
+}
+
+/// What its callers may say of retries and timeouts, and what was made of what this one says. The lines of timeout and attempts show
+/// what holds then.
+pub(super) fn caller_may(chosen: &Chosen<'_>) -> Option<Line> {
+    let may = chosen.route.caller_may.as_deref()?;
+    let times = [may.timeout_max, may.attempt_timeout_max].map(|max| max.map(limit));
+    let [whole, each] = times.map(Option::unzip);
+    let ask = |max: Option<String>| max.unwrap_or_else(|| "as holds for all".into());
+    let said = chosen.wishes().map(|wishes| {
+        for service in chosen.services() {
+            let _ = wishes.policy(chosen.route.retry.as_deref().unwrap_or(&service.service.retry));
+        }
+        wishes.outcome(chosen.route.timeout).label()
+    });
+    let text = format!(
+        "may ask for attempts up to {}, time up to {}, an attempt's up to {}; {}",
+        ask(may.attempts_max.map(|max| max.to_string())),
+        ask(whole.0),
+        ask(each.0),
+        match said {
+            None => "this one says nothing",
+            Some("capped") => "what this one says is capped",
+            Some("ignored") => "of what this one says some is ignored",
+            Some(_) => "what this one says holds",
+        }
+    );
+    let json = json!({
+        "attempts_max": may.attempts_max, "timeout_max_seconds": whole.1, "attempt_timeout_max_seconds": each.1,
+        "wishes": said,
+    });
+    Some(Line::new("caller_may", text, json))
 }
 
 fn policy(policy: &Policy) -> (String, Value) {

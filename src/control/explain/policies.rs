@@ -14,6 +14,7 @@ use super::{Line, actions, attempts, load, shared_limits};
 use crate::authorize::Call;
 use crate::config::{Compiled, choice_text, duration_text};
 use crate::route::split::{Split, Sticky};
+use crate::route::wish::Wishes;
 use crate::route::{Action, Route};
 use crate::snapshot::Snapshot;
 use crate::upstream::health::Health;
@@ -32,7 +33,7 @@ pub(super) struct Chosen<'s> {
 }
 
 /// What applies whatever service it is.
-const OF_ROUTE: [fn(&Chosen<'_>) -> Option<Line>; 14] = [
+const OF_ROUTE: [fn(&Chosen<'_>) -> Option<Line>; 15] = [
     load::rate_limits,
     shared_limits::line,
     load::priority,
@@ -45,6 +46,7 @@ const OF_ROUTE: [fn(&Chosen<'_>) -> Option<Line>; 14] = [
     actions::response_fields,
     actions::cors,
     actions::mirror,
+    attempts::caller_may,
     route_timeout,
     upgrades,
 ];
@@ -99,13 +101,18 @@ impl Chosen<'_> {
         chosen.filter(|_| is_certain).map(|chosen| (chosen.service, chosen.subset))
     }
 
+    /// What it says of retries and timeouts, where it may.
+    pub(super) fn wishes(&self) -> Option<Wishes> {
+        self.route.caller_may.as_ref()?.read(self.call.fields)
+    }
+
     /// Whether its route answers whatever comes.
     fn is_answered(&self) -> bool {
         matches!(self.route.action, Action::Redirect(_) | Action::Respond(_))
     }
 
     /// The services that it may go to.
-    fn services(&self) -> Vec<At<'_>> {
+    pub(super) fn services(&self) -> Vec<At<'_>> {
         let all = match self.certain() {
             Some(service) => vec![service],
             None => match &self.route.action {
@@ -209,7 +216,9 @@ fn route_timeout(chosen: &Chosen<'_>) -> Option<Line> {
     if chosen.is_answered() {
         return None;
     }
-    let (text, json) = limit(chosen.route.timeout.unwrap_or(Duration::MAX));
+    let of_route = chosen.route.timeout;
+    let timeout = chosen.wishes().map_or(of_route, |wishes| wishes.timeout(of_route));
+    let (text, json) = limit(timeout.unwrap_or(Duration::MAX));
     Some(Line::new("timeout", format!("{text} for the whole exchange"), json!({ "exchange_seconds": json })))
 }
 

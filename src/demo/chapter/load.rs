@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use crate::demo::call::{Answer, Caller};
-use crate::demo::client::keep_pace;
+use crate::demo::client::{each, keep_pace};
 
 /// Requests on the way at once; further ones wait in the client. Two ends of connections of the demo's own process for each
 /// stay below 1 024, the usual limit of open files.
@@ -103,19 +103,12 @@ struct Asked {
     outcomes: Arc<Mutex<Vec<Outcome>>>,
 }
 
-async fn call(asked: Asked, mut pace: mpsc::Receiver<Instant>, mut stopped: oneshot::Receiver<()>) {
+async fn call(asked: Asked, pace: mpsc::Receiver<Instant>, stopped: oneshot::Receiver<()>) {
     let asked = Arc::new(asked);
     let places = Arc::new(Semaphore::new(IN_FLIGHT_MAX));
-    // Every request holds a sender: when all are gone, all have ended.
-    let (alive, mut all_ended) = mpsc::channel::<()>(1);
-    loop {
-        let due = tokio::select! {
-            due = pace.recv() => due,
-            _ = &mut stopped => break,
-        };
-        let Some(due) = due else { break };
-        let (asked, places, alive) = (Arc::clone(&asked), Arc::clone(&places), alive.clone());
-        tokio::spawn(async move {
+    each(pace, stopped, |due| {
+        let (asked, places) = (Arc::clone(&asked), Arc::clone(&places));
+        Some(async move {
             let result = tokio::time::timeout(TIMEOUT, async {
                 let _place = places.acquire().await;
                 asked.caller.call(None).await
@@ -125,11 +118,9 @@ async fn call(asked: Asked, mut pace: mpsc::Receiver<Instant>, mut stopped: ones
             let (by, end) = judge(result);
             let outcome = Outcome { due: due.saturating_duration_since(asked.began), took, by, end };
             asked.outcomes.lock().unwrap_or_else(PoisonError::into_inner).push(outcome);
-            drop(alive);
-        });
-    }
-    drop(alive);
-    let _ = all_ended.recv().await;
+        })
+    })
+    .await;
 }
 
 /// Who answered, and what.

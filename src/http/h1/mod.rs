@@ -11,6 +11,7 @@ mod response;
 
 pub use request::{Forwarding, Request, Target, Upgrade, read_request};
 pub(super) use request::{has_pseudonym, write_field, write_ip};
+pub(super) use response::write_status_line;
 pub use response::{
     Response, ResponseOptions, add_field, read_handshake_response, read_response, write_response_head,
 };

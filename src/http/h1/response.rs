@@ -306,6 +306,13 @@ fn idle_seconds(value: &[u8]) -> Option<u64> {
     })
 }
 
+/// Writes the status line of a response that was taken apart.
+pub(in crate::http) fn write_status_line(status: http::StatusCode, out: &mut Vec<u8>) {
+    for part in ["HTTP/1.1 ", status.as_str(), " ", status.canonical_reason().unwrap_or_default(), "\r\n"] {
+        out.extend_from_slice(part.as_bytes());
+    }
+}
+
 #[cfg(test)]
 #[path = "response_test.rs"]
 mod tests;

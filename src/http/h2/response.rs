@@ -7,7 +7,7 @@ use super::origin::ORIGIN_FIELD;
 use super::request;
 use crate::failure::Cause;
 use crate::http::fields::{Known, known, write_u64};
-use crate::http::h1::{self, ResponseOptions, write_field};
+use crate::http::h1::{self, ResponseOptions, write_field, write_status_line};
 use crate::http::websocket::Accept;
 use crate::http::{Framing, Version};
 use crate::shard::clock::Clock;
@@ -87,11 +87,7 @@ pub fn write_h1_response(
     clock: &Clock,
     out: &mut Vec<u8>,
 ) {
-    out.extend_from_slice(b"HTTP/1.1 ");
-    out.extend_from_slice(parts.status.as_str().as_bytes());
-    out.push(b' ');
-    out.extend_from_slice(parts.status.canonical_reason().unwrap_or_default().as_bytes());
-    out.extend_from_slice(b"\r\n");
+    write_status_line(parts.status, out);
     let mut has_date = false;
     let mut length = None;
     for (name, value) in &parts.headers {
