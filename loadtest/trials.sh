@@ -142,5 +142,29 @@ result=$(jq -n --argjson check $(((checked - began) / 1000000)) --argjson start 
 report "10 000 services, 10 000 routes" "$(jq 'if .check_ms <= 2000 and .start_ms <= 2000 and .resident_kib <= 102400 then 1 else 0 end' <<< "$result")" "$result"
 stop $proxy_pid $origin_pid
 
+# --- more than there is memory for ---
+# 6 000 callers at a time, whose answers take seconds: each holds buffers for as long as that, three times the ceiling in all.
+origin memory --slow 20000
+config "$scratch/memory.toml" 30s
+printf '[overload]\nmemory_max = "64MiB"\n' >> "$scratch/memory.toml"
+proxy memory "$scratch/memory.toml"
+$bin/loadtest client "$url/size/100KiB" --connections 6000 --duration 12s --timeout 20s --cpus 1 --json "$scratch/memory.json" > /dev/null 2>&1 &
+client=$!
+asked=0 unanswered=0
+while kill -0 $client 2> /dev/null; do
+    asked=$((asked + 1))
+    curl -sf --max-time 1 -o /dev/null "$admin/live" || unanswered=$((unanswered + 1))
+    sleep 0.1
+done
+wait $client || true
+peak=$(awk '/VmHWM/ {print $2}' /proc/$proxy_pid/status)
+closed=$(curl -s "$admin/metrics" | awk '/^ringmesh_memory_(refused|closed|shed)/ {sum += $2} END {print sum + 0}')
+after=$(curl -s -o /dev/null -w '%{http_code}' --retry 5 --retry-all-errors --retry-delay 1 "$url/size/1024")
+result=$(jq --argjson peak "$peak" --argjson closed "$closed" --argjson asked $asked --argjson unanswered $unanswered --argjson after "$after" \
+    '{requests, failed, refused_or_closed: $closed, peak_kib: $peak, live_asked: $asked, live_unanswered: $unanswered, status_after: $after}' "$scratch/memory.json")
+# Within a tenth of the ceiling, and somebody was turned away, or it was not what it is meant to be.
+report "three times its ceiling on memory" "$(jq 'if .peak_kib <= 72090 and .refused_or_closed > 0 and .live_unanswered == 0 and .status_after == 200 then 1 else 0 end' <<< "$result")" "$result"
+stop $proxy_pid $origin_pid
+
 echo "raw results: $out/trials.jsonl"
 exit $failed

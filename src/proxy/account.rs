@@ -414,10 +414,10 @@ pub(super) struct Shown<'x> {
     pub(super) fault: Option<Made>,
     /// The limit by which it came too soon, or that had it refused because it was not known.
     pub(super) rate_limit: Option<&'x str>,
-    /// What was made of what its caller said of retries and timeouts.
-    pub(super) wishes: Option<wish::Outcome>,
     /// Why a limit that is shared with other proxies was not known.
     pub(super) rate_limit_failure: Option<&'static str>,
+    /// What was made of what its caller said of retries and timeouts.
+    pub(super) wishes: Option<wish::Outcome>,
     /// What the caller spoke; a ringmesh says what its own caller did.
     pub(super) protocol: &'static str,
 }
@@ -445,11 +445,11 @@ impl<'x> Shown<'x> {
             fault: asked.and_then(|asked| asked.turn.as_ref()?.fault()),
             decision: asked.map(|a| &a.decision),
             rate_limit: asked.and_then(|a| a.turn.as_ref()?.rate_limit()),
+            rate_limit_failure: asked.and_then(|a| a.turn.as_ref()?.rate_limit_failure()),
             wishes: asked.and_then(|asked| {
                 let route = asked.route.id().and_then(|id| asked.view.snapshot.routes.route(id));
                 asked.turn.as_ref()?.wishes(route)
             }),
-            rate_limit_failure: asked.and_then(|a| a.turn.as_ref()?.rate_limit_failure()),
             protocol: asked.map_or("", |a| a.version.name()),
         }
     }

@@ -308,8 +308,8 @@ async fn served(
         decision: decision.as_ref(),
         fault: turn.as_ref().and_then(|turn| turn.fault()),
         rate_limit: turn.as_ref().and_then(|turn| turn.rate_limit()),
-        wishes: turn.as_ref().and_then(|turn| turn.wishes(to)),
         rate_limit_failure: turn.as_ref().and_then(|turn| turn.rate_limit_failure()),
+        wishes: turn.as_ref().and_then(|turn| turn.wishes(to)),
         protocol: caller.origin(parts).map_or("HTTP/2", |origin| origin.0.name()),
     };
     account.leaves_later(&shard.gathered);

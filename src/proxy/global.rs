@@ -67,9 +67,8 @@ pub(super) async fn ask(
     let Some(turn) = asked.turn.as_mut().filter(|_| !shard.sheds(route)) else { return Ok(()) };
     let questions = turn.take_questions();
     let timeout = Turn::timeout(Some(turn), route);
-    let deadline = deadline(route, timeout, asked.started, || {
-        told::value(&downstream.input[..asked.head_len], told::DEADLINE)
-    });
+    let told = || told::value(&downstream.input[..asked.head_len], told::DEADLINE);
+    let deadline = deadline(route, timeout, asked.started, told);
     account.wait(shard.clock.now());
     let said = {
         let all = pin!(all(shard, &view, &questions, deadline));
@@ -135,10 +134,9 @@ fn deadline<'h>(
     says: impl FnOnce() -> Option<&'h [u8]>,
 ) -> u64 {
     let timeout = timeout.map_or(NEVER, |timeout| started.saturating_add(ns(timeout)));
-    if route.is_some_and(|route| route.deadline_field) {
-        timeout.min(told::deadline(started, says()))
-    } else {
-        timeout
+    match route {
+        Some(route) if route.deadline_field => timeout.min(told::deadline(started, says())),
+        _ => timeout,
     }
 }
 
