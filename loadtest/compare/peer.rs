@@ -377,7 +377,8 @@ mod tests {
                 }
             }
         }
-        assert_eq!(filled_ones, 4 + 3 + 4 + 4 + 8 + 3 + 2 + 1 + 3);
+        let of_tuned = 1 + 1 + 1 + 1 + 2 + 1;
+        assert_eq!(filled_ones, 4 + 3 + 4 + 4 + 8 + 3 + 2 + 1 + 3 + of_tuned);
         assert!(Kind::Ringmesh.absent(Shape::Mesh).is_none());
         assert!(Kind::Nginx.absent(Shape::H2).is_some());
     }
