@@ -470,7 +470,7 @@ steps = [1, 12.5, 100]
     let (told, _) = files.text(&["GET", "http://shop/of/7/a/b?c=d"]);
     assert!(told.contains("rewrite     goes on as /v2/a/b/7?c=d\n"), "{told}");
     let (told, _) = files.text(&["GET", "http://shop/wished"]);
-    assert!(told.contains("an attempt's up to as holds for all; this one says nothing\n"), "{told}");
+    assert!(told.contains("an attempt's up to what holds for all; this one says nothing\n"), "{told}");
     assert!(told.contains("2s for the whole exchange") && told.contains("up to 2 attempts"), "{told}");
     let says = [
         "-H",

@@ -31,7 +31,7 @@ pub(super) fn caller_may(chosen: &Chosen<'_>) -> Option<Line> {
     let may = chosen.route.caller_may.as_deref()?;
     let times = [may.timeout_max, may.attempt_timeout_max].map(|max| max.map(limit));
     let [whole, each] = times.map(Option::unzip);
-    let ask = |max: Option<String>| max.unwrap_or_else(|| "as holds for all".into());
+    let ask = |max: Option<String>| max.unwrap_or_else(|| "what holds for all".into());
     let said = chosen.wishes().map(|wishes| {
         for service in chosen.services() {
             let _ = wishes.policy(chosen.route.retry.as_deref().unwrap_or(&service.service.retry));
