@@ -36,6 +36,17 @@ pub(super) enum Opened {
     Elsewhere(Attempt, To),
 }
 
+/// Which connections that come to rest meanwhile will do in place of a new one.
+#[derive(Clone, Copy)]
+pub(super) enum Instead<'t> {
+    /// None: it is to be new, or will be shared.
+    Nothing,
+    /// One to the same endpoint.
+    Same,
+    /// One to any endpoint that was not tried.
+    Any(&'t Tried),
+}
+
 /// Leave to open a connection.
 enum Leave {
     /// Where it is counted, if it is.
@@ -83,7 +94,7 @@ impl Path<'_> {
                 Ok((attempt, to))
             }
             Found::Nothing(cause) => Err(Failure::upstream(Stage::Connect, cause)),
-            Found::Room(opening) => match self.open(&attempt, opening, None).await {
+            Found::Room(opening) => match self.open(&attempt, opening, Instead::Same).await {
                 Ok(Opened::To(to)) => Ok((attempt, to)),
                 Ok(Opened::Elsewhere(attempt, to)) => Ok((attempt, to)),
                 Err(failure) => {
@@ -140,8 +151,8 @@ impl Path<'_> {
                 }
                 Found::Nothing(cause) => failure = Failure::upstream(Stage::Connect, cause),
                 Found::Room(opening) => {
-                    let elsewhere = (!fresh).then_some(&tried);
-                    match self.open(&attempt, opening, elsewhere).await {
+                    let instead = if fresh { Instead::Nothing } else { Instead::Any(&tried) };
+                    match self.open(&attempt, opening, instead).await {
                         Ok(Opened::To(to)) => return Ok((attempt, to)),
                         Ok(Opened::Elsewhere(attempt, to)) => return Ok((attempt, to)),
                         // The same at every endpoint, and no fault of this one.
@@ -212,14 +223,8 @@ impl Path<'_> {
         }
     }
 
-    /// Leave to have one more connection to the service, waited for where there are as many as may be. Meanwhile one to the endpoint
-    /// may become free, or one to another, where that would do: none of those that were tried.
-    async fn leave_to_open(
-        &self,
-        attempt: &Attempt,
-        opening: Option<&Opening>,
-        elsewhere: Option<&Tried>,
-    ) -> Result<Leave, Failure> {
+    /// Leave to have one more connection to the service, waited for where there are as many as may be.
+    async fn leave_to_open(&self, attempt: &Attempt, instead: Instead<'_>) -> Result<Leave, Failure> {
         let Self { shard, account, service, .. } = self;
         let Some(berths) = &service.berths else { return Ok(Leave::Open(None)) };
         let refused = |cause| Failure::local(Stage::Connect, cause);
@@ -249,8 +254,7 @@ impl Path<'_> {
                 Some(Turn::Berth(berth)) => return Ok(Leave::Open(Some(berth))),
                 Some(Turn::Look) => {}
             }
-            // A shared one is waited for elsewhere.
-            if opening.is_some() {
+            if matches!(instead, Instead::Nothing) {
                 continue;
             }
             if let Some(pooled) = attempt.pool().checkout(&service.spec.pool, now) {
@@ -258,7 +262,10 @@ impl Path<'_> {
                 return Ok(Leave::No(Opened::To(To::H1(pooled))));
             }
             let wanted = account.wanted();
-            let Some(tried) = elsewhere.filter(|_| wanted.key.is_none()) else { continue };
+            let Instead::Any(tried) = instead else { continue };
+            if wanted.key.is_some() {
+                continue;
+            }
             let other = shard.rng(|rng| service.pick_at_rest(now, rng, wanted, tried));
             let Some(other) = other else { continue };
             if let Some(pooled) = other.pool().checkout(&service.spec.pool, now) {
@@ -274,10 +281,12 @@ impl Path<'_> {
         &self,
         attempt: &Attempt,
         opening: Option<Opening>,
-        elsewhere: Option<&Tried>,
+        instead: Instead<'_>,
     ) -> Result<Opened, Failure> {
         let Self { shard, account, service, .. } = self;
-        let berth = match self.leave_to_open(attempt, opening.as_ref(), elsewhere).await? {
+        // A shared one that has room is found by who waits for it.
+        let instead = if opening.is_some() { Instead::Nothing } else { instead };
+        let berth = match self.leave_to_open(attempt, instead).await? {
             Leave::Open(berth) => berth,
             Leave::No(opened) => return Ok(opened),
         };
@@ -350,7 +359,8 @@ impl Path<'_> {
             Found::Nothing(cause) => return Err(Failure::upstream(Stage::Connect, cause)),
             Found::Room(_) | Found::Connection(To::H2(_)) => {}
         }
-        let berth = match self.leave_to_open(attempt, None, None).await? {
+        let instead = if fresh { Instead::Nothing } else { Instead::Same };
+        let berth = match self.leave_to_open(attempt, instead).await? {
             Leave::Open(berth) => berth,
             Leave::No(Opened::To(To::H1(pooled))) => return Ok(pooled),
             Leave::No(_) => return Err(Failure::local(Stage::Connect, Cause::QueueTimeout)),

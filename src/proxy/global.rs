@@ -23,7 +23,7 @@ use http::request::Parts;
 use http::{HeaderValue, Method, Request, Uri, header};
 
 use super::account::Account;
-use super::connect::Tried;
+use super::connect::{Instead, Tried};
 use super::leaving::{Meanwhile, unless_gone};
 use super::over_h2::{Head, head};
 use super::relay::unless_reset;
@@ -415,7 +415,7 @@ async fn open(shard: Rc<Shard>, service: Rc<Service>, attempt: Attempt, opening:
     let (account, retry) = (Account::new(now, 0), Policy::off());
     let deadline = now.saturating_add(ns(service.spec.timeouts.connect));
     let path = Path { shard: &shard, account: &account, service: &service, deadline, retry: &retry };
-    if let Err(failure) = path.open(&attempt, Some(opening), None).await
+    if let Err(failure) = path.open(&attempt, Some(opening), Instead::Nothing).await
         && failure.side != Side::Local
     {
         attempt.unreachable(shard.clock.now());
