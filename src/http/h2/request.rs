@@ -210,6 +210,10 @@ impl authorize::Fields for Fields<'_> {
     fn lines(&self, name: &str) -> impl Iterator<Item = &[u8]> {
         lines(self.0, name)
     }
+
+    fn may_have_envoys(&self) -> bool {
+        self.0.headers.keys().any(|name| authorize::may_be_envoys(name.as_str()))
+    }
 }
 
 /// Makes a request that came by HTTP/2 ready for a service that speaks it: without what concerned only the last hop.
