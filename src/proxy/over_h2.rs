@@ -20,7 +20,7 @@ use crate::downstream::{Asked, Downstream};
 use crate::failure::{Cause, Failure, Side, Stage};
 use crate::http::body::Reframer;
 use crate::http::grpc::{self, Dialect};
-use crate::http::grpc_web::{Form, Translation};
+use crate::http::grpc_web::{Decoder, Form, Translation};
 use crate::http::h1::ResponseOptions;
 use crate::http::h2::{self as message, Origin};
 use crate::http::{Framing, Method, Version};
@@ -46,7 +46,15 @@ pub(super) async fn carry(
     let began = path.shard.clock.now();
     // A stream may be refused although some of it has been sent.
     let mut kept = Kept::new(path, asked.framing, body.is_none());
-    let result = exchange(path, downstream, asked, head, body, lease, attempt, &mut kept).await;
+    let result = match Begun::new(path, downstream, asked, head, body, lease) {
+        Err(missed) => Err(missed),
+        // Boxed where there is a body: two directions are three times as much state as most exchanges need.
+        Ok(begun) => match body {
+            Some(0) => begun.without_body(downstream, asked, head, attempt).await,
+            Some(length) => Box::pin(begun.with_body(downstream, asked, (head, length), attempt)).await,
+            None => Box::pin(begun.streamed(downstream, asked, attempt, &mut kept)).await,
+        },
+    };
     let failure = Missed::failure_of(&result);
     path.judge(attempt, began, failure.as_ref());
     let missed = match (result, failure) {
@@ -65,64 +73,75 @@ pub(super) async fn carry(
     Err(kept.put_back(missed, &mut downstream.input, asked.head_len))
 }
 
-#[expect(clippy::too_many_arguments, reason = "what an exchange is made of; kept by the frame above")]
-async fn exchange(
-    path: &Path<'_>,
-    downstream: &mut Downstream,
-    asked: &Asked,
-    head: &[u8],
-    body: Option<usize>,
-    lease: &Lease,
-    attempt: &Attempt,
-    kept: &mut Kept<'_>,
-) -> Result<Fate, Missed> {
-    let mut request =
-        message::from_canonical(head, lease.is_mesh().then_some(Origin(asked.version)), lease.is_encrypted())
+/// An exchange whose head is sent.
+struct Begun<'x> {
+    path: Path<'x>,
+    response: ResponseFuture,
+    stream: SendStream<Bytes>,
+    web: Option<Translation>,
+}
+
+impl<'x> Begun<'x> {
+    fn new(
+        path: &Path<'x>,
+        downstream: &Downstream,
+        asked: &Asked,
+        head: &[u8],
+        body: Option<usize>,
+        lease: &Lease,
+    ) -> Result<Self, Missed> {
+        let origin = lease.is_mesh().then_some(Origin(asked.version));
+        let mut request = message::from_canonical(head, origin, lease.is_encrypted())
             .map_err(|cause| Failure::local(Stage::Request, cause))?;
-    let web = match asked.view.snapshot.translates_grpc_web(&downstream.listener) {
-        true => Translation::of_request(request.headers_mut()),
-        false => None,
-    };
-    let path = &path.of_call(request.headers_mut());
-    let decoder = RefCell::default();
-    let ended = matches!((asked.framing, body), (Framing::None, _) | (_, Some(0)));
-    let (response, stream) = lease.send(request, ended)?;
-    let stream = RefCell::new(stream);
-    let (alarm, there_alarm) = (path.shard.deadlines.alarm(), path.shard.deadlines.alarm());
-    let limits = &asked.view.snapshot.limits;
-    let there = Direction {
-        shard: path.shard,
-        account: path.account,
-        alarm: &there_alarm,
-        limits,
-        deadline: path.deadline,
-        read_stall: asked.view.snapshot.timeouts.body_stall,
-        write_stall: path.service.spec.timeouts.body_stall,
-        octets: &path.account.request_body_bytes,
-        octets_max: limits.body_bytes_max,
-        messages: path.account.request_messages(),
-        web: match web {
-            Some(Translation { request: Form::Text, .. }) => Web::Decode(&decoder),
-            _ => Web::Same,
-        },
-        shape: asked.turn.as_ref().and_then(|turn| turn.request_shape()),
-        sender: |cause| Failure::downstream(Stage::Request, cause),
-        receiver: |cause| Failure::upstream(Stage::Request, cause),
-    };
-    let idle = asked.view.snapshot.timeouts.stream_idle;
-    if let Some(length) = body {
+        let web = match asked.view.snapshot.translates_grpc_web(&downstream.listener) {
+            true => Translation::of_request(request.headers_mut()),
+            false => None,
+        };
+        let path = path.of_call(request.headers_mut());
+        let ended = matches!((asked.framing, body), (Framing::None, _) | (_, Some(0)));
+        let (response, stream) = lease.send(request, ended)?;
+        Ok(Self { path, response, stream, web })
+    }
+
+    /// A request that is sent with its head.
+    async fn without_body(
+        self,
+        downstream: &mut Downstream,
+        asked: &Asked,
+        head: &[u8],
+        attempt: &Attempt,
+    ) -> Result<Fate, Missed> {
+        let Self { path, response, stream: _stream, web } = self;
+        path.account.request_body_bytes.set(0);
+        let alarm = path.shard.deadlines.alarm();
+        let (sent, caller) = (Cell::new(true), downstream.connection.control());
+        let back = Back { path: &path, asked, alarm: &alarm, attempt, sent: &sent, web };
+        let back = pin!(back.carry(response, &mut downstream.connection.writer));
+        let copy = hedge::copying(&downstream.listener, asked, (head, &[]));
+        let hurry = || hurry(&path, &[&alarm], &caller);
+        let (idle, connections) = (asked.view.snapshot.timeouts.stream_idle, [&caller]);
+        let back = pin!(idle::unless_idle(&path, idle, &sent, &connections, hurry, back));
+        hedge::unless_won(&path, &sent, || alarm.by(0), copy, &asked.view, back).await
+    }
+
+    /// One whose body, so many octets, lies behind its head in the input.
+    async fn with_body(
+        self,
+        downstream: &mut Downstream,
+        asked: &Asked,
+        (head, length): (&[u8], usize),
+        attempt: &Attempt,
+    ) -> Result<Fate, Missed> {
+        let Self { path, response, stream, web } = self;
+        let (decoder, stream) = (RefCell::default(), RefCell::new(stream));
+        let (alarm, there_alarm) = (path.shard.deadlines.alarm(), path.shard.deadlines.alarm());
         let octets = &downstream.input[asked.head_len..asked.head_len + length];
         path.account.request_body_bytes.set(length as u64);
-        let (sent, caller) = (Cell::new(length == 0), downstream.connection.control());
-        let back = Back { path, asked, alarm: &alarm, attempt, sent: &sent, web };
+        let (sent, caller) = (Cell::new(false), downstream.connection.control());
+        let back = Back { path: &path, asked, alarm: &alarm, attempt, sent: &sent, web };
         let copy = hedge::copying(&downstream.listener, asked, (&head[..head.len() - length], octets));
-        let connections = [&caller];
         let back = pin!(back.carry(response, &mut downstream.connection.writer));
-        let hurry = || hurry(path, &[&alarm, &there_alarm], &caller);
-        if length == 0 {
-            let back = pin!(idle::unless_idle(path, idle, &sent, &connections, hurry, back));
-            return hedge::unless_won(path, &sent, || alarm.by(0), copy, &asked.view, back).await;
-        }
+        let there = there(&path, asked, &there_alarm, web, &decoder);
         let translated = there.translate(Bytes::copy_from_slice(octets), true)?;
         let there = pin!(async {
             let result = there.put(&stream, translated, true).await;
@@ -132,71 +151,118 @@ async fn exchange(
         // The service may answer before it has taken the body, or refuse to take it.
         let both = pin!(both(there, back, |first| match first {
             First::There(Err(failure)) if failure.cause == Cause::Timeout => {}
-            First::There(_) => wait(path, &alarm),
+            First::There(_) => wait(&path, &alarm),
             First::Back => {
                 stream.borrow_mut().send_reset(h2::Reason::NO_ERROR);
                 there_alarm.by(0);
             }
         }));
-        let both = pin!(idle::unless_idle(path, idle, &sent, &connections, hurry, both));
-        let (there, back, _) = hedge::unless_won(path, &sent, || alarm.by(0), copy, &asked.view, both).await;
-        return match (there, back) {
+        let hurry = || hurry(&path, &[&alarm, &there_alarm], &caller);
+        let (idle, connections) = (asked.view.snapshot.timeouts.stream_idle, [&caller]);
+        let both = pin!(idle::unless_idle(&path, idle, &sent, &connections, hurry, both));
+        let (there, back, _) = hedge::unless_won(&path, &sent, || alarm.by(0), copy, &asked.view, both).await;
+        match (there, back) {
             // What it refused to take is gone from the connection: the next request may come.
             (_, Ok(fate)) => Ok(fate),
             (_, Err(Missed::Again)) => Err(Missed::Again),
             (Err(failure), Err(_)) if failure.cause == Cause::Timeout => Err(failure.into()),
             (_, Err(missed)) => Err(missed),
-        };
+        }
     }
-    let sent = Cell::new(false);
-    attempt.uploads();
-    let back = Back { path, asked, alarm: &alarm, attempt, sent: &sent, web };
-    let mut input = path.shard.buffers.take_large().ok_or(SHED)?;
-    kept.read(&downstream.input[asked.head_len..]);
-    let behind = downstream.input.len() - asked.head_len;
-    input.extend_from_slice(&downstream.input[asked.head_len..]);
-    downstream.input.truncate(asked.head_len);
-    let caller = downstream.connection.control();
-    let mut reframer =
-        Reframer::new(asked.framing, Framing::UntilClose).without_trailers(asked.nominated_trailers());
-    let (there_result, back_result, back_was_first) = {
-        let Connection { reader, writer, .. } = &mut downstream.connection;
-        let there = pin!(async {
-            let clean =
-                there.h1_to_h2(reader, &mut input, &mut reframer, &stream, Some(kept)).await.map(drop);
-            sent.set(clean.is_ok());
-            path.account.mirror_whole(clean.is_ok());
-            attempt.uploaded(path.shard.clock.now());
-            clean
-        });
-        let back = pin!(back.carry(response, writer));
-        let both = pin!(both(there, back, |first| match first {
-            First::There(Ok(())) => wait(path, &alarm),
-            First::There(Err(failure)) if failure.side == Side::Upstream => wait(path, &alarm),
-            // Nothing of this may look whole to the service; the reset ends the way back as well.
-            First::There(Err(_)) => stream.borrow_mut().send_reset(h2::Reason::CANCEL),
-            First::Back => {
-                stream.borrow_mut().send_reset(h2::Reason::NO_ERROR);
+
+    /// One whose body is still coming.
+    async fn streamed(
+        self,
+        downstream: &mut Downstream,
+        asked: &Asked,
+        attempt: &Attempt,
+        kept: &mut Kept<'_>,
+    ) -> Result<Fate, Missed> {
+        let Self { path, response, stream, web } = self;
+        let (decoder, stream) = (RefCell::default(), RefCell::new(stream));
+        let (alarm, there_alarm) = (path.shard.deadlines.alarm(), path.shard.deadlines.alarm());
+        let there = there(&path, asked, &there_alarm, web, &decoder);
+        let sent = Cell::new(false);
+        attempt.uploads();
+        let back = Back { path: &path, asked, alarm: &alarm, attempt, sent: &sent, web };
+        let mut input = path.shard.buffers.take_large().ok_or(SHED)?;
+        kept.read(&downstream.input[asked.head_len..]);
+        let behind = downstream.input.len() - asked.head_len;
+        input.extend_from_slice(&downstream.input[asked.head_len..]);
+        downstream.input.truncate(asked.head_len);
+        let caller = downstream.connection.control();
+        let mut reframer =
+            Reframer::new(asked.framing, Framing::UntilClose).without_trailers(asked.nominated_trailers());
+        let (there_result, back_result, back_was_first) = {
+            let Connection { reader, writer, .. } = &mut downstream.connection;
+            let there = pin!(async {
+                let clean =
+                    there.h1_to_h2(reader, &mut input, &mut reframer, &stream, Some(kept)).await.map(drop);
+                sent.set(clean.is_ok());
+                path.account.mirror_whole(clean.is_ok());
+                attempt.uploaded(path.shard.clock.now());
+                clean
+            });
+            let back = pin!(back.carry(response, writer));
+            let both = pin!(both(there, back, |first| match first {
+                First::There(Ok(())) => wait(&path, &alarm),
+                First::There(Err(failure)) if failure.side == Side::Upstream => wait(&path, &alarm),
+                // Nothing of this may look whole to the service; the reset ends the way back as well.
+                First::There(Err(_)) => stream.borrow_mut().send_reset(h2::Reason::CANCEL),
+                First::Back => {
+                    stream.borrow_mut().send_reset(h2::Reason::NO_ERROR);
+                    caller.cancel_read();
+                }
+            }));
+            let hurry = || {
                 caller.cancel_read();
-            }
-        }));
-        let hurry = || {
-            caller.cancel_read();
-            hurry(path, &[&alarm, &there_alarm], &caller);
+                hurry(&path, &[&alarm, &there_alarm], &caller);
+            };
+            let idle = asked.view.snapshot.timeouts.stream_idle;
+            idle::unless_idle(&path, idle, &sent, &[&caller], hurry, both).await
         };
-        idle::unless_idle(path, idle, &sent, &[&caller], hurry, both).await
-    };
-    if reframer.is_untouched() && behind == 0 {
-        // What is there was room for chunk sizes.
-        input.clear();
+        if reframer.is_untouched() && behind == 0 {
+            // What is there was room for chunk sizes.
+            input.clear();
+        }
+        downstream.input.append(&mut input);
+        path.shard.buffers.give(input);
+        match (there_result, back_result) {
+            (Ok(()), Ok(fate)) if !back_was_first => Ok(fate),
+            (_, Ok(_)) => Ok(Fate::Linger),
+            (Err(there), Err(_)) if there.side != Side::Upstream && !back_was_first => Err(there.into()),
+            (_, Err(back)) => Err(back),
+        }
     }
-    downstream.input.append(&mut input);
-    path.shard.buffers.give(input);
-    match (there_result, back_result) {
-        (Ok(()), Ok(fate)) if !back_was_first => Ok(fate),
-        (_, Ok(_)) => Ok(Fate::Linger),
-        (Err(there), Err(_)) if there.side != Side::Upstream && !back_was_first => Err(there.into()),
-        (_, Err(back)) => Err(back),
+}
+
+/// The way of a body to the service.
+fn there<'x>(
+    path: &'x Path<'x>,
+    asked: &'x Asked,
+    alarm: &'x Alarm,
+    web: Option<Translation>,
+    decoder: &'x RefCell<Decoder>,
+) -> Direction<'x> {
+    let limits = &asked.view.snapshot.limits;
+    Direction {
+        shard: path.shard,
+        account: path.account,
+        alarm,
+        limits,
+        deadline: path.deadline,
+        read_stall: asked.view.snapshot.timeouts.body_stall,
+        write_stall: path.service.spec.timeouts.body_stall,
+        octets: &path.account.request_body_bytes,
+        octets_max: limits.body_bytes_max,
+        messages: path.account.request_messages(),
+        web: match web {
+            Some(Translation { request: Form::Text, .. }) => Web::Decode(decoder),
+            _ => Web::Same,
+        },
+        shape: asked.turn.as_ref().and_then(|turn| turn.request_shape()),
+        sender: |cause| Failure::downstream(Stage::Request, cause),
+        receiver: |cause| Failure::upstream(Stage::Request, cause),
     }
 }
 
@@ -227,12 +293,23 @@ pub(super) struct Back<'x> {
 }
 
 impl Back<'_> {
-    async fn carry(&self, mut response: ResponseFuture, to: &mut Writer) -> Result<Fate, Missed> {
-        let shard = self.path.shard;
-        let mut out = shard.buffers.take_small().ok_or(SHED)?;
-        let result = self.carry_with(&mut response, to, &mut out).await;
-        shard.buffers.give(out);
-        result
+    /// Not an `async fn`, which would have room for its arguments twice.
+    fn carry<'b>(
+        &'b self,
+        mut response: ResponseFuture,
+        to: &'b mut Writer,
+    ) -> impl Future<Output = Result<Fate, Missed>> + 'b {
+        async move {
+            let mut out = self.path.shard.buffers.take_small().ok_or(SHED)?;
+            let result = match self.head(&mut response, to, &mut out).await {
+                Err(failure) => Err(failure.into()),
+                // Dropped: h2 resets the stream if there is more to come.
+                Ok(response) if self.path.withholds_typed(&response) => Err(Missed::Again),
+                Ok(response) => self.pass_on(response, to, &mut out).await.map_err(Missed::Failed),
+            };
+            self.path.shard.buffers.give(out);
+            result
+        }
     }
 
     /// Goes on with a response whose head is there.
@@ -248,20 +325,6 @@ impl Back<'_> {
         let result = self.pass_on(response, to, &mut out).await;
         self.path.shard.buffers.give(out);
         Ok(result?)
-    }
-
-    async fn carry_with(
-        &self,
-        response: &mut ResponseFuture,
-        to: &mut Writer,
-        out: &mut Vec<u8>,
-    ) -> Result<Fate, Missed> {
-        let response = self.head(response, to, out).await?;
-        if self.path.withholds_typed(&response) {
-            // Dropped: h2 resets the stream if there is more to come.
-            return Err(Missed::Again);
-        }
-        Ok(self.pass_on(response, to, out).await?)
     }
 
     /// The head of the response that is not an interim one; those have been passed on.
