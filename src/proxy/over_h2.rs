@@ -293,7 +293,7 @@ pub(super) struct Back<'x> {
 }
 
 impl Back<'_> {
-    /// Not an `async fn`, which would have room for its arguments twice.
+    #[expect(clippy::manual_async_fn, reason = "it would have room for its arguments twice")]
     fn carry<'b>(
         &'b self,
         mut response: ResponseFuture,
