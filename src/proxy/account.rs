@@ -44,6 +44,8 @@ pub(super) struct Account {
     pub(super) further: OnceCell<Box<Further>>,
     /// Whether the request may be done twice.
     pub(super) repeats: Cell<bool>,
+    /// Whether there can be no attempt beside another one: not all of it was there when it was sent, or a tunnel is asked for.
+    pub(super) stays_alone: Cell<bool>,
     /// Whether the service is told what is left of its time.
     pub(super) tells_deadline: Cell<bool>,
     /// Whether something of its body is gone, so that it cannot be sent again.

@@ -263,13 +263,22 @@ enum Step {
 impl Path<'_> {
     /// Whether a request that is answered late may be sent once more meanwhile.
     pub(super) fn hedges(&self) -> bool {
-        self.retry.hedge.is_some() && self.account.repeats.get() && self.service.spec.endpoints.len() > 1
+        self.retry.hedge.is_some()
+            && self.account.repeats.get()
+            && !self.account.stays_alone.get()
+            && self.service.spec.endpoints.len() > 1
+    }
+
+    /// Whether an attempt that has had its time gets another one beside it and is not ended.
+    pub(super) fn is_hedged_in_place(&self) -> bool {
+        self.retry.hedge == Some(Hedge::InPlace) && self.hedges()
     }
 
     fn hedge_after_ns(&self) -> Option<u64> {
         match self.retry.hedge? {
             Hedge::After(after) => Some(ns(after)),
             Hedge::Quantile(quantile) => self.service.tail().at(quantile),
+            Hedge::InPlace => self.retry.attempt_timeout.map(ns),
         }
     }
 
@@ -319,13 +328,18 @@ impl Path<'_> {
         edits.apply_to_head(&mut copied.head, 0, 0);
         self.tell_attempt(&mut copied.head, 0);
         shard.recorder.borrow_mut().record_retry(service.recorder_slot, Reason::Hedge);
+        let mut policy = (*retry).clone();
+        if policy.hedge.take() == Some(Hedge::InPlace) {
+            // As the one beside it.
+            policy.attempt_timeout = None;
+        }
         let race = Rc::<Race>::default();
         further.races(Racing(Rc::clone(&race)));
         let runner = Runner {
             shard: Rc::clone(shard),
             snapshot: Arc::clone(&view.snapshot),
             service: Rc::clone(service),
-            policy: (*retry).clone(),
+            policy,
             deadline: self.deadline,
             affinity: Box::new(Affinity { subset: wanted.subset, key: wanted.key, minted: None }),
             _place: (place, capped),

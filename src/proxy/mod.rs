@@ -211,6 +211,7 @@ async fn exchange(shard: &Rc<Shard>, downstream: &mut Downstream, asked: &mut As
         Some(_) if asked.is_too_large() => Err(Some(Failure::downstream(Stage::Head, Cause::BodyTooLarge))),
         Some(service) => {
             let retry = retry_of(asked.turn.as_deref(), route, service);
+            account.stays_alone.set(asked.tunnel.is_some());
             account.repeats.set(
                 asked.method != Method::Other
                     || downstream.input.get(asked.places.method()).is_some_and(|name| retry.allows(name)),
@@ -369,7 +370,7 @@ async fn whole(
                     let way =
                         response::Way { path, asked, request_sent: &Cell::new(true), attempt: &attempt };
                     match asked.view.snapshot.timeouts.stream_idle {
-                        None if !path.hedges() || asked.tunnel.is_some() => {
+                        None if !path.hedges() => {
                             let (from, to) =
                                 (&mut pooled.connection.reader, &mut downstream.connection.writer);
                             response::carry(&way, from, to).await
@@ -466,6 +467,7 @@ async fn stream(
     head: &mut Vec<u8>,
 ) -> Result<Fate, Missed> {
     let Path { shard, account, service, .. } = path;
+    account.stays_alone.set(true);
     let (attempt, to) = path.connect(false).await.map_err(|failure| path.missed(failure, false))?;
     path.tell_attempt(head, 0);
     let mut pooled = match to {

@@ -106,13 +106,31 @@ fn how_much_a_service_is_given_is_told_where_that_is_bounded() {
 
 #[test]
 fn when_there_is_another_attempt_beside_one_is_told() {
-    let text = "[[listener]]\naddress = \"127.0.0.1:15001\"\n[[service]]\nname = \"app\"\nendpoints = [\"127.0.0.1:9000\"]\n\
-                [[route]]\nservice = \"app\"\n\
-                [[route]]\npath = \"/soon\"\nservice = \"app\"\nretry = { hedge_after = \"p99.5\", methods = [\"POST\"] }\n";
+    let text = "[[listener]]\naddress = \"127.0.0.1:15001\"\n[[service]]\nname = \"app\"\nendpoints = [\"127.0.0.1:9000\", \
+                \"127.0.0.1:9001\"]\n[[service]]\nname = \"lone\"\nendpoints = [\"127.0.0.1:9002\"]\n[[route]]\nservice = \"app\"\n\
+                [[route]]\npath = \"/soon\"\nservice = \"app\"\nretry = { hedge_after = \"p99.5\", methods = [\"POST\"] }\n\
+                [[route]]\npath = \"/lone\"\nservice = \"lone\"\nretry = { hedge_after = \"1ms\" }\n\
+                [[route]]\npath = \"/asked\"\nservice = \"app\"\ncaller_may = {}\n\
+                [[route]]\npath = \"/asked/lone\"\nservice = \"lone\"\ncaller_may = {}\n";
+    let compiled = compiled(text);
+    let snapshot = compiled.snapshot(1, &|_, _| Vec::new());
     let line = |url| {
-        let told = told(text, url, false);
+        let mut question = Question::new("GET", url).unwrap();
+        for field in ["x-envoy-upstream-rq-per-try-timeout-ms: 80", "x-envoy-hedge-on-per-try-timeout: true"]
+        {
+            question.field(field).unwrap();
+        }
+        let told = explain(&compiled, &snapshot, &question, false);
         told.lines.into_iter().find(|line| line.name == "attempts").map(|line| line.text).unwrap()
     };
+    assert!(!line("/lone").contains("beside"), "there is nobody else: {}", line("/lone"));
+    assert!(
+        line("/asked").ends_with("; another one beside it where it is not answered after 80ms"),
+        "{}",
+        line("/asked")
+    );
+    assert!(!line("/asked").contains("each has"), "it is not ended: {}", line("/asked"));
+    assert!(line("/asked/lone").ends_with("; each has 80ms until it is answered"), "{}", line("/asked/lone"));
     assert!(!line("/").contains("beside"));
     let soon = line("/soon");
     assert!(
