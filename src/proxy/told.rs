@@ -1,19 +1,16 @@
 //! Fields by which proxies and services tell each other of attempts and deadlines (Envoy's), in heads of HTTP/1.1 that are written
 //! already: read, or put in place of what stands there.
 
+pub(super) use crate::http::fields::EXPECTED_TIMEOUT as DEADLINE;
+use crate::http::fields::expected_timeout;
 use crate::shard::clock::{NEVER, ns};
-use std::time::Duration;
 
 /// Which attempt it is.
 pub(super) const ATTEMPT: &str = "x-envoy-attempt-count";
-/// After how many milliseconds nobody waits for the response any more.
-pub(super) const DEADLINE: &str = "x-envoy-expected-rq-timeout-ms";
 
 /// When a request that began then must have ended by what its caller says; [`NEVER`] where that is nothing, or no number.
 pub(super) fn deadline(started: u64, value: Option<&[u8]>) -> u64 {
-    let ms =
-        value.and_then(|value| std::str::from_utf8(value).ok()).and_then(|text| text.trim().parse().ok());
-    ms.map_or(NEVER, |ms| started.saturating_add(ns(Duration::from_millis(ms))))
+    value.and_then(expected_timeout).map_or(NEVER, |timeout| started.saturating_add(ns(timeout)))
 }
 
 /// The value of the first such field of a head.

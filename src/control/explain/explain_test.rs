@@ -140,3 +140,82 @@ fn when_there_is_another_attempt_beside_one_is_told() {
         "{soon}"
     );
 }
+
+#[test]
+fn of_all_who_say_how_long_an_exchange_may_take_the_sooner_is_told() {
+    let text = "[[listener]]\nname = \"in\"\naddress = \"127.0.0.1:15001\"\ngrpc_web = true\n[[listener]]\nname = \"other\"\naddress = \
+                \"127.0.0.1:15002\"\n[[service]]\nname = \"app\"\nendpoints = [\"127.0.0.1:9000\"]\n[[route]]\npath_prefix = \"/plain\"\n\
+                service = \"app\"\n[[route]]\nservice = \"app\"\ntimeout = \"2s\"\ndeadline_header = true\ncaller_may = {}\n";
+    let compiled = compiled(text);
+    let snapshot = compiled.snapshot(1, &|_, _| Vec::new());
+    const EXPECTED: &str = "x-envoy-expected-rq-timeout-ms";
+    let tells = "; a service is told what is left by x-envoy-expected-rq-timeout-ms";
+    let off = "off for the whole exchange";
+    for (url, listener, lines, wants) in [
+        ("/", "in", &[][..], format!("2s for the whole exchange{tells}")),
+        (
+            "/",
+            "in",
+            &["x-envoy-expected-rq-timeout-ms: 250"],
+            format!("250ms for the whole exchange, by {EXPECTED}{tells}"),
+        ),
+        // The first line counts.
+        (
+            "/",
+            "in",
+            &["x-envoy-expected-rq-timeout-ms: 300", "x-envoy-expected-rq-timeout-ms: 1"],
+            format!("300ms for the whole exchange, by {EXPECTED}{tells}"),
+        ),
+        (
+            "/",
+            "in",
+            &["x-envoy-expected-rq-timeout-ms: 2000"],
+            format!("2s for the whole exchange; {EXPECTED} changes nothing: it is no sooner{tells}"),
+        ),
+        (
+            "/",
+            "in",
+            &["x-envoy-expected-rq-timeout-ms: 1s"],
+            format!("2s for the whole exchange; {EXPECTED} changes nothing: it cannot be understood{tells}"),
+        ),
+        ("/", "in", &["x-envoy-upstream-rq-timeout-ms: 700"], format!("700ms for the whole exchange{tells}")),
+        (
+            "/",
+            "in",
+            &["content-type: application/grpc", "grpc-timeout: 100m", "x-envoy-expected-rq-timeout-ms: 250"],
+            format!(
+                "100ms for the whole exchange, by grpc-timeout; {EXPECTED} changes nothing: it is no sooner{tells} and grpc-timeout"
+            ),
+        ),
+        (
+            "/plain",
+            "in",
+            &["x-envoy-expected-rq-timeout-ms: 250", "grpc-timeout: 1S"],
+            format!(
+                "{off}; {EXPECTED} changes nothing: the route has no deadline_header; grpc-timeout changes nothing: \
+                 content-type does not say that this is gRPC"
+            ),
+        ),
+        (
+            "/plain",
+            "in",
+            &["content-type: application/grpc-web+proto", "grpc-timeout: 1S"],
+            "1s for the whole exchange, by grpc-timeout; a service is told what is left by grpc-timeout"
+                .into(),
+        ),
+        // Where it is not translated it is not gRPC.
+        (
+            "/plain",
+            "other",
+            &["content-type: application/grpc-web+proto", "grpc-timeout: 1S"],
+            format!("{off}; grpc-timeout changes nothing: content-type does not say that this is gRPC"),
+        ),
+    ] {
+        let mut question = Question::new("POST", url).unwrap();
+        question.listener(listener);
+        lines.iter().for_each(|line| question.field(line).unwrap());
+        let told = explain(&compiled, &snapshot, &question, false);
+        let line = told.lines.into_iter().find(|line| line.name == "timeout").unwrap();
+        assert_eq!(line.text, wants, "{url} {listener} {lines:?}");
+    }
+}
