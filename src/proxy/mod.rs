@@ -8,6 +8,7 @@
 mod account;
 mod admit;
 mod again;
+mod beside;
 mod caller;
 mod connect;
 mod counted;
