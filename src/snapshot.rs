@@ -209,17 +209,17 @@ pub struct Limits {
     pub fields_max: u16,
     /// Bytes of a request body; 0 for no limit.
     pub body_bytes_max: u64,
-    /// Open downstream connections of the whole proxy; each shard gets an equal share.
+    /// Open downstream connections exactly, of the whole proxy.
     pub connections_max: u32,
     /// Interim (1xx) responses before the final one.
     pub interim_responses_max: u16,
-    /// TLS handshakes with callers in progress at a time, of the whole proxy; each shard gets an equal share.
+    /// TLS handshakes with callers in progress at a time, exactly, of the whole proxy.
     pub handshakes_max: u32,
-    /// Copies of requests in progress at a time, of the whole proxy; each shard gets an equal share.
+    /// Copies of requests in progress at a time, exactly, of the whole proxy.
     pub mirrored_max: u32,
     /// Bytes of a request's body that are kept for its copies; a longer one is not copied.
     pub mirrored_body_bytes_max: u32,
-    /// Exchanges to which something is done on purpose at a time, of the whole proxy; each shard gets an equal share.
+    /// Exchanges to which something is done on purpose at a time, exactly, of the whole proxy.
     pub faults_max: u32,
 }
 
