@@ -470,7 +470,10 @@ fn without_an_answer_the_limit_says_what_becomes_of_a_request() {
             assert!(whys.len() == 4 && whys.iter().all(|said| said == why), "{why} {on_failure}: {whys:?}");
             // Besides those of callers, which end well or are refused.
             let of_calls: u64 = seen.failures.values().sum::<u64>() - seen.of_cause("rate_limit_unknown");
-            assert_eq!(of_calls, if calls_fail { 4 } else { 0 }, "{why} {on_failure}: {:?}", seen.failures);
+            // The service knows the time that a call has, too, and may be sooner to say that it is over.
+            let least = if calls_fail && why != "timeout" { 4 } else { 0 };
+            let most = if calls_fail { 4 } else { 0 };
+            assert!((least..=most).contains(&of_calls), "{why} {on_failure}: {:?}", seen.failures);
             let named = words(&seen, "rate_limit");
             if on_failure == "refuse" {
                 let field = answered.one("x-ringmesh-failure");
