@@ -21,6 +21,7 @@ pub mod mirror;
 pub mod path;
 mod patterns;
 pub mod percent;
+mod pieces;
 mod regex;
 pub mod shape;
 pub mod split;
