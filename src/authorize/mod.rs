@@ -129,6 +129,17 @@ pub trait Fields {
     fn lines(&self, name: &str) -> impl Iterator<Item = &[u8]> {
         self.values(name)
     }
+
+    /// Whether any line may have a name that begins with `x-envoy-`: asked once before each of those is looked for. A yes may be
+    /// wrong, a no never is.
+    fn may_have_envoys(&self) -> bool {
+        true
+    }
+}
+
+/// Whether this may be such a name, in any case and with `_` for `-`: few others have an `e` there.
+pub fn may_be_envoys(name: &str) -> bool {
+    matches!(name.as_bytes(), [b'x' | b'X', _, b'e' | b'E', b'n' | b'N', ..])
 }
 
 /// The number of a rule in its policy.

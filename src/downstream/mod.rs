@@ -622,4 +622,8 @@ impl Fields for h1::Request<'_> {
     fn lines(&self, name: &str) -> impl Iterator<Item = &[u8]> {
         h1::Request::lines(self, name)
     }
+
+    fn may_have_envoys(&self) -> bool {
+        self.has_name(authorize::may_be_envoys)
+    }
 }

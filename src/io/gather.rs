@@ -161,6 +161,31 @@ pub fn gather<L: Lender, I: Inspect>(
     (Gathered { shared }, inward, outward)
 }
 
+/// How much is read at a time. What a peer says of many exchanges in one go (all heads, then all bodies) is to be read in one go, too: else
+/// a head is handed on alone, in a write of its own, because its body was in the next read. Between two proxies
+/// that was a third of all responses while each large read was followed by a small one.
+#[derive(Debug, Clone, Copy, Default)]
+struct Appetite {
+    /// So many reads more are large.
+    large_reads: u8,
+}
+
+impl Appetite {
+    /// A read of so many octets tells that the peer says much at once.
+    const MUCH: usize = 8 * 1024;
+    /// After one so many are large, though they bring less.
+    const LARGE_READS: u8 = 16;
+
+    const fn is_large(self) -> bool {
+        self.large_reads > 0
+    }
+
+    const fn read(&mut self, octets: usize) {
+        self.large_reads =
+            if octets >= Self::MUCH { Self::LARGE_READS } else { self.large_reads.saturating_sub(1) };
+    }
+}
+
 impl<L: Lender, I: Inspect> Inward<L, I> {
     /// A buffer is held this long for the next octets.
     const HOLD: Duration = Duration::from_secs(1);
@@ -168,24 +193,24 @@ impl<L: Lender, I: Inspect> Inward<L, I> {
     /// Reads until the peer closes or h2 is gone.
     pub async fn run(mut self) {
         let mut end = None;
-        let mut busy = false;
+        let mut appetite = Appetite::default();
         while end.is_none() {
             self.shared.until_taken().await;
-            end = self.read(&mut busy).await.err();
+            end = self.read(&mut appetite).await.err();
         }
         self.shared.inbound_end.set(end);
         self.shared.wake(Waits::Read);
     }
 
-    /// Reads once. `busy` is whether a small buffer was too small the last time.
-    async fn read(&mut self, busy: &mut bool) -> Result<(), End> {
+    /// Reads once.
+    async fn read(&mut self, appetite: &mut Appetite) -> Result<(), End> {
         let Self { shared, reader, .. } = self;
         let lender = &shared.lender;
         let hold_until = lender.clock().after(Self::HOLD).min(shared.linger_until.get());
         if hold_until <= lender.clock().now() {
             return Err(End::Closed);
         }
-        let lent = if *busy { lender.large() } else { lender.small() };
+        let lent = if appetite.is_large() { lender.large() } else { lender.small() };
         let Some(mut buffer) = lent else {
             return Err(End::Failed(Fault::Exhausted));
         };
@@ -194,7 +219,7 @@ impl<L: Lender, I: Inspect> Inward<L, I> {
             Ok(n) if n > 0 => {
                 shared.last_read_at.set(lender.clock().now());
                 lender.arrived();
-                *busy = n >= 16 * 1024;
+                appetite.read(n);
                 self.pass_on(buffer);
                 Ok(())
             }
@@ -206,7 +231,7 @@ impl<L: Lender, I: Inspect> Inward<L, I> {
                 lender.give(buffer);
                 lender.give(std::mem::take(&mut *shared.inbound.borrow_mut()));
                 shared.taken.set(0);
-                *busy = false;
+                *appetite = Appetite::default();
                 if shared.dropped.get() {
                     return Err(End::Closed);
                 }
@@ -477,5 +502,31 @@ impl<L: Lender> Drop for Gathered<L> {
         self.shared.dropped.set(true);
         self.shared.wake(Waits::Outward);
         self.shared.wake(Waits::Inward);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_has_said_much_is_read_from_in_large_pieces_until_it_has_said_little_for_long() {
+        let mut appetite = Appetite::default();
+        assert!(!appetite.is_large());
+        appetite.read(500);
+        assert!(!appetite.is_large());
+        appetite.read(16 * 1024);
+        for octets in [500; 15] {
+            assert!(appetite.is_large());
+            appetite.read(octets);
+        }
+        assert!(appetite.is_large());
+        appetite.read(9000);
+        appetite.read(1);
+        assert!(appetite.is_large());
+        for _ in 0..15 {
+            appetite.read(1);
+        }
+        assert!(!appetite.is_large());
     }
 }

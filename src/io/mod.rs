@@ -198,7 +198,7 @@ impl Connection {
 
     /// The handle to end waits on this connection while its halves are in use.
     pub fn control(&self) -> Control {
-        Control { joint: Rc::clone(&self.reader.joint) }
+        self.reader.control()
     }
 
     fn tcp(stream: TcpStream, deadlines: &Rc<Deadlines>) -> Self {
@@ -303,6 +303,11 @@ impl Reader {
             }
             cancel = self.joint.ticket.cancel_handle();
         }
+    }
+
+    /// As [`Connection::control`].
+    pub fn control(&self) -> Control {
+        Control { joint: Rc::clone(&self.joint) }
     }
 
     /// Waits, holding nothing, until something can be read.
@@ -501,6 +506,11 @@ impl Writer {
             };
             return Err(if untouched && fault == Fault::Reset { Fault::Unsent } else { fault });
         }
+    }
+
+    /// As [`Connection::control`].
+    pub fn control(&self) -> Control {
+        Control { joint: Rc::clone(&self.joint) }
     }
 
     /// As [`Connection::has_unread`].

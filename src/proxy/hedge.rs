@@ -210,26 +210,49 @@ pub(super) async fn unless_won<E: Future>(
     view: &View,
     mut exchange: Pin<&mut E>,
 ) -> E::Output {
-    if !path.hedges() {
-        return exchange.await;
+    let Some(mut hedging) = Hedging::new(path, sent, view) else { return exchange.await };
+    poll_fn(|cx| hedging.poll(&hurry, &copy, |cx| exchange.as_mut().poll(cx), cx)).await
+}
+
+/// The same for who polls by himself.
+pub(super) struct Hedging<'x> {
+    path: &'x Path<'x>,
+    sent: &'x Cell<bool>,
+    view: &'x View,
+    alarm: Alarm,
+    step: Step,
+}
+
+impl<'x> Hedging<'x> {
+    /// `None` where there is no hedge whatever comes.
+    pub(super) fn new(path: &'x Path<'x>, sent: &'x Cell<bool>, view: &'x View) -> Option<Self> {
+        let alarm = || path.shard.deadlines.alarm();
+        path.hedges().then(|| Self { path, sent, view, alarm: alarm(), step: Step::Sends })
     }
-    let clock = &path.shard.clock;
-    let alarm = path.shard.deadlines.alarm();
-    let mut step = Step::Sends;
-    poll_fn(|cx| {
-        if let Poll::Ready(output) = exchange.as_mut().poll(cx) {
+
+    /// As [`unless_won`].
+    pub(super) fn poll<T>(
+        &mut self,
+        hurry: impl Fn(),
+        copy: impl Fn() -> Option<Copied>,
+        mut exchange: impl FnMut(&mut Context<'_>) -> Poll<T>,
+        cx: &mut Context<'_>,
+    ) -> Poll<T> {
+        let Self { path, sent, view, alarm, step } = self;
+        if let Poll::Ready(output) = exchange(cx) {
             return Poll::Ready(output);
         }
+        let clock = &path.shard.clock;
         match step {
             Step::Sends if sent.get() => {
                 let due =
                     path.hedge_after_ns().map_or(NEVER, |after_ns| clock.now().saturating_add(after_ns));
                 alarm.set(due, cx.waker());
-                step = Step::Waits;
+                *step = Step::Waits;
             }
             Step::Waits if alarm.has_rung(cx.waker()) => {
                 path.hedge(&copy, view);
-                step = Step::Races;
+                *step = Step::Races;
             }
             Step::Won if alarm.has_rung(cx.waker()) => {
                 hurry();
@@ -237,14 +260,13 @@ pub(super) async fn unless_won<E: Future>(
             }
             Step::Sends | Step::Waits | Step::Races | Step::Won => {}
         }
-        if step == Step::Races && path.poll_won(cx).is_ready() {
+        if *step == Step::Races && path.poll_won(cx).is_ready() {
             hurry();
             alarm.set(clock.now().saturating_add(HURRY_AGAIN_NS), cx.waker());
-            step = Step::Won;
+            *step = Step::Won;
         }
         Poll::Pending
-    })
-    .await
+    }
 }
 
 /// How far an attempt is beside which there may be another.
@@ -517,20 +539,25 @@ impl Call<'_> {
     }
 }
 
-/// Makes copies of a request that came by HTTP/1.1, from its canonical head and its body, which is whole.
+/// A request that came by HTTP/1.1 once more, by its canonical head and its body, which is whole.
+pub(super) fn copy_of(listener: &str, asked: &Asked, (head, body): (&[u8], &[u8])) -> Option<Copied> {
+    asked.tunnel.is_none().then(|| Copied {
+        head: head.to_vec(),
+        body: Bytes::copy_from_slice(body),
+        method: asked.method,
+        framing: asked.framing,
+        origin: Some(Origin(asked.version)),
+        translates: asked.view.snapshot.translates_grpc_web(listener),
+    })
+}
+
+/// Makes such copies.
 pub(super) fn copying<'x>(
-    downstream: &Downstream,
-    asked: &Asked,
-    head: &'x [u8],
-    body: &'x [u8],
-) -> impl Fn() -> Option<Copied> + use<'x> {
-    let (method, framing, origin) = (asked.method, asked.framing, Origin(asked.version));
-    let translates = asked.view.snapshot.translates_grpc_web(&downstream.listener);
-    let is_tunnel = asked.tunnel.is_some();
-    move || {
-        let (head, body) = (head.to_vec(), Bytes::copy_from_slice(body));
-        (!is_tunnel).then_some(Copied { head, body, method, framing, origin: Some(origin), translates })
-    }
+    listener: &'x str,
+    asked: &'x Asked,
+    request: (&'x [u8], &'x [u8]),
+) -> impl Fn() -> Option<Copied> + 'x {
+    move || copy_of(listener, asked, request)
 }
 
 /// A hedge on its way.

@@ -7,10 +7,12 @@
 use std::cell::Cell;
 use std::future::poll_fn;
 use std::pin::Pin;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use super::Path;
 use crate::io::Control;
+use crate::io::timed::Alarm;
 use crate::shard::clock::ns;
 
 /// Drives `exchange` to its end. When neither it nor the connections have moved for `idle`, if that is anything, it is noted in its account, and
@@ -24,22 +26,56 @@ pub(super) async fn unless_idle<E: Future>(
     hurry: impl Fn(),
     mut exchange: Pin<&mut E>,
 ) -> E::Output {
-    let Some(idle) = idle else { return exchange.await };
-    let alarm = path.shard.deadlines.alarm();
-    let step = ns(idle) / u64::from(Quiet::LOOKS);
-    let mut quiet = Quiet::default();
-    loop {
-        let next = path.shard.clock.now().saturating_add(step);
-        if let Some(output) = alarm.until(next, poll_fn(|cx| exchange.as_mut().poll(cx))).await {
-            return output;
-        }
-        let written = connections.iter().fold(0_u32, |sum, connection| sum.wrapping_add(connection.writes()));
-        let moves = path.account.moves.get().wrapping_add(written);
-        if sent.get() && path.account.status.get() == 0 {
-            quiet = Quiet { moves, looks: 0 };
-        } else if quiet.look(moves) {
-            path.account.was_idle.set(true);
-            hurry();
+    let Some(mut watch) = Watch::new(path, idle, sent) else { return exchange.await };
+    poll_fn(|cx| watch.poll(connections, &hurry, |cx| exchange.as_mut().poll(cx), cx)).await
+}
+
+/// The same for who polls by himself.
+pub(super) struct Watch<'x> {
+    path: &'x Path<'x>,
+    sent: &'x Cell<bool>,
+    alarm: Alarm,
+    step_ns: u64,
+    is_set: bool,
+    quiet: Quiet,
+}
+
+impl<'x> Watch<'x> {
+    /// `None` where it may be idle for as long as it likes.
+    pub(super) fn new(path: &'x Path<'x>, idle: Option<Duration>, sent: &'x Cell<bool>) -> Option<Self> {
+        let step_ns = ns(idle?) / u64::from(Quiet::LOOKS);
+        let alarm = path.shard.deadlines.alarm();
+        Some(Self { path, sent, alarm, step_ns, is_set: false, quiet: Quiet::default() })
+    }
+
+    /// As [`unless_idle`].
+    pub(super) fn poll<T>(
+        &mut self,
+        connections: &[&Control],
+        hurry: impl Fn(),
+        mut exchange: impl FnMut(&mut Context<'_>) -> Poll<T>,
+        cx: &mut Context<'_>,
+    ) -> Poll<T> {
+        let Self { path, sent, alarm, step_ns, is_set, quiet } = self;
+        loop {
+            if let Poll::Ready(output) = exchange(cx) {
+                return Poll::Ready(output);
+            }
+            if std::mem::replace(is_set, true) {
+                if !alarm.has_rung(cx.waker()) {
+                    return Poll::Pending;
+                }
+                let written =
+                    connections.iter().fold(0_u32, |sum, connection| sum.wrapping_add(connection.writes()));
+                let moves = path.account.moves.get().wrapping_add(written);
+                if sent.get() && path.account.status.get() == 0 {
+                    *quiet = Quiet { moves, looks: 0 };
+                } else if quiet.look(moves) {
+                    path.account.was_idle.set(true);
+                    hurry();
+                }
+            }
+            alarm.set(path.shard.clock.now().saturating_add(*step_ns), cx.waker());
         }
     }
 }

@@ -33,15 +33,15 @@ mod shaped;
 mod told;
 mod tunnel;
 mod tunnel_h2;
+mod watched;
 
 use std::cell::Cell;
 use std::future::{Future, poll_fn};
 use std::net::SocketAddr;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Poll;
-use std::time::Duration;
 
 use monoio::net::TcpStream;
 
@@ -370,20 +370,13 @@ async fn whole(
                 Ok(()) => {
                     let way =
                         response::Way { path, asked, request_sent: &Cell::new(true), attempt: &attempt };
-                    match asked.view.snapshot.timeouts.stream_idle {
-                        None if !path.hedges() => {
-                            let (from, to) =
-                                (&mut pooled.connection.reader, &mut downstream.connection.writer);
-                            response::carry(&way, from, to).await
-                        }
-                        // Boxed: seldom wanted.
-                        idle => {
-                            let head_len = request.len() - body;
-                            let request = request.split_at(head_len);
-                            let upstream = &mut pooled.connection;
-                            Box::pin(back_unless_idle(&way, idle, request, upstream, downstream)).await
-                        }
-                    }
+                    watched::back(
+                        &way,
+                        request.split_at(request.len() - body),
+                        &mut pooled.connection,
+                        downstream,
+                    )
+                    .await
                 }
             };
             path.judge(&attempt, began, result.as_ref().err());
@@ -422,26 +415,6 @@ async fn whole(
             Missed::Again => {}
         }
     }
-}
-
-/// The way back of such a request, where an exchange may not lie still for long, or may be hedged.
-async fn back_unless_idle(
-    way: &response::Way<'_>,
-    idle: Option<Duration>,
-    (head, body): (&[u8], &[u8]),
-    upstream: &mut Connection,
-    downstream: &mut Downstream,
-) -> Result<Answered, Failure> {
-    let (caller, origin) = (downstream.connection.control(), upstream.control());
-    let hurry = || {
-        origin.read_by(0);
-        caller.shutdown_if(way.path.account.status.get() != 0);
-    };
-    let copy = hedge::copying(downstream, way.asked, head, body);
-    let back = pin!(response::carry(way, &mut upstream.reader, &mut downstream.connection.writer));
-    let connections = [&caller, &origin];
-    let back = pin!(idle::unless_idle(way.path, idle, way.request_sent, &connections, hurry, back));
-    hedge::unless_won(way.path, way.request_sent, || origin.read_by(0), copy, &way.asked.view, back).await
 }
 
 /// A request whose body is still coming: again where nothing of it is gone.
@@ -748,8 +721,8 @@ enum First {
 /// Runs both directions to their end: no operation is dropped in flight. `first` is told of the one that ends before
 /// the other, and may hurry the other. Whether the way back was the first stands last.
 async fn both<T>(
-    mut there: std::pin::Pin<&mut impl Future<Output = Result<(), Failure>>>,
-    mut back: std::pin::Pin<&mut impl Future<Output = T>>,
+    mut there: Pin<&mut impl Future<Output = Result<(), Failure>>>,
+    mut back: Pin<&mut impl Future<Output = T>>,
     first: impl FnOnce(First),
 ) -> (Result<(), Failure>, T, bool) {
     let mut there_result = None;

@@ -115,7 +115,7 @@ async fn exchange(
         path.account.request_body_bytes.set(length as u64);
         let (sent, caller) = (Cell::new(length == 0), downstream.connection.control());
         let back = Back { path, asked, alarm: &alarm, attempt, sent: &sent, web };
-        let copy = hedge::copying(downstream, asked, &head[..head.len() - length], octets);
+        let copy = hedge::copying(&downstream.listener, asked, (&head[..head.len() - length], octets));
         let connections = [&caller];
         let back = pin!(back.carry(response, &mut downstream.connection.writer));
         let hurry = || hurry(path, &[&alarm, &there_alarm], &caller);

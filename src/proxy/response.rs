@@ -67,13 +67,20 @@ pub(super) struct Answered {
 ///
 /// # Errors
 /// The failure; whether something was sent to the caller stands in the account.
-pub(super) async fn carry(way: &Way<'_>, from: &mut Reader, to: &mut Writer) -> Result<Answered, Failure> {
-    let input = way.path.shard.buffers.take_small().ok_or(SHED)?;
-    let mut held = Held { input, out: Buffer::default() };
-    let result = way.carry(from, to, &mut held).await;
-    way.path.shard.buffers.give(held.input);
-    way.path.shard.buffers.give(held.out);
-    result
+#[expect(clippy::manual_async_fn, reason = "it would have room for its arguments twice")]
+pub(super) fn carry<'x>(
+    way: &'x Way<'x>,
+    from: &'x mut Reader,
+    to: &'x mut Writer,
+) -> impl Future<Output = Result<Answered, Failure>> + 'x {
+    async move {
+        let input = way.path.shard.buffers.take_small().ok_or(SHED)?;
+        let mut held = Held { input, out: Buffer::default() };
+        let result = way.carry(from, to, &mut held).await;
+        way.path.shard.buffers.give(held.input);
+        way.path.shard.buffers.give(held.out);
+        result
+    }
 }
 
 /// The same where so much was read already.

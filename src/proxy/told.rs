@@ -1,6 +1,8 @@
 //! Fields by which proxies and services tell each other of attempts and deadlines (Envoy's), in heads of HTTP/1.1 that are written
 //! already: read, or put in place of what stands there.
 
+use std::ops::Range;
+
 pub(super) use crate::http::fields::EXPECTED_TIMEOUT as DEADLINE;
 use crate::http::fields::expected_timeout;
 use crate::shard::clock::{NEVER, ns};
@@ -15,22 +17,21 @@ pub(super) fn deadline(started: u64, value: Option<&[u8]>) -> u64 {
 
 /// The value of the first such field of a head.
 pub(super) fn value<'h>(head: &'h [u8], name: &str) -> Option<&'h [u8]> {
-    head.split(|octet| *octet == b'\n').find(|line| is_named(line, name)).map(|line| &line[name.len() + 1..])
+    let line = lines(head).find(|line| is_named(&head[line.clone()], name))?;
+    Some(&head[line.start + name.len() + 1..line.end])
 }
 
 /// Puts the field in place of what stands there. What is behind the head stays there.
 pub(super) fn put(request: &mut Vec<u8>, mut head_len: usize, name: &str, value: u64) {
-    let mut at = 0;
-    while let Some(length) = memchr::memchr(b'\n', &request[at..head_len]).map(|end| end + 1) {
-        if is_named(&request[at..at + length], name) {
-            request.drain(at..at + length);
-            head_len -= length;
-        } else {
-            at += length;
-        }
+    let mut from = 0;
+    while let Some(line) = {
+        let rest = &request[from..head_len];
+        lines(rest).find(|line| is_named(&rest[line.clone()], name))
+    } {
+        head_len -= line.len();
+        request.drain(from + line.start..from + line.end);
+        from += line.start;
     }
-    // Before the empty line that ends the head.
-    let end = head_len.saturating_sub(2);
     // As many digits as the largest number has.
     let mut digits = [0; 20];
     let (mut left, mut first) = (value, digits.len());
@@ -39,8 +40,22 @@ pub(super) fn put(request: &mut Vec<u8>, mut head_len: usize, name: &str, value:
         digits[first] = b'0' + (left % 10) as u8;
         left /= 10;
     }
-    let digits = digits[first..].iter().copied();
-    request.splice(end..end, name.bytes().chain(*b": ").chain(digits).chain(*b"\r\n"));
+    // Before the empty line that ends the head. By hand: an iterator that is spliced in took a quarter of a microsecond.
+    let (end, behind) = (head_len.saturating_sub(2), request.len());
+    let parts = [name.as_bytes(), b": ", &digits[first..], b"\r\n"];
+    let added: usize = parts.iter().map(|part| part.len()).sum();
+    request.resize(behind + added, 0);
+    request.copy_within(end..behind, end + added);
+    let mut at = end;
+    for part in parts {
+        request[at..at + part.len()].copy_from_slice(part);
+        at += part.len();
+    }
+}
+
+/// Where the lines of a head stand, their ends included.
+fn lines(head: &[u8]) -> impl Iterator<Item = Range<usize>> {
+    memchr::memchr_iter(b'\n', head).scan(0, |from, end| Some(std::mem::replace(from, end + 1)..end + 1))
 }
 
 fn is_named(line: &[u8], name: &str) -> bool {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::answer::{Redirect, Respond};
-use super::split::{Chosen, Split};
+use super::split::{Chosen, Split, Sticky};
 use super::{Priority, Route, Upgrades};
 use crate::authorize::{Call, Fields};
 
@@ -71,6 +71,12 @@ impl Route {
 
     /// Whether requests go on as they came, and responses too.
     pub fn is_unchanged(&self) -> bool {
-        matches!(self.action, Action::Service(_)) && self.changes.is_none()
+        let is_only_sent_on = match &self.action {
+            Action::Service(_) => true,
+            // Responses may get a cookie.
+            Action::Split(split) => !matches!(split.sticky(), Some(Sticky::SetCookie(_))),
+            Action::Redirect(_) | Action::Respond(_) => false,
+        };
+        is_only_sent_on && self.changes.is_none()
     }
 }

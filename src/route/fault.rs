@@ -251,7 +251,7 @@ impl Fault {
             drawn.response_rate = bandwidth.response_rate;
             drawn.request_rate = bandwidth.request_rate;
         }
-        if self.by_header {
+        if self.by_header && fields.may_have_envoys() {
             let [delay, status, code, throughput] = FIELDS.map(|name| number(fields, name));
             if let Some(ms) = delay {
                 drawn.delay = Some(Duration::from_millis(ms.into()).min(Self::DELAY_MAX));

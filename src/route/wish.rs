@@ -98,7 +98,8 @@ pub struct Wishes {
 impl May {
     /// What a request says; `None` where it says nothing.
     pub fn read<F: Fields>(&self, fields: &F) -> Option<Wishes> {
-        if FIELDS.iter().all(|name| fields.lines(name.as_str()).next().is_none()) {
+        let says = |name: &HeaderName| fields.lines(name.as_str()).next().is_some();
+        if !fields.may_have_envoys() || !FIELDS.iter().any(says) {
             return None;
         }
         let mut wishes = Wishes {

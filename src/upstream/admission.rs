@@ -30,8 +30,12 @@ impl Eq for Settings {}
 #[derive(Debug, Default)]
 pub struct Admission {
     tenths: [Tenth; Self::TENTHS],
-    /// Number of the newest.
-    number: u64,
+    /// All of them together: asked for with each exchange, while a tenth passes seldom.
+    sum: Tenth,
+    /// The place of the newest.
+    newest: usize,
+    /// When that began.
+    began_ns: u64,
 }
 
 #[derive(Debug, Default, Clone, Copy)]
@@ -46,47 +50,58 @@ impl Admission {
     /// An exchange has ended, well or not.
     pub fn ended(&mut self, settings: &Settings, well: bool, now_ns: u64) {
         self.advance(settings, now_ns);
-        let tenth = &mut self.tenths[self.number as usize % Self::TENTHS];
-        tenth.ended = tenth.ended.saturating_add(1);
-        tenth.well = tenth.well.saturating_add(u32::from(well));
+        for tenth in [&mut self.tenths[self.newest], &mut self.sum] {
+            tenth.ended = tenth.ended.saturating_add(1);
+            tenth.well = tenth.well.saturating_add(u32::from(well));
+        }
     }
 
-    /// Whether the next one is turned away; `chance` is from 0 to 1, exclusive.
-    pub fn refuses(&mut self, settings: &Settings, priority: Priority, chance: f64, now_ns: u64) -> bool {
+    /// Whether the next one is turned away; `chance` is from 0 to 1, exclusive, and asked for only where it is needed.
+    pub fn refuses(
+        &mut self,
+        settings: &Settings,
+        priority: Priority,
+        chance: impl FnOnce() -> f64,
+        now_ns: u64,
+    ) -> bool {
         let part = self.part(settings, now_ns);
+        if part == 0.0 {
+            return false;
+        }
         let part = match priority {
             Priority::Critical => part * part,
             Priority::Default => part,
             Priority::Sheddable => part.sqrt(),
         };
-        chance < part.min(settings.refuse_max)
+        chance() < part.min(settings.refuse_max)
     }
 
     /// The part that is turned away, before its ceiling.
     fn part(&mut self, settings: &Settings, now_ns: u64) -> f64 {
         self.advance(settings, now_ns);
-        let (mut ended, mut well) = (0.0, 0.0);
-        for tenth in &self.tenths {
-            ended += f64::from(tenth.ended);
-            well += f64::from(tenth.well);
-        }
-        if ended < f64::from(settings.exchanges_min) {
+        let Tenth { ended, well } = self.sum;
+        if ended == well || ended < settings.exchanges_min {
             return 0.0;
         }
+        let (ended, well) = (f64::from(ended), f64::from(well));
         ((ended - well / settings.success_min) / (ended + 1.0)).max(0.0)
     }
 
     /// Forgets what is older than the window.
     fn advance(&mut self, settings: &Settings, now_ns: u64) {
-        let number = now_ns / (settings.window_ns / Self::TENTHS as u64).max(1);
-        let passed = number.saturating_sub(self.number).min(Self::TENTHS as u64);
-        for old in 1..=passed {
-            self.tenths[(self.number + old) as usize % Self::TENTHS] = Tenth::default();
+        let tenth_ns = (settings.window_ns / Self::TENTHS as u64).max(1);
+        let since_ns = now_ns.saturating_sub(self.began_ns);
+        if since_ns < tenth_ns {
+            return;
         }
-        if passed == Self::TENTHS as u64 {
-            self.tenths = Default::default();
+        let passed = since_ns / tenth_ns;
+        self.began_ns += passed * tenth_ns;
+        for _ in 0..passed.min(Self::TENTHS as u64) {
+            self.newest = (self.newest + 1) % Self::TENTHS;
+            let old = std::mem::take(&mut self.tenths[self.newest]);
+            self.sum.ended = self.sum.ended.saturating_sub(old.ended);
+            self.sum.well = self.sum.well.saturating_sub(old.well);
         }
-        self.number = self.number.max(number);
     }
 }
 
@@ -126,14 +141,29 @@ mod tests {
     #[test]
     fn some_are_always_let_in_and_the_unimportant_go_first() {
         let mut admission = after(0, 1000);
-        let mut refused = |priority, chance| admission.refuses(&SETTINGS, priority, chance, SECOND);
+        let mut refused = |priority, chance| admission.refuses(&SETTINGS, priority, || chance, SECOND);
         assert!(!refused(Priority::Default, 0.81) && !refused(Priority::Sheddable, 0.81));
         assert!(refused(Priority::Default, 0.79) && refused(Priority::Critical, 0.79));
         // A part of 0.473: 0.688 of the sheddable, 0.224 of the critical.
         let mut half = after(500, 500);
-        let mut refused = |priority, chance| half.refuses(&SETTINGS, priority, chance, SECOND);
+        let mut refused = |priority, chance| half.refuses(&SETTINGS, priority, || chance, SECOND);
         assert!(refused(Priority::Sheddable, 0.6) && !refused(Priority::Default, 0.6));
         assert!(refused(Priority::Default, 0.3) && !refused(Priority::Critical, 0.3));
+    }
+
+    #[test]
+    fn another_window_holds_from_the_next_tenth_on() {
+        let long = Settings { window_ns: 100 * SECOND, ..SETTINGS };
+        // By the clock the number of a long tenth is smaller than that of a short one.
+        let mut admission = after(0, 1000);
+        assert!(admission.part(&SETTINGS, 9 * SECOND) > 0.9);
+        assert!(admission.part(&long, 10 * SECOND) > 0.9);
+        assert_eq!(admission.part(&long, 110 * SECOND), 0.0);
+        for _ in 0..100 {
+            admission.ended(&long, false, 110 * SECOND);
+        }
+        assert!(admission.part(&SETTINGS, 111 * SECOND) > 0.9);
+        assert_eq!(admission.part(&SETTINGS, 121 * SECOND), 0.0);
     }
 
     #[test]

@@ -149,7 +149,7 @@ impl Limiter {
         let entered = {
             let caps = self.caps.borrow();
             if let Some(settings) = &caps.admission
-                && self.admission.borrow_mut().refuses(settings, priority, chance(), now_ns)
+                && self.admission.borrow_mut().refuses(settings, priority, chance, now_ns)
             {
                 return Entry::Refused(Cause::NotAdmitted);
             }
@@ -200,13 +200,13 @@ impl Limiter {
     /// Gives the places that were handed to this shard to those who wait, or hands them on.
     pub fn serve(&self, now_ns: u64) {
         self.now_ns.set(now_ns);
-        let caps = self.caps();
-        let gate = &caps.counts.exchanges;
         loop {
             let places = self.seat.take();
             if places == 0 {
                 return;
             }
+            let caps = self.caps();
+            let gate = &caps.counts.exchanges;
             for _ in 0..places {
                 self.tickets.set(self.tickets.get() - 1);
                 let mut late = SmallVec::<[Rc<Waiter<Granted>>; 4]>::new();
@@ -249,7 +249,7 @@ impl Limiter {
 
     /// An exchange that was let in at `since_ns` has ended so.
     fn learn(&self, since_ns: u64, outcome: Outcome, now_ns: u64) {
-        let caps = self.caps();
+        let caps = self.caps.borrow();
         if let (Some(settings), Some(well)) = (&caps.admission, outcome.well) {
             self.admission.borrow_mut().ended(settings, well, now_ns);
         }
@@ -273,8 +273,10 @@ impl Limiter {
             estimator.learn(settings, sample);
         }
         let limit = estimator.limit();
-        // While it is lent, so that the newest limit is the last that is set.
-        caps.counts.exchanges.set_limit(limit);
+        if limit != before {
+            // While it is lent, so that the newest limit is the last that is set.
+            caps.counts.exchanges.set_limit(limit);
+        }
         drop((lent, measured));
         if limit > before {
             self.settle();
@@ -287,7 +289,7 @@ impl Limiter {
     }
 
     fn give_back(&self) {
-        self.caps().counts.exchanges.leave(&self.seat);
+        self.caps.borrow().counts.exchanges.leave(&self.seat);
         self.serve(self.now_ns.get());
     }
 

@@ -378,6 +378,11 @@ impl<'b> Request<'b> {
             .chain(parts.iter().filter(move |p| p.name.eq_ignore_ascii_case(name)).map(|part| part.value))
     }
 
+    /// Whether any line has a name like that.
+    pub fn has_name(&self, is_like: impl Fn(&str) -> bool) -> bool {
+        self.parts.iter().any(|part| is_like(part.name))
+    }
+
     /// Where a part of the head lies in the buffer that it was read from, to find it again later.
     pub fn place(&self, part: &[u8]) -> Range<u32> {
         let base = self.base.as_ptr() as usize;

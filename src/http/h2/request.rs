@@ -2,7 +2,9 @@
 
 use std::mem::MaybeUninit;
 
+use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::uri::{Authority, PathAndQuery};
 use http::{Request, Uri, request};
 
 use super::origin::{ORIGIN_FIELD, Origin};
@@ -129,7 +131,7 @@ pub fn check(
 /// Host and port that a request is for.
 pub(crate) fn authority(parts: &request::Parts) -> Option<&str> {
     let of_host = || parts.headers.get(header::HOST).and_then(|host| host.to_str().ok());
-    parts.uri.authority().map(http::uri::Authority::as_str).or_else(of_host)
+    parts.uri.authority().map(Authority::as_str).or_else(of_host)
 }
 
 /// The host of an authority, without port: for routing.
@@ -207,6 +209,10 @@ impl authorize::Fields for Fields<'_> {
 
     fn lines(&self, name: &str) -> impl Iterator<Item = &[u8]> {
         lines(self.0, name)
+    }
+
+    fn may_have_envoys(&self) -> bool {
+        self.0.headers.keys().any(|name| authorize::may_be_envoys(name.as_str()))
     }
 }
 
@@ -366,12 +372,31 @@ pub fn extend_connect(request: &mut Request<()>) {
     request.headers_mut().remove(header::SEC_WEBSOCKET_KEY);
 }
 
+/// A head in one piece that its parts share, so that each is not copied by itself. Of short heads only: the table of what was said before,
+/// which h2 keeps for each connection, can hold a hundred parts of as many heads.
+struct Shared(Bytes);
+
+impl Shared {
+    const MAX: usize = 1024;
+
+    fn of(head: &[u8]) -> Option<Self> {
+        (head.len() <= Self::MAX).then(|| Self(Bytes::copy_from_slice(head)))
+    }
+
+    /// A part of it.
+    fn part(&self, part: &[u8]) -> Bytes {
+        self.0.slice_ref(part)
+    }
+}
+
 /// Reads a head that was written here for an HTTP/1.1 service, for one that speaks HTTP/2, maybe over TLS ([`set_scheme`] says
 /// what that changes). `origin` is for a ringmesh.
 ///
 /// # Errors
 /// When a part of it cannot be said in HTTP/2.
 pub fn from_canonical(head: &[u8], origin: Option<Origin>, encrypted: bool) -> Result<Request<()>, Cause> {
+    let shared = Shared::of(head);
+    let head = shared.as_ref().map_or(head, |shared| &*shared.0);
     let mut slots = [const { MaybeUninit::uninit() }; Limits::FIELDS_CEILING as usize + 16];
     let mut parsed = httparse::Request::new(&mut []);
     match parsed.parse_with_uninit_headers(head, &mut slots) {
@@ -387,8 +412,11 @@ pub fn from_canonical(head: &[u8], origin: Option<Origin>, encrypted: bool) -> R
             Known::Te => drop(headers.insert(header::TE, HeaderValue::from_static("trailers"))),
             _ => {
                 let name = HeaderName::from_bytes(part.name.as_bytes()).map_err(|_| Cause::BadFieldName)?;
-                let value = HeaderValue::from_bytes(part.value).map_err(|_| Cause::BadFieldValue)?;
-                headers.append(name, value);
+                let value = match &shared {
+                    Some(shared) => HeaderValue::from_maybe_shared(shared.part(part.value)),
+                    None => HeaderValue::from_bytes(part.value),
+                };
+                headers.append(name, value.map_err(|_| Cause::BadFieldValue)?);
             }
         }
     }
@@ -402,8 +430,13 @@ pub fn from_canonical(head: &[u8], origin: Option<Origin>, encrypted: bool) -> R
         uri.authority = Some(target.parse().map_err(bad)?);
     } else {
         uri.scheme = Some(scheme(encrypted));
-        uri.authority = Some(host.parse().map_err(bad)?);
-        uri.path_and_query = Some(target.parse().map_err(bad)?);
+        (uri.authority, uri.path_and_query) = match &shared {
+            Some(shared) => (
+                Some(Authority::from_maybe_shared(shared.part(host.as_bytes())).map_err(bad)?),
+                Some(PathAndQuery::from_maybe_shared(shared.part(target.as_bytes())).map_err(bad)?),
+            ),
+            None => (Some(host.parse().map_err(bad)?), Some(target.parse().map_err(bad)?)),
+        };
     }
     let mut request = Request::new(());
     *request.uri_mut() = Uri::from_parts(uri).map_err(|_| Cause::BadTarget)?;
@@ -461,7 +494,7 @@ fn check_target(uri: &Uri, tunnel: Option<Tunnel>, limits: &Limits) -> Result<()
     if tunnel == Some(Tunnel::Plain) {
         return if uri.authority().is_some() { Ok(()) } else { Err(Cause::HostMissing) };
     }
-    let target = uri.path_and_query().map_or("/", http::uri::PathAndQuery::as_str);
+    let target = uri.path_and_query().map_or("/", PathAndQuery::as_str);
     if target.len() > limits.target_bytes_max as usize {
         return Err(Cause::TargetTooLong);
     }
