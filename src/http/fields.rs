@@ -1,20 +1,10 @@
 //! Field names that an intermediary must know, and the checks of their values (RFC 9110 §5, §7).
 
-use std::time::Duration;
-
 use smallvec::SmallVec;
 
 use super::Framing;
 use crate::authorize;
 use crate::failure::Cause;
-
-/// After how many milliseconds nobody waits for the response any more (Envoy's).
-pub const EXPECTED_TIMEOUT: &str = "x-envoy-expected-rq-timeout-ms";
-
-/// What such a field says; `None` for what is no number.
-pub fn expected_timeout(value: &[u8]) -> Option<Duration> {
-    std::str::from_utf8(value).ok()?.trim().parse().ok().map(Duration::from_millis)
-}
 
 /// What an intermediary does with a field.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -3,8 +3,8 @@
 
 use std::ops::Range;
 
-pub(super) use crate::http::fields::EXPECTED_TIMEOUT as DEADLINE;
-use crate::http::fields::expected_timeout;
+pub(super) use crate::route::deadline::EXPECTED_TIMEOUT as DEADLINE;
+use crate::route::deadline::expected_timeout;
 use crate::shard::clock::{NEVER, ns};
 
 /// Which attempt it is.

@@ -14,6 +14,7 @@ pub mod changes;
 mod conditions;
 pub mod cookie;
 pub mod cors;
+pub mod deadline;
 pub mod fault;
 pub mod filled;
 mod judge;

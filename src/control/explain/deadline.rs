@@ -8,10 +8,7 @@ use serde_json::json;
 use super::Line;
 use super::policies::{Chosen, limit};
 use crate::authorize::Fields;
-use crate::http::fields::{EXPECTED_TIMEOUT, expected_timeout};
-use crate::http::grpc::{self, Dialect};
-
-const OF_GRPC: &str = "grpc-timeout";
+use crate::route::deadline::{self, EXPECTED_TIMEOUT, GRPC_TIMEOUT, expected_timeout, grpc_timeout};
 
 /// A time that a caller says by a field.
 struct Said {
@@ -48,7 +45,7 @@ pub(super) fn line(chosen: &Chosen<'_>) -> Option<Line> {
         tells.push(EXPECTED_TIMEOUT);
     }
     if is_grpc && shortest.0 != Duration::MAX {
-        tells.push(OF_GRPC);
+        tells.push(GRPC_TIMEOUT);
     }
     let (length, seconds) = limit(shortest.0);
     let mut text = format!("{length} for the whole exchange");
@@ -74,20 +71,17 @@ fn said(chosen: &Chosen<'_>, is_grpc: bool) -> Vec<Said> {
         unheard: (!chosen.route.deadline_field).then_some("the route has no deadline_header"),
         timeout: expected_timeout(value),
     });
-    let of_grpc = first(OF_GRPC).map(|value| Said {
-        field: OF_GRPC,
+    let of_grpc = first(GRPC_TIMEOUT).map(|value| Said {
+        field: GRPC_TIMEOUT,
         unheard: (!is_grpc).then_some("content-type does not say that this is gRPC"),
-        timeout: grpc::timeout(value),
+        timeout: grpc_timeout(value),
     });
     expected.into_iter().chain(of_grpc).collect()
 }
 
 /// Whether it goes on as a call of gRPC: gRPC-Web does where its listener translates it.
 fn is_grpc(chosen: &Chosen<'_>) -> bool {
+    let translates = chosen.snapshot.translates_grpc_web(chosen.call.caller.listener);
     let kind = chosen.call.fields.lines("content-type").next();
-    match kind.and_then(Dialect::of) {
-        Some(Dialect::Native) => true,
-        Some(Dialect::Web(_)) => chosen.snapshot.translates_grpc_web(chosen.call.caller.listener),
-        None => false,
-    }
+    kind.is_some_and(|kind| deadline::is_grpc(kind, translates))
 }
