@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use rustls::pki_types::CertificateDer;
 
+use crate::http::grpc;
 use crate::quota::Quota;
 use crate::quota::global::Global;
 use crate::{authorize, identity, io, route, upstream};
@@ -86,6 +87,21 @@ impl Snapshot {
     /// Whether the listener of that name translates gRPC-Web.
     pub fn translates_grpc_web(&self, listener: &str) -> bool {
         self.listeners.iter().any(|known| known.grpc_web && *known.name == *listener)
+    }
+
+    /// Whether a request with that content type that comes by this listener goes on as a call of gRPC: gRPC-Web does where it is
+    /// translated.
+    pub fn is_grpc(&self, listener: &str, content_type: &[u8]) -> bool {
+        match grpc::Dialect::of(content_type) {
+            Some(grpc::Dialect::Native) => true,
+            Some(grpc::Dialect::Web(_)) => self.translates_grpc_web(listener),
+            None => false,
+        }
+    }
+
+    /// How long such a call may take, by its `grpc-timeout`; `None` for what it cannot say.
+    pub fn grpc_timeout(value: &[u8]) -> Option<std::time::Duration> {
+        grpc::timeout(value)
     }
 
     /// The index of the service of that name.

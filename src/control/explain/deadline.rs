@@ -8,7 +8,8 @@ use serde_json::json;
 use super::Line;
 use super::policies::{Chosen, limit};
 use crate::authorize::Fields;
-use crate::route::deadline::{self, EXPECTED_TIMEOUT, GRPC_TIMEOUT, expected_timeout, grpc_timeout};
+use crate::route::deadline::{EXPECTED_TIMEOUT, GRPC_TIMEOUT, expected_timeout};
+use crate::snapshot::Snapshot;
 
 /// A time that a caller says by a field.
 struct Said {
@@ -74,14 +75,13 @@ fn said(chosen: &Chosen<'_>, is_grpc: bool) -> Vec<Said> {
     let of_grpc = first(GRPC_TIMEOUT).map(|value| Said {
         field: GRPC_TIMEOUT,
         unheard: (!is_grpc).then_some("content-type does not say that this is gRPC"),
-        timeout: grpc_timeout(value),
+        timeout: Snapshot::grpc_timeout(value),
     });
     expected.into_iter().chain(of_grpc).collect()
 }
 
 /// Whether it goes on as a call of gRPC: gRPC-Web does where its listener translates it.
 fn is_grpc(chosen: &Chosen<'_>) -> bool {
-    let translates = chosen.snapshot.translates_grpc_web(chosen.call.caller.listener);
     let kind = chosen.call.fields.lines("content-type").next();
-    kind.is_some_and(|kind| deadline::is_grpc(kind, translates))
+    kind.is_some_and(|kind| chosen.snapshot.is_grpc(chosen.call.caller.listener, kind))
 }
