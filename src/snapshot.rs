@@ -100,7 +100,7 @@ impl Snapshot {
     }
 
     /// How long such a call may take, by its `grpc-timeout`; `None` for what it cannot say.
-    pub fn grpc_timeout(value: &[u8]) -> Option<std::time::Duration> {
+    pub fn grpc_timeout(value: &[u8]) -> Option<Duration> {
         grpc::timeout(value)
     }
 
