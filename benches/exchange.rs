@@ -49,7 +49,6 @@ fn proxy(origin: SocketAddr) -> (SocketAddr, Arc<Link>, std::thread::JoinHandle<
     link.order(Order::Listen("in".into(), socket)).expect("orders are few");
     let plan = Plan {
         shard: 0,
-        shards: 1,
         cpu: None,
         link: Arc::clone(&link),
         doorbell,

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use rustls::pki_types::CertificateDer;
 
+use crate::http::grpc;
 use crate::quota::Quota;
 use crate::quota::global::Global;
 use crate::{authorize, identity, io, route, upstream};
@@ -86,6 +87,21 @@ impl Snapshot {
     /// Whether the listener of that name translates gRPC-Web.
     pub fn translates_grpc_web(&self, listener: &str) -> bool {
         self.listeners.iter().any(|known| known.grpc_web && *known.name == *listener)
+    }
+
+    /// Whether a request with that content type that comes by this listener goes on as a call of gRPC: gRPC-Web does where it is
+    /// translated.
+    pub fn is_grpc(&self, listener: &str, content_type: &[u8]) -> bool {
+        match grpc::Dialect::of(content_type) {
+            Some(grpc::Dialect::Native) => true,
+            Some(grpc::Dialect::Web(_)) => self.translates_grpc_web(listener),
+            None => false,
+        }
+    }
+
+    /// How long such a call may take, by its `grpc-timeout`; `None` for what it cannot say.
+    pub fn grpc_timeout(value: &[u8]) -> Option<Duration> {
+        grpc::timeout(value)
     }
 
     /// The index of the service of that name.
@@ -209,17 +225,17 @@ pub struct Limits {
     pub fields_max: u16,
     /// Bytes of a request body; 0 for no limit.
     pub body_bytes_max: u64,
-    /// Open downstream connections of the whole proxy; each shard gets an equal share.
+    /// Open downstream connections exactly, of the whole proxy.
     pub connections_max: u32,
     /// Interim (1xx) responses before the final one.
     pub interim_responses_max: u16,
-    /// TLS handshakes with callers in progress at a time, of the whole proxy; each shard gets an equal share.
+    /// TLS handshakes with callers in progress at a time, exactly, of the whole proxy.
     pub handshakes_max: u32,
-    /// Copies of requests in progress at a time, of the whole proxy; each shard gets an equal share.
+    /// Copies of requests in progress at a time, exactly, of the whole proxy.
     pub mirrored_max: u32,
     /// Bytes of a request's body that are kept for its copies; a longer one is not copied.
     pub mirrored_body_bytes_max: u32,
-    /// Exchanges to which something is done on purpose at a time, of the whole proxy; each shard gets an equal share.
+    /// Exchanges to which something is done on purpose at a time, exactly, of the whole proxy.
     pub faults_max: u32,
 }
 

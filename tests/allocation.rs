@@ -186,7 +186,6 @@ impl Proxy {
         link.order(Order::Listen("in".into(), socket)).unwrap();
         let plan = Plan {
             shard: 0,
-            shards: 1,
             cpu: None,
             link: Arc::clone(&link),
             doorbell,

@@ -126,6 +126,9 @@ mod wishes; // what callers say of their own retries and timeouts // exchanges o
 #[path = "suite/mesh_pair.rs"]
 mod mesh_pair; // two proxies in a row: what they speak does not show
 
+#[path = "suite/together.rs"]
+mod together; // ceilings of the whole proxy, whatever the shard
+
 // TLS: rows t01 to t34 of the same list. Which chains are good is shown by the unit tests of the verifier.
 #[path = "suite/tls_inbound.rs"]
 mod tls_inbound; // callers

@@ -59,14 +59,15 @@ fn values(policy: &Policy, said: Option<&CompiledRetry>) -> [String; RETRY_KEYS.
         (f64::from(policy.budget.millionths) / 10_000.0).to_string(),
         policy.budget.floor.to_string(),
         policy.attempt_field.to_string(),
-        quoted(&policy.hedge.map_or_else(|| "off".into(), hedge_text)),
+        quoted(&hedge_text(policy).unwrap_or_else(|| "off".into())),
     ]
 }
 
-/// As it is written in the file.
-pub(crate) fn hedge_text(hedge: Hedge) -> String {
-    match hedge {
-        Hedge::After(after) => duration_text(after),
-        Hedge::Quantile(quantile) => format!("p{}", f64::from(quantile.thousandths()) / 10.0),
+/// When there is a hedge, as it is written in the file; `None` for never.
+pub(crate) fn hedge_text(policy: &Policy) -> Option<String> {
+    match policy.hedge? {
+        Hedge::After(after) => Some(duration_text(after)),
+        Hedge::Quantile(quantile) => Some(format!("p{}", f64::from(quantile.thousandths()) / 10.0)),
+        Hedge::InPlace => policy.attempt_timeout.map(duration_text),
     }
 }

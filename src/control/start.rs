@@ -29,7 +29,6 @@ use crate::config::{Compiled, Settings};
 use crate::shard::link::{Link, Order};
 use crate::shard::{Plan, RuntimeChoice};
 use crate::snapshot::Listener;
-use crate::upstream::gate::Count;
 
 /// How long shards may take to accept. They need some milliseconds; a machine that swaps needs more.
 const START_MAX: Duration = Duration::from_secs(10);
@@ -64,10 +63,10 @@ pub(super) fn prepare(start: Start, compiled: Compiled, watch: Watch) -> Result<
     let bind = |listener: &Listener| listen::bind(listener, cpus.len()).map_err(StartError::Bind);
     let bound = compiled.listeners().map(bind).collect::<Result<Vec<_>, _>>()?;
     let admin = compiled.settings.admin.map(listen::bind_admin).transpose().map_err(StartError::Bind)?;
-    // The ceiling comes with the first snapshot.
-    let callers = Arc::new(Count::new(u32::MAX));
+    // Ceilings come with the first snapshot.
+    let together = Arc::default();
     let links = (0..cpus.len())
-        .map(|shard| Link::among(u16::try_from(shard).unwrap_or(u16::MAX), &callers))
+        .map(|shard| Link::among(u16::try_from(shard).unwrap_or(u16::MAX), &together))
         .collect::<io::Result<Vec<_>>>()
         .map_err(|error| StartError::Runtime { what: "make the links to the shards".into(), error })?;
     Ok(Prepared { start, compiled, watch, cpus, bound, admin, links })
@@ -274,7 +273,6 @@ fn spawn(
     for ((link, doorbell), cpu) in state.links.iter().zip(doorbells).zip(&state.cpus) {
         let plan = Plan {
             shard: link.shard,
-            shards: u16::try_from(state.links.len()).unwrap_or(u16::MAX),
             cpu: *cpu,
             link: Arc::clone(link),
             doorbell,

@@ -44,6 +44,8 @@ pub(super) struct Account {
     pub(super) further: OnceCell<Box<Further>>,
     /// Whether the request may be done twice.
     pub(super) repeats: Cell<bool>,
+    /// Whether there can be no attempt beside another one: not all of it was there when it was sent, or a tunnel is asked for.
+    pub(super) stays_alone: Cell<bool>,
     /// Whether the service is told what is left of its time.
     pub(super) tells_deadline: Cell<bool>,
     /// Whether something of its body is gone, so that it cannot be sent again.
@@ -327,6 +329,44 @@ impl Account {
         })
     }
 
+    /// What has become of it.
+    fn ended(&self, failure: Option<Failure>, now: u64) -> Ended {
+        let whole_ns = now - self.started + u64::from(self.leaving_ns.get());
+        let first_byte_ns = match self.first_byte_at.get() {
+            0 => None,
+            at => Some(at - self.started),
+        };
+        Ended {
+            status: self.status.get(),
+            failure,
+            attempts: self.attempts.get().into(),
+            retried: self.further().and_then(Further::reason),
+            hedge: self.further().and_then(Further::hedge),
+            fault: None,
+            wishes: None,
+            request_body_bytes: self.request_body_bytes.get(),
+            response_body_bytes: self.response_body_bytes.get(),
+            first_byte_ns,
+            whole_ns,
+            own_ns: whole_ns.saturating_sub(self.waited_ns.get()),
+            tunnel: self.tunnel.get(),
+            grpc: self.grpc_ended(failure),
+        }
+    }
+
+    /// Records one of this proxy's own, which nobody called for: it has no route and no line in the access log.
+    pub(super) fn close_own(&self, shard: &Shard, service: &Service, failure: Option<Failure>) {
+        let now = shard.clock.now();
+        self.give_place_back(self.outcome(failure, now), now);
+        if let Some(failure) =
+            failure.filter(|failure| failure.side != Side::Downstream && self.status.get() == 0)
+        {
+            // As one of a caller would have been answered.
+            self.status.set(failure.status());
+        }
+        shard.recorder.borrow_mut().record(service.recorder_slot, &self.ended(failure, now));
+    }
+
     /// Records the exchange in telemetry and access log.
     pub(super) fn close(
         &self,
@@ -338,27 +378,7 @@ impl Account {
     ) {
         let now = shard.clock.now();
         self.give_place_back(self.outcome(failure, now), now);
-        let whole_ns = now - self.started + u64::from(self.leaving_ns.get());
-        let first_byte_ns = match self.first_byte_at.get() {
-            0 => None,
-            at => Some(at - self.started),
-        };
-        let ended = Ended {
-            status: self.status.get(),
-            failure,
-            attempts: self.attempts.get().into(),
-            retried: self.further().and_then(Further::reason),
-            hedge: self.further().and_then(Further::hedge),
-            fault: shown.fault,
-            wishes: shown.wishes,
-            request_body_bytes: self.request_body_bytes.get(),
-            response_body_bytes: self.response_body_bytes.get(),
-            first_byte_ns,
-            whole_ns,
-            own_ns: whole_ns.saturating_sub(self.waited_ns.get()),
-            tunnel: self.tunnel.get(),
-            grpc: self.grpc_ended(failure),
-        };
+        let ended = Ended { fault: shown.fault, wishes: shown.wishes, ..self.ended(failure, now) };
         let slot = service.map_or(View::NO_SERVICE, |s| s.recorder_slot);
         let counted = if ended.tunnel {
             Ended { request_body_bytes: 0, response_body_bytes: 0, ..ended }

@@ -132,7 +132,8 @@ impl Path<'_> {
     /// How long the service may take from the whole request to the head of its response, in this attempt.
     pub(super) fn patience_ns(&self) -> u64 {
         let response = self.service.spec.timeouts.response;
-        ns(self.retry.attempt_timeout.map_or(response, |attempt| attempt.min(response)))
+        let attempt = self.retry.attempt_timeout.filter(|_| !self.is_hedged_in_place());
+        ns(attempt.map_or(response, |attempt| attempt.min(response)))
     }
 
     /// Endpoints not to be chosen, and whether no pooled connection is wanted.

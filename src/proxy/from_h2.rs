@@ -520,7 +520,9 @@ impl Call<'_> {
         let there = pin!(async {
             let result = there.h2_to_h2(body, &stream).await;
             if result.is_ok() && self.path.hedges() {
-                whole.set(body.whole());
+                let body = body.whole();
+                self.path.account.stays_alone.set(body.is_none());
+                whole.set(body);
             }
             sent.set(result.is_ok());
             self.path.account.mirror_whole(result.is_ok());

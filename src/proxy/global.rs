@@ -13,26 +13,24 @@ use std::future::poll_fn;
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};
 use h2::server::SendResponse;
-use h2::{RecvStream, SendStream};
 use http::request::Parts;
 use http::{HeaderValue, Method, Request, Uri, header};
 
 use super::account::Account;
 use super::connect::{Instead, Tried};
 use super::leaving::{Meanwhile, unless_gone};
-use super::over_h2::{Head, head};
 use super::relay::unless_reset;
-use super::{Path, told};
+use super::{Path, beside, told};
 use crate::downstream::turn::Turn;
 use crate::downstream::{Asked, Downstream};
 use crate::failure::{Cause, Failure, Side, Stage};
 use crate::http::edit::Edits;
-use crate::http::grpc::{self, Status};
+use crate::http::grpc::{self, Messages, Status};
 use crate::http::h2 as message;
 use crate::io::timed::Alarm;
 use crate::quota::global::{Answer, Question, Why};
@@ -206,23 +204,29 @@ async fn one(shard: &Rc<Shard>, view: &View, question: &Question, deadline: u64)
     let (account, retry) = (Account::new(now, 0), Policy::off());
     account.begin_grpc();
     let path = Path { shard, account: &account, service: &service, deadline: until, retry: &retry };
-    let call = Call { path, alarm: shard.deadlines.alarm(), limits: &view.snapshot.limits };
-    call.place().await?;
-    let mut has_gone = false;
-    loop {
-        let (attempt, lease) = call.connection().await?;
-        let began = shard.clock.now();
-        let result = call.attempt(&attempt, &lease, &question.message).await;
-        call.path.judge(&attempt, began, result.as_ref().err());
-        let failure = match result {
-            Ok(body) => return call.read(&body).and_then(|message| question.read(message)),
-            Err(failure) => failure,
-        };
-        lease.leave_if_going(failure);
-        // Once more where it was certainly not read.
-        if !failure.nothing_was_sent() || std::mem::replace(&mut has_gone, true) {
-            return Err(why(failure));
-        }
+    let limits = &view.snapshot.limits;
+    let call = Call { path, alarm: shard.deadlines.alarm(), limits, is_over: Cell::new(false) };
+    let result = call.ask(question).await;
+    call.ends(result.as_ref().err().and_then(|unsaid| unsaid.failure));
+    result.map_err(|unsaid| unsaid.why)
+}
+
+/// Nothing was said.
+struct Unsaid {
+    why: Why,
+    /// How the call failed; none that was answered has.
+    failure: Option<Failure>,
+}
+
+impl From<Failure> for Unsaid {
+    fn from(failure: Failure) -> Self {
+        Self { why: why(failure), failure: Some(failure) }
+    }
+}
+
+impl From<Why> for Unsaid {
+    fn from(why: Why) -> Self {
+        Self { why, failure: None }
     }
 }
 
@@ -241,6 +245,8 @@ struct Call<'x> {
     path: Path<'x>,
     alarm: Alarm,
     limits: &'x Limits,
+    /// It is counted.
+    is_over: Cell<bool>,
 }
 
 impl Call<'_> {
@@ -248,43 +254,83 @@ impl Call<'_> {
         self.path.shard.clock.now()
     }
 
+    async fn ask(&self, question: &Question) -> Result<Answer, Unsaid> {
+        self.place().await?;
+        let mut has_gone = false;
+        loop {
+            let (attempt, lease) = self.connection().await?;
+            let began = self.now();
+            let result = self.attempt(&attempt, &lease, &question.message).await;
+            self.path.judge(&attempt, began, result.as_ref().err());
+            let failure = match result {
+                Ok(body) => return Ok(self.read(&body).and_then(|message| question.read(message))?),
+                Err(failure) => failure,
+            };
+            lease.leave_if_going(failure);
+            // Once more where it was certainly not read.
+            if !failure.nothing_was_sent() || std::mem::replace(&mut has_gone, true) {
+                return Err(failure.into());
+            }
+        }
+    }
+
+    /// Counts it as an exchange of the service.
+    fn ends(&self, failure: Option<Failure>) {
+        if !self.is_over.replace(true) {
+            self.path.account.close_own(self.path.shard, self.path.service, failure);
+        }
+    }
+
     /// A place at the service, where it is given so much at a time.
-    async fn place(&self) -> Result<(), Why> {
-        let Some(waiting) = self.path.admit(None).map_err(why)? else { return Ok(()) };
+    async fn place(&self) -> Result<(), Unsaid> {
+        let Some(waiting) = self.path.admit(None)? else { return Ok(()) };
+        self.path.account.wait(self.now());
         let place = self.alarm.until(waiting.until_ns.min(self.path.deadline), waiting).await;
-        self.path.took(place).map_err(|_| match self.now() < self.path.deadline {
-            true => Why::NotAdmitted,
-            false => Why::Timeout,
+        self.path.account.waited(self.now());
+        self.path.took(place).map_err(|failure| match self.now() < self.path.deadline {
+            true => Unsaid { why: Why::NotAdmitted, failure: Some(failure) },
+            false => Unsaid { why: Why::Timeout, failure: Some(failure) },
         })
     }
 
     /// An endpoint, and a place on a connection with it.
-    async fn connection(&self) -> Result<(Attempt, Lease), Why> {
+    async fn connection(&self) -> Result<(Attempt, Lease), Unsaid> {
         let Path { shard, service, account, .. } = &self.path;
         let limits = &service.spec.http2;
         let (mut tried, mut opened) = (Tried::new(), 0);
+        // How the last one failed that was opened for this call.
+        let failed = Rc::<Cell<Option<Failure>>>::default();
+        let unreachable = || {
+            let none = Failure::upstream(Stage::Balance, Cause::NoEndpoint);
+            Unsaid { why: Why::Unreachable, failure: Some(failed.get().unwrap_or(none)) }
+        };
         loop {
             let now = self.now();
             let attempt = shard.rng(|rng| service.pick(now, rng, account.wanted(), &tried));
             let attempt =
-                attempt.filter(|attempt| !tried.contains(&attempt.endpoint)).ok_or(Why::Unreachable)?;
+                attempt.filter(|attempt| !tried.contains(&attempt.endpoint)).ok_or_else(unreachable)?;
             let (endpoint, shared) = (attempt.endpoint, Rc::clone(attempt.shared()));
             if let Some(lease) = shared.lease(limits) {
                 attempt.reused.set(lease.reused);
+                account.attempt(attempt.endpoint);
                 return Ok((attempt, lease));
             }
             match shared.open_one(limits) {
-                Some(_) if opened == service.spec.connect_attempts_max => return Err(Why::Unreachable),
+                Some(_) if opened == service.spec.connect_attempts_max => return Err(unreachable()),
                 Some(opening) => {
                     opened += 1;
-                    let opens = open(Rc::clone(shard), Rc::clone(service), attempt, opening);
+                    let failed = Rc::clone(&failed);
+                    let opens = open(Rc::clone(shard), Rc::clone(service), attempt, opening, failed);
                     task::spawn(shard, Box::pin(opens));
                 }
                 None => drop(attempt),
             }
             let was_opening = shared.is_opening();
             let changed = Box::pin(shared.changed());
-            self.alarm.until(self.path.deadline, changed).await.ok_or(Why::Timeout)?;
+            account.wait(now);
+            let changed = self.alarm.until(self.path.deadline, changed).await;
+            account.waited(self.now());
+            changed.ok_or(Failure::upstream(Stage::Connect, Cause::Timeout))?;
             // All who waited for it learn of it at once: none of them tries it again.
             if was_opening && !shared.is_opening() && shared.has_none() {
                 tried.push(endpoint);
@@ -299,28 +345,28 @@ impl Call<'_> {
         body.put_u8(0);
         body.put_u32(u32::try_from(question.len()).unwrap_or(u32::MAX));
         body.put_slice(question);
-        let (mut response, mut stream) = lease.send(request, false)?;
-        self.send(&mut stream, body.freeze()).await?;
-        let mut interim = self.limits.interim_responses_max;
-        let response = loop {
-            let next = head(&self.path, &self.alarm, &mut response, true, attempt, &mut interim).await?;
-            if let Head::Final(response) = next {
-                break response;
-            }
-        };
         let account = self.path.account;
+        feed(account.request_messages(), &body);
+        let sent = lease.send(request, false)?;
+        let head =
+            beside::head_by_http2(&self.path, attempt, self.limits, &self.alarm, sent, body.freeze(), || {
+                true
+            });
+        let response = head.await?.ok_or(Failure::upstream(Stage::Response, Cause::Closed))?;
         account.status.set(response.status().as_u16());
         account.note_trailers(response.headers());
-        let (mut body, mut came) = (response.into_body(), Vec::new());
-        let rest = poll_fn(|cx| poll_rest(&mut body, &mut came, cx));
-        match self.alarm.until(self.path.deadline, rest).await {
-            Some(Ok(trailers)) => {
-                trailers.iter().for_each(|trailers| account.note_trailers(trailers));
-                Ok(came)
+        let mut came = Vec::new();
+        let take = |piece: Bytes| {
+            if came.len() + piece.len() > Question::ANSWER_BYTES_MAX {
+                return Err(Failure::upstream(Stage::Body, Cause::BodyTooLarge));
             }
-            Some(Err(failure)) => Err(failure),
-            None => Err(Failure::upstream(Stage::Body, Cause::Timeout)),
-        }
+            account.response_body_bytes.set(account.response_body_bytes.get() + piece.len() as u64);
+            feed(account.response_messages(), &piece);
+            came.extend_from_slice(&piece);
+            Ok(())
+        };
+        beside::rest_by_http2(&self.path, &self.alarm, response.into_body(), take).await?;
+        Ok(came)
     }
 
     fn request(&self, lease: &Lease) -> Result<Request<()>, Failure> {
@@ -343,27 +389,6 @@ impl Call<'_> {
             fields.insert("grpc-timeout", value);
         }
         Ok(request)
-    }
-
-    async fn send(&self, stream: &mut SendStream<Bytes>, mut body: Bytes) -> Result<(), Failure> {
-        let refused = |cause| Failure::upstream(Stage::Request, cause);
-        while !body.is_empty() {
-            stream.reserve_capacity(body.len());
-            let mut room = stream.capacity();
-            if room == 0 {
-                let capacity = poll_fn(|cx| stream.poll_capacity(cx));
-                room = match self.alarm.until(self.path.deadline, capacity).await {
-                    Some(Some(Ok(room))) => room,
-                    Some(Some(Err(error))) => return Err(refused(message::cause(&error))),
-                    Some(None) => return Err(refused(Cause::StreamReset)),
-                    None => return Err(refused(Cause::Timeout)),
-                };
-            }
-            let part = body.split_to(room.min(body.len()));
-            let is_last = body.is_empty();
-            stream.send_data(part, is_last).map_err(|error| refused(message::cause(&error)))?;
-        }
-        Ok(())
     }
 
     /// The one message of an answer.
@@ -389,35 +414,38 @@ impl Call<'_> {
     }
 }
 
-/// Reads what comes until the end; the trailers.
-fn poll_rest(
-    body: &mut RecvStream,
-    came: &mut Vec<u8>,
-    cx: &mut Context<'_>,
-) -> Poll<Result<Option<http::HeaderMap>, Failure>> {
-    let broken = |error: h2::Error| Failure::upstream(Stage::Body, message::cause(&error));
-    while let Some(piece) = ready!(body.poll_data(cx)) {
-        let piece = piece.map_err(broken)?;
-        if came.len() + piece.len() > Question::ANSWER_BYTES_MAX {
-            // Left, h2 resets the stream.
-            return Poll::Ready(Err(Failure::upstream(Stage::Body, Cause::BodyTooLarge)));
-        }
-        came.extend_from_slice(&piece);
-        // Fails for a stream that has ended only.
-        let _ = body.flow_control().release_capacity(piece.len());
+/// Its caller has left before it was answered, unless it is over.
+impl Drop for Call<'_> {
+    fn drop(&mut self) {
+        self.ends(Some(Failure::downstream(Stage::Response, Cause::Closed)));
     }
-    body.poll_trailers(cx).map_err(broken)
+}
+
+fn feed(messages: Option<&Cell<Messages>>, octets: &[u8]) {
+    if let Some(messages) = messages {
+        let mut counted = messages.get();
+        counted.feed(octets);
+        messages.set(counted);
+    }
 }
 
 /// Opens a connection for whoever asks next, also when nobody waits for it any more.
-async fn open(shard: Rc<Shard>, service: Rc<Service>, attempt: Attempt, opening: Opening) {
+async fn open(
+    shard: Rc<Shard>,
+    service: Rc<Service>,
+    attempt: Attempt,
+    opening: Opening,
+    failed: Rc<Cell<Option<Failure>>>,
+) {
     let now = shard.clock.now();
     let (account, retry) = (Account::new(now, 0), Policy::off());
     let deadline = now.saturating_add(ns(service.spec.timeouts.connect));
     let path = Path { shard: &shard, account: &account, service: &service, deadline, retry: &retry };
-    if let Err(failure) = path.open(&attempt, Some(opening), Instead::Nothing).await
-        && failure.side != Side::Local
-    {
-        attempt.unreachable(shard.clock.now());
+    // Who waits for it was woken just now, and runs later.
+    if let Err(failure) = path.open(&attempt, Some(opening), Instead::Nothing).await {
+        failed.set(Some(failure));
+        if failure.side != Side::Local {
+            attempt.unreachable(shard.clock.now());
+        }
     }
 }

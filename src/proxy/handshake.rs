@@ -85,12 +85,11 @@ pub(super) async fn with_caller(shard: &Rc<Shard>, downstream: &mut Downstream, 
         failed(failure, &"this proxy has no certificate (yet)");
         return false;
     };
-    if !shard.has_room_for_handshake() {
+    let Some(open) = Handshaking::begin(shard) else {
         let failure = Failure::local(Stage::Handshake, Cause::Overloaded);
         failed(failure, &"limits.handshakes_max is reached");
         return false;
-    }
-    let open = Handshaking::count(shard);
+    };
     let deadline = shard.clock.after(view.snapshot.timeouts.handshake);
     let done = downstream.connection.accept_tls(config, &mut downstream.input, deadline).await;
     drop(open);
@@ -231,14 +230,14 @@ fn why(fault: &TlsFault) -> Cause {
 struct Handshaking<'s>(&'s Shard);
 
 impl<'s> Handshaking<'s> {
-    fn count(shard: &'s Shard) -> Self {
-        shard.totals.handshakes_open.set(shard.totals.handshakes_open.get() + 1);
-        Self(shard)
+    /// `None` where there are as many as may be.
+    fn begin(shard: &'s Shard) -> Option<Self> {
+        shard.begins_handshake().then(|| Self(shard))
     }
 }
 
 impl Drop for Handshaking<'_> {
     fn drop(&mut self) {
-        self.0.totals.handshakes_open.set(self.0.totals.handshakes_open.get() - 1);
+        self.0.ends_handshake();
     }
 }

@@ -24,18 +24,18 @@ use super::again::Missed;
 use super::connect::To;
 use super::from_h2::Call;
 use super::kept::Whole;
-use super::over_h2::{self, Head, head};
-use super::relay::{Direction, Web, unless_reset};
-use super::{Fate, Path, SHED, idle, response};
+use super::over_h2;
+use super::relay::unless_reset;
+use super::{Fate, Path, SHED, beside, idle, response};
 use crate::downstream::{Asked, Downstream};
 use crate::failure::{Cause, Failure, Stage};
-use crate::http::body::{Reframer, TAILROOM, write_chunk};
+use crate::http::body::Reframer;
 use crate::http::edit::Edits;
-use crate::http::grpc_web::{Decoder, Form, Translation};
-use crate::http::h1::{self, Parsed};
+use crate::http::grpc_web::Translation;
+use crate::http::h1;
 use crate::http::h2::{self as message, Origin};
 use crate::http::{Framing, Method};
-use crate::io::timed::{Alarm, OnDeadline};
+use crate::io::timed::Alarm;
 use crate::io::{Connection, Control, Patience};
 use crate::shard::buffers::Buffer;
 use crate::shard::clock::{NEVER, ns};
@@ -285,13 +285,22 @@ enum Step {
 impl Path<'_> {
     /// Whether a request that is answered late may be sent once more meanwhile.
     pub(super) fn hedges(&self) -> bool {
-        self.retry.hedge.is_some() && self.account.repeats.get() && self.service.spec.endpoints.len() > 1
+        self.retry.hedge.is_some()
+            && self.account.repeats.get()
+            && !self.account.stays_alone.get()
+            && self.service.spec.endpoints.len() > 1
+    }
+
+    /// Whether an attempt that has had its time gets another one beside it and is not ended.
+    pub(super) fn is_hedged_in_place(&self) -> bool {
+        self.retry.hedge == Some(Hedge::InPlace) && self.hedges()
     }
 
     fn hedge_after_ns(&self) -> Option<u64> {
         match self.retry.hedge? {
             Hedge::After(after) => Some(ns(after)),
             Hedge::Quantile(quantile) => self.service.tail().at(quantile),
+            Hedge::InPlace => self.retry.attempt_timeout.map(ns),
         }
     }
 
@@ -341,13 +350,18 @@ impl Path<'_> {
         edits.apply_to_head(&mut copied.head, 0, 0);
         self.tell_attempt(&mut copied.head, 0);
         shard.recorder.borrow_mut().record_retry(service.recorder_slot, Reason::Hedge);
+        let mut policy = (*retry).clone();
+        if policy.hedge.take() == Some(Hedge::InPlace) {
+            // As the one beside it.
+            policy.attempt_timeout = None;
+        }
         let race = Rc::<Race>::default();
         further.races(Racing(Rc::clone(&race)));
         let runner = Runner {
             shard: Rc::clone(shard),
             snapshot: Arc::clone(&view.snapshot),
             service: Rc::clone(service),
-            policy: (*retry).clone(),
+            policy,
             deadline: self.deadline,
             affinity: Box::new(Affinity { subset: wanted.subset, key: wanted.key, minted: None }),
             _place: (place, capped),
@@ -628,16 +642,7 @@ impl Runner {
     ) -> Result<Answer, Option<Failure>> {
         let shard = path.shard;
         let Copied { head, body, framing, .. } = &self.copied;
-        let mut out = Vec::with_capacity(head.len() + body.len() + 32);
-        out.extend_from_slice(head);
-        if *framing == Framing::Chunked {
-            if !body.is_empty() {
-                write_chunk(body, &mut out);
-            }
-            out.extend_from_slice(b"0\r\n\r\n");
-        } else {
-            out.extend_from_slice(body);
-        }
+        let mut out = beside::written(head, body, *framing);
         if !self.race.begins_to_wait(Waits::Connection(pooled.connection.control())) {
             // It was not used yet.
             attempt.pool().checkin(pooled, &path.service.spec.pool, None, shard.clock.now());
@@ -675,54 +680,20 @@ impl Runner {
         input: &mut Buffer,
     ) -> Result<Option<Option<Option<u64>>>, Failure> {
         let limits = &self.snapshot.limits;
-        let refused = |cause| Failure::upstream(Stage::Response, cause);
-        let head_by = path.shard.clock.now().saturating_add(path.patience_ns()).min(path.deadline);
-        let mut interim = limits.interim_responses_max;
-        loop {
-            let then = |response: &h1::Response<'_>| {
-                let h1::Response { status, framing, keep_alive, idle_seconds, head_len, .. } = *response;
-                (status, framing, keep_alive, idle_seconds, head_len, super::again::told_by_h1(response))
-            };
-            let parsed = match input.is_empty() {
-                true => Parsed::Partial,
-                false => h1::read_response(input, limits, self.copied.method, then),
-            };
-            match parsed {
-                Parsed::Whole((100..200, .., head_len, _)) => {
-                    interim = interim.checked_sub(1).ok_or_else(|| refused(Cause::TooManyInterim))?;
-                    input.drain(..head_len);
-                }
-                Parsed::Whole((_, framing, keep_alive, idle_seconds, head_len, told)) => {
-                    if !self.is_unwelcome(path, &told) {
-                        return Ok(None);
-                    }
-                    let mut reframer = Reframer::new(framing, Framing::UntilClose);
-                    let there = reframer.reframe(input, head_len, limits);
-                    let clean = there.is_ok_and(|there| there.ended && there.rest.is_empty());
-                    return Ok(Some((clean && keep_alive).then_some(idle_seconds)));
-                }
-                Parsed::Refused(cause) => return Err(refused(cause)),
-                Parsed::Partial if input.len() + TAILROOM >= input.capacity() => {
-                    let mut large = path.shard.buffers.take_large().ok_or(SHED)?;
-                    if large.capacity() <= input.len() + TAILROOM {
-                        path.shard.buffers.give(large);
-                        return Err(refused(Cause::HeadTooLarge));
-                    }
-                    large.extend_from_slice(input);
-                    path.shard.buffers.give(std::mem::replace(input, large));
-                }
-                Parsed::Partial => {
-                    let read = connection.reader.read(input, TAILROOM, head_by, OnDeadline::Shutdown).await;
-                    let now = path.shard.clock.now();
-                    match read {
-                        Ok(0) => return Err(refused(Cause::Closed)),
-                        Ok(_) if attempt.answers(now) => path.account.first_byte_at.set(now),
-                        Ok(_) => {}
-                        Err(fault) => return Err(refused(super::cause(fault))),
-                    }
-                }
-            }
+        let then = |response: &h1::Response<'_>| {
+            let h1::Response { framing, keep_alive, idle_seconds, .. } = *response;
+            (framing, keep_alive, idle_seconds, super::again::told_by_h1(response))
+        };
+        let from = (&mut connection.reader, &mut *input);
+        let head = beside::head_by_http1(path, attempt, limits, self.copied.method, from, then).await?;
+        let (head_len, (framing, keep_alive, idle_seconds, told)) = head;
+        if !self.is_unwelcome(path, &told) {
+            return Ok(None);
         }
+        let mut reframer = Reframer::new(framing, Framing::UntilClose);
+        let there = reframer.reframe(input, head_len, limits);
+        let clean = there.is_ok_and(|there| there.ended && there.rest.is_empty());
+        Ok(Some((clean && keep_alive).then_some(idle_seconds)))
     }
 
     /// As [`Runner::by_http1`]. What is dropped when it is not wanted, h2 resets.
@@ -732,54 +703,18 @@ impl Runner {
         attempt: &Attempt,
         lease: &Lease,
     ) -> Result<(Response<RecvStream>, Option<Translation>), Option<Failure>> {
-        let local = |cause| Failure::local(Stage::Request, cause);
-        let Copied { head: canonical, body, origin, translates, .. } = &self.copied;
-        let origin = origin.filter(|_| lease.is_mesh());
-        let mut request = message::from_canonical(canonical, origin, lease.is_encrypted()).map_err(local)?;
-        let web = translates.then(|| Translation::of_request(request.headers_mut())).flatten();
-        let path = &path.of_call(request.headers_mut());
-        let mut body = body.clone();
-        if let Some(Translation { request: Form::Text, .. }) = web {
-            let mut decoder = Decoder::default();
-            let decoded = decoder.decode(&body).and_then(|decoded| decoder.end().map(|()| decoded));
-            body = decoded.map_err(|_| local(Cause::BadGrpcWeb))?;
-        }
+        let Copied { head, body, origin, translates, .. } = &self.copied;
+        let beside::Typed { request, body, web, path } =
+            beside::typed(path, head, body.clone(), *origin, *translates, lease)?;
+        let path = &path;
         let alarm = Rc::new(path.shard.deadlines.alarm());
         if !self.race.begins_to_wait(Waits::Stream(Rc::clone(&alarm))) {
             return Err(None);
         }
-        let (mut response, stream) = lease.send(request, body.is_empty())?;
-        if !body.is_empty() {
-            let stall = path.service.spec.timeouts.body_stall;
-            let there = Direction {
-                shard: path.shard,
-                account: path.account,
-                alarm: &alarm,
-                limits: &self.snapshot.limits,
-                deadline: path.deadline,
-                read_stall: stall,
-                write_stall: stall,
-                octets: &path.account.request_body_bytes,
-                octets_max: 0,
-                messages: None,
-                web: Web::Same,
-                shape: None,
-                sender: |cause| Failure::local(Stage::Request, cause),
-                receiver: |cause| Failure::upstream(Stage::Request, cause),
-            };
-            there.put(&RefCell::new(stream), body, true).await?;
-        }
-        let mut interim = self.snapshot.limits.interim_responses_max;
-        let response = loop {
-            if self.race.is_unwanted() {
-                return Err(None);
-            }
-            if let Head::Final(response) =
-                head(path, &alarm, &mut response, true, attempt, &mut interim).await?
-            {
-                break response;
-            }
-        };
+        let sent = lease.send(request, body.is_empty())?;
+        let (limits, is_wanted) = (&self.snapshot.limits, || !self.race.is_unwanted());
+        let head = beside::head_by_http2(path, attempt, limits, &alarm, sent, body, is_wanted).await?;
+        let Some(response) = head else { return Err(None) };
         let (told, _) = path.told_by_typed(&response);
         if self.is_unwelcome(path, &told) {
             path.account.note_trailers(response.headers());

@@ -45,6 +45,11 @@ impl Path<'_> {
         }
     }
 
+    /// Whether the time that ends an attempt is what its caller asked for, and less than others have.
+    fn is_hurried(&self) -> bool {
+        self.retry.is_hurried && !self.is_hedged_in_place()
+    }
+
     fn blamed_for(&self, attempt: &Attempt, failure: &Failure, after_ns: u64) -> Verdict {
         match failure.cause {
             Cause::GoingAway | Cause::StreamRefused => Verdict::Nothing,
@@ -55,7 +60,7 @@ impl Path<'_> {
             Cause::Timeout
                 // What came at the last moment has not gone on.
                 if (!attempt.has_answered() || failure.stage == Stage::Response)
-                    && (self.retry.is_hurried || self.shard.clock.now() >= self.deadline)
+                    && (self.is_hurried() || self.shard.clock.now() >= self.deadline)
                     && after_ns < ns(self.service.spec.timeouts.response) =>
             {
                 Verdict::OutOfTime { after_ns }

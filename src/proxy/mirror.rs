@@ -7,34 +7,29 @@
 //! that something is kept for them, so that their number bounds their memory. Refuses tunnels.
 
 use std::cell::RefCell;
-use std::future::poll_fn;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{Poll, ready};
 
 use bytes::Bytes;
-use h2::RecvStream;
 use http::header;
 use smallvec::SmallVec;
 
 use super::account::Account;
 use super::connect::To;
 use super::from_h2::Call;
-use super::over_h2::{Head, head};
-use super::relay::{Direction, Web};
-use super::{Path, SHED};
+use super::{Path, SHED, beside};
 use crate::downstream::{Asked, Downstream};
 use crate::failure::{Cause, Failure, Stage};
-use crate::http::body::{Reframer, TAILROOM, write_chunk};
+use crate::http::body::{Reframer, TAILROOM};
 use crate::http::edit::{self, Edits};
-use crate::http::grpc_web::{Decoder, Form, Translation};
-use crate::http::h1::{self, Parsed};
+use crate::http::h1;
 use crate::http::h2::{self as message, Origin};
 use crate::http::{Framing, Method};
 use crate::io::timed::OnDeadline;
 use crate::io::{Connection, Patience, Reader};
 use crate::route::Priority;
 use crate::route::mirror::{Mirror, marked};
+use crate::shard::buffers::Buffer;
 use crate::shard::clock::ns;
 use crate::shard::{Mirrored, Shard, View, task};
 use crate::snapshot::Snapshot;
@@ -343,16 +338,7 @@ impl Shadow {
 
     async fn by_http1(&self, path: &Path<'_>, attempt: &Attempt, mut pooled: Pooled) -> Result<u16, Failure> {
         let shard = path.shard;
-        let mut out = Vec::with_capacity(self.copy.head.len() + self.body.len() + 32);
-        out.extend_from_slice(&self.copy.head);
-        if self.copy.framing == Framing::Chunked {
-            if !self.body.is_empty() {
-                write_chunk(&self.body, &mut out);
-            }
-            out.extend_from_slice(b"0\r\n\r\n");
-        } else {
-            out.extend_from_slice(&self.body);
-        }
+        let mut out = beside::written(&self.copy.head, &self.body, self.copy.framing);
         let Connection { reader, writer, .. } = &mut pooled.connection;
         let stall = path.service.spec.timeouts.body_stall;
         let patience = Patience { clock: &shard.clock, stall, until: path.deadline };
@@ -374,44 +360,15 @@ impl Shadow {
         path: &Path<'_>,
         attempt: &Attempt,
         from: &mut Reader,
-        input: &mut Vec<u8>,
+        input: &mut Buffer,
     ) -> Result<(u16, Option<Option<u64>>), Failure> {
         let limits = &self.snapshot.limits;
-        let refused = |cause| Failure::upstream(Stage::Response, cause);
-        let head_by = path.shard.clock.now().saturating_add(path.patience_ns()).min(path.deadline);
-        let mut interim = limits.interim_responses_max;
-        let (status, framing, keep_alive, idle_seconds, head_len) = loop {
-            let then = |response: &h1::Response<'_>| {
-                let h1::Response { status, framing, keep_alive, idle_seconds, head_len, .. } = *response;
-                (status, framing, keep_alive, idle_seconds, head_len)
-            };
-            let parsed = match input.is_empty() {
-                true => Parsed::Partial,
-                false => h1::read_response(input, limits, self.copy.method, then),
-            };
-            match parsed {
-                Parsed::Whole((100..200, .., head_len)) => {
-                    interim = interim.checked_sub(1).ok_or_else(|| refused(Cause::TooManyInterim))?;
-                    input.drain(..head_len);
-                }
-                Parsed::Whole(head) => break head,
-                Parsed::Refused(cause) => return Err(refused(cause)),
-                Parsed::Partial if input.len() + TAILROOM >= input.capacity() => {
-                    // Grows as far as a head may.
-                    input.reserve(input.capacity());
-                }
-                Parsed::Partial => {
-                    let read = from.read(input, TAILROOM, head_by, OnDeadline::Shutdown).await;
-                    let now = path.shard.clock.now();
-                    match read {
-                        Ok(0) => return Err(refused(Cause::Closed)),
-                        Ok(_) if attempt.answers(now) => path.account.first_byte_at.set(now),
-                        Ok(_) => {}
-                        Err(fault) => return Err(refused(super::cause(fault))),
-                    }
-                }
-            }
+        let then = |response: &h1::Response<'_>| {
+            let h1::Response { status, framing, keep_alive, idle_seconds, .. } = *response;
+            (status, framing, keep_alive, idle_seconds)
         };
+        let head = beside::head_by_http1(path, attempt, limits, self.copy.method, (from, input), then);
+        let (head_len, (status, framing, keep_alive, idle_seconds)) = head.await?;
         path.account.status.set(status);
         let broken = |cause| Failure::upstream(Stage::Body, cause);
         let mut reframer = Reframer::new(framing, Framing::UntilClose);
@@ -436,72 +393,18 @@ impl Shadow {
     }
 
     async fn by_http2(&self, path: &Path<'_>, attempt: &Attempt, lease: &Lease) -> Result<u16, Failure> {
-        let local = |cause| Failure::local(Stage::Request, cause);
-        let origin = self.copy.origin.filter(|_| lease.is_mesh());
-        let mut request =
-            message::from_canonical(&self.copy.head, origin, lease.is_encrypted()).map_err(local)?;
-        let web = self.copy.translates.then(|| Translation::of_request(request.headers_mut())).flatten();
-        let path = &path.of_call(request.headers_mut());
-        let mut body = self.body.clone();
-        if let Some(Translation { request: Form::Text, .. }) = web {
-            let mut decoder = Decoder::default();
-            let decoded = decoder.decode(&body).and_then(|decoded| decoder.end().map(|()| decoded));
-            body = decoded.map_err(|_| local(Cause::BadGrpcWeb))?;
-        }
-        let (mut response, stream) = lease.send(request, body.is_empty())?;
+        let Copied { head, origin, translates, .. } = &self.copy;
+        let beside::Typed { request, body, path, .. } =
+            beside::typed(path, head, self.body.clone(), *origin, *translates, lease)?;
+        let sent = lease.send(request, body.is_empty())?;
         let alarm = path.shard.deadlines.alarm();
-        if !body.is_empty() {
-            let there = Direction {
-                shard: path.shard,
-                account: path.account,
-                alarm: &alarm,
-                limits: &self.snapshot.limits,
-                deadline: path.deadline,
-                read_stall: path.service.spec.timeouts.body_stall,
-                write_stall: path.service.spec.timeouts.body_stall,
-                octets: &path.account.request_body_bytes,
-                octets_max: 0,
-                messages: None,
-                web: Web::Same,
-                shape: None,
-                sender: |cause| Failure::local(Stage::Request, cause),
-                receiver: |cause| Failure::upstream(Stage::Request, cause),
-            };
-            there.put(&RefCell::new(stream), body, true).await?;
-        }
-        let mut interim = self.snapshot.limits.interim_responses_max;
-        let response = loop {
-            if let Head::Final(response) =
-                head(path, &alarm, &mut response, true, attempt, &mut interim).await?
-            {
-                break response;
-            }
-        };
+        let limits = &self.snapshot.limits;
+        let head = beside::head_by_http2(&path, attempt, limits, &alarm, sent, body, || true).await?;
+        let response = head.ok_or(Failure::upstream(Stage::Response, Cause::Closed))?;
         let status = response.status().as_u16();
         path.account.status.set(status);
         path.account.note_trailers(response.headers());
-        let mut body = response.into_body();
-        let read = alarm.until(path.deadline, poll_fn(|cx| poll_rest(&mut body, cx))).await;
-        match read {
-            Some(Ok(trailers)) => {
-                trailers.iter().for_each(|trailers| path.account.note_trailers(trailers));
-                Ok(status)
-            }
-            Some(Err(error)) => Err(Failure::upstream(Stage::Body, message::cause(&error))),
-            None => Err(Failure::upstream(Stage::Body, Cause::Timeout)),
-        }
+        beside::rest_by_http2(&path, &alarm, response.into_body(), |_| Ok(())).await?;
+        Ok(status)
     }
-}
-
-/// Drops what comes until the end; the trailers.
-fn poll_rest(
-    body: &mut RecvStream,
-    cx: &mut std::task::Context<'_>,
-) -> Poll<Result<Option<http::HeaderMap>, h2::Error>> {
-    while let Some(piece) = ready!(body.poll_data(cx)) {
-        let length = piece?.len();
-        // Fails for a stream that has ended only.
-        let _ = body.flow_control().release_capacity(length);
-    }
-    body.poll_trailers(cx)
 }

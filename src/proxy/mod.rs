@@ -8,6 +8,7 @@
 mod account;
 mod admit;
 mod again;
+mod beside;
 mod caller;
 mod connect;
 mod counted;
@@ -211,6 +212,7 @@ async fn exchange(shard: &Rc<Shard>, downstream: &mut Downstream, asked: &mut As
         Some(_) if asked.is_too_large() => Err(Some(Failure::downstream(Stage::Head, Cause::BodyTooLarge))),
         Some(service) => {
             let retry = retry_of(asked.turn.as_deref(), route, service);
+            account.stays_alone.set(asked.tunnel.is_some());
             account.repeats.set(
                 asked.method != Method::Other
                     || downstream.input.get(asked.places.method()).is_some_and(|name| retry.allows(name)),
@@ -439,6 +441,7 @@ async fn stream(
     head: &mut Vec<u8>,
 ) -> Result<Fate, Missed> {
     let Path { shard, account, service, .. } = path;
+    account.stays_alone.set(true);
     let (attempt, to) = path.connect(false).await.map_err(|failure| path.missed(failure, false))?;
     path.tell_attempt(head, 0);
     let mut pooled = match to {
@@ -762,18 +765,5 @@ fn cause(fault: Fault) -> Cause {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// Multiplied by the open connections. With what the runtime and the frame add (56 bytes) it fits a block of 2 KiB of the
-    /// allocator; one byte more costs half a KiB. Far too small fails as well, so that the bound stays a bound.
-    #[test]
-    fn the_future_of_a_connection_stays_small() {
-        let size = size_of_output(&serve);
-        assert!((1700..=1992).contains(&size), "{size} bytes");
-    }
-
-    fn size_of_output<A, B, C, D, E, F: Future>(_: &impl Fn(A, B, C, D, E) -> F) -> usize {
-        size_of::<F>()
-    }
-}
+#[path = "proxy_test.rs"]
+mod tests;

@@ -140,7 +140,9 @@ impl Call<'_> {
             }
             let result = there.h2_to_h1(body, writer, self.facts.framing, out).await;
             if result.is_ok() && self.path.hedges() {
-                whole.set(body.whole());
+                let body = body.whole();
+                self.path.account.stays_alone.set(body.is_none());
+                whole.set(body);
             }
             sent.set(result.is_ok());
             self.path.account.mirror_whole(result.is_ok());

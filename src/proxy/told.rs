@@ -2,20 +2,17 @@
 //! already: read, or put in place of what stands there.
 
 use std::ops::Range;
-use std::time::Duration;
 
+pub(super) use crate::route::deadline::EXPECTED_TIMEOUT as DEADLINE;
+use crate::route::deadline::expected_timeout;
 use crate::shard::clock::{NEVER, ns};
 
 /// Which attempt it is.
 pub(super) const ATTEMPT: &str = "x-envoy-attempt-count";
-/// After how many milliseconds nobody waits for the response any more.
-pub(super) const DEADLINE: &str = "x-envoy-expected-rq-timeout-ms";
 
 /// When a request that began then must have ended by what its caller says; [`NEVER`] where that is nothing, or no number.
 pub(super) fn deadline(started: u64, value: Option<&[u8]>) -> u64 {
-    let ms =
-        value.and_then(|value| std::str::from_utf8(value).ok()).and_then(|text| text.trim().parse().ok());
-    ms.map_or(NEVER, |ms| started.saturating_add(ns(Duration::from_millis(ms))))
+    value.and_then(expected_timeout).map_or(NEVER, |timeout| started.saturating_add(ns(timeout)))
 }
 
 /// The value of the first such field of a head.

@@ -3,13 +3,15 @@
 //! Octets go over as they came, encoded or not. Refuses what could make another path than was written: variables side by side,
 //! and a segment of a variable and dots, which could come out as `..`.
 
-use super::changes::{TARGET_BYTES_MAX, TooLong};
+use super::changes::TooLong;
+use super::pieces::{Piece, fill};
 use super::template::{BadTemplate, Template};
 
 /// A path with variables, parsed; not yet of any route.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Form {
     text: Box<str>,
+    /// Variables by name.
     pieces: Box<[Piece<Box<str>>]>,
 }
 
@@ -18,14 +20,8 @@ pub struct Form {
 pub struct Filled {
     text: Box<str>,
     from: Template,
+    /// Variables by their number in the template.
     pieces: Box<[Piece<usize>]>,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum Piece<V> {
-    Plain(Box<str>),
-    /// By name, or by its number in the template.
-    Variable(V),
 }
 
 impl Form {
@@ -65,7 +61,7 @@ impl Form {
                     );
                 }
                 push_plain(&mut pieces, before);
-                pieces.push(Piece::Variable(name.into()));
+                pieces.push(Piece::Of(name.into()));
                 rest = behind;
             }
             let plain = segment_plain(&pieces[begin..], rest);
@@ -82,7 +78,7 @@ impl Form {
         {
             return bad("`}` without `{`".into(), "write a variable such as {id}");
         }
-        if !pieces.iter().any(|piece| matches!(piece, Piece::Variable(_))) {
+        if !pieces.iter().any(|piece| matches!(piece, Piece::Of(_))) {
             return bad(
                 "there is no variable in it".into(),
                 "write it as `path`, or a variable such as {id}",
@@ -100,7 +96,7 @@ impl Form {
     pub fn literals(&self) -> impl Iterator<Item = &str> {
         self.pieces.iter().filter_map(|piece| match piece {
             Piece::Plain(text) => Some(&**text),
-            Piece::Variable(_) => None,
+            Piece::Of(_) => None,
         })
     }
 
@@ -111,8 +107,8 @@ impl Form {
     pub fn of(&self, from: &Template) -> Result<Filled, Box<str>> {
         let pieces = self.pieces.iter().map(|piece| match piece {
             Piece::Plain(text) => Ok(Piece::Plain(text.clone())),
-            Piece::Variable(name) => match from.names().position(|known| *known == **name) {
-                Some(at) => Ok(Piece::Variable(at)),
+            Piece::Of(name) => match from.names().position(|known| *known == **name) {
+                Some(at) => Ok(Piece::Of(at)),
                 None => Err(name.clone()),
             },
         });
@@ -124,7 +120,7 @@ impl Form {
 fn segment_plain(pieces: &[Piece<Box<str>>], rest: &str) -> String {
     let plain = pieces.iter().map(|piece| match piece {
         Piece::Plain(text) => &**text,
-        Piece::Variable(_) => "",
+        Piece::Of(_) => "",
     });
     plain.chain([rest.trim_end_matches('/')]).collect()
 }
@@ -150,16 +146,7 @@ impl Filled {
             out.extend_from_slice(path);
             return Ok(());
         };
-        for piece in &self.pieces {
-            match piece {
-                Piece::Plain(text) => out.extend_from_slice(text.as_bytes()),
-                Piece::Variable(at) => out.extend_from_slice(captured.get(*at).copied().unwrap_or_default()),
-            }
-            if out.len() > TARGET_BYTES_MAX {
-                return Err(TooLong);
-            }
-        }
-        Ok(())
+        fill(&self.pieces, |at| captured.get(at).copied().unwrap_or_default(), out)
     }
 }
 

@@ -11,8 +11,9 @@ use regex_automata::nfa::thompson::WhichCaptures;
 use regex_automata::util::captures::Captures;
 use regex_automata::util::syntax;
 
-use super::changes::{TARGET_BYTES_MAX, TooLong};
+use super::changes::TooLong;
 use super::filled::Filled;
+use super::pieces::{Piece, fill};
 
 /// How a path is made from one that came.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -37,14 +38,8 @@ pub enum NewPath {
 pub struct Replace {
     text: Box<str>,
     regex: Arc<meta::Regex>,
-    pieces: Arc<[Piece]>,
+    pieces: Arc<[Piece<usize>]>,
     to: Box<str>,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum Piece {
-    Plain(Box<str>),
-    Group(usize),
 }
 
 /// What is wrong with an expression, or with what comes in its place.
@@ -126,7 +121,7 @@ impl Replace {
                         return Err(BadReplace::Group(group, groups));
                     }
                     pieces.push(Piece::Plain(std::mem::take(&mut plain).into()));
-                    pieces.push(Piece::Group(group));
+                    pieces.push(Piece::Of(group));
                 }
                 _ => return Err(BadReplace::Dollar),
             }
@@ -163,20 +158,8 @@ impl Replace {
             out.extend_from_slice(path);
             return Ok(());
         }
-        for piece in &*self.pieces {
-            match piece {
-                Piece::Plain(text) => out.extend_from_slice(text.as_bytes()),
-                Piece::Group(group) => {
-                    out.extend_from_slice(
-                        captures.get_group(*group).map_or(&[][..], |span| &path[span.range()]),
-                    );
-                }
-            }
-            if out.len() > TARGET_BYTES_MAX {
-                return Err(TooLong);
-            }
-        }
-        Ok(())
+        let group = |group: usize| captures.get_group(group).map_or(&[][..], |span| &path[span.range()]);
+        fill(&self.pieces, group, out)
     }
 }
 

@@ -79,6 +79,9 @@ pub struct Wishes {
     /// Worth another attempt besides what the policy says.
     on: Reasons,
     statuses: Statuses,
+    /// Statuses that it lists, and whether it says that they count.
+    listed: Statuses,
+    lists_count: bool,
     /// Attempts besides the first.
     retries: Option<u8>,
     /// Zero: as long as there may be.
@@ -103,6 +106,8 @@ impl May {
             may: *self,
             on: Reasons::NONE,
             statuses: Statuses::NONE,
+            listed: Statuses::NONE,
+            lists_count: false,
             retries: None,
             timeout: None,
             attempt_timeout: None,
@@ -114,6 +119,7 @@ impl May {
             for word in entries(fields, name) {
                 // Which statuses is said by a field of its own.
                 if !is_grpc && word == b"retriable-status-codes" {
+                    wishes.lists_count = true;
                     continue;
                 }
                 match WORDS.iter().find(|known| known.is_grpc() == is_grpc && known.word.as_bytes() == word) {
@@ -128,7 +134,7 @@ impl May {
         for status in entries(fields, STATUSES) {
             match digits(status).and_then(|status| u16::try_from(status).ok()) {
                 Some(status @ Statuses::MIN..=Statuses::MAX) => {
-                    wishes.statuses = wishes.statuses.with(status, status);
+                    wishes.listed = wishes.listed.with(status, status);
                 }
                 _ => wishes.is_odd = true,
             }
@@ -177,13 +183,17 @@ impl Wishes {
     }
 
     fn policy_of(&self, of_all: &Policy) -> (Option<Policy>, Outcome) {
-        let names = self.on != Reasons::NONE || self.statuses != Statuses::NONE;
+        let counts = self.lists_count || of_all.lists_statuses;
+        let statuses = if counts { self.statuses.and(self.listed) } else { self.statuses };
+        let is_passed_over = !counts && self.listed != Statuses::NONE;
+        let taken = if is_passed_over { Outcome::Ignored } else { Outcome::Taken };
+        let names = self.on != Reasons::NONE || statuses != Statuses::NONE;
         if !names && self.retries.is_none() && self.attempt_timeout.is_none() && self.hedges.is_none() {
-            return (None, Outcome::Taken);
+            return (None, taken);
         }
         let mut policy = of_all.clone();
         policy.on = policy.on.and(self.on);
-        policy.statuses = policy.statuses.and(self.statuses);
+        policy.statuses = policy.statuses.and(statuses);
         let has_any = policy.on != Reasons::NONE || policy.statuses != Statuses::NONE;
         let asked = match self.retries {
             Some(retries) if has_any => retries.saturating_add(1),
@@ -193,7 +203,7 @@ impl Wishes {
         };
         let most = self.may.attempts_max.map_or(of_all.attempts_max, |max| max.max(of_all.attempts_max));
         policy.attempts_max = asked.min(most);
-        let mut outcome = Outcome::capped(asked > most);
+        let mut outcome = taken.max(Outcome::capped(asked > most));
         if self.retries.is_some() && !has_any {
             // After what?
             outcome = Outcome::Ignored;
@@ -207,11 +217,7 @@ impl Wishes {
             outcome = outcome.max(of_timeout);
         }
         match (self.hedges, policy.attempt_timeout) {
-            (Some(true), Some(after)) => {
-                policy.hedge = Some(Hedge::After(after));
-                policy.attempt_timeout = None;
-                policy.is_hurried = false;
-            }
+            (Some(true), Some(_)) => policy.hedge = Some(Hedge::InPlace),
             // After how long?
             (Some(true), None) => outcome = Outcome::Ignored,
             (Some(false), _) => policy.hedge = None,

@@ -67,10 +67,38 @@ fn what_is_worth_another_attempt_is_added_to_what_the_policy_says() {
     assert!(!said.on.has(Reason::Unavailable));
     assert_eq!(said.statuses.iter().collect::<Vec<_>>(), [409, 502, 503, 504]);
     assert_eq!(said.attempts_max, 3);
-    // Codes count with and without the word; what stays is the policy's.
-    let (said, outcome) = policy(WIDE, &base, &[("retriable-status-codes", "404, 599")]);
-    assert_eq!((said.statuses.iter().collect::<Vec<_>>(), outcome), (vec![404, 503, 599], Outcome::Taken));
-    assert_eq!(Policy { statuses: base.statuses, ..said }, base);
+}
+
+#[test]
+fn statuses_that_are_listed_count_where_it_is_said_that_such_a_list_counts() {
+    let listed = ("retriable-status-codes", "404, 599");
+    let said_so = ("retry-on", "retriable-status-codes");
+    let base = of_all();
+    let of_list = Policy { lists_statuses: true, ..base.clone() };
+    for (base, lines) in
+        [(&base, &[listed, said_so][..]), (&of_list, &[listed]), (&of_list, &[said_so, listed])]
+    {
+        let (said, outcome) = policy(WIDE, base, lines);
+        assert_eq!(
+            (said.statuses.iter().collect::<Vec<_>>(), outcome),
+            (vec![404, 503, 599], Outcome::Taken)
+        );
+        // What stays is the policy's.
+        assert_eq!(Policy { statuses: base.statuses, ..said }, *base);
+    }
+    assert_eq!(policy(WIDE, &base, &[listed]), (base.clone(), Outcome::Ignored));
+    // Then they are no reason to be tried again, either.
+    let off = Policy { attempts_max: 1, statuses: Statuses::NONE, on: Reasons::NONE, ..of_all() };
+    for (lines, attempts, outcome) in [
+        (&[listed, ("max-retries", "2")][..], 1, Outcome::Ignored),
+        (&[listed, ("retry-on", "reset")], 2, Outcome::Ignored),
+        (&[said_so, ("max-retries", "2")], 1, Outcome::Ignored),
+        (&[listed, said_so], 2, Outcome::Taken),
+    ] {
+        let (said, told) = policy(WIDE, &off, lines);
+        assert_eq!((said.attempts_max, told), (attempts, outcome), "{lines:?}");
+        assert_eq!(said.statuses.has(404), outcome == Outcome::Taken, "{lines:?}");
+    }
 }
 
 #[test]
@@ -179,10 +207,12 @@ fn an_attempt_that_had_its_time_is_hedged_where_that_is_asked_for() {
     let timeout = ("upstream-rq-per-try-timeout-ms", "80");
     let hedge = |value| ("hedge-on-per-try-timeout", value);
     let (said, told) = policy(WIDE, &of_all(), &[timeout, hedge("true")]);
-    assert_eq!((said.hedge, said.attempt_timeout), (Some(Hedge::After(MS(80))), None));
-    assert!(!said.is_hurried && told == Outcome::Taken);
+    assert_eq!((said.hedge, said.attempt_timeout), (Some(Hedge::InPlace), Some(MS(80))));
+    assert!(said.is_hurried && told == Outcome::Taken);
     let tight = Policy { attempt_timeout: Some(MS(300)), hedge: None, ..of_all() };
-    assert_eq!(policy(WIDE, &tight, &[hedge("true")]).0.hedge, Some(Hedge::After(MS(300))));
+    let (said, _) = policy(WIDE, &tight, &[hedge("true")]);
+    assert_eq!((said.hedge, said.attempt_timeout), (Some(Hedge::InPlace), Some(MS(300))));
+    assert_eq!(policy(WIDE, &tight, &[timeout, hedge("false")]).0.hedge, None);
     let hedging = Policy { hedge: Some(Hedge::After(MS(50))), ..of_all() };
     assert_eq!(policy(WIDE, &hedging, &[hedge("false")]).0.hedge, None);
     for odd in ["true", "TRUE", "1", ""] {

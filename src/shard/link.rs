@@ -15,10 +15,11 @@ use crossbeam::atomic::AtomicCell;
 use crossbeam::queue::ArrayQueue;
 
 pub use super::pressure::Pressure;
+use super::together::Together;
 use crate::failure::{Cause, Failure};
 use crate::snapshot::Snapshot;
 use crate::telemetry::Interval;
-use crate::upstream::gate::{Bell, Count};
+use crate::upstream::gate::Bell;
 use crate::upstream::health::Reason;
 use crate::upstream::spec::Address;
 
@@ -47,8 +48,8 @@ pub struct Link {
     pub spent_chunks: ArrayQueue<Vec<u8>>,
     /// What control may look at at any time.
     pub vitals: Vitals,
-    /// Open connections with callers, of all shards of the proxy.
-    pub(super) callers: Arc<Count>,
+    /// What all shards of the proxy count together.
+    pub(super) together: Arc<Together>,
 }
 
 /// What a shard is told beside snapshots.
@@ -131,14 +132,14 @@ impl Link {
     /// # Errors
     /// When the process is out of file descriptors.
     pub fn new(shard: u16) -> io::Result<(Arc<Self>, UnixStream)> {
-        Self::among(shard, &Arc::new(Count::new(u32::MAX)))
+        Self::among(shard, &Arc::default())
     }
 
-    /// The same for one of several shards, which count their connections with callers together.
+    /// The same for one of several shards, which count some things together.
     ///
     /// # Errors
     /// When the process is out of file descriptors.
-    pub fn among(shard: u16, callers: &Arc<Count>) -> io::Result<(Arc<Self>, UnixStream)> {
+    pub fn among(shard: u16, together: &Arc<Together>) -> io::Result<(Arc<Self>, UnixStream)> {
         let (ours, theirs) = UnixStream::pair()?;
         ours.set_nonblocking(true)?;
         let link = Self {
@@ -153,7 +154,7 @@ impl Link {
             chunks: ArrayQueue::new(Self::CHUNKS_MAX),
             spent_chunks: ArrayQueue::new(Self::CHUNKS_MAX),
             vitals: Vitals::default(),
-            callers: Arc::clone(callers),
+            together: Arc::clone(together),
         };
         Ok((Arc::new(link), theirs))
     }

@@ -88,7 +88,7 @@ impl Rig {
     fn new() -> Self {
         let (link, _bell) = Link::new(0).unwrap();
         let shard =
-            Rc::new(Shard::new(link, 1, Duration::from_secs(60), Duration::ZERO, snapshot(1, Vec::new())));
+            Rc::new(Shard::new(link, Duration::from_secs(60), Duration::ZERO, snapshot(1, Vec::new())));
         let listener = TcpListener::bind::<SocketAddr>(([127, 0, 0, 1], 0).into()).unwrap();
         Self { shard, listener, callers: Vec::new(), generation: 1 }
     }

@@ -11,7 +11,9 @@ mod pressure;
 mod runtime;
 mod state;
 pub(crate) mod task;
+mod together;
 pub mod watched;
 
 pub use runtime::{Plan, RuntimeChoice, spawn};
 pub use state::{Faulty, Gathered, Mirrored, Shard, View};
+pub use together::Together;

@@ -25,8 +25,6 @@ use crate::downstream::listener::Accepting;
 pub struct Plan {
     /// Which shard, from 0.
     pub shard: u16,
-    /// How many there are: limits that are per proxy are shared by them.
-    pub shards: u16,
     /// The CPU to pin the thread to; `None` leaves it where the scheduler puts it.
     pub cpu: Option<usize>,
     /// The connection to control.
@@ -119,14 +117,14 @@ fn run(plan: Plan) {
 
 /// The shard's life: follows control until the drain is done.
 async fn serve(plan: Plan, kind: Kind) {
-    let Plan { link, doorbell, shards, stall_threshold, age_min, .. } = plan;
+    let Plan { link, doorbell, stall_threshold, age_min, .. } = plan;
     // Control publishes before it starts a shard.
     let Some(snapshot) = link.take_snapshot() else {
         let _ = link.notices.push(Notice::Failed { what: "starting without a snapshot".to_owned() });
         return;
     };
     link.vitals.generation.store(snapshot.generation, Ordering::Release);
-    let shard = Rc::new(Shard::new(Arc::clone(&link), shards, stall_threshold, age_min, snapshot));
+    let shard = Rc::new(Shard::new(Arc::clone(&link), stall_threshold, age_min, snapshot));
     let listeners = Rc::new(RefCell::new(Accepting::new(kind == Kind::Epoll)));
     drop(monoio::spawn(Rc::clone(&shard.deadlines).run(Rc::clone(&shard.clock))));
     drop(monoio::spawn(tick(Rc::clone(&shard))));

@@ -54,8 +54,6 @@ pub struct Shard {
     pub(super) age_min: Duration,
     /// When control was last told of each kind of failed handshake.
     told: RefCell<Vec<(Failure, u64)>>,
-    /// How many shards share the limits that are per proxy.
-    shards: u32,
     rng: RefCell<fastrand::Rng>,
     view: RefCell<Rc<View>>,
     /// Services that are gone from the configuration but may have exchanges in flight.
@@ -67,10 +65,6 @@ pub struct Shard {
     relieved: Cell<Pressure>,
     /// The last look of control at the process's memory that this shard knows of, and what it held then ([`Shard::holds`]).
     held: Cell<(u64, u64)>,
-    /// Copies of requests in progress.
-    mirrored: Cell<u32>,
-    /// Exchanges to which something is done on purpose.
-    faulty: Cell<u32>,
 }
 
 /// An exchange to which something is done on purpose, until it is dropped.
@@ -84,7 +78,7 @@ impl std::fmt::Debug for Faulty {
 
 impl Drop for Faulty {
     fn drop(&mut self) {
-        self.0.faulty.set(self.0.faulty.get() - 1);
+        self.0.link.together.faults.give_back();
     }
 }
 
@@ -93,7 +87,7 @@ pub struct Mirrored(Rc<Shard>);
 
 impl Drop for Mirrored {
     fn drop(&mut self) {
-        self.0.mirrored.set(self.0.mirrored.get() - 1);
+        self.0.link.together.mirrored.give_back();
     }
 }
 
@@ -159,13 +153,12 @@ impl Shard {
     /// A shard that has seen nothing, with its first snapshot.
     pub(super) fn new(
         link: Arc<Link>,
-        shards: u16,
         stall_threshold: Duration,
         age_min: Duration,
         snapshot: Arc<Snapshot>,
     ) -> Self {
         let clock = Rc::new(Clock::new());
-        link.callers.set(snapshot.limits.connections_max);
+        link.together.set(&snapshot.limits);
         Self {
             doors: Doors::new(Arc::<Link>::clone(&link), clock.origin()),
             clock,
@@ -181,15 +174,12 @@ impl Shard {
             told: RefCell::default(),
             stall_threshold_ns: ns(stall_threshold),
             age_min,
-            shards: shards.max(1).into(),
             rng: RefCell::new(fastrand::Rng::new()),
             view: RefCell::new(Rc::new(View::new(snapshot, Arc::clone(&link)))),
             vanished: RefCell::default(),
             draining: Cell::new(false),
             relieved: Cell::default(),
             held: Cell::default(),
-            mirrored: Cell::new(0),
-            faulty: Cell::new(0),
             link,
         }
     }
@@ -234,7 +224,7 @@ impl Shard {
                 }
             }
         }
-        self.link.callers.set(new.snapshot.limits.connections_max);
+        self.link.together.set(&new.snapshot.limits);
         drop(self.view.replace(Rc::new(new)));
         self.link.vitals.generation.store(generation, Ordering::Release);
         differs && self.live.renew()
@@ -325,15 +315,15 @@ impl Shard {
 
     /// Lets a connection of a caller in, unless the shards together have `connections_max` of them. Who was let in is to be let out.
     pub fn lets_in(&self) -> bool {
-        self.link.callers.take()
+        self.link.together.callers.take()
     }
 
     /// One has ended.
     pub fn let_out(&self) {
-        self.link.callers.give_back();
+        self.link.together.callers.give_back();
     }
 
-    /// Offers a place for something done on purpose: of this shard's share of `faults_max`. Where there was none and one was wanted,
+    /// Offers a place for something done on purpose: of the `faults_max` that the shards together have. Where there was none and one was wanted,
     /// it is counted for that service.
     pub fn admit_fault(
         self: &Rc<Self>,
@@ -341,34 +331,30 @@ impl Shard {
         service: Option<u32>,
         takes: impl FnOnce(&dyn Fn() -> Option<Faulty>) -> bool,
     ) {
-        let share = view.snapshot.limits.faults_max.div_ceil(self.shards);
-        let place = || {
-            let room = self.faulty.get() < share;
-            room.then(|| {
-                self.faulty.set(self.faulty.get() + 1);
-                Faulty(Rc::clone(self))
-            })
-        };
+        let place = || self.link.together.faults.take().then(|| Faulty(Rc::clone(self)));
         if !takes(&place) {
             let slot = service.map_or(View::NO_SERVICE, |id| self.service(view, id).recorder_slot);
             self.recorder.borrow_mut().record_fault_refused(slot);
         }
     }
 
-    /// A place for one more copy of a request: of this shard's share of `mirrored_max`.
+    /// A place for one more copy of a request: of the `mirrored_max` that the shards together have.
     pub fn mirror(self: &Rc<Self>) -> Option<Mirrored> {
-        let share = self.view.borrow().snapshot.limits.mirrored_max.div_ceil(self.shards);
-        let room = self.mirrored.get() < share && self.pressure() == Pressure::None;
-        room.then(|| {
-            self.mirrored.set(self.mirrored.get() + 1);
-            Mirrored(Rc::clone(self))
-        })
+        let room = self.pressure() == Pressure::None && self.link.together.mirrored.take();
+        room.then(|| Mirrored(Rc::clone(self)))
     }
 
-    /// Whether one more handshake with a caller may begin: this shard's share of `handshakes_max`.
-    pub fn has_room_for_handshake(&self) -> bool {
-        let share = self.view.borrow().snapshot.limits.handshakes_max.div_ceil(self.shards);
-        self.totals.handshakes_open.get() < share.into()
+    /// Lets a handshake with a caller begin, unless the shards together have `handshakes_max` of them. One that has begun is to be ended.
+    pub fn begins_handshake(&self) -> bool {
+        let begins = self.link.together.handshakes.take();
+        self.totals.handshakes_open.set(self.totals.handshakes_open.get() + u64::from(begins));
+        begins
+    }
+
+    /// One is over.
+    pub fn ends_handshake(&self) {
+        self.totals.handshakes_open.set(self.totals.handshakes_open.get() - 1);
+        self.link.together.handshakes.give_back();
     }
 
     /// Counts a connection that failed before there was an exchange, and tells control, once a second for each cause.

@@ -15,12 +15,13 @@ use std::pin::Pin;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::SeqCst};
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll};
 
 use crossbeam::queue::SegQueue;
 
 use super::caps::Caps;
 use super::gate::{Bell, Gate, Seat};
+use super::waiter::{Told, Waiter};
 use crate::failure::Cause;
 
 /// A shard whose own exchanges wait gives a connection to another shard's no sooner after the last one than this: what a new
@@ -52,7 +53,7 @@ pub struct Berths {
     doors: Rc<Doors>,
     seat: Arc<Seat>,
     idler: Arc<Idler>,
-    line: RefCell<VecDeque<Rc<Waiter>>>,
+    line: RefCell<VecDeque<Rc<Waiter<Turned>>>>,
     /// Those who were told to look and have not yet.
     looking: Cell<u32>,
     /// Tickets of this shard that are out: at least as many as wait here.
@@ -77,7 +78,7 @@ pub struct Berth(Rc<Berths>);
 /// A place in the line, until it is dropped.
 pub struct Waiting {
     berths: Rc<Berths>,
-    waiter: Rc<Waiter>,
+    waiter: Rc<Waiter<Turned>>,
 }
 
 /// What has come of waiting.
@@ -88,19 +89,11 @@ pub enum Turn {
     Look,
 }
 
-#[derive(Default)]
-struct Waiter {
-    told: Cell<Told>,
-    waker: RefCell<Option<Waker>>,
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, Default)]
-enum Told {
-    #[default]
-    Nothing,
+/// What one that waits is told.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Turned {
     Granted,
     Look,
-    Over,
 }
 
 /// What becomes of a connection that has come to rest.
@@ -206,7 +199,7 @@ impl Berths {
         if !counted.gate.waits() {
             return Err(Cause::QueueFull);
         }
-        let waiter = Rc::<Waiter>::default();
+        let waiter = Rc::<Waiter<Turned>>::default();
         let waiting = {
             let mut line = self.line.borrow_mut();
             line.push_back(Rc::clone(&waiter));
@@ -221,7 +214,7 @@ impl Berths {
             counted.gate.ticket(&self.seat);
         }
         self.serve();
-        if waiter.told.get() == Told::Nothing {
+        if waiter.told() == Told::Nothing {
             counted.ask(&self.idler);
         }
         Ok(Waiting { berths: Rc::clone(self), waiter })
@@ -262,7 +255,7 @@ impl Berths {
         let waiter = self.leaves_line();
         if let Some(waiter) = &waiter {
             self.looking.set(self.looking.get() + 1);
-            waiter.tell(Told::Look);
+            waiter.tell(Turned::Look);
         }
         waiter.is_some()
     }
@@ -324,7 +317,7 @@ impl Berths {
             for _ in 0..places {
                 self.tickets.set(self.tickets.get() - 1);
                 match self.leaves_line() {
-                    Some(waiter) => waiter.tell(Told::Granted),
+                    Some(waiter) => waiter.tell(Turned::Granted),
                     None => self.caps().counts.connections.gate.leave(&self.seat),
                 }
             }
@@ -332,7 +325,7 @@ impl Berths {
     }
 
     /// Who is next.
-    fn leaves_line(&self) -> Option<Rc<Waiter>> {
+    fn leaves_line(&self) -> Option<Rc<Waiter<Turned>>> {
         let waiter = self.line.borrow_mut().pop_front()?;
         self.caps.borrow().counts.connections.gate.waits_no_more();
         Some(waiter)
@@ -370,43 +363,23 @@ impl Drop for Berth {
     }
 }
 
-impl Waiter {
-    fn tell(&self, told: Told) {
-        self.told.set(told);
-        if let Some(waker) = self.waker.borrow_mut().take() {
-            waker.wake();
-        }
-    }
-}
-
 impl Future for Waiting {
     type Output = Turn;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Turn> {
-        match self.waiter.told.get() {
-            Told::Nothing | Told::Over => {
-                let mut waker = self.waiter.waker.borrow_mut();
-                if !waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
-                    *waker = Some(cx.waker().clone());
-                }
-                Poll::Pending
-            }
-            Told::Granted => {
-                self.waiter.told.set(Told::Over);
-                Poll::Ready(Turn::Berth(Berth(Rc::clone(&self.berths))))
-            }
-            Told::Look => {
-                self.waiter.told.set(Told::Over);
+        self.waiter.poll(cx).map(|turned| match turned {
+            Turned::Granted => Turn::Berth(Berth(Rc::clone(&self.berths))),
+            Turned::Look => {
                 self.berths.has_looked();
-                Poll::Ready(Turn::Look)
+                Turn::Look
             }
-        }
+        })
     }
 }
 
 impl Drop for Waiting {
     fn drop(&mut self) {
-        match self.waiter.told.get() {
+        match self.waiter.told() {
             Told::Nothing => {
                 let mut line = self.berths.line.borrow_mut();
                 let before = line.len();
@@ -416,9 +389,9 @@ impl Drop for Waiting {
                 }
             }
             // It came just when nobody wanted it any more.
-            Told::Granted => self.berths.give_back(),
+            Told::This(Turned::Granted) => self.berths.give_back(),
             // It lies there still.
-            Told::Look => {
+            Told::This(Turned::Look) => {
                 self.berths.has_looked();
                 self.berths.rests();
             }

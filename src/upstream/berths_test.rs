@@ -1,6 +1,7 @@
 //! Berths of a service at several shards: one step after the other, then real threads.
 
 use std::sync::atomic::AtomicUsize;
+use std::task::Waker;
 
 use super::*;
 use crate::upstream::caps::Counts;

@@ -9,7 +9,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
-use std::task::{Context, Poll, Waker};
+use std::task::{Context, Poll};
 
 use smallvec::SmallVec;
 
@@ -19,6 +19,7 @@ use super::caps::Caps;
 use super::concurrency::{Estimator, Sample};
 use super::gate::{Bell, Seat};
 use super::line::{Line, Ticket};
+use super::waiter::{Told, Waiter};
 use crate::failure::Cause;
 use crate::route::Priority;
 
@@ -39,7 +40,7 @@ pub struct Limiter {
     caps: RefCell<Arc<Caps>>,
     doors: Rc<Doors>,
     seat: Arc<Seat>,
-    line: RefCell<Line<Rc<Waiter>>>,
+    line: RefCell<Line<Rc<Waiter<Granted>>>>,
     /// Tickets of this shard that are out: at least as many as wait here.
     tickets: Cell<u32>,
     /// How exchanges have ended on this shard.
@@ -86,24 +87,14 @@ pub struct Outcome {
 /// A place in the line, for as long as it is not dropped.
 pub struct Waiting {
     limiter: Rc<Limiter>,
-    waiter: Rc<Waiter>,
+    waiter: Rc<Waiter<Granted>>,
     ticket: Ticket,
     /// When it has been long enough.
     pub until_ns: u64,
 }
 
-struct Waiter {
-    told: Cell<Told>,
-    waker: RefCell<Option<Waker>>,
-}
-
-#[derive(Clone, Copy)]
-enum Told {
-    Nothing,
-    Granted,
-    Refused(Cause),
-    Over,
-}
+/// What one that waits is told.
+type Granted = Result<(), Cause>;
 
 /// A retry in progress, until dropped.
 pub struct Retry(Arc<Caps>);
@@ -186,9 +177,9 @@ impl Limiter {
             let Some(displaced) = self.line.borrow_mut().displace(priority) else {
                 return Entry::Refused(Cause::QueueFull);
             };
-            displaced.tell(Told::Refused(Cause::QueueFull));
+            displaced.tell(Err(Cause::QueueFull));
         }
-        let waiter = Rc::new(Waiter { told: Cell::new(Told::Nothing), waker: RefCell::default() });
+        let waiter = Rc::<Waiter<Granted>>::default();
         let (ticket, until_ns, waiting) = {
             let mut line = self.line.borrow_mut();
             let (ticket, until_ns) = line.push(Rc::clone(&waiter), priority, caps.patience, now_ns);
@@ -218,16 +209,16 @@ impl Limiter {
             let gate = &caps.counts.exchanges;
             for _ in 0..places {
                 self.tickets.set(self.tickets.get() - 1);
-                let mut late = SmallVec::<[Rc<Waiter>; 4]>::new();
+                let mut late = SmallVec::<[Rc<Waiter<Granted>>; 4]>::new();
                 let next = self.line.borrow_mut().next(caps.patience, now_ns, |waiter| late.push(waiter));
                 for waiter in late {
                     gate.waits_no_more();
-                    waiter.tell(Told::Refused(Cause::QueueTimeout));
+                    waiter.tell(Err(Cause::QueueTimeout));
                 }
                 match next {
                     Some(waiter) => {
                         gate.waits_no_more();
-                        waiter.tell(Told::Granted);
+                        waiter.tell(Ok(()));
                     }
                     None => gate.leave(&self.seat),
                 }
@@ -367,27 +358,13 @@ impl Future for Waiting {
     type Output = Result<Pass, Cause>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        match self.waiter.told.get() {
-            Told::Nothing => {
-                let mut waker = self.waiter.waker.borrow_mut();
-                if !waker.as_ref().is_some_and(|waker| waker.will_wake(cx.waker())) {
-                    *waker = Some(cx.waker().clone());
-                }
-                Poll::Pending
-            }
-            Told::Granted => {
-                self.waiter.told.set(Told::Over);
-                Poll::Ready(Ok(self.limiter.pass()))
-            }
-            Told::Refused(cause) => Poll::Ready(Err(cause)),
-            Told::Over => Poll::Pending,
-        }
+        self.waiter.poll(cx).map_ok(|()| self.limiter.pass())
     }
 }
 
 impl Drop for Waiting {
     fn drop(&mut self) {
-        match self.waiter.told.get() {
+        match self.waiter.told() {
             Told::Nothing => {
                 let caps = self.limiter.caps();
                 let now_ns = self.limiter.now_ns.get();
@@ -397,17 +374,8 @@ impl Drop for Waiting {
                 }
             }
             // It came just when nobody wanted it any more.
-            Told::Granted => self.limiter.give_back(),
-            Told::Refused(_) | Told::Over => {}
-        }
-    }
-}
-
-impl Waiter {
-    fn tell(&self, told: Told) {
-        self.told.set(told);
-        if let Some(waker) = self.waker.borrow_mut().take() {
-            waker.wake();
+            Told::This(Ok(())) => self.limiter.give_back(),
+            Told::This(Err(_)) | Told::Over => {}
         }
     }
 }

@@ -23,3 +23,4 @@ pub mod shared;
 pub mod spec;
 pub mod tail;
 mod turns;
+pub mod waiter;

@@ -25,6 +25,8 @@ pub struct Policy {
     pub on: Reasons,
     /// And answers with these statuses.
     pub statuses: Statuses,
+    /// Whether some of them stand in a list of their own (`retriable-status-codes`, to Envoy), to which callers may add theirs.
+    pub lists_statuses: bool,
     /// Methods that may be done twice although they are not idempotent by their name.
     pub methods: Box<[Box<str>]>,
     /// How long one attempt may take until the head of its response; `None` for no limit of its own.
@@ -55,6 +57,8 @@ pub enum Hedge {
     After(Duration),
     /// As long as this part of the service's latest answers took at most.
     Quantile(Quantile),
+    /// As long as an attempt may take, which is not ended then; where there can be no other beside it, it is.
+    InPlace,
 }
 
 macro_rules! reasons {
@@ -353,6 +357,7 @@ impl Policy {
             attempts_max: 1,
             on: Reasons::NONE,
             statuses: Statuses::default(),
+            lists_statuses: false,
             methods: Box::default(),
             attempt_timeout: None,
             backoff_base: Duration::ZERO,

@@ -7,6 +7,7 @@ fn policy(on: Reasons, statuses: Statuses) -> Policy {
         attempts_max: 3,
         on,
         statuses,
+        lists_statuses: false,
         methods: Box::new(["POST".into()]),
         attempt_timeout: None,
         backoff_base: Duration::from_millis(25),

@@ -7,7 +7,6 @@
 //! connections: that is the task of `proxy::h2_client`.
 
 use std::cell::{Cell, RefCell};
-use std::future::poll_fn;
 use std::rc::{Rc, Weak};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
@@ -19,6 +18,7 @@ use http::Request;
 
 use super::berths::Berths;
 use super::spec;
+use super::waiter::{Crowd, Waits};
 use crate::failure::{Cause, Failure, Stage};
 use crate::http::h2 as message;
 
@@ -27,9 +27,8 @@ use crate::http::h2 as message;
 pub struct SharedPool {
     open: RefCell<Vec<Rc<Shared>>>,
     connecting: Cell<u32>,
-    waiting: RefCell<Vec<Waker>>,
-    /// How often they were told.
-    told: Cell<u64>,
+    /// Who waits for a place.
+    crowd: Crowd,
     /// Whether the endpoint chose HTTP/2 the last time that it could choose.
     speaks: Cell<bool>,
     /// How often the endpoint has ended a connection because of too many pings.
@@ -54,7 +53,7 @@ pub struct Shared {
     pub mesh: bool,
     /// Whether the peer has said what it offers, and who waits for that.
     settled: Cell<bool>,
-    unsettled: RefCell<Vec<Waker>>,
+    unsettled: Crowd,
     /// Whether it is encrypted.
     encrypted: bool,
     /// Where the service's connections are counted, if they are.
@@ -110,21 +109,9 @@ impl SharedPool {
         self.open.borrow().iter().all(|shared| shared.is_leaving())
     }
 
-    /// Waits until something has changed: a place is free, or an attempt to connect is over.
-    pub async fn changed(&self) {
-        let told = self.told.get();
-        let mut asked = false;
-        poll_fn(|cx: &mut Context<'_>| {
-            if self.told.get() != told {
-                return Poll::Ready(());
-            }
-            // Others may wake whoever waits, too: a deadline does.
-            if !std::mem::replace(&mut asked, true) {
-                self.waiting.borrow_mut().push(cx.waker().clone());
-            }
-            Poll::Pending
-        })
-        .await;
+    /// Waits until something has changed: a place is free, or an attempt to connect is over. May be dropped.
+    pub fn changed(&self) -> Waits<'_> {
+        self.crowd.wait()
     }
 
     /// Adds a connection that was just established, with a place for the exchange that wanted it.
@@ -145,7 +132,7 @@ impl SharedPool {
             driver: RefCell::default(),
             mesh,
             settled: Cell::new(false),
-            unsettled: RefCell::default(),
+            unsettled: Crowd::default(),
             encrypted,
             berths,
             repeats: RefCell::default(),
@@ -181,14 +168,6 @@ impl SharedPool {
     pub fn leave(&self) {
         for shared in self.open.borrow_mut().drain(..) {
             shared.leave();
-        }
-    }
-
-    fn tell(&self) {
-        self.told.set(self.told.get().wrapping_add(1));
-        let waiting = std::mem::take(&mut *self.waiting.borrow_mut());
-        for waker in waiting {
-            waker.wake();
         }
     }
 }
@@ -241,11 +220,9 @@ impl Shared {
     /// The peer has said what it offers, or never will.
     pub fn settle(&self) {
         if !self.settled.replace(true) {
-            for waker in self.unsettled.take() {
-                waker.wake();
-            }
+            self.unsettled.tell();
             // There may be room now.
-            self.pool.upgrade().into_iter().for_each(|pool| pool.tell());
+            self.pool.upgrade().into_iter().for_each(|pool| pool.crowd.tell());
         }
     }
 
@@ -323,18 +300,9 @@ impl Lease {
 
     /// Whether the peer takes WebSockets (RFC 8441 §3). Waits until it has said what it offers; may be dropped.
     pub async fn takes_websockets(&self) -> bool {
-        poll_fn(|cx: &mut Context<'_>| {
-            if self.shared.settled.get() {
-                return Poll::Ready(());
-            }
-            let mut waiting = self.shared.unsettled.borrow_mut();
-            // One for each exchange that waits.
-            if !waiting.iter().any(|waker| waker.will_wake(cx.waker())) {
-                waiting.push(cx.waker().clone());
-            }
-            Poll::Pending
-        })
-        .await;
+        if !self.shared.settled.get() {
+            self.shared.unsettled.wait().await;
+        }
         self.shared.send.borrow().as_ref().is_some_and(SendRequest::is_extended_connect_protocol_enabled)
     }
 
@@ -367,13 +335,13 @@ impl Drop for Lease {
         if self.shared.exchanges.get() == 0 {
             self.shared.comes_to_rest();
         }
-        self.pool.tell();
+        self.pool.crowd.tell();
     }
 }
 
 impl Drop for Opening {
     fn drop(&mut self) {
         self.pool.connecting.set(0);
-        self.pool.tell();
+        self.pool.crowd.tell();
     }
 }

@@ -5,33 +5,7 @@
 set -euo pipefail
 cd "$(dirname "$0")"
 ringmesh=$(realpath "${1:-../../target/debug/ringmesh}")
-folder=$(mktemp -d)
-children=()
-finish() {
-  for child in "${children[@]}"; do
-    kill "$child" 2>/dev/null || true
-    wait "$child" 2>/dev/null || true
-  done
-  rm -rf "$folder"
-}
-trap finish EXIT
-
-fail() {
-  printf 'FAILED: %s\n' "$*" >&2
-  cat "$folder"/*.log >&2 || true
-  exit 1
-}
-
-# The first match of a sed expression in a file that is being written to, within twenty seconds.
-await() {
-  local found
-  for _ in {1..400}; do
-    found=$(sed -n "$2" "$1" 2>/dev/null | head -n 1)
-    [[ -z $found ]] || { printf '%s' "$found"; return; }
-    sleep 0.05
-  done
-  fail "waited in vain for $2 in $1"
-}
+source ../peers.sh
 
 go build -o "$folder/peer" .
 export SPIFFE_ENDPOINT_SOCKET=unix://$folder/workload.sock

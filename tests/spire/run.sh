@@ -14,39 +14,7 @@ PATH=$PATH:$(realpath -m ../../target/peers/spire)
 for program in spire-server spire-agent; do
   command -v "$program" >/dev/null || { echo "no $program: tests/spire/install.sh builds it"; exit 2; }
 done
-folder=$(mktemp -d)
-children=()
-finish() {
-  for child in "${children[@]}"; do
-    kill "$child" 2>/dev/null || true
-    wait "$child" 2>/dev/null || true
-  done
-  rm -rf "$folder"
-}
-trap finish EXIT
-
-fail() {
-  printf 'FAILED: %s\n' "$*" >&2
-  tail -n 40 "$folder"/*.log >&2 || true
-  exit 1
-}
-
-# eventually WHAT COMMAND...: until the command succeeds, within a minute.
-eventually() {
-  local what=$1
-  shift
-  for _ in {1..600}; do
-    "$@" >/dev/null 2>&1 && return
-    sleep 0.1
-  done
-  fail "waited in vain until $what"
-}
-
-# value FILE EXPRESSION: the first match of a sed expression in a file that is being written to.
-value() {
-  eventually "$1 says $2" sh -c "sed -n '$2' '$1' | grep -q ."
-  sed -n "$2" "$1" | head -n 1
-}
+source ../peers.sh
 
 # --- SPIRE ---
 
@@ -133,19 +101,19 @@ proxy() {
   NO_COLOR=1 "$ringmesh" run --config "$folder/$1.toml" 2>"$folder/$1.log" &
   pid=$!
   children+=("$pid")
-  admin=$(value "$folder/$1.log" 's/.* admin .*address=\([^ ]*\).*/\1/p')
+  admin=$(await "$folder/$1.log" 's/.* admin .*address=\([^ ]*\).*/\1/p')
 }
 
 # Nobody is registered yet: it waits, says what to do, and takes what comes.
 proxy far
 far_admin=$admin
-value "$folder/far.log" '/started, but not ready.*register this process/p' >/dev/null
+await "$folder/far.log" '/started, but not ready.*register this process/p' >/dev/null
 if curl -sSf --noproxy '*' "http://$far_admin/ready" 2>/dev/null; then fail "far is ready without an identity"; fi
 register far "unix:path:$ringmesh" >/dev/null
 near_entry=$(register near "unix:path:$ringmesh")
-value "$folder/far.log" '/identity in use id=spiffe:\/\/mesh.local\/far /p' >/dev/null
+await "$folder/far.log" '/identity in use id=spiffe:\/\/mesh.local\/far /p' >/dev/null
 curl -sSf --noproxy '*' "http://$far_admin/ready" >/dev/null || fail "far is not ready with its identity"
-far=$(value "$folder/far.log" 's/.* listener=in address=\([^ ]*\).*/\1/p')
+far=$(await "$folder/far.log" 's/.* listener=in address=\([^ ]*\).*/\1/p')
 
 cat >"$folder/near.toml" <<TOML
 shards = 1
@@ -168,8 +136,8 @@ service = "far"
 TOML
 proxy near
 near_admin=$admin
-value "$folder/near.log" '/identity in use id=spiffe:\/\/mesh.local\/near /p' >/dev/null
-out=$(value "$folder/near.log" 's/.* listener=out address=\([^ ]*\).*/\1/p')
+await "$folder/near.log" '/identity in use id=spiffe:\/\/mesh.local\/near /p' >/dev/null
+out=$(await "$folder/near.log" 's/.* listener=out address=\([^ ]*\).*/\1/p')
 said=$(curl -sS --noproxy '*' --max-time 10 "http://$out/")
 [[ $said == "from far" ]] || fail "by way of near: $said"
 if curl -sSk --noproxy '*' --max-time 10 "https://$far/" >/dev/null 2>&1; then fail "far answers who has no certificate"; fi
@@ -227,6 +195,6 @@ cat "$folder/load.log"
 # --- who is no longer registered ---
 
 server entry delete -entryID "$near_entry" >/dev/null
-value "$folder/near.log" '/does not give spiffe:\/\/mesh.local\/near, but spiffe:\/\/mesh.local\/far/p' >/dev/null
+await "$folder/near.log" '/does not give spiffe:\/\/mesh.local\/near, but spiffe:\/\/mesh.local\/far/p' >/dev/null
 echo "who lost its registration is told so by name"
 echo "SPIRE: all good"

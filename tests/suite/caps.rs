@@ -538,3 +538,87 @@ fn a_ceiling_that_is_lowered_closes_what_lies_at_rest_and_one_that_is_new_holds_
     let done = rig.done();
     assert_eq!((done.requests.len(), done.connections), (5, 4));
 }
+
+#[test]
+fn who_wants_a_new_connection_because_a_kept_one_had_died_does_not_get_another_that_was_kept_meanwhile() {
+    for by_http2 in [false, true] {
+        let gate = Arc::new(Gate::default());
+        let theirs = Arc::clone(&gate);
+        // The first two connections are closed as soon as they are used again, the first one when it is told to.
+        let origin = Origin::scripted(move |visit| {
+            while let Some(request) = visit.request() {
+                if request.target() == "/again" && visit.number < 2 {
+                    theirs.pass();
+                    return;
+                }
+                visit.send(ok(&request));
+            }
+        });
+        let mut rig = Rig::before_with(origin, |config| {
+            config.keys("caps = { connections_max = 1, queue_timeout = \"1h\" }")
+        });
+        let mut client = rig.client();
+        assert_eq!(client.send(get("/warm")).response().text(), "/warm");
+        let address = rig.mesh.address;
+        let asking =
+            by_http2.then(|| std::thread::spawn(move || call(address, request("GET", "/again"), b"", None)));
+        if !by_http2 {
+            client.send(get("/again"));
+        }
+        rig.origin.wait_requests(2);
+        // Has the next connection, and leaves it at rest for who waits.
+        let mut other = rig.client();
+        other.send(get("/other"));
+        rig.mesh.wait_totals(|totals| totals.exchanges_open == 2);
+        gate.open();
+        assert_eq!(other.response().text(), "/other");
+        let status = match asking {
+            Some(asking) => asking.join().unwrap().unwrap().head.status.as_u16(),
+            None => client.response().status(),
+        };
+        assert_eq!(status, 200, "by HTTP/2: {by_http2}");
+        drop((client, other));
+        let done = rig.done();
+        let targets: Vec<String> = done.requests.iter().map(|request| request.target().to_owned()).collect();
+        assert_eq!((targets.join(" "), done.connections), ("/warm /again /other /again".to_owned(), 3));
+        assert_eq!(done.seen.totals.replays, 1);
+    }
+}
+
+#[test]
+fn a_hedge_that_waits_for_a_connection_takes_one_to_its_endpoint_that_comes_to_rest() {
+    let (gate, asked) = (Arc::new(Gate::default()), Arc::new(AtomicUsize::new(0)));
+    let origins = [(); 2].map(|()| {
+        let (gate, asked) = (Arc::clone(&gate), Arc::clone(&asked));
+        Origin::scripted(move |visit| {
+            while let Some(request) = visit.request() {
+                match request.target() {
+                    "/held" => gate.pass(),
+                    // Whichever comes first is never answered.
+                    _ if asked.fetch_add(1, Ordering::SeqCst) == 0 => {
+                        visit.drain();
+                        return;
+                    }
+                    _ => {}
+                }
+                visit.send(ok(&request));
+            }
+        })
+    });
+    let keys = "balance = \"round-robin\"\ntimeouts = { response = \"1h\" }\nretry = { on = [], statuses = [], hedge_after = \
+                \"1ms\" }\ncaps = { connections_max = 2, queue_timeout = \"1h\" }";
+    let mut mesh = Config::new(&[&origins[0], &origins[1]]).keys(keys).start();
+    let mut held = mesh.client();
+    // Not sent twice.
+    held.send("POST /held HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nhi");
+    mesh.wait_totals(|totals| totals.upstream_open == 1);
+    let mut slow = mesh.client();
+    slow.send(get("/slow"));
+    mesh.wait_seen(|seen| seen.retries.by_reason.iter().sum::<u64>() == 1);
+    gate.open();
+    assert_eq!(held.response().text(), "/held");
+    assert_eq!(slow.response().text(), "/slow");
+    drop((held, slow));
+    let seen = mesh.finish();
+    assert_eq!((seen.retries.hedges_won, seen.totals.upstream_connected), (1, 2));
+}

@@ -363,7 +363,6 @@ fn each_mistake_has_its_own_words() {
         ("shards = \"2\"", "shards must be a number; write 2 without quotes"),
         ("runtime = \"uring\"", "runtime: `uring` is not known; write \"auto\", \"io_uring\" or \"epoll\""),
         ("shards = true", "shards must be \"auto\", a number or a list"),
-        ("shards = 8\n[limits]\nconnections_max = 4", "fewer connections than the 8 shards"),
         ("[admin]\naddress = \"on\"", "admin.address: the port is missing"),
     ] {
         let lines = errors(text);

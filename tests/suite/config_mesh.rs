@@ -285,7 +285,6 @@ fn each_mistake_of_the_mesh_has_its_own_words() {
         ),
         ("[http2]\nstream_window = \"1KiB\"".into(), "http2.stream_window is \"1KiB\", out of its bounds"),
         ("[http2]\nping_interval = \"of\"".into(), "http2.ping_interval: `of` is not a duration"),
-        ("shards = 8\n[limits]\nhandshakes_max = 4".into(), "fewer handshakes than the 8 shards"),
         ("[[authorization]]".into(), "a rule needs `action`; add `action = \"allow\"`"),
         (rule("listeners = [\"inbond\"]"), "there is no listener `inbond`; did you mean \"inbound\"?"),
         (rule("from = []"), "authorization.from is empty, so that it would mean all, not none"),

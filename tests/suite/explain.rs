@@ -491,3 +491,35 @@ steps = [1, 12.5, 100]
     let told = files.json(&["GET", "http://shop/stop"]);
     assert_eq!(told["answer"], json!({ "by": "respond", "status": 503, "body_bytes": 7 }), "{told:#}");
 }
+
+#[test]
+fn how_long_an_exchange_may_take_is_told_with_what_its_caller_says() {
+    let more = "[[route]]\nname = \"told\"\npath = \"/told\"\nservice = \"shop\"\ntimeout = \"4s\"\ndeadline_header = true\n";
+    let files = Files::new(&format!("{TEXT}{more}"));
+    let ask = [
+        "POST",
+        "http://shop/told",
+        "-H",
+        "X-Envoy-Expected-Rq-Timeout-Ms: 1500",
+        "-H",
+        "grpc-timeout: 900m",
+    ];
+    let (told, _) = files.text(&ask);
+    assert!(
+        told.contains(
+            "timeout     1500ms for the whole exchange, by x-envoy-expected-rq-timeout-ms; grpc-timeout changes"
+        ),
+        "{told}"
+    );
+    let ask = [&ask[..], &["-H", "content-type: application/grpc"]].concat();
+    let told = files.json(&ask);
+    assert_eq!(
+        told["timeout"],
+        json!({
+            "exchange_seconds": 0.9, "by": "grpc-timeout",
+            "unheard": [{ "field": "x-envoy-expected-rq-timeout-ms", "why": "it is no sooner" }],
+            "tells": ["x-envoy-expected-rq-timeout-ms", "grpc-timeout"],
+        }),
+        "{told:#}"
+    );
+}

@@ -11,15 +11,20 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Response as Answer};
 use ringmesh::authorize::{Action, Rule, TextMatch, Verdict};
 use ringmesh::control::{Proxy, Start};
+use ringmesh::identity::IdMatch;
 use ringmesh::quota::global::{Global, Why};
 use ringmesh::quota::messages::{
     Descriptor, DescriptorStatus, Duration, Field, METHOD, RateLimit, Request, Response,
 };
+use ringmesh::upstream::spec::{EdgeTls, Tls};
+use rustls::pki_types::ServerName;
 use tonic::codegen::{BoxFuture, Service as Tower};
 use tonic::server::{Grpc, NamedService, UnaryService};
+use tonic::transport::server::Connected;
 use tonic::{Code, Status};
 
 use crate::support::Watched;
+use crate::support::authority::{Authority, TLS13};
 use crate::support::client::Client;
 use crate::support::http2::{self, Service, call, request};
 use crate::support::mesh::{Config, Mesh, Seen};
@@ -70,6 +75,8 @@ impl Tower<http::Request<tonic::body::Body>> for Counting {
 struct Notes {
     asked: Vec<Request>,
     connections: usize,
+    /// The leaves of those who showed one.
+    peers: Vec<Vec<u8>>,
     /// Calls that ended before they were answered.
     left: usize,
 }
@@ -99,10 +106,40 @@ impl Limits {
         }));
         let service = Service::by_connection(move |stream, _| {
             connections.change(|notes| notes.connections += 1);
-            let incoming = tokio_stream::once(Ok::<_, std::io::Error>(stream));
-            let server = tonic::transport::Server::builder().add_service(counting.clone());
+            serve(counting.clone(), stream)
+        });
+        Self { service, notes }
+    }
+
+    /// As [`Limits::by_tenant`], by TLS. It notes whom it was asked by.
+    fn encrypted(mut server: rustls::ServerConfig) -> Self {
+        server.alpn_protocols = vec![b"h2".to_vec()];
+        let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(server));
+        let Self { notes, .. } = Self::by_tenant();
+        let counting = Counting({
+            let notes = Arc::clone(&notes);
+            Arc::new(move |request| {
+                let said = said_by_tenant(&request);
+                notes.change(|notes| notes.asked.push(request));
+                Box::pin(std::future::ready(Ok(said)))
+            })
+        });
+        let theirs = Arc::clone(&notes);
+        let service = Service::by_connection(move |stream, _| {
+            let (acceptor, counting, notes) = (acceptor.clone(), counting.clone(), Arc::clone(&theirs));
             async move {
-                let _ = server.serve_with_incoming(incoming).await;
+                let Ok(mut stream) = acceptor.accept(stream).await else { return };
+                let peer = stream.get_ref().1.peer_certificates().map(|chain| chain[0].to_vec());
+                notes.change(|notes| {
+                    notes.connections += 1;
+                    notes.peers.extend(peer);
+                });
+                // tonic takes what it knows how to ask for its peer.
+                let (mut near, far) = tokio::io::duplex(64 * 1024);
+                tokio::task::spawn_local(async move {
+                    let _ = tokio::io::copy_bidirectional(&mut stream, &mut near).await;
+                });
+                serve(counting, far).await;
             }
         });
         Self { service, notes }
@@ -110,18 +147,7 @@ impl Limits {
 
     /// One that lets pass what is of no tenant called `greedy`.
     fn by_tenant() -> Self {
-        Self::new(|request| {
-            let is_greedy = |of: &Descriptor| of.entries.iter().any(|entry| entry.value == "greedy");
-            let statuses: Vec<_> = request.descriptors.iter().map(|of| status(is_greedy(of))).collect();
-            let is_over = request.descriptors.iter().any(is_greedy);
-            let overall_code = if is_over { Response::OVER_LIMIT } else { Response::OK };
-            std::future::ready(Ok(Response {
-                overall_code,
-                statuses,
-                response_fields: vec![field("x-counted", "yes"), field("content-length", "0")],
-                request_fields: vec![field("x-tier", "gold"), field("connection", "close")],
-            }))
-        })
+        Self::new(|request| std::future::ready(Ok(said_by_tenant(request))))
     }
 
     /// One that never answers, and notes when nobody waits any more.
@@ -145,6 +171,28 @@ impl Limits {
 
     fn asked(&self) -> Vec<Request> {
         self.notes.lock().asked.clone()
+    }
+}
+
+async fn serve<S>(counting: Counting, stream: S)
+where
+    S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Connected + Send + Unpin + 'static,
+{
+    let incoming = tokio_stream::once(Ok::<_, std::io::Error>(stream));
+    let server = tonic::transport::Server::builder().add_service(counting);
+    let _ = server.serve_with_incoming(incoming).await;
+}
+
+fn said_by_tenant(request: &Request) -> Response {
+    let is_greedy = |of: &Descriptor| of.entries.iter().any(|entry| entry.value == "greedy");
+    let statuses: Vec<_> = request.descriptors.iter().map(|of| status(is_greedy(of))).collect();
+    let is_over = request.descriptors.iter().any(is_greedy);
+    let overall_code = if is_over { Response::OVER_LIMIT } else { Response::OK };
+    Response {
+        overall_code,
+        statuses,
+        response_fields: vec![field("x-counted", "yes"), field("content-length", "0")],
+        request_fields: vec![field("x-tier", "gold"), field("connection", "close")],
     }
 }
 
@@ -346,8 +394,8 @@ fn who_is_denied_or_met_a_limit_of_this_proxy_is_not_asked_about() {
     mesh.finish();
 }
 
-/// What a service may do that is no answer, and what is told of it.
-fn failing() -> Vec<(&'static str, Service)> {
+/// What a service may do that is no answer, what is told of it, and whether it is a failure of the call.
+fn failing() -> Vec<(&'static str, bool, Service)> {
     fn answer(body: &'static [u8], status: u16, grpc_status: &'static str) -> Service {
         Service::scripted(move |request, mut respond| async move {
             http2::read(request).await;
@@ -361,45 +409,48 @@ fn failing() -> Vec<(&'static str, Service)> {
         })
     }
     vec![
-        ("timeout", Limits::silent().service),
+        ("timeout", true, Limits::silent().service),
         (
             "status",
+            false,
             Limits::new(|_| std::future::ready(Err(Status::new(Code::Unavailable, "not now")))).service,
         ),
         (
             "status",
+            false,
             Limits::new(|_| std::future::ready(Err(Status::new(Code::PermissionDenied, "no")))).service,
         ),
         // An answer, but of another kind of service.
-        ("status", answer(b"\0\0\0\0\x02\x08\x01", 503, "0")),
+        ("status", false, answer(b"\0\0\0\0\x02\x08\x01", 503, "0")),
         // One without its end.
-        ("status", answer(b"\0\0\0\0\x02\x08\x01", 200, "")),
-        ("garbage", answer(b"", 200, "0")),
-        ("garbage", answer(b"\0\0\0\0\0", 200, "0")),
-        ("garbage", answer(b"<html>", 200, "0")),
+        ("status", false, answer(b"\0\0\0\0\x02\x08\x01", 200, "")),
+        ("garbage", false, answer(b"", 200, "0")),
+        ("garbage", false, answer(b"\0\0\0\0\0", 200, "0")),
+        ("garbage", false, answer(b"<html>", 200, "0")),
         // Compressed, which was not offered; two messages; more than it says; an unknown code.
-        ("garbage", answer(b"\x01\0\0\0\x02\x08\x01", 200, "0")),
-        ("garbage", answer(b"\0\0\0\0\x02\x08\x01\0\0\0\0\x02\x08\x01", 200, "0")),
-        ("garbage", answer(b"\0\0\0\0\x01\x08\x01", 200, "0")),
-        ("garbage", answer(b"\0\0\0\0\x02\x08\x07", 200, "0")),
+        ("garbage", false, answer(b"\x01\0\0\0\x02\x08\x01", 200, "0")),
+        ("garbage", false, answer(b"\0\0\0\0\x02\x08\x01\0\0\0\0\x02\x08\x01", 200, "0")),
+        ("garbage", false, answer(b"\0\0\0\0\x01\x08\x01", 200, "0")),
+        ("garbage", false, answer(b"\0\0\0\0\x02\x08\x07", 200, "0")),
         // Longer than any answer is read.
-        ("garbage", answer(&[b'x'; 100_000], 200, "0")),
+        ("garbage", true, answer(&[b'x'; 100_000], 200, "0")),
         (
             "broken",
+            true,
             Service::scripted(|request, mut respond| async move {
                 http2::read(request).await;
                 respond.send_reset(h2::Reason::INTERNAL_ERROR);
             }),
         ),
         // Connections that are closed at once.
-        ("broken", Service::by_connection(|stream, _| async move { drop(stream) })),
+        ("broken", true, Service::by_connection(|stream, _| async move { drop(stream) })),
     ]
 }
 
 #[test]
 fn without_an_answer_the_limit_says_what_becomes_of_a_request() {
     let origin = Origin::plain();
-    for (why, service) in failing() {
+    for (why, calls_fail, service) in failing() {
         for (on_failure, status) in [("pass", 200), ("refuse", 500)] {
             let late = if why == "timeout" { "1ms" } else { "60s" };
             let tables = LIMIT.replace("60s", late) + &format!("on_failure = \"{on_failure}\"\n");
@@ -417,6 +468,12 @@ fn without_an_answer_the_limit_says_what_becomes_of_a_request() {
             let seen = mesh.finish();
             let whys = words(&seen, "rate_limit_failure");
             assert!(whys.len() == 4 && whys.iter().all(|said| said == why), "{why} {on_failure}: {whys:?}");
+            // Besides those of callers, which end well or are refused.
+            let of_calls: u64 = seen.failures.values().sum::<u64>() - seen.of_cause("rate_limit_unknown");
+            // The service knows the time that a call has, too, and may be sooner to say that it is over.
+            let least = if calls_fail && why != "timeout" { 4 } else { 0 };
+            let most = if calls_fail { 4 } else { 0 };
+            assert!((least..=most).contains(&of_calls), "{why} {on_failure}: {:?}", seen.failures);
             let named = words(&seen, "rate_limit");
             if on_failure == "refuse" {
                 let field = answered.one("x-ringmesh-failure");
@@ -479,6 +536,64 @@ fn an_endpoint_that_cannot_be_reached_is_passed_over_and_without_another_nothing
 }
 
 #[test]
+fn the_service_is_asked_by_tls_and_only_if_it_is_who_it_should_be() {
+    const PROXY: &str = "spiffe://mesh.local/ns/shop/sa/proxy";
+    const LIMITS: &str = "spiffe://mesh.local/ns/shop/sa/limits";
+    let authority = Authority::new("mesh");
+    let (ours, theirs) = (authority.workload(PROXY), authority.workload(LIMITS));
+    let mesh_of = |id: &str| Tls::Mesh(vec![IdMatch::parse(id).unwrap()]);
+    let edge = |name: &'static str| {
+        let mut client = authority.host_client();
+        client.alpn_protocols = vec![b"h2".to_vec()];
+        Tls::Edge(EdgeTls {
+            client: Arc::new(client),
+            server_name: ServerName::try_from(name).unwrap(),
+            digest: [1; 32],
+        })
+    };
+    for (tls, peer, cause) in [
+        (mesh_of(LIMITS), Some(&ours.chain[0]), None),
+        (mesh_of("spiffe://mesh.local/ns/shop/*"), Some(&ours.chain[0]), None),
+        (mesh_of("spiffe://mesh.local/ns/shop/sa/other"), None, Some("handshake.upstream.wrong_identity")),
+        (edge("limits.test"), None, None),
+        (edge("other.test"), None, Some("handshake.upstream.wrong_identity")),
+    ] {
+        let limits = Limits::encrypted(match &tls {
+            Tls::Edge(_) => authority.host("limits.test").server(),
+            _ => authority.mutual_server(&theirs, TLS13),
+        });
+        let origin = Origin::plain();
+        let credentials = authority.credentials(PROXY, &ours, &[b"h2"]);
+        let tables = format!("{LIMIT}on_failure = \"refuse\"\n");
+        let config = asking(&origin, &limits.service.endpoint, &tables).change(move |snapshot| {
+            let id = snapshot.service_named("limits").unwrap();
+            Arc::make_mut(&mut snapshot.services[id as usize]).tls = tls.clone();
+            snapshot.identity = Some(Arc::clone(&credentials));
+        });
+        let mesh = config.start();
+        let mut client = mesh.client();
+        let by_http2 = |tenant| call(mesh.address, of_tenant(tenant), b"some", None).unwrap().head.status;
+        let answered: Vec<_> = ["a", "greedy"].map(|tenant| get(&mut client, tenant).status()).into();
+        let answered = [answered, vec![by_http2("a").as_u16(), by_http2("greedy").as_u16()]].concat();
+        drop(client);
+        let seen = mesh.finish();
+        let notes = limits.notes.lock();
+        match cause {
+            None => {
+                assert_eq!(answered, [200, 429, 200, 429]);
+                assert_eq!((notes.asked.len(), notes.connections), (4, 1));
+                assert_eq!(notes.peers, Vec::from_iter(peer.map(|leaf| leaf.to_vec())), "who asks");
+            }
+            Some(cause) => {
+                assert_eq!((answered, notes.asked.len()), (vec![500; 4], 0), "{cause}");
+                assert_eq!(words(&seen, "rate_limit_failure"), ["unreachable"; 4]);
+                assert!(seen.failures.contains_key(cause), "{cause}: {:?}", seen.failures);
+            }
+        }
+    }
+}
+
+#[test]
 fn a_request_whose_time_is_over_ends_by_its_own_deadline() {
     let (origin, limits) = (Origin::plain(), Limits::silent());
     let config =
@@ -524,7 +639,9 @@ fn a_caller_that_leaves_meanwhile_leaves_nothing_behind() {
     assert_eq!(limits.notes.lock().connections, 1, "the connection is of use to others");
     let seen = mesh.finish();
     let failures: Vec<_> = seen.failures.iter().map(|(failure, count)| (&**failure, *count)).collect();
-    assert_eq!(failures, [("quota.downstream.closed_early", 1), ("quota.downstream.http2_stream_reset", 1)]);
+    let of_calls = ("response.downstream.closed_early", 2);
+    let of_callers = [("quota.downstream.closed_early", 1), ("quota.downstream.http2_stream_reset", 1)];
+    assert_eq!(failures, [&of_callers[..], &[of_calls]].concat());
     assert!(requests(origin).is_empty());
 }
 
@@ -639,6 +756,25 @@ fn metrics_and_settings_tell_of_it() {
         "ringmesh_rate_limit_requests_total{limit=\"lost\",outcome=\"passed\"} 0",
         "ringmesh_rate_limit_failures_total{limit=\"lost\",why=\"unreachable\",outcome=\"passed\"} 2",
         "ringmesh_rate_limit_failures_total{limit=\"per-tenant\",why=\"garbage\",outcome=\"passed\"} 0",
+    ] {
+        assert!(metrics.contains(line), "{line}: {metrics}");
+    }
+    // The calls themselves are exchanges of the services that they go to; shards tell of them once a second.
+    let metrics = loop {
+        let metrics = page("/metrics");
+        if metrics.contains("ringmesh_exchanges_total{service=\"gone\"") {
+            break metrics;
+        }
+    };
+    for line in [
+        "ringmesh_exchanges_total{service=\"limits\",class=\"2xx\"} 3",
+        "ringmesh_grpc_calls_total{service=\"limits\",grpc_status=\"0\"} 3",
+        "ringmesh_grpc_request_messages_total{service=\"limits\"} 3",
+        "ringmesh_grpc_response_messages_total{service=\"limits\"} 3",
+        "ringmesh_whole_seconds_count{service=\"limits\"} 3",
+        "ringmesh_first_byte_seconds_count{service=\"limits\"} 3",
+        "ringmesh_exchanges_total{service=\"gone\",class=\"5xx\"} 2",
+        "ringmesh_failures_total{service=\"gone\",stage=\"connect\",side=\"upstream\",cause=\"refused\"} ",
     ] {
         assert!(metrics.contains(line), "{line}: {metrics}");
     }

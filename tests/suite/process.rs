@@ -20,6 +20,8 @@ mod http2;
 mod mtls;
 #[path = "process/peers.rs"]
 mod peers;
+#[path = "process/wishes.rs"]
+mod wishes;
 
 use std::net::SocketAddr;
 use std::os::unix::fs::symlink;

@@ -106,7 +106,11 @@ fn wishes(seen: &Seen) -> String {
 
 #[test]
 fn a_request_is_sent_again_as_its_caller_says_and_the_service_is_not_told_of_it() {
-    let said = [RETRY_ON, ("X-Envoy-Max-Retries", "2"), ("x-envoy-retriable-status-codes", "404")];
+    let said = [
+        ("x-envoy-retry-on", "5xx, retriable-status-codes"),
+        ("X-Envoy-Max-Retries", "2"),
+        ("x-envoy-retriable-status-codes", "404"),
+    ];
     for is_http2 in [false, true] {
         for (body, ways) in [("", 2), ("octets", 3)] {
             for way in 0..ways {
@@ -145,6 +149,29 @@ fn who_says_nothing_or_too_much_has_what_the_configuration_gives() {
                     &[("x-envoy-retry-on", "5xx,unheard-of"), ("x-envoy-max-retries", "many")],
                     2,
                     "ignored:1 ignored",
+                ),
+                // Statuses are listed, and nobody says that the list counts.
+                (
+                    "caller_may = { attempts_max = 3 }\n",
+                    &[("x-envoy-retriable-status-codes", "503"), ("x-envoy-max-retries", "2")],
+                    1,
+                    "ignored:1 ignored",
+                ),
+                // The caller does, or the route.
+                (
+                    "caller_may = { attempts_max = 3 }\n",
+                    &[
+                        ("x-envoy-retriable-status-codes", "503"),
+                        ("x-envoy-retry-on", "retriable-status-codes"),
+                    ],
+                    2,
+                    "taken:1 taken",
+                ),
+                (
+                    "caller_may = { attempts_max = 3 }\nretry = { attempts_max = 1, backoff_base = \"0s\", on = [], statuses = [500] }\n",
+                    &[("x-envoy-retriable-status-codes", "503")],
+                    2,
+                    "taken:1 taken",
                 ),
                 // What may not be done twice is not, whoever wishes it.
                 (
@@ -319,6 +346,51 @@ fn an_attempt_that_has_had_its_time_is_hedged_where_the_caller_says_so() {
         let seen = mesh.finish();
         assert_eq!(asked.load(Ordering::Acquire), 2);
         assert_eq!((seen.retries.hedges_won, wishes(&seen)), (1, "taken:1 taken".into()));
+    }
+}
+
+#[test]
+fn an_attempt_that_cannot_be_hedged_is_ended_when_it_has_had_its_time() {
+    let fields =
+        [("x-envoy-upstream-rq-per-try-timeout-ms", "20"), ("x-envoy-hedge-on-per-try-timeout", "true")];
+    for (endpoints, way, body) in [
+        // Nowhere else to go.
+        (1, 0, ""),
+        (1, 1, ""),
+        (1, 1, "octets"),
+        // Not all of it was there.
+        (2, 2, "octets"),
+    ] {
+        let asked = Arc::new(AtomicUsize::new(0));
+        let origins: Vec<Origin> = (0..endpoints)
+            .map(|_| {
+                let asked = Arc::clone(&asked);
+                Origin::scripted(move |visit| {
+                    while let Some(request) = visit.request() {
+                        if asked.fetch_add(1, Ordering::AcqRel) == 0 {
+                            visit.drain();
+                            return;
+                        }
+                        visit.send(ok(&request));
+                    }
+                })
+            })
+            .collect();
+        let keys = "timeouts = { response = \"1h\" }\nretry = { on = [], statuses = [], attempts_max = 2 }\n";
+        let mesh = Config::default()
+            .service("app", &origins.iter().collect::<Vec<_>>(), keys)
+            .routes("[[route]]\nservice = \"app\"\ncaller_may = {}\n")
+            .log("json")
+            .start();
+        assert_eq!(ask(&mesh, "PUT", body, &fields, way), 200, "{endpoints} {way} {body}");
+        let seen = mesh.finish();
+        assert_eq!(asked.load(Ordering::Acquire), 2, "{endpoints} {way} {body}");
+        let line = &seen.lines()[0];
+        assert_eq!(
+            (&line["retried"], &line["hedge"]),
+            (&"timeout".into(), &serde_json::Value::Null),
+            "{line}"
+        );
     }
 }
 

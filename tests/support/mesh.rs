@@ -236,7 +236,6 @@ impl Mesh {
         mesh.order(Order::Listen("inbound".into(), listener));
         let plan = Plan {
             shard: 0,
-            shards: 1,
             cpu: None,
             link: Arc::clone(&mesh.link),
             doorbell,
@@ -417,7 +416,8 @@ impl Seen {
 }
 
 /// Waits until something is so that only the shard's atomics tell. Yields in between; the guard is not a measure.
-fn until(what: &str, mut ready: impl FnMut() -> bool) {
+/// Looks again and again until it is so.
+pub fn until(what: &str, mut ready: impl FnMut() -> bool) {
     let began = Instant::now();
     while !ready() {
         assert!(began.elapsed() < GUARD, "waited in vain until {what}");

@@ -213,21 +213,6 @@ fn check_limits(raw: &Raw, problems: &mut Problems) {
                 .help("let limits.target_bytes_max be no more than limits.head_bytes_max")
         });
     }
-    let shards = match &raw.shards {
-        Some(At { value: Shards::Count(count), .. }) => u32::from(*count),
-        Some(At { value: Shards::Cpus(cpus), .. }) => u32::try_from(cpus.len()).unwrap_or(u32::MAX),
-        Some(At { value: Shards::Auto, .. }) | None => 1,
-    };
-    for (what, ceiling) in
-        [("connections", raw.limits.connections_max), ("handshakes", raw.limits.handshakes_max)]
-    {
-        if let Some(ceiling) = ceiling.filter(|at| at.value < shards) {
-            problems.error(|| {
-                Problem::at(ceiling.place, format!("fewer {what} than the {shards} shards"))
-                    .help(format!("write at least {shards}: each shard gets an equal share"))
-            });
-        }
-    }
 }
 
 /// Without a listener nobody can call, which nobody wants: it is what a file looks like that is just being written, and

@@ -103,6 +103,7 @@ fn policy(raw: RawRetry) -> Policy {
         },
         on: words.iter().fold(Reasons::NONE, |all, word| all.and(word.reasons)),
         statuses: words.iter().fold(own, |all: Statuses, word| all.and(word.statuses)),
+        lists_statuses: own != Statuses::NONE,
         methods: value_or(raw.methods, Vec::new()).into(),
         attempt_timeout: value_or(raw.attempt_timeout, None),
         backoff_base: value_or(raw.backoff_base, defaults::RETRY_BACKOFF_BASE.default),

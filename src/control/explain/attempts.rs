@@ -5,14 +5,15 @@ use serde_json::{Value, json};
 use super::Line;
 use super::policies::{At, Chosen, limit};
 use crate::config::hedge_text;
-use crate::upstream::retry::{Policy, Reason, Statuses};
+use crate::upstream::retry::{Hedge, Policy, Reason, Statuses};
 
 /// The policy of the route, else of the service.
 pub(super) fn line(chosen: &Chosen<'_>, At { service, .. }: &At<'_>) -> Option<Line> {
     let endpoints = service.connect_attempts_max;
     let of_route = chosen.route.retry.as_deref();
     let (of_all, wishes) = (of_route.unwrap_or(&service.retry), chosen.wishes());
-    let (text, json) = policy(wishes.as_ref().map_or(of_all, |wishes| wishes.policy(of_all)));
+    let (text, json) =
+        policy(wishes.as_ref().map_or(of_all, |wishes| wishes.policy(of_all)), service.endpoints.len() > 1);
     let text = format!(
         "up to {endpoints} endpoint{} until one takes the connection; {text}",
         if endpoints == 1 { "" } else { "s" }
@@ -57,7 +58,8 @@ pub(super) fn caller_may(chosen: &Chosen<'_>) -> Option<Line> {
     Some(Line::new("caller_may", text, json))
 }
 
-fn policy(policy: &Policy) -> (String, Value) {
+/// Where there is one endpoint there is no attempt beside another.
+fn policy(policy: &Policy, may_hedge: bool) -> (String, Value) {
     if policy.is_off() {
         return ("one attempt, whatever comes of it".into(), Value::Null);
     }
@@ -76,11 +78,12 @@ fn policy(policy: &Policy) -> (String, Value) {
          of those in progress, or {}",
         policy.attempts_max, base.0, longest.0, policy.budget.floor
     );
-    let each = policy.attempt_timeout.map(limit);
+    let hedge = hedge_text(policy).filter(|_| may_hedge);
+    let is_ended = hedge.is_none() || policy.hedge != Some(Hedge::InPlace);
+    let each = policy.attempt_timeout.filter(|_| is_ended).map(limit);
     if let Some((each, _)) = &each {
         text += &format!("; each has {each} until it is answered");
     }
-    let hedge = policy.hedge.map(hedge_text);
     if let Some(after) = &hedge {
         text += &format!("; another one beside it where it is not answered after {after}");
     }

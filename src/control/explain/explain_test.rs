@@ -106,13 +106,31 @@ fn how_much_a_service_is_given_is_told_where_that_is_bounded() {
 
 #[test]
 fn when_there_is_another_attempt_beside_one_is_told() {
-    let text = "[[listener]]\naddress = \"127.0.0.1:15001\"\n[[service]]\nname = \"app\"\nendpoints = [\"127.0.0.1:9000\"]\n\
-                [[route]]\nservice = \"app\"\n\
-                [[route]]\npath = \"/soon\"\nservice = \"app\"\nretry = { hedge_after = \"p99.5\", methods = [\"POST\"] }\n";
+    let text = "[[listener]]\naddress = \"127.0.0.1:15001\"\n[[service]]\nname = \"app\"\nendpoints = [\"127.0.0.1:9000\", \
+                \"127.0.0.1:9001\"]\n[[service]]\nname = \"lone\"\nendpoints = [\"127.0.0.1:9002\"]\n[[route]]\nservice = \"app\"\n\
+                [[route]]\npath = \"/soon\"\nservice = \"app\"\nretry = { hedge_after = \"p99.5\", methods = [\"POST\"] }\n\
+                [[route]]\npath = \"/lone\"\nservice = \"lone\"\nretry = { hedge_after = \"1ms\" }\n\
+                [[route]]\npath = \"/asked\"\nservice = \"app\"\ncaller_may = {}\n\
+                [[route]]\npath = \"/asked/lone\"\nservice = \"lone\"\ncaller_may = {}\n";
+    let compiled = compiled(text);
+    let snapshot = compiled.snapshot(1, &|_, _| Vec::new());
     let line = |url| {
-        let told = told(text, url, false);
+        let mut question = Question::new("GET", url).unwrap();
+        for field in ["x-envoy-upstream-rq-per-try-timeout-ms: 80", "x-envoy-hedge-on-per-try-timeout: true"]
+        {
+            question.field(field).unwrap();
+        }
+        let told = explain(&compiled, &snapshot, &question, false);
         told.lines.into_iter().find(|line| line.name == "attempts").map(|line| line.text).unwrap()
     };
+    assert!(!line("/lone").contains("beside"), "there is nobody else: {}", line("/lone"));
+    assert!(
+        line("/asked").ends_with("; another one beside it where it is not answered after 80ms"),
+        "{}",
+        line("/asked")
+    );
+    assert!(!line("/asked").contains("each has"), "it is not ended: {}", line("/asked"));
+    assert!(line("/asked/lone").ends_with("; each has 80ms until it is answered"), "{}", line("/asked/lone"));
     assert!(!line("/").contains("beside"));
     let soon = line("/soon");
     assert!(
@@ -121,4 +139,83 @@ fn when_there_is_another_attempt_beside_one_is_told() {
         ),
         "{soon}"
     );
+}
+
+#[test]
+fn of_all_who_say_how_long_an_exchange_may_take_the_sooner_is_told() {
+    let text = "[[listener]]\nname = \"in\"\naddress = \"127.0.0.1:15001\"\ngrpc_web = true\n[[listener]]\nname = \"other\"\naddress = \
+                \"127.0.0.1:15002\"\n[[service]]\nname = \"app\"\nendpoints = [\"127.0.0.1:9000\"]\n[[route]]\npath_prefix = \"/plain\"\n\
+                service = \"app\"\n[[route]]\nservice = \"app\"\ntimeout = \"2s\"\ndeadline_header = true\ncaller_may = {}\n";
+    let compiled = compiled(text);
+    let snapshot = compiled.snapshot(1, &|_, _| Vec::new());
+    const EXPECTED: &str = "x-envoy-expected-rq-timeout-ms";
+    let tells = "; a service is told what is left by x-envoy-expected-rq-timeout-ms";
+    let off = "off for the whole exchange";
+    for (url, listener, lines, wants) in [
+        ("/", "in", &[][..], format!("2s for the whole exchange{tells}")),
+        (
+            "/",
+            "in",
+            &["x-envoy-expected-rq-timeout-ms: 250"],
+            format!("250ms for the whole exchange, by {EXPECTED}{tells}"),
+        ),
+        // The first line counts.
+        (
+            "/",
+            "in",
+            &["x-envoy-expected-rq-timeout-ms: 300", "x-envoy-expected-rq-timeout-ms: 1"],
+            format!("300ms for the whole exchange, by {EXPECTED}{tells}"),
+        ),
+        (
+            "/",
+            "in",
+            &["x-envoy-expected-rq-timeout-ms: 2000"],
+            format!("2s for the whole exchange; {EXPECTED} changes nothing: it is no sooner{tells}"),
+        ),
+        (
+            "/",
+            "in",
+            &["x-envoy-expected-rq-timeout-ms: 1s"],
+            format!("2s for the whole exchange; {EXPECTED} changes nothing: it cannot be understood{tells}"),
+        ),
+        ("/", "in", &["x-envoy-upstream-rq-timeout-ms: 700"], format!("700ms for the whole exchange{tells}")),
+        (
+            "/",
+            "in",
+            &["content-type: application/grpc", "grpc-timeout: 100m", "x-envoy-expected-rq-timeout-ms: 250"],
+            format!(
+                "100ms for the whole exchange, by grpc-timeout; {EXPECTED} changes nothing: it is no sooner{tells} and grpc-timeout"
+            ),
+        ),
+        (
+            "/plain",
+            "in",
+            &["x-envoy-expected-rq-timeout-ms: 250", "grpc-timeout: 1S"],
+            format!(
+                "{off}; {EXPECTED} changes nothing: the route has no deadline_header; grpc-timeout changes nothing: \
+                 content-type does not say that this is gRPC"
+            ),
+        ),
+        (
+            "/plain",
+            "in",
+            &["content-type: application/grpc-web+proto", "grpc-timeout: 1S"],
+            "1s for the whole exchange, by grpc-timeout; a service is told what is left by grpc-timeout"
+                .into(),
+        ),
+        // Where it is not translated it is not gRPC.
+        (
+            "/plain",
+            "other",
+            &["content-type: application/grpc-web+proto", "grpc-timeout: 1S"],
+            format!("{off}; grpc-timeout changes nothing: content-type does not say that this is gRPC"),
+        ),
+    ] {
+        let mut question = Question::new("POST", url).unwrap();
+        question.listener(listener);
+        lines.iter().for_each(|line| question.field(line).unwrap());
+        let told = explain(&compiled, &snapshot, &question, false);
+        let line = told.lines.into_iter().find(|line| line.name == "timeout").unwrap();
+        assert_eq!(line.text, wants, "{url} {listener} {lines:?}");
+    }
 }

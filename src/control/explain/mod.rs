@@ -9,6 +9,7 @@
 mod actions;
 mod attempts;
 pub mod command;
+mod deadline;
 mod load;
 mod policies;
 mod question;

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use super::super::endpoints::json as states;
 use super::question::{Lines, Question};
-use super::{Line, actions, attempts, load, shared_limits};
+use super::{Line, actions, attempts, deadline, load, shared_limits};
 use crate::authorize::Call;
 use crate::config::{Compiled, choice_text, duration_text};
 use crate::route::split::{Split, Sticky};
@@ -47,7 +47,7 @@ const OF_ROUTE: [fn(&Chosen<'_>) -> Option<Line>; 15] = [
     actions::cors,
     actions::mirror,
     attempts::caller_may,
-    route_timeout,
+    deadline::line,
     upgrades,
 ];
 
@@ -107,7 +107,7 @@ impl Chosen<'_> {
     }
 
     /// Whether its route answers whatever comes.
-    fn is_answered(&self) -> bool {
+    pub(super) fn is_answered(&self) -> bool {
         matches!(self.route.action, Action::Redirect(_) | Action::Respond(_))
     }
 
@@ -210,16 +210,6 @@ pub(super) fn limit(duration: Duration) -> (String, Value) {
         Duration::MAX => ("off".into(), Value::Null),
         _ => (duration_text(duration), json!(duration.as_secs_f64())),
     }
-}
-
-fn route_timeout(chosen: &Chosen<'_>) -> Option<Line> {
-    if chosen.is_answered() {
-        return None;
-    }
-    let of_route = chosen.route.timeout;
-    let timeout = chosen.wishes().map_or(of_route, |wishes| wishes.timeout(of_route));
-    let (text, json) = limit(timeout.unwrap_or(Duration::MAX));
-    Some(Line::new("timeout", format!("{text} for the whole exchange"), json!({ "exchange_seconds": json })))
 }
 
 fn upgrades(chosen: &Chosen<'_>) -> Option<Line> {

@@ -62,7 +62,7 @@ fn to(name: &str, endpoint: &str, more: &str) -> String {
 
 /// The binary of Envoy, as loadtest/peers/install.sh installs it; `None`, said loudly, where there is none and it is not
 /// demanded (RINGMESH_PEERS=required, as .ci/run does).
-fn envoy() -> Option<PathBuf> {
+pub(super) fn envoy() -> Option<PathBuf> {
     let path = PathBuf::from(env!("CARGO_BIN_EXE_ringmesh"));
     let path = path.parent().unwrap().parent().unwrap().join("peers/envoy");
     if path.exists() {
@@ -197,7 +197,7 @@ fn envoy_is_a_peer_in_both_directions() {
 }
 
 /// Runs a program of the machine to its end: all that it says.
-fn said(program: &str, words: &[&str], input: &str) -> String {
+pub(super) fn said(program: &str, words: &[&str], input: &str) -> String {
     let mut command = Command::new(program);
     command.args(words).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().unwrap_or_else(|error| panic!("{program} is needed: {error}"));
