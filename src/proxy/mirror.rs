@@ -405,7 +405,7 @@ impl Shadow {
                     let now = path.shard.clock.now();
                     match read {
                         Ok(0) => return Err(refused(Cause::Closed)),
-                        Ok(_) if attempt.answers(now) => path.account.first_byte_at.set(now),
+                        Ok(_) if attempt.answers(now) => path.account.answered(now),
                         Ok(_) => {}
                         Err(fault) => return Err(refused(super::cause(fault))),
                     }
