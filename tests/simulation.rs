@@ -3,6 +3,8 @@
 //! Every run has a seed, printed and settable: `RINGMESH_SEED=42 cargo test --test simulation`. Bounds are such that a
 //! correct balancer misses them in less than one of a million runs; where they follow from theory, the comment says how.
 
+#[path = "simulation/memory.rs"]
+mod memory;
 #[path = "simulation/overload.rs"]
 mod overload;
 

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use super::machine;
 use super::state::State;
 use crate::config::MemoryMax;
-use crate::shard::link::Pressure;
+use crate::shard::link::{Pressure, room};
 
 /// What was measured last, for the pages.
 #[derive(Debug, Default)]
@@ -74,6 +74,7 @@ impl Memory {
                 self.limit.0
             }
         };
+        state.links.iter().for_each(|link| link.looks());
         // What cannot be measured is no reason to refuse anything.
         let used = (self.meter)().unwrap_or(0);
         let step = ceiling.map_or(Pressure::None, |ceiling| self.step.next(used, ceiling));
@@ -97,13 +98,6 @@ impl Memory {
                 Some(_) => Self::CLOSE,
             };
     }
-}
-
-/// How much more all shards together may take until it is looked again: to nine tenths of the ceiling, and then half of what is left.
-/// The rest is for what is guessed wrong.
-fn room(used: u64, ceiling: u64) -> u64 {
-    let left = ceiling.saturating_sub(used);
-    left.saturating_sub(ceiling / 10).max(left / 2)
 }
 
 fn say(before: Pressure, step: Pressure, used: u64, ceiling: Option<u64>) {
@@ -138,13 +132,6 @@ fn resident_in(status: &str) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn shards_may_take_less_than_what_is_left() {
-        let seen = [0, 500, 799, 800, 900, 999, 1000, 2000].map(|used| room(used, 1000));
-        assert_eq!(seen, [900, 400, 101, 100, 50, 0, 0, 0]);
-        assert_eq!(room(0, u64::MAX), u64::MAX - u64::MAX / 10);
-    }
 
     #[test]
     fn what_is_resident_is_a_line_of_the_status() {

@@ -368,20 +368,27 @@ impl Downstream {
     pub async fn first_bytes(&mut self, shard: &Shard, idle: Duration) -> bool {
         let deadline = shard.clock.after(idle);
         loop {
+            let mut expected = None;
             if self.input.capacity() == 0 {
                 // Without memory for a head this connection cannot be served.
                 let Some(taken) = shard.buffers.take_small() else { return false };
                 self.input = taken;
+                expected = Some(shard.expect_head());
             }
             let hold_until = deadline.min(shard.clock.now() + Self::HOLD_NS);
             let reader = &mut self.connection.reader;
-            match reader.read_or_quiet(&mut self.input, hold_until).await {
+            let waited = reader.read_or_quiet(&mut self.input, hold_until).await;
+            drop(expected);
+            match waited {
                 Ok(Waited::Bytes(_)) => return true,
                 Ok(Waited::Closed) | Err(_) => return false,
                 Ok(Waited::Quiet) => {
                     shard.buffers.give(std::mem::take(&mut self.input));
                     if shard.clock.now() >= deadline || reader.readable(&shard.clock, deadline).await.is_err()
                     {
+                        return false;
+                    }
+                    if !shard.rouses() {
                         return false;
                     }
                 }

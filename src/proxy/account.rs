@@ -9,6 +9,7 @@ use std::rc::Rc;
 use http::HeaderValue;
 
 use super::again::Further;
+use super::counted::Awaiting;
 use super::mirror::Pending;
 use crate::authorize::Decision;
 use crate::downstream::{Asked, Downstream, Places};
@@ -34,6 +35,8 @@ pub(super) struct Account {
     pub(super) started: u64,
     /// When the response's first byte was here; 0 before.
     pub(super) first_byte_at: Cell<u64>,
+    /// Held while the first of the answer is waited for.
+    awaits: Cell<Option<Awaiting>>,
     /// The status sent to the caller; 0 before.
     pub(super) status: Cell<u16>,
     /// Attempts made.
@@ -98,6 +101,17 @@ impl Account {
     /// Of the time since `started` the caller was waited for so long.
     pub(super) fn new(started: u64, waited_us: u32) -> Self {
         Self { started, waited_ns: (u64::from(waited_us) * 1000).into(), ..Self::default() }
+    }
+
+    /// From here on an answer is waited for.
+    pub(super) fn awaits(&self, shard: &Rc<Shard>) {
+        self.awaits.set(Some(Awaiting::count(shard)));
+    }
+
+    /// The first of it is here.
+    pub(super) fn answered(&self, now: u64) {
+        self.first_byte_at.set(now);
+        self.awaits.take();
     }
 
     fn grpc(&self) -> Option<&Tally> {
@@ -170,7 +184,7 @@ impl Account {
         self.forget_withheld();
         self.attempts.set(self.attempts.get() + attempts.saturating_sub(1));
         self.endpoint.set(NonZeroU32::new(hedge.endpoint.saturating_add(1)));
-        self.first_byte_at.set(first_byte_at);
+        self.answered(first_byte_at);
     }
 
     /// The endpoint of the last attempt.

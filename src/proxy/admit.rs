@@ -23,6 +23,7 @@ const fn refused(cause: Cause) -> Failure {
 impl Path<'_> {
     /// Takes a place at the service, or a place among those who wait for one.
     pub(super) fn admit(&self, route: Option<&Route>) -> Result<Option<Waiting>, Failure> {
+        self.account.awaits(self.shard);
         let Some(limiter) = &self.service.limiter else { return Ok(None) };
         let priority = route.map_or_else(Default::default, |route| route.priority);
         let chance = || self.shard.rng(fastrand::Rng::f64);

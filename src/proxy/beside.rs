@@ -111,11 +111,12 @@ pub(super) async fn head_by_http1<T>(
                 path.shard.buffers.give(std::mem::replace(input, large));
             }
             Parsed::Partial => {
-                let read = from.read(input, TAILROOM, head_by, OnDeadline::Shutdown).await;
+                let keep_free = path.shard.keeps_free(input, input.capacity()).max(TAILROOM);
+                let read = from.read(input, keep_free, head_by, OnDeadline::Shutdown).await;
                 let now = path.shard.clock.now();
                 match read {
                     Ok(0) => return Err(refused(Cause::Closed)),
-                    Ok(_) if attempt.answers(now) => path.account.first_byte_at.set(now),
+                    Ok(_) if attempt.answers(now) => path.account.answered(now),
                     Ok(_) => {}
                     Err(fault) => return Err(refused(super::cause(fault))),
                 }

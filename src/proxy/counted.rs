@@ -36,3 +36,19 @@ impl Drop for InProgress {
         self.0.totals.exchanges_open.set(self.0.totals.exchanges_open.get() - 1);
     }
 }
+
+/// Counts an exchange that waits for its answer until it is dropped: what it may yet take of memory is promised.
+pub(super) struct Awaiting(Rc<Shard>);
+
+impl Awaiting {
+    pub(super) fn count(shard: &Rc<Shard>) -> Self {
+        shard.totals.answers_awaited.set(shard.totals.answers_awaited.get() + 1);
+        Self(Rc::clone(shard))
+    }
+}
+
+impl Drop for Awaiting {
+    fn drop(&mut self) {
+        self.0.totals.answers_awaited.set(self.0.totals.answers_awaited.get() - 1);
+    }
+}

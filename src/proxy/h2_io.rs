@@ -43,7 +43,7 @@ impl Lender for Lent {
     }
 
     fn large(&self) -> Option<Buffer> {
-        self.0.buffers.take_large()
+        self.0.take_for_body(u64::MAX)
     }
 
     fn give(&self, buffer: Buffer) {

@@ -59,7 +59,9 @@ impl<'x> Kept<'x> {
             let larger = match length {
                 ..=Buffers::SMALL => self.shard.buffers.take_small(),
                 // Beyond that it grows by itself.
-                _ if self.octets.capacity() < Buffers::LARGE => self.shard.buffers.take_large(),
+                _ if self.octets.capacity() < Buffers::LARGE => {
+                    (!self.shard.is_tight()).then(|| self.shard.buffers.take_large()).flatten()
+                }
                 _ => Some(std::mem::take(&mut self.octets)),
             };
             let Some(mut larger) = larger else {

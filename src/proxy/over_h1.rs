@@ -330,12 +330,13 @@ impl Call<'_> {
             };
             self.path.account.wait(shard.clock.now());
             let deadline = patience.min(self.path.deadline);
-            let read = from.read(input, TAILROOM, deadline, OnDeadline::Shutdown).await;
+            let keep_free = shard.keeps_free(input, input.capacity()).max(TAILROOM);
+            let read = from.read(input, keep_free, deadline, OnDeadline::Shutdown).await;
             let now = shard.clock.now();
             self.path.account.waited(now);
             match read {
                 Ok(0) => return Err(refused(Cause::Closed)),
-                Ok(_) if attempt.answers(now) => self.path.account.first_byte_at.set(now),
+                Ok(_) if attempt.answers(now) => self.path.account.answered(now),
                 Ok(_) => {}
                 Err(fault) => return Err(refused(super::cause(fault))),
             }

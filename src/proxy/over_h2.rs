@@ -26,6 +26,7 @@ use crate::http::h2::{self as message, Origin};
 use crate::http::{Framing, Method, Version};
 use crate::io::timed::Alarm;
 use crate::io::{Connection, Control, Patience, Writer};
+use crate::shard::buffers::Buffers;
 use crate::shard::clock::NEVER;
 use crate::upstream::service::Attempt;
 use crate::upstream::shared::Lease;
@@ -185,9 +186,14 @@ impl<'x> Begun<'x> {
         let sent = Cell::new(false);
         attempt.uploads();
         let back = Back { path: &path, asked, alarm: &alarm, attempt, sent: &sent, web };
-        let mut input = path.shard.buffers.take_large().ok_or(SHED)?;
-        kept.read(&downstream.input[asked.head_len..]);
         let behind = downstream.input.len() - asked.head_len;
+        let taken = if behind <= Buffers::SMALL {
+            path.shard.take_for_body(u64::MAX)
+        } else {
+            path.shard.buffers.take_large()
+        };
+        let mut input = taken.ok_or(SHED)?;
+        kept.read(&downstream.input[asked.head_len..]);
         input.extend_from_slice(&downstream.input[asked.head_len..]);
         downstream.input.truncate(asked.head_len);
         let caller = downstream.connection.control();
@@ -457,7 +463,7 @@ pub(super) async fn head(
     match next {
         Some(Ok(head)) => {
             if attempt.answers(now) {
-                path.account.first_byte_at.set(now);
+                path.account.answered(now);
             }
             let refused = |cause| Failure::upstream(Stage::Response, cause);
             if matches!(head, Head::Interim(_)) {

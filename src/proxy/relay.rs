@@ -195,18 +195,13 @@ impl Direction<'_> {
                     return Ok(clean);
                 }
             }
-            input.clear();
-            if reframer.left() > Buffers::SMALL as u64 / 2 && input.capacity() < Buffers::LARGE {
-                // Large and few operations for a long body; without memory for that, small and many.
-                if let Some(large) = self.shard.buffers.take_large() {
-                    self.shard.buffers.give(std::mem::replace(input, large));
-                }
-            }
+            self.shard.empty_for_body(input, reframer.left());
             input.resize(HEADROOM, 0);
             start = HEADROOM;
             let stall = self.shard.clock.now().saturating_add(ns(self.read_stall));
             self.account.wait(self.shard.clock.now());
-            let read = from.read_cancelable(input, TAILROOM, stall.min(self.deadline)).await;
+            let keep_free = self.shard.keeps_free(input, input.capacity()).max(TAILROOM);
+            let read = from.read_cancelable(input, keep_free, stall.min(self.deadline)).await;
             self.account.waited(self.shard.clock.now());
             match read {
                 Ok(0) if reframer.ends_with_connection() => {

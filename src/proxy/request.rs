@@ -11,6 +11,7 @@ use crate::http::body::{HEADROOM, Reframer, TAILROOM};
 use crate::io::{Patience, Reader, Writer};
 use crate::route::shape::Shape;
 use crate::shard::Shard;
+use crate::shard::buffers::Buffer;
 use crate::shard::clock::ns;
 use crate::upstream::spec;
 
@@ -42,7 +43,7 @@ pub(super) async fn carry(
     input: &mut Vec<u8>,
     kept: &mut Kept<'_>,
 ) -> Result<(), Failure> {
-    let Some(mut held) = way.shard.buffers.take_large() else {
+    let Some(mut held) = way.shard.take_for_body(u64::MAX) else {
         return Err(Failure::local(Stage::Request, Cause::Overloaded));
     };
     let result = way.carry(from, to, head, input, &mut held, kept).await;
@@ -57,7 +58,7 @@ impl Way<'_> {
         to: &mut Writer,
         head: &mut Vec<u8>,
         input: &mut Vec<u8>,
-        held: &mut Vec<u8>,
+        held: &mut Buffer,
         kept: &mut Kept<'_>,
     ) -> Result<(), Failure> {
         // The head stays as it is, for another attempt.
@@ -72,7 +73,7 @@ impl Way<'_> {
             self.send(to, head, 0).await?;
         }
         while !reframer.is_ended() {
-            held.clear();
+            self.shard.empty_for_body(held, reframer.left());
             held.resize(HEADROOM, 0);
             if self.over.get() {
                 return Err(Failure::downstream(Stage::Request, Cause::Closed));
@@ -141,7 +142,8 @@ impl Way<'_> {
     async fn more_body(&self, from: &mut Reader, held: &mut Vec<u8>) -> Result<(), Failure> {
         let stall = self.shard.clock.now().saturating_add(ns(self.asked.view.snapshot.timeouts.body_stall));
         self.account.wait(self.shard.clock.now());
-        let result = from.read_cancelable(held, TAILROOM, stall.min(self.deadline)).await;
+        let keep_free = self.shard.keeps_free(held, held.capacity()).max(TAILROOM);
+        let result = from.read_cancelable(held, keep_free, stall.min(self.deadline)).await;
         self.account.waited(self.shard.clock.now());
         let cause = match result {
             Ok(0) => Cause::Closed,

@@ -279,7 +279,7 @@ impl Way<'_> {
             Ok(_) => {
                 let now = self.path.shard.clock.now();
                 if self.attempt.answers(now) {
-                    self.path.account.first_byte_at.set(now);
+                    self.path.account.answered(now);
                 }
                 if held.out.capacity() == 0 {
                     held.out = self.path.shard.buffers.take_small().ok_or(SHED)?;
@@ -330,13 +330,6 @@ impl Way<'_> {
         let mut clean = first.rest.is_empty();
         if !reframer.is_ended() {
             self.path.shard.buffers.give(std::mem::take(&mut held.out));
-            held.input.clear();
-            if reframer.left() > Buffers::SMALL as u64 / 2 {
-                // Large and few operations for a long body; without memory for that, small and many.
-                if let Some(large) = self.path.shard.buffers.take_large() {
-                    self.path.shard.buffers.give(std::mem::replace(&mut held.input, large));
-                }
-            }
             clean &= self.rest_of_body(from, to, &mut held.input, &mut reframer).await?;
         }
         Ok(clean && answer.keep_alive && answer.framing != Framing::UntilClose)
@@ -356,12 +349,12 @@ impl Way<'_> {
         &self,
         from: &mut Reader,
         to: &mut Writer,
-        held: &mut Vec<u8>,
+        held: &mut Buffer,
         reframer: &mut Reframer,
     ) -> Result<bool, Failure> {
         let (limits, broken) = self.of_body();
         loop {
-            held.clear();
+            self.path.shard.empty_for_body(held, reframer.left());
             held.resize(HEADROOM, 0);
             let stall =
                 self.path.shard.clock.now().saturating_add(ns(self.path.service.spec.timeouts.body_stall));
@@ -398,6 +391,7 @@ impl Way<'_> {
     ) -> Result<usize, Fault> {
         self.path.account.wait(self.path.shard.clock.now());
         let deadline = patience.min(self.path.deadline);
+        let keep_free = self.path.shard.keeps_free(buffer, buffer.capacity()).max(keep_free);
         let read = from.read(buffer, keep_free, deadline, OnDeadline::Shutdown).await;
         self.path.account.waited(self.path.shard.clock.now());
         read

@@ -59,7 +59,7 @@ pub(super) async fn connect(
         To::H2(lease) => return tunnel_h2::ask(path, downstream, asked, head, attempt, lease).await,
     };
     attempt.answers(shard.clock.now());
-    account.first_byte_at.set(shard.clock.now());
+    account.answered(shard.clock.now());
     let mut answer = shard.buffers.take_small().ok_or(SHED)?;
     respond::write_connected(&shard.clock, &mut answer);
     let stall = asked.view.snapshot.timeouts.body_stall;
@@ -403,8 +403,10 @@ impl<'x, C: End, S: End> Tunnel<'x, C, S> {
         let is_large = buffer.capacity() >= Buffers::LARGE;
         let other = match (is_large, was_full) {
             // Without memory for that, small and many.
-            (false, true) => self.shard.buffers.take_large(),
-            (true, false) if buffer.len() <= Buffers::SMALL / 2 => self.shard.buffers.take_small(),
+            (false, true) if !self.shard.is_tight() => self.shard.buffers.take_large(),
+            (true, _) if buffer.len() <= Buffers::SMALL / 2 || self.shard.is_tight() => {
+                self.shard.buffers.take_small()
+            }
             _ => None,
         };
         buffer.clear();

@@ -165,7 +165,7 @@ impl Call<'_> {
     }
 
     fn directly(&self, pooled: Pooled) -> Said {
-        self.path.account.first_byte_at.set(self.path.shard.clock.now());
+        self.path.account.answered(self.path.shard.clock.now());
         Said::Yes(self.agree(Response::new(())), Far::Connection { pooled, behind: Buffer::default() })
     }
 

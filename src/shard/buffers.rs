@@ -19,6 +19,8 @@ pub struct Buffers {
     large: RefCell<Vec<Buffer>>,
     /// Bytes taken and not given back.
     taken: Cell<usize>,
+    /// Large buffers among that.
+    large_taken: Cell<usize>,
     /// The fewest small and large buffers that lay ready since the last trim.
     spare_min: Cell<(usize, usize)>,
 }
@@ -108,6 +110,9 @@ impl Buffers {
         let size = counts_as.bytes();
         debug_assert!(self.taken.get() >= size, "given back to other buffers than taken from");
         self.taken.set(self.taken.get().saturating_sub(size));
+        if counts_as == Size::Large {
+            self.large_taken.set(self.large_taken.get().saturating_sub(1));
+        }
         let mut list = list.borrow_mut();
         if buffer.capacity() == size && list.len() < kept_max {
             buffer.clear();
@@ -138,6 +143,11 @@ impl Buffers {
         self.taken.get()
     }
 
+    /// Large buffers in use.
+    pub fn large_taken(&self) -> usize {
+        self.large_taken.get()
+    }
+
     /// Bytes held: in use and ready for use.
     pub fn bytes(&self) -> usize {
         self.taken.get() + self.small.borrow().len() * Self::SMALL + self.large.borrow().len() * Self::LARGE
@@ -149,6 +159,9 @@ impl Buffers {
             return None;
         }
         self.taken.set(self.taken.get() + size);
+        if counts_as == Size::Large {
+            self.large_taken.set(self.large_taken.get() + 1);
+        }
         let mut list = list.borrow_mut();
         let buffer = list.pop();
         let (small, large) = self.spare_min.get();

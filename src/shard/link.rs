@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use crossbeam::atomic::AtomicCell;
 use crossbeam::queue::ArrayQueue;
 
-pub use super::pressure::Pressure;
+pub use super::pressure::{Load, Pressure, Since, Spoken, room};
 use super::together::Together;
 use crate::failure::{Cause, Failure};
 use crate::snapshot::Snapshot;
@@ -115,6 +115,9 @@ pub struct Vitals {
     looks: AtomicU64,
     /// How many octets more than then the shard may hold until it looks again, and one; 0 where there is no ceiling.
     room: AtomicU64,
+    /// What the shard last said that it holds, and what that was when control last began to look.
+    holds: AtomicU64,
+    held: AtomicU64,
 }
 
 impl Link {
@@ -181,17 +184,26 @@ impl Link {
         self.ring();
     }
 
-    /// Control: has looked at the process's memory. Until it does again the shard may hold so many octets more; `None`: there is no
+    /// Control: is going to look at the process's memory. What the shard takes from here on may be seen, or not.
+    pub fn looks(&self) {
+        self.vitals.held.store(self.vitals.holds.load(Ordering::Relaxed), Ordering::Relaxed);
+    }
+
+    /// Control: has looked. Until it does again the shard may hold so many octets more; `None`: there is no
     /// ceiling.
     pub fn looked(&self, room: Option<u64>) {
         self.vitals.room.store(room.map_or(0, |room| room.saturating_add(1)), Ordering::Relaxed);
         self.vitals.looks.fetch_add(1, Ordering::Release);
     }
 
-    /// Shard: which look was the last, and how much more than then it may hold; `None` without a ceiling.
-    pub fn room(&self) -> Option<(u64, u64)> {
+    /// Shard: what is spoken for of what it may take, and what is known of the last look from here on; `None` without a ceiling.
+    pub fn spoken(&self, since: Since, load: impl FnOnce() -> Load) -> Option<(Spoken, Since)> {
         let look = self.vitals.looks.load(Ordering::Acquire);
-        Some((look, self.vitals.room.load(Ordering::Relaxed).checked_sub(1)?))
+        let room = self.vitals.room.load(Ordering::Relaxed).checked_sub(1)?;
+        let load = load();
+        self.vitals.holds.store(load.holds(), Ordering::Relaxed);
+        let since = since.at(look, self.vitals.held.load(Ordering::Relaxed), &load);
+        Some((since.spoken(&load, room), since))
     }
 
     /// How short of memory the process is.

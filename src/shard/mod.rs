@@ -7,6 +7,7 @@ pub mod buffers;
 pub mod clock;
 pub mod link;
 pub mod live;
+pub mod memory;
 mod pressure;
 mod runtime;
 mod state;

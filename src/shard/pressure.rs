@@ -1,8 +1,10 @@
 //! How short of memory the process is, in steps, and what each means: the cheapest is given up first. Pure. Control measures and
 //! takes the steps (`control::memory`), shards ask what is refused. Between two looks of control a shard knows by itself how
-//! much it has taken: thousands of callers may come in a tenth of a second.
+//! much is spoken for: what it has taken since, for thousands of callers may come in a tenth of a second, and what is
+//! promised to those whom it has let in and who have not taken it yet, for they are answered whatever comes.
 //!
-//! Nothing here touches what is in flight: an exchange, a tunnel, a connection that is in use goes on.
+//! Nothing here ends what is in flight: an exchange, a tunnel, a connection that is in use goes on. But its bodies go on in
+//! small pieces where memory is tight ([`Pressure::is_tight`]), so that it hardly grows.
 
 use crate::route::Priority;
 
@@ -59,14 +61,19 @@ impl Pressure {
         Self::STEPS.into_iter().rev().find(holds).unwrap_or_default()
     }
 
-    /// The step, as told, for a shard that holds so much more than when control last looked, of what it may.
+    /// The step, as told, for a shard of whose room so much is spoken for.
     #[must_use]
-    pub fn with_growth(self, grown: u64, room: u64) -> Self {
-        match grown {
-            grown if grown >= room => Self::All,
-            grown if grown >= room / 4 * 3 => self.max(Self::Connections),
+    pub fn with(self, Spoken { octets, room }: Spoken) -> Self {
+        match octets {
+            octets if octets >= room => Self::All,
+            octets if octets >= room / 4 * 3 => self.max(Self::Connections),
             _ => self,
         }
+    }
+
+    /// Whether bodies go on in small pieces on such a shard: before anybody is refused.
+    pub fn is_tight(self, Spoken { octets, room }: Spoken) -> bool {
+        self > Self::None || octets >= room / 2
     }
 
     /// The step with this number; the last one for what is none.
@@ -99,6 +106,87 @@ impl Pressure {
             Priority::Sheddable => Self::Sheddable,
         }
     }
+}
+
+/// What a shard may take until control looks at the process's memory again, and how much of that is taken or promised.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Spoken {
+    /// Octets taken since control looked, and promised.
+    pub octets: u64,
+    /// Octets that it may take.
+    pub room: u64,
+}
+
+/// What a shard has let in.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Load {
+    /// Open connections of both sides.
+    pub connections: u64,
+    /// Octets of buffers in use.
+    pub buffers: u64,
+    /// Large buffers among them.
+    pub large: u64,
+    /// Buffers that nothing has come into: of connections that a first request is awaited on, for a moment.
+    pub heads: u64,
+    /// Exchanges whose answer has not begun.
+    pub awaited: u64,
+    /// Handshakes in progress with callers.
+    pub handshakes: u64,
+}
+
+impl Load {
+    /// Twice what a connection needs while it is idle.
+    const CONNECTION: u64 = 8 * 1024;
+    /// A page of what the caller sends, and one of what he is told, if only that he is refused.
+    const HEAD: u64 = 8 * 1024;
+    /// The connection with the service, and a page of each of the buffers that the answer goes through.
+    const AWAITED: u64 = 12 * 1024;
+    /// What a body may still write to of a large buffer: half. Where memory is tight it is exchanged for a small one at the next
+    /// read.
+    const LARGE: u64 = 64 * 1024;
+    /// What a handshake needs while it lasts.
+    const HANDSHAKE: u64 = 24 * 1024;
+
+    /// About how many octets that is, as far as it may grow within a moment: of buffers half, for hardly any is written to whole.
+    pub fn holds(&self) -> u64 {
+        self.connections * Self::CONNECTION + self.buffers / 2
+    }
+
+    /// About how many octets more it will be whoever else comes: those who were let in are answered.
+    pub fn promised(&self) -> u64 {
+        self.heads * Self::HEAD
+            + self.awaited * Self::AWAITED
+            + self.large * Self::LARGE
+            + self.handshakes * Self::HANDSHAKE
+    }
+}
+
+/// What a shard held when control last looked at the process's memory.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Since {
+    look: u64,
+    held: u64,
+}
+
+impl Since {
+    /// The same at this look, before which the shard had said that it held so much. What was taken while control looked it may
+    /// have seen or not: it counts as taken since. What was given back meanwhile is free.
+    #[must_use]
+    pub fn at(self, look: u64, held: u64, load: &Load) -> Self {
+        if look == self.look { self } else { Self { look, held: held.min(load.holds()) } }
+    }
+
+    /// What is spoken for of so much room.
+    pub fn spoken(&self, load: &Load, room: u64) -> Spoken {
+        Spoken { octets: load.holds().saturating_sub(self.held) + load.promised(), room }
+    }
+}
+
+/// How much more all shards together may take until it is looked again, where so much of the ceiling is used: to nine tenths of it, and
+/// then half of what is left. The rest is for what is guessed wrong.
+pub fn room(used: u64, ceiling: u64) -> u64 {
+    let left = ceiling.saturating_sub(used);
+    left.saturating_sub(ceiling / 10).max(left / 2)
 }
 
 #[cfg(test)]
@@ -165,9 +253,9 @@ mod tests {
 
     #[test]
     fn a_shard_that_grows_between_two_looks_stops_where_its_room_ends() {
-        let grown = |grown| Pressure::None.with_growth(grown, 100);
+        let spoken = |octets| Spoken { octets, room: 100 };
         assert_eq!(
-            [0, 74, 75, 99, 100, 1000].map(grown),
+            [0, 74, 75, 99, 100, 1000].map(|octets| Pressure::None.with(spoken(octets))),
             [
                 Pressure::None,
                 Pressure::None,
@@ -177,8 +265,23 @@ mod tests {
                 Pressure::All
             ]
         );
-        assert_eq!(Pressure::Default.with_growth(80, 100), Pressure::Default);
-        assert_eq!(Pressure::None.with_growth(0, 0), Pressure::All);
+        assert_eq!(Pressure::Default.with(spoken(80)), Pressure::Default);
+        assert_eq!(Pressure::None.with(Spoken { octets: 0, room: 0 }), Pressure::All);
+    }
+
+    #[test]
+    fn bodies_go_in_small_pieces_before_anybody_is_refused() {
+        let spoken = |octets| Spoken { octets, room: 100 };
+        assert_eq!([0, 49, 50, 74].map(|n| Pressure::None.is_tight(spoken(n))), [false, false, true, true]);
+        assert_eq!([49, 50, 74].map(|n| Pressure::None.with(spoken(n))), [Pressure::None; 3]);
+        assert!(Pressure::Idle.is_tight(spoken(0)));
+    }
+
+    #[test]
+    fn shards_may_take_less_than_what_is_left() {
+        let seen = [0, 500, 799, 800, 900, 999, 1000, 2000].map(|used| room(used, 1000));
+        assert_eq!(seen, [900, 400, 101, 100, 50, 0, 0, 0]);
+        assert_eq!(room(0, u64::MAX), u64::MAX - u64::MAX / 10);
     }
 
     #[test]

@@ -11,11 +11,10 @@ use super::buffers::Buffers;
 use super::clock::{Clock, ns};
 use super::link::{Link, Notice};
 use super::live::{self, Live};
-use super::pressure::Pressure;
+use super::pressure::{Pressure, Since};
 use super::watched::Watch;
 use crate::failure::Failure;
 use crate::io::timed::Deadlines;
-use crate::route::{Priority, Route};
 use crate::snapshot::Snapshot;
 use crate::telemetry::access::AccessLog;
 use crate::telemetry::recorder::{NO_SERVICE_SLOT, Recorder};
@@ -62,9 +61,9 @@ pub struct Shard {
     pub(super) doors: Rc<Doors>,
     draining: Cell<bool>,
     /// The pressure that was last acted upon.
-    relieved: Cell<Pressure>,
-    /// The last look of control at the process's memory that this shard knows of, and what it held then ([`Shard::holds`]).
-    held: Cell<(u64, u64)>,
+    pub(super) relieved: Cell<Pressure>,
+    /// What was held when control last looked at the process's memory.
+    pub(super) since: Cell<Since>,
 }
 
 /// An exchange to which something is done on purpose, until it is dropped.
@@ -106,7 +105,7 @@ pub struct View {
     /// What control gave.
     pub snapshot: Arc<Snapshot>,
     /// By the index in `snapshot.services`; made at the first exchange of each.
-    services: RefCell<InUse>,
+    pub(super) services: RefCell<InUse>,
     /// Where routes are counted, by their index; made at the first exchange.
     route_slots: OnceCell<Box<[Cell<RouteSlot>]>>,
     link: Arc<Link>,
@@ -128,6 +127,10 @@ pub struct Totals {
     pub memory_refused: Cell<u64>,
     /// Idle ones, of both sides, closed because memory is short.
     pub memory_closed: Cell<u64>,
+    /// Buffers that wait for the first that a caller says.
+    pub heads_awaited: Cell<u64>,
+    /// Exchanges that wait for the first of their answer.
+    pub answers_awaited: Cell<u64>,
     /// TLS handshakes with callers in progress.
     pub handshakes_open: Cell<u64>,
     /// TLS handshakes that succeeded, with callers and with services.
@@ -179,7 +182,7 @@ impl Shard {
             vanished: RefCell::default(),
             draining: Cell::new(false),
             relieved: Cell::default(),
-            held: Cell::default(),
+            since: Cell::default(),
             link,
         }
     }
@@ -249,34 +252,6 @@ impl Shard {
         with(&mut self.rng.borrow_mut())
     }
 
-    /// How short of memory the process is: as control has told, and by what this shard has taken since.
-    pub fn pressure(&self) -> Pressure {
-        let told = self.link.pressure();
-        let Some((look, room)) = self.link.room() else { return told };
-        let holds = self.holds();
-        let (known, held) = self.held.get();
-        if known != look {
-            self.held.set((look, holds));
-            return told;
-        }
-        told.with_growth(holds.saturating_sub(held), room)
-    }
-
-    /// About how many octets this shard holds, as far as that may grow within a moment: twice what a connection needs while it is idle,
-    /// and half of the buffers that are in use, of which hardly any is written to whole.
-    fn holds(&self) -> u64 {
-        const CONNECTION: u64 = 8 * 1024;
-        let connections = self.totals.downstream_open.get() + self.tally.open.get();
-        connections * CONNECTION + self.buffers.taken() as u64 / 2
-    }
-
-    /// Whether a new request is refused because memory is short.
-    pub fn sheds(&self, route: Option<&Route>) -> bool {
-        let pressure = self.pressure();
-        pressure > Pressure::Connections
-            && pressure.refuses(route.map_or_else(Priority::default, |r| r.priority))
-    }
-
     /// Closes connections at rest that other shards wait for.
     pub(super) fn yield_connections(&self) {
         if self.doors.berths.are_asked() {
@@ -284,33 +259,6 @@ impl Shard {
                 service.yield_connections();
             }
         }
-    }
-
-    /// Gives back what lies idle where memory is short: connections that have been quiet for a second, buffers that are kept ready.
-    /// At once when that begins, and then once a second.
-    pub(super) fn relieve(&self, again: bool) {
-        /// As long as a quiet caller holds a buffer.
-        const QUIET_NS: u64 = 1_000_000_000;
-        let pressure = self.pressure();
-        if pressure == Pressure::None || (!again && pressure <= self.relieved.get()) {
-            self.relieved.set(pressure);
-            return;
-        }
-        self.relieved.set(pressure);
-        let before = self.clock.now().saturating_sub(QUIET_NS);
-        let mut closed = self.deadlines.end_quiet(&self.clock);
-        for service in self.view().services.borrow().values() {
-            closed += service.close_quiet(before);
-        }
-        self.buffers.release();
-        // Connections of HTTP/2 see to it themselves.
-        self.watch.wake_all();
-        self.closed_for_memory(closed);
-    }
-
-    /// Counts idle connections that were closed because memory is short.
-    pub(crate) fn closed_for_memory(&self, closed: u64) {
-        self.totals.memory_closed.set(self.totals.memory_closed.get() + closed);
     }
 
     /// Lets a connection of a caller in, unless the shards together have `connections_max` of them. Who was let in is to be let out.

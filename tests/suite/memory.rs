@@ -1,12 +1,15 @@
 //! What is given up when memory is short, step by step: over real sockets, with the steps told by the test in place of control.
 
+use std::sync::Arc;
+
+use ringmesh::shard::buffers::Buffers;
 use ringmesh::shard::link::Pressure;
 
-use crate::support::End;
 use crate::support::client::Client;
-use crate::support::http2::{END_STREAM, GOAWAY, NO_ERROR, Outcome, Raw, fields};
+use crate::support::http2::{DATA, END_STREAM, GOAWAY, HEADERS, NO_ERROR, Outcome, Raw, fields};
 use crate::support::mesh::{Config, Mesh};
 use crate::support::origin::{Origin, ok};
+use crate::support::{End, Gate};
 
 const ROUTES: &str = "[[route]]\nservice = \"app\"\n[[route]]\npath_prefix = \"/later\"\nservice = \"app\"\npriority = \
                       \"sheddable\"\n[[route]]\npath_prefix = \"/now\"\nservice = \"app\"\npriority = \"critical\"\n";
@@ -141,9 +144,164 @@ fn a_shard_takes_no_more_than_its_room_until_control_has_looked_again() {
 }
 
 #[test]
+fn who_was_let_in_counts_with_what_the_answer_will_take_until_it_comes() {
+    const ROOM: u64 = 64 * 1024;
+    let (gate, app) = Origin::gated();
+    let mesh = mesh(&app);
+    let mut raw = Raw::connect(mesh.address);
+    let mut waiting: Vec<Client> = (0..3).map(|_| mesh.client()).collect();
+    for (n, client) in waiting.iter_mut().enumerate() {
+        client.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n");
+        raw.head(END_STREAM, 1 + 2 * n as u32, &fields("GET", "/", &[]));
+    }
+    // In use, and so not closed.
+    let mut late = mesh.client();
+    late.send("GET /now HTTP/1.1\r\nHost: a\r\nx: ");
+    app.wait_requests(6);
+    // Control has looked, and nothing was taken since: six answers are more than there is room for, whoever asks how.
+    mesh.link.looks();
+    mesh.link.looked(Some(ROOM));
+    late.send("y\r\n\r\n");
+    assert_eq!(late.response().status(), 503);
+    raw.head(END_STREAM, 7, &fields("GET", "/now", &[]));
+    assert_eq!(raw.outcome(7), Outcome::Status(503));
+    // They are answered, and as much room is enough.
+    gate.open();
+    for client in &mut waiting {
+        assert_eq!(client.response().status(), 200);
+        assert_eq!(raw.until(HEADERS).status(), 200);
+    }
+    mesh.link.looks();
+    mesh.link.looked(Some(ROOM));
+    assert_eq!(ask(&mut waiting[0], "/now"), 200);
+    raw.head(END_STREAM, 9, &fields("GET", "/now", &[]));
+    assert_eq!(raw.outcome(9), Outcome::Status(200));
+    drop((waiting, late, raw));
+    mesh.finish();
+}
+
+#[test]
+fn what_is_taken_while_control_looks_counts_as_taken_since() {
+    let app = Origin::plain();
+    let mesh = mesh(&app);
+    let mut first = mesh.client();
+    mesh.link.looked(Some(1 << 30));
+    assert_eq!(ask(&mut first, "/"), 200);
+    // In use, and so not closed.
+    first.send("GET / HTTP/1.1\r\nHost: a\r\nx: ");
+    mesh.link.looks();
+    // Between the beginning of the look and its end.
+    let more: Vec<Client> = (0..16)
+        .map(|_| {
+            let mut client = mesh.client();
+            assert_eq!(ask(&mut client, "/"), 200);
+            client
+        })
+        .collect();
+    mesh.link.looked(Some(64 * 1024));
+    first.send("y\r\n\r\n");
+    assert_eq!(first.response().status(), 503, "so many callers are more than the room");
+    mesh.link.looks();
+    mesh.link.looked(Some(64 * 1024));
+    assert_eq!(ask(&mut first, "/"), 200, "those were seen");
+    drop((first, more));
+    mesh.finish();
+}
+
+const PART: usize = 200_000;
+
+/// Sends a body in four parts, one gate between two.
+fn in_parts(gates: &Arc<[Gate; 3]>) -> Origin {
+    let gates = Arc::clone(gates);
+    Origin::scripted(move |visit| {
+        while visit.request().is_some() {
+            visit.send(format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", 4 * PART));
+            for gate in &*gates {
+                visit.send(vec![b'x'; PART]);
+                gate.pass();
+            }
+            visit.send(vec![b'x'; PART]);
+        }
+    })
+}
+
+const LARGE: u64 = Buffers::LARGE as u64;
+
+#[test]
+fn a_long_answer_goes_on_by_way_of_a_small_buffer_while_memory_is_short() {
+    for by_http2 in [false, true] {
+        let gates = Arc::default();
+        let app = in_parts(&gates);
+        let mut mesh = mesh(&app);
+        let (mut client, mut raw) = (mesh.client(), Raw::connect_with(mesh.address, &[(4, 1 << 30)]));
+        if by_http2 {
+            raw.frame(8, 0, 0, &(1_u32 << 30).to_be_bytes());
+            raw.head(END_STREAM, 1, &fields("GET", "/", &[]));
+        } else {
+            client.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n");
+        }
+        mesh.wait_totals(|totals| totals.buffer_bytes >= LARGE);
+        mesh.link.press(Pressure::Idle);
+        gates[0].open();
+        mesh.wait_totals(|totals| totals.buffer_bytes < LARGE);
+        mesh.link.press(Pressure::None);
+        gates[1].open();
+        mesh.wait_totals(|totals| totals.buffer_bytes >= LARGE);
+        gates[2].open();
+        let body = if by_http2 { raw.body(1).0 } else { client.response().body };
+        assert_eq!(body.len(), 4 * PART);
+        drop((client, raw));
+        mesh.finish();
+    }
+}
+
+#[test]
+fn a_long_request_goes_on_by_way_of_a_small_buffer_while_memory_is_short() {
+    let app = Origin::plain();
+    let mut mesh = mesh(&app);
+    let mut client = mesh.client();
+    client.send(format!("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: {}\r\n\r\n", 3 * PART));
+    client.send(vec![b'x'; PART]);
+    mesh.wait_totals(|totals| totals.buffer_bytes >= LARGE);
+    mesh.link.press(Pressure::Idle);
+    client.send(vec![b'x'; PART]);
+    mesh.wait_totals(|totals| totals.buffer_bytes < LARGE);
+    client.send(vec![b'x'; PART]);
+    assert_eq!(client.response().status(), 200);
+    assert_eq!(app.wait_requests(1)[0].body.len(), 3 * PART);
+    drop(client);
+    mesh.finish();
+}
+
+#[test]
+fn an_answer_is_read_by_the_page_while_memory_is_short() {
+    let app = Origin::answering(|_| {
+        let mut answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {PART}\r\n\r\n").into_bytes();
+        answer.resize(answer.len() + PART, b'x');
+        answer
+    });
+    let mesh = mesh(&app);
+    mesh.link.press(Pressure::Idle);
+    // What was read at once is a frame of its own.
+    let mut raw = Raw::connect_with(mesh.address, &[(4, 1 << 30)]);
+    raw.frame(8, 0, 0, &(1_u32 << 30).to_be_bytes());
+    raw.head(END_STREAM, 1, &fields("GET", "/", &[]));
+    let (mut whole, mut ended) = (0, false);
+    while !ended {
+        let frame = raw.until(DATA);
+        assert!(frame.payload.len() <= 4096, "{}", frame.payload.len());
+        whole += frame.payload.len();
+        ended = frame.flags & END_STREAM != 0;
+    }
+    assert_eq!(whole, PART);
+    drop(raw);
+    mesh.finish();
+}
+
+#[test]
 fn what_lies_idle_is_closed_on_both_sides_and_what_is_used_is_not() {
-    let gate = std::sync::Arc::new(crate::support::Gate::default());
-    let theirs = std::sync::Arc::clone(&gate);
+    let gate = Arc::new(Gate::default());
+    let theirs = Arc::clone(&gate);
     let app = Origin::answering(move |request| {
         if request.target() == "/slow" {
             theirs.pass();
