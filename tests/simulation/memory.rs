@@ -77,13 +77,13 @@ struct Shard {
 
 impl Shard {
     fn new(number: u16) -> Self {
-        let link = Link::new(number).unwrap().0;
+        let link = Link::new(number).expect("a link").0;
         Self { link, since: Since::default(), callers: Vec::new(), load: Load::default(), resident: 0 }
     }
 
     fn spoken(&mut self) -> Spoken {
         let load = self.load;
-        let (spoken, since) = self.link.spoken(self.since, || load).unwrap();
+        let (spoken, since) = self.link.spoken(self.since, || load).expect("there is a ceiling");
         self.since = since;
         spoken
     }
