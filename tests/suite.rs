@@ -119,9 +119,9 @@ mod retries; // further attempts: worth it, safe, within the budget
 #[path = "suite/runtime.rs"]
 mod runtime; // what shards run on, where the operator chooses
 #[path = "suite/timeouts.rs"]
-mod timeouts;
+mod timeouts; // exchanges on which nothing moves
 #[path = "suite/wishes.rs"]
-mod wishes; // what callers say of their own retries and timeouts // exchanges on which nothing moves
+mod wishes; // what callers say of their own retries and timeouts
 
 #[path = "suite/mesh_pair.rs"]
 mod mesh_pair; // two proxies in a row: what they speak does not show
