@@ -267,6 +267,7 @@ async fn served(
             account
                 .repeats
                 .set(facts.method != Method::Other || retry.allows(parts.method.as_str().as_bytes()));
+            account.stays_alone.set(facts.tunnel.is_some());
             let path = Path { shard, account, service, deadline, retry };
             let call = Call { path, caller, view, parts, facts, turn: turn.as_deref(), respond };
             let admitted = match call.path.admit(to) {

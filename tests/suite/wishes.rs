@@ -13,7 +13,7 @@ use crate::support::client::Client;
 use crate::support::http2::{Service, call, read, request, send};
 use crate::support::mesh::{Config, Mesh, Seen};
 use crate::support::origin::{Origin, ok};
-use crate::support::{Gate, Watched};
+use crate::support::{Gate, Watched, stream};
 
 const RETRY_ON: (&str, &str) = ("x-envoy-retry-on", "5xx");
 const QUICK: &str = "retry = { backoff_base = \"0s\", attempts_max = 1, statuses = [], on = [] }\n";
@@ -313,26 +313,27 @@ fn an_attempt_that_its_caller_hurries_is_not_the_endpoints_fault() {
     }
 }
 
+/// An origin that answers, but for the first request that comes to any that counts by `asked`.
+fn silent_at_first(asked: &Arc<AtomicUsize>) -> Origin {
+    let asked = Arc::clone(asked);
+    Origin::scripted(move |visit| {
+        while let Some(request) = visit.request() {
+            if asked.fetch_add(1, Ordering::AcqRel) == 0 {
+                visit.drain();
+                return;
+            }
+            visit.send(ok(&request));
+        }
+    })
+}
+
 #[test]
 fn an_attempt_that_has_had_its_time_is_hedged_where_the_caller_says_so() {
     let fields =
         [("x-envoy-upstream-rq-per-try-timeout-ms", "5"), ("x-envoy-hedge-on-per-try-timeout", "true")];
     for way in 0..2 {
         let asked = Arc::new(AtomicUsize::new(0));
-        let origin = || {
-            let asked = Arc::clone(&asked);
-            Origin::scripted(move |visit| {
-                while let Some(request) = visit.request() {
-                    // Whichever comes first is never answered.
-                    if asked.fetch_add(1, Ordering::AcqRel) == 0 {
-                        visit.drain();
-                        return;
-                    }
-                    visit.send(ok(&request));
-                }
-            })
-        };
-        let (one, other) = (origin(), origin());
+        let (one, other) = (silent_at_first(&asked), silent_at_first(&asked));
         let mesh = Config::default()
             .service(
                 "app",
@@ -362,20 +363,7 @@ fn an_attempt_that_cannot_be_hedged_is_ended_when_it_has_had_its_time() {
         (2, 2, "octets"),
     ] {
         let asked = Arc::new(AtomicUsize::new(0));
-        let origins: Vec<Origin> = (0..endpoints)
-            .map(|_| {
-                let asked = Arc::clone(&asked);
-                Origin::scripted(move |visit| {
-                    while let Some(request) = visit.request() {
-                        if asked.fetch_add(1, Ordering::AcqRel) == 0 {
-                            visit.drain();
-                            return;
-                        }
-                        visit.send(ok(&request));
-                    }
-                })
-            })
-            .collect();
+        let origins: Vec<Origin> = (0..endpoints).map(|_| silent_at_first(&asked)).collect();
         let keys = "timeouts = { response = \"1h\" }\nretry = { on = [], statuses = [], attempts_max = 2 }\n";
         let mesh = Config::default()
             .service("app", &origins.iter().collect::<Vec<_>>(), keys)
@@ -392,6 +380,24 @@ fn an_attempt_that_cannot_be_hedged_is_ended_when_it_has_had_its_time() {
             "{line}"
         );
     }
+}
+
+#[test]
+fn a_tunnel_that_cannot_be_hedged_is_not_waited_for_longer_than_its_caller_says() {
+    let asked = Arc::new(AtomicUsize::new(0));
+    let (one, other) = (silent_at_first(&asked), silent_at_first(&asked));
+    let keys = "timeouts = { response = \"1h\" }\nretry = { on = [], statuses = [], attempts_max = 1 }\n";
+    let mesh = Config::default()
+        .service("app", &[&one, &other], keys)
+        .routes("[[route]]\nservice = \"app\"\nupgrades = [\"websocket\"]\ncaller_may = {}\n")
+        .start();
+    let asking = stream::websocket("/")
+        .header("x-envoy-upstream-rq-per-try-timeout-ms", "20")
+        .header("x-envoy-hedge-on-per-try-timeout", "true");
+    let answered = stream::Caller::new(mesh.address).ask(asking.body(()).unwrap(), b"").unwrap();
+    assert_eq!(answered.head.status, 504);
+    drop(answered);
+    assert_eq!(mesh.finish().retries.hedges_won, 0);
 }
 
 #[test]
