@@ -386,7 +386,7 @@ fn an_attempt_that_cannot_be_hedged_is_ended_when_it_has_had_its_time() {
 fn a_tunnel_that_cannot_be_hedged_is_not_waited_for_longer_than_its_caller_says() {
     let asked = Arc::new(AtomicUsize::new(0));
     let (one, other) = (silent_at_first(&asked), silent_at_first(&asked));
-    let keys = "timeouts = { response = \"1h\" }\nretry = { on = [], statuses = [], attempts_max = 1 }\n";
+    let keys = "timeouts = { response = \"1h\" }\nretry = { on = [], statuses = [], attempts_max = 1, methods = [\"CONNECT\"] }\n";
     let mesh = Config::default()
         .service("app", &[&one, &other], keys)
         .routes("[[route]]\nservice = \"app\"\nupgrades = [\"websocket\"]\ncaller_may = {}\n")
