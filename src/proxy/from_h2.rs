@@ -264,9 +264,8 @@ async fn served(
                 deadline = deadline.min(told::deadline(account.started, value));
             }
             let retry = retry_of(turn.as_deref(), to, service);
-            account
-                .repeats
-                .set(facts.method != Method::Other || retry.allows(parts.method.as_str().as_bytes()));
+            let repeats = facts.method != Method::Other || retry.allows(parts.method.as_str().as_bytes());
+            account.repeats.set(repeats);
             account.stays_alone.set(facts.tunnel.is_some());
             let path = Path { shard, account, service, deadline, retry };
             let call = Call { path, caller, view, parts, facts, turn: turn.as_deref(), respond };
