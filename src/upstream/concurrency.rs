@@ -4,12 +4,14 @@
 //! Once in a `window` the median of what was measured is compared with the *baseline*, the median when little is asked:
 //! - within `tolerance` of it, and as many in progress as may be: the limit grows, by its square root at most and by less the
 //!   nearer it comes to the tolerance;
-//! - beyond: it shrinks in proportion, by half at most, and half of that at once.
+//! - beyond, and half as many in progress on average as may be: it shrinks in proportion, by half at most, and half of that
+//!   at once.
 //!
 //! The baseline is measured whenever no more than half of the limit is in use. Where that does not happen for ten seconds
-//! the limit is halved until fifty exchanges that began after that have been answered: that costs a few percent of some
-//! tens of milliseconds, where Envoy goes down to three for fifty exchanges, which is an outage for a service that bears a
-//! hundred. A median that falls when the limit is halved says that it was too high, and is measured again after a second. A
+//! and the limit keeps exchanges out, it is halved until a hundred exchanges that began after that have been answered: that
+//! costs a few percent of some tens of milliseconds, where Envoy goes down to three for fifty exchanges, which is an outage
+//! for a service that bears a hundred. A limit that keeps nobody out is not doubted: to halve it would refuse those whom the
+//! service bears. A median that falls when the limit is halved says that it was too high, and is measured again after a second. A
 //! limit that came down by a quarter and took nothing off the latency came down in vain: then the latency is the service's
 //! own, and becomes the baseline; so a service that has become slower is not strangled.
 //!
@@ -55,9 +57,12 @@ pub struct Estimator {
     /// When it is to be measured again, whether or not little is asked.
     probe_at_ns: u64,
     probe: Option<Probe>,
-    /// The window: when it began, the most that were in progress, what was measured.
+    /// The window: when it began, the most that were in progress, the sum of that over all answers, how many these were, what
+    /// was measured.
     began_ns: u64,
     peak: u32,
+    in_progress: u64,
+    answers: u64,
     latencies: Latencies,
     /// The median of the last windows.
     median_ns: Option<f64>,
@@ -85,10 +90,13 @@ impl Estimator {
     /// A window has at least so many.
     const SAMPLES_MIN: usize = 20;
     /// A probe is over after so many: the median of an exponential latency is then within 15 %, one time of three not.
-    const PROBE_SAMPLES: usize = 50;
+    const PROBE_SAMPLES: usize = 100;
     /// Without a probe, or little asked, for so long: the baseline is doubted. Longer for slow services: 200 times it.
     const PROBE_EVERY_NS: u64 = 10_000_000_000;
     const PROBE_EVERY_LATENCIES: f64 = 200.0;
+    /// A limit that was reached keeps exchanges out when so much of it is in use on average: where less is, it was reached
+    /// by chance for a moment, and halving it would refuse more than it ever did.
+    const KEEPS_OUT: f64 = 0.75;
     /// After a probe that found the limit too high.
     const PROBE_SOON_NS: u64 = 1_000_000_000;
     /// A probe lasts no longer: this, or 20 times the baseline.
@@ -105,6 +113,8 @@ impl Estimator {
             probe: None,
             began_ns: 0,
             peak: 0,
+            in_progress: 0,
+            answers: 0,
             latencies: Latencies::default(),
             median_ns: None,
             before: None,
@@ -148,6 +158,8 @@ impl Estimator {
             return;
         }
         self.latencies.push(latency_ns);
+        self.in_progress += u64::from(sample.taken);
+        self.answers += 1;
         if self.latencies.len() >= Self::SAMPLES_MIN
             && now_ns.saturating_sub(self.began_ns) >= self.settings.window_ns
         {
@@ -156,14 +168,17 @@ impl Estimator {
     }
 
     fn decide(&mut self, now_ns: u64) {
-        let median_ns = self.latencies.median();
-        let peak = f64::from(std::mem::take(&mut self.peak));
-        self.latencies.clear();
-        self.began_ns = now_ns;
+        let (median_ns, error_ns) = self.latencies.median();
+        let peak = f64::from(self.peak);
+        // Some hundreds of answers of some thousands in progress: far from what f64 holds exactly.
+        let mean = self.in_progress as f64 / self.answers as f64;
+        let keeps_out = peak >= self.limit.floor() && mean >= self.limit * Self::KEEPS_OUT;
+        self.begin_window(now_ns);
         if peak <= self.limit / 2.0 {
-            // Little is asked. Down at once, up slowly: a burst that was not seen as such should not teach much.
+            // Little is asked. Slowly: a burst that was not seen as such should not teach much. At once where it is much
+            // less; what differs by chance alone must not draw the baseline down, whence what is usual would be too long.
             let known_ns = self.baseline_ns.unwrap_or(median_ns);
-            let weight = if median_ns < known_ns { 0.5 } else { 0.2 };
+            let weight = if median_ns < 0.7 * known_ns { 0.5 } else { 0.2 };
             self.baseline_ns = Some(known_ns + (median_ns - known_ns) * weight);
             (self.median_ns, self.before) = (None, None);
             self.doubt_later(now_ns, Self::PROBE_EVERY_NS);
@@ -171,12 +186,14 @@ impl Estimator {
         }
         let smooth_ns = self.median_ns.map_or(median_ns, |known_ns| (known_ns + median_ns) / 2.0);
         self.median_ns = Some(smooth_ns);
-        let Some(baseline_ns) = self.baseline_ns.filter(|_| now_ns < self.probe_at_ns) else {
+        if keeps_out && (self.baseline_ns.is_none() || now_ns >= self.probe_at_ns) {
             let limit = self.bounded(self.limit / 2.0);
             self.probe =
                 Some(Probe { limit, began_ns: now_ns, clean_ns: None, latencies: Latencies::default() });
             return;
-        };
+        }
+        // The first that is known, where it must do until it is doubted.
+        let baseline_ns = *self.baseline_ns.get_or_insert(median_ns);
         let bearable_ns = baseline_ns * (1.0 + self.settings.tolerance);
         // Upwards the newest counts as well, or it would go on growing after it was enough.
         let worse_ns = smooth_ns.max(median_ns);
@@ -189,7 +206,9 @@ impl Estimator {
             }
             return;
         }
-        if smooth_ns <= bearable_ns {
+        // What is longer by no more than chance makes it says nothing. Where less than half of the limit is in use on average,
+        // it is not the limit that makes it long.
+        if smooth_ns <= bearable_ns + error_ns || mean < self.limit / 2.0 {
             return;
         }
         match self.before {
@@ -210,14 +229,16 @@ impl Estimator {
 
     fn end_probe(&mut self, now_ns: u64) {
         let Some(probe) = self.probe.take() else { return };
-        self.latencies.clear();
-        (self.began_ns, self.peak, self.before) = (now_ns, 0, None);
+        self.begin_window(now_ns);
+        self.before = None;
         if probe.latencies.len() < Self::SAMPLES_MIN {
             // Too few to say anything.
             self.doubt_later(now_ns, Self::PROBE_EVERY_NS);
             return;
         }
-        let measured_ns = probe.latencies.median();
+        // What chance may have taken off it is added: too low a baseline would strangle the service until the next probe.
+        let (median_ns, error_ns) = probe.latencies.median();
+        let measured_ns = median_ns + error_ns;
         let was_too_high = self.median_ns.is_some_and(|median_ns| measured_ns < 0.75 * median_ns);
         self.baseline_ns = Some(match self.baseline_ns {
             // About the same: both are right.
@@ -228,6 +249,11 @@ impl Estimator {
         });
         self.median_ns = None;
         self.doubt_later(now_ns, if was_too_high { Self::PROBE_SOON_NS } else { Self::PROBE_EVERY_NS });
+    }
+
+    fn begin_window(&mut self, now_ns: u64) {
+        self.latencies.clear();
+        (self.began_ns, self.peak, self.in_progress, self.answers) = (now_ns, 0, 0, 0);
     }
 
     /// Proxies that began together should not all probe together.
@@ -263,12 +289,15 @@ impl Latencies {
         self.next = 0;
     }
 
-    /// Of at least one.
-    fn median(&self) -> f64 {
+    /// The median, and how far it may be off by chance alone, ns: its standard error, by the distance of the quartiles
+    /// (0.93 of it over the root of how many there are, for normal distributions; 0.91 for exponential ones). Of at least one.
+    fn median(&self) -> (f64, f64) {
         let mut ns = smallvec::SmallVec::<[u64; Self::MOST]>::from_slice(&self.ns);
-        let middle = ns.len() / 2;
+        ns.sort_unstable();
+        let quartiles = ns[ns.len() * 3 / 4] - ns[ns.len() / 4];
+        let error_ns = 0.92 * quartiles as f64 / (ns.len() as f64).sqrt();
         // A clock has at least that resolution, and nothing is divided by nothing.
-        (*ns.select_nth_unstable(middle).1).max(1) as f64
+        (ns[ns.len() / 2].max(1) as f64, error_ns)
     }
 }
 
@@ -357,7 +386,7 @@ mod tests {
         window(&mut estimator, &mut now, 30 * MS, 20, 200);
         assert_eq!((estimator.limit(), estimator.baseline_ns()), (10, Some(10 * MS)));
         // Of these the first fifth began before there was as little as there should be.
-        window(&mut estimator, &mut now, 20 * MS, 10, 100);
+        window(&mut estimator, &mut now, 20 * MS, 10, 125);
         assert_eq!(estimator.limit(), 20, "enough was measured");
         assert_eq!(estimator.baseline_ns(), Some(20 * MS), "by those that began then alone");
         // Too few in two seconds say nothing.
@@ -369,6 +398,29 @@ mod tests {
             now += 50 * MS;
         }
         assert_eq!((estimator.limit(), estimator.baseline_ns()), (20, Some(20 * MS)));
+    }
+
+    #[test]
+    fn a_limit_that_keeps_nobody_out_is_not_halved_whatever_is_doubted() {
+        // Of 20: never all, or all for a moment only.
+        for (usual, most) in [(19, 19), (14, 20)] {
+            let (mut estimator, mut now) = calm();
+            now += 12_000 * MS;
+            for _ in 0..100 {
+                // More than is bearable, so that it does not grow, and not so smooth that it shrinks.
+                window(&mut estimator, &mut now, 12_500_000, usual, 39);
+                window(&mut estimator, &mut now, 12_500_000, most, 1);
+                assert_eq!(estimator.limit(), 20, "{usual} and {most} in progress");
+            }
+            // What was doubted still is.
+            window(&mut estimator, &mut now, 12_500_000, 20, 40);
+            window(&mut estimator, &mut now, 12_500_000, 20, 40);
+            assert_eq!(estimator.limit(), 10);
+        }
+        // Nor where nothing is known yet.
+        let (mut estimator, mut now) = (Estimator::new(SETTINGS, 1), 1000 * MS);
+        window(&mut estimator, &mut now, 10 * MS, 15, 40);
+        assert_eq!((estimator.limit(), estimator.baseline_ns()), (20, Some(10 * MS)));
     }
 
     #[test]
