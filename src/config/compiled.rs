@@ -45,6 +45,8 @@ pub struct Compiled {
     pub(super) authorization: Arc<authorize::Policy>,
     /// For each rule where its values came from, in the order of `effective::RULE_KEYS`.
     pub(super) rule_marks: Vec<RuleMarks>,
+    /// Names of workloads, and how each would be written.
+    pub(super) workloads: Vec<(Arc<str>, Vec<Extra>)>,
     pub(super) rate_limits: Vec<CompiledRateLimit>,
     pub(super) limits: Limits,
     pub(super) timeouts: Timeouts,

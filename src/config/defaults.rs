@@ -618,6 +618,8 @@ pub(super) const SERVICES_MAX: usize = 100_000;
 pub(super) const ROUTES_MAX: usize = 100_000;
 /// Each is looked at for each request.
 pub(super) const AUTHORIZATIONS_MAX: usize = 10_000;
+/// `[[workload]]`, all files together. A request is compared with those that a route asks for one after the other.
+pub(super) const WORKLOADS_MAX: usize = 1000;
 /// Each of those that limit a route is asked for each of its requests.
 pub(super) const RATE_LIMITS_MAX: usize = 1000;
 /// What makes a key.

@@ -197,6 +197,10 @@ impl Compiled {
             self.entry(&mut settings, "authorization", &rule.name, values, marks);
         }
         left_out(&mut settings, "authorization", self.authorization.rules().len());
+        for (name, shown) in self.workloads.iter().take(EFFECTIVE_ENTRIES_MAX) {
+            self.extras(&mut settings, &format!("workload.{name}"), shown);
+        }
+        left_out(&mut settings, "workload", self.workloads.len());
         for limit in &self.rate_limits {
             self.extras(&mut settings, &format!("rate_limit.{}", limit.name()), &limit.shown);
         }

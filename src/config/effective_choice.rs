@@ -80,7 +80,8 @@ fn subset(subset: &Subset, all: &[Subset]) -> String {
     format!("{{ name = {name}, labels = {}, fallback = {fallback} }}", labels(&subset.labels))
 }
 
-fn labels(labels: &Labels) -> String {
+/// Labels as they would be written.
+pub(super) fn labels(labels: &Labels) -> String {
     let all: Vec<String> = labels
         .iter()
         .map(|(name, value)| {

@@ -69,6 +69,7 @@ pub(super) struct Raw {
     pub(super) services: Vec<RawService>,
     pub(super) routes: Vec<RawRoute>,
     pub(super) authorizations: Vec<RawAuthorization>,
+    pub(super) workloads: Vec<RawWorkload>,
     pub(super) rate_limits: Vec<RawRateLimit>,
     pub(super) canaries: Vec<RawCanary>,
     /// Names of the environment variables used.
@@ -433,6 +434,7 @@ pub(super) struct RawMatch {
     pub(super) methods: Option<At<Vec<Box<str>>>>,
     pub(super) grpc: Option<At<RawGrpc>>,
     pub(super) from: Option<At<Vec<IdMatch>>>,
+    pub(super) labels: Option<At<Labels>>,
     pub(super) sources: Option<At<Vec<ipnet::IpNet>>>,
     /// Each with the place of its name.
     pub(super) headers: Vec<(Box<str>, Test, Place)>,
@@ -527,6 +529,15 @@ impl RawShare {
     pub(super) fn name(&self) -> (&str, Option<&str>) {
         (&self.service.value, self.subset.as_ref().map(|subset| &*subset.value))
     }
+}
+
+/// What is known of a workload. Lists are without those entries that are in error.
+#[derive(Debug)]
+pub(super) struct RawWorkload {
+    pub(super) name: Option<At<Arc<str>>>,
+    pub(super) from: Option<At<Vec<IdMatch>>>,
+    pub(super) sources: Option<At<Vec<ipnet::IpNet>>>,
+    pub(super) labels: Option<At<Labels>>,
 }
 
 /// Header fields of a rule, names in lower case.

@@ -53,6 +53,8 @@ fn collect(table: &DeTable<'_>, path: &str, shown: &mut BTreeSet<String>) {
             ".set.",
             ".add.",
             "endpoints.labels.",
+            "workload.labels.",
+            "route.match.labels.",
             "subset.labels.",
         ];
         // Nor what is asked of fields, parameters and cookies.
@@ -116,6 +118,7 @@ fn every_value_shown_is_the_default() {
         "listener.edge.",
         "listener.mesh.",
         "authorization.note-writers.",
+        "workload.web-v2.",
         "rate_limit.per-tenant.",
         "rate_limit.of-all-proxies.",
         "service.limits.",

@@ -188,7 +188,8 @@ pub(crate) fn conditions_text(conditions: &Conditions) -> Vec<(&'static str, Str
             tests.iter().map(|(name, test)| format!("{} = {}", quoted(name), test_text(test))).collect();
         format!("{{ {} }}", all.join(", "))
     };
-    let Conditions { listeners, ports, methods, grpc, from, sources, headers, query, cookies } = conditions;
+    let Conditions { listeners, ports, methods, grpc, from, labels, sources, headers, query, cookies } =
+        conditions;
     let mut keys = Vec::new();
     let mut add = |asked: bool, key, text: &dyn Fn() -> String| {
         if asked {
@@ -200,6 +201,9 @@ pub(crate) fn conditions_text(conditions: &Conditions) -> Vec<(&'static str, Str
     add(!methods.is_empty(), "match.methods", &|| list(methods, |method| quoted(method)));
     add(*grpc, "match.grpc", &|| "{}".into());
     add(!from.is_empty(), "match.from", &|| list(from, |id| quoted(&id.to_string())));
+    add(labels.is_some(), "match.labels", &|| {
+        labels.as_ref().map_or_else(String::new, |of| super::effective_choice::labels(&of.labels))
+    });
     add(!sources.is_empty(), "match.sources", &|| list(sources, |net| quoted(&net.to_string())));
     add(!headers.is_empty(), "match.headers", &|| tests(headers));
     add(!query.is_empty(), "match.query", &|| tests(query));

@@ -29,6 +29,7 @@ pub(super) static TOP: Section = Section {
         "overload",
         "identity",
         "zone",
+        "workload",
         "listener",
         "service",
         "route",
@@ -323,7 +324,18 @@ pub(super) static CALLER_MAY: Section = Section {
 pub(super) static ROUTE_MATCH: Section = Section {
     path: "route.match",
     header: "`match` of a [[route]]",
-    keys: &["methods", "headers", "query", "cookies", "from", "sources", "ports", "listeners", "grpc"],
+    keys: &[
+        "methods",
+        "headers",
+        "query",
+        "cookies",
+        "from",
+        "labels",
+        "sources",
+        "ports",
+        "listeners",
+        "grpc",
+    ],
 };
 pub(super) static ROUTE_GRPC: Section = Section {
     path: "route.match.grpc",
@@ -427,6 +439,8 @@ pub(super) static FAULT_BANDWIDTH: Section = Section {
     header: "`bandwidth` of `fault` in a [[route]]",
     keys: &["percent", "request_rate", "response_rate"],
 };
+pub(super) static WORKLOAD: Section =
+    Section { path: "workload", header: "[[workload]]", keys: &["name", "from", "sources", "labels"] };
 pub(super) static AUTHORIZATION: Section = Section {
     path: "authorization",
     header: "[[authorization]]",
@@ -502,6 +516,7 @@ pub(super) static SECTIONS: &[&Section] = &[
     &FAULT_ABORT,
     &FAULT_TRUNCATE,
     &FAULT_BANDWIDTH,
+    &WORKLOAD,
     &AUTHORIZATION,
     &RATE_LIMIT,
     &RATE_LIMIT_BY,

@@ -7,17 +7,21 @@
 //! - **Cookie**: the first of that name, as it was sent.
 //! - **Not**: holds whenever the test does not, so also where there is no such field, parameter or cookie.
 //!
+//! - **Labels**: of workloads, which the configuration knows by identity or address. Who has those that are asked for was looked up
+//!   when the configuration was read; a request is compared with those workloads, one after the other.
+//!
 //! Refuses to trust what a caller says about itself: the peer is what the handshake proved, the source is the
 //! connection's own address.
 
 use std::cmp::Reverse;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use smallvec::SmallVec;
 
 use super::Regex;
 use crate::authorize::{Call, Fields};
-use crate::identity::IdMatch;
+use crate::identity::{IdMatch, SpiffeId};
 
 /// A request, as routes ask for it.
 #[derive(Debug)]
@@ -45,6 +49,8 @@ pub struct Conditions {
     pub grpc: bool,
     /// Verified identities of the peer.
     pub from: Vec<IdMatch>,
+    /// What workloads that call are labelled with.
+    pub labels: Option<Labelled>,
     /// Ranges of the connection's own source address.
     pub sources: Vec<ipnet::IpNet>,
     /// Fields by their names in lower case, all of which must hold.
@@ -53,6 +59,24 @@ pub struct Conditions {
     pub query: Vec<(Box<str>, Test)>,
     /// Cookies, all of which must hold.
     pub cookies: Vec<(Box<str>, Test)>,
+}
+
+/// Labels, and which workloads have them all.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
+pub struct Labelled {
+    /// Names and values, in the order of their names.
+    pub labels: Vec<(Arc<str>, Arc<str>)>,
+    /// By what each of those workloads is known.
+    pub workloads: Vec<Workload>,
+}
+
+/// By what a workload is known; where both are given both must hold. An empty list asks nothing.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
+pub struct Workload {
+    /// Its verified identity: one of these.
+    pub from: Vec<IdMatch>,
+    /// The connection's own source address: in one of these.
+    pub sources: Vec<ipnet::IpNet>,
 }
 
 /// A test of one value.
@@ -94,6 +118,8 @@ pub enum Unmet<'c> {
     Grpc,
     /// Who calls is another, or unknown.
     From,
+    /// Who calls is no workload with these labels.
+    Labels(&'c Labelled),
     /// It comes from elsewhere.
     Source,
     /// The field of that name.
@@ -112,6 +138,7 @@ pub struct Specificity {
     query: usize,
     cookies: usize,
     from: bool,
+    labels: usize,
     sources: bool,
     place: bool,
 }
@@ -153,6 +180,7 @@ impl Conditions {
             query: self.query.len(),
             cookies: self.cookies.len(),
             from: !self.from.is_empty(),
+            labels: self.labels.as_ref().map_or(0, |labelled| labelled.labels.len()),
             sources: !self.sources.is_empty(),
             place: !self.listeners.is_empty() || !self.ports.is_empty(),
         }
@@ -179,6 +207,10 @@ impl Conditions {
         .or_else(|| {
             let meant = |peer| self.from.iter().any(|from| from.matches(peer));
             unmet(!self.from.is_empty() && !caller.peer.is_some_and(meant), Unmet::From)
+        })
+        .or_else(|| {
+            let is_meant = |labelled: &&Labelled| labelled.means(caller.peer, caller.source);
+            self.labels.as_ref().filter(|labelled| !is_meant(labelled)).map(Unmet::Labels)
         })
         .or_else(|| {
             let source = caller.source.to_canonical();
@@ -220,11 +252,28 @@ impl Conditions {
                 (IdMatch::Below(wide), IdMatch::Below(narrow)) => narrow.starts_with(&**wide),
                 (_, _) => false,
             })
+            && self.labels.as_ref().is_none_or(|wide| {
+                narrower
+                    .labels
+                    .as_ref()
+                    .is_some_and(|narrow| wide.labels.iter().all(|label| narrow.labels.contains(label)))
+            })
             && lists(&self.sources, &narrower.sources, |wide, narrow| wide.contains(narrow))
             && (!self.grpc || narrower.grpc)
             && fields(&self.headers, &narrower.headers)
             && fields(&self.query, &narrower.query)
             && fields(&self.cookies, &narrower.cookies)
+    }
+}
+
+impl Labelled {
+    /// Whether a workload with these labels calls.
+    fn means(&self, peer: Option<&SpiffeId>, source: IpAddr) -> bool {
+        let source = source.to_canonical();
+        self.workloads.iter().any(|Workload { from, sources }| {
+            (from.is_empty() || peer.is_some_and(|peer| from.iter().any(|from| from.matches(peer))))
+                && (sources.is_empty() || sources.iter().any(|range| range.contains(&source)))
+        })
     }
 }
 
@@ -294,9 +343,13 @@ impl<F: Fields> Request<'_, '_, F> {
             Unmet::Header(name, _) => self.header(name)?,
             Unmet::Query(name, _) => self.parameter(name)?,
             Unmet::Cookie(name, _) => Value::Piece(self.cookie(name)?),
-            Unmet::Listener | Unmet::Port | Unmet::Method | Unmet::Grpc | Unmet::From | Unmet::Source => {
-                return None;
-            }
+            Unmet::Listener
+            | Unmet::Port
+            | Unmet::Method
+            | Unmet::Grpc
+            | Unmet::From
+            | Unmet::Labels(_)
+            | Unmet::Source => return None,
         };
         Some(value.octets().to_vec())
     }

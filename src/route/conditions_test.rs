@@ -173,6 +173,35 @@ fn who_calls_and_where_is_asked_for() {
     }
 }
 
+/// Labels that a workload has which is known by these, empty for not.
+fn labelled(labels: &[(&str, &str)], from: &str, source: &str) -> Conditions {
+    let labels = labels.iter().map(|(name, value)| ((*name).into(), (*value).into())).collect();
+    let from = IdMatch::parse(from).ok().into_iter().collect();
+    let sources = source.parse().ok().into_iter().collect();
+    let workloads = vec![Workload { from, sources }];
+    Conditions { labels: Some(Labelled { labels, workloads }), ..Conditions::default() }
+}
+
+#[test]
+fn a_workload_is_known_by_its_identity_and_its_address_as_far_as_they_are_given() {
+    const WEB: &str = "spiffe://mesh.local/ns/shop/sa/web";
+    for (from, source, is) in [
+        (WEB, "", true),
+        ("spiffe://mesh.local/ns/shop/sa/other", "", false),
+        ("", "10.1.0.0/16", true),
+        ("", "10.2.0.0/16", false),
+        (WEB, "10.1.0.0/16", true),
+        (WEB, "10.2.0.0/16", false),
+        ("spiffe://mesh.local/ns/shop/sa/other", "10.1.0.0/16", false),
+    ] {
+        let conditions = labelled(&[("app", "web")], from, source);
+        assert_eq!(unmet(&conditions, "", &[]).is_none(), is, "{from} {source}");
+    }
+    let nobody = Labelled { labels: vec![("app".into(), "web".into())], workloads: Vec::new() };
+    let conditions = Conditions { labels: Some(nobody.clone()), ..Conditions::default() };
+    assert_eq!(unmet(&conditions, "", &[]), Some(Unmet::Labels(&nobody)));
+}
+
 #[test]
 fn grpc_is_told_by_its_media_type() {
     let grpc = Conditions { grpc: true, ..Conditions::default() };
@@ -210,6 +239,9 @@ fn wider_conditions_include_narrower_ones_and_nothing_else() {
         (from("*"), from("spiffe://a/*"), true),
         (from("spiffe://a/*"), from("spiffe://a/b"), true),
         (from("spiffe://a/b"), from("spiffe://a/*"), false),
+        (labelled(&[("a", "1")], "*", ""), labelled(&[("a", "1"), ("b", "2")], "*", ""), true),
+        (labelled(&[("a", "1"), ("b", "2")], "*", ""), labelled(&[("a", "1")], "*", ""), false),
+        (labelled(&[("a", "1")], "*", ""), Conditions::default(), false),
         (header(test(What::Present)), header(test(exact("1"))), true),
         (header(test(prefix("1"))), header(test(prefix("12"))), true),
         (header(test(prefix("12"))), header(test(prefix("1"))), false),

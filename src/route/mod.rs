@@ -35,7 +35,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 pub use action::Action;
-pub use conditions::{Conditions, Request, Specificity, Test, Unmet, What};
+pub use conditions::{Conditions, Labelled, Request, Specificity, Test, Unmet, What, Workload};
 pub use judge::{HostRank, Judgement, PathRank, Rank};
 pub use regex::{BadRegex, Regex};
 pub use table::{Overlap, Table, TableBuilder};

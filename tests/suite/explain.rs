@@ -136,6 +136,27 @@ fn what_applies_and_what_does_not_is_told_in_words() {
 }
 
 #[test]
+fn labels_that_are_asked_of_who_calls_are_told_with_who_has_them() {
+    let files = Files::new(
+        "[[listener]]\naddress = \"127.0.0.1:15001\"\n[[service]]\nname = \"shop\"\nendpoints = [\"10.0.0.1:80\"]\n\
+         [[workload]]\nsources = [\"10.0.2.0/24\"]\nlabels = { app = \"web\", version = \"v2\" }\n\
+         [[route]]\nname = \"all\"\nservice = \"shop\"\n\
+         [[route]]\nname = \"web\"\nservice = \"shop\"\nmatch = { labels = { app = \"web\" } }\n\
+         [[route]]\nname = \"none\"\nservice = \"shop\"\nmatch = { labels = { app = \"cart\" } }\n",
+    );
+    let (told, _) = files.text(&["GET", "/", "--source", "10.0.2.7"]);
+    for line in [
+        "route       web: path_prefix = \"/\", match.labels = { app = \"web\" }",
+        "  none serves app = \"cart\" (no workload has them), this is nobody known from 10.0.2.7",
+    ] {
+        assert!(told.contains(line), "{line}\n{told}");
+    }
+    let (told, _) = files.text(&["GET", "/", "--source", "10.0.3.7"]);
+    let line = "  web  serves app = \"web\" (of one workload), this is nobody known from 10.0.3.7";
+    assert!(told.contains(line), "{told}");
+}
+
+#[test]
 fn the_retries_that_are_told_are_those_of_the_route_where_it_has_some() {
     let files = Files::new(
         "[[listener]]\nname = \"a\"\naddress = \"127.0.0.1:15001\"\n\

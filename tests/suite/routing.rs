@@ -187,6 +187,45 @@ fn who_calls_is_what_the_handshake_proved() {
 }
 
 #[test]
+fn labels_are_those_of_the_workload_that_handshake_and_address_tell() {
+    const WEB: &str = "spiffe://mesh.local/ns/shop/sa/web";
+    let origin = Origin::plain();
+    let authority = Authority::new("mesh");
+    let credentials = authority.credentials(WEB, &authority.workload(WEB), &[b"http/1.1"]);
+    let workloads = format!(
+        "[[workload]]\nfrom = [\"{WEB}\"]\nsources = [\"127.0.0.0/8\"]\nlabels = {{ app = \"web\", version = \"v2\" }}\n\
+         [[workload]]\nfrom = [\"spiffe://mesh.local/ns/shop/sa/far\"]\nsources = [\"10.0.0.0/8\"]\nlabels = {{ app = \"web\" }}\n\
+         [[workload]]\nsources = [\"127.0.0.1/32\"]\nlabels = {{ place = \"here\" }}\n"
+    );
+    let labelled = |name: &str, labels: &str| route(name, &format!("match = {{ labels = {{ {labels} }} }}"));
+    let routes = [
+        labelled("here", "place = \"here\""),
+        labelled("web-v2", "version = \"v2\", app = \"web\""),
+        labelled("web-v1", "app = \"web\", version = \"v1\""),
+        // Not of one workload together, though who has both identity and address is known by two.
+        labelled("web-here", "app = \"web\", place = \"here\""),
+    ];
+    let mesh = Config::new(&[&origin])
+        .routes(&(workloads + &routes.concat()))
+        .logged()
+        .change(move |snapshot| {
+            snapshot.listeners[0].tls = ListenerTls::Permissive;
+            snapshot.identity = Some(Arc::clone(&credentials));
+        })
+        .start();
+    for (n, id) in [WEB, "spiffe://mesh.local/ns/shop/sa/far"].into_iter().enumerate() {
+        let config = authority.anybody_client(Some(&authority.workload(id)), TLS13);
+        let mut client = mesh.client().tls(config, "app.test");
+        client.send(format!("GET /?case={n} HTTP/1.1\r\nhost: a\r\n\r\n"));
+        client.response();
+    }
+    // Who proves nothing has the labels of his address alone, whatever he says.
+    let said = format!("URI={WEB}");
+    one_by_http1(&mesh, "GET", "/?case=2", &[("x-forwarded-client-cert", &said), ("version", "v2")]);
+    assert_eq!(taken(mesh).into_values().collect::<Vec<_>>(), ["web-v2", "here", "here"]);
+}
+
+#[test]
 fn the_same_tables_lead_both_versions_the_same_way_when_there_are_many() {
     let mut routes = route("all", "");
     for n in 0..300 {
@@ -222,6 +261,9 @@ fn told(routes: &str) -> String {
 #[test]
 fn a_mistake_in_a_condition_is_told_with_its_remedy() {
     let matching = |keys: &str| route("r", &format!("match = {{ {keys} }}"));
+    let workload = |keys: &str| {
+        format!("[[workload]]\n{}\n", keys.replace("], ", "]\n").replace("}, ", "}\n")) + &route("r", "")
+    };
     for (routes, message) in [
         (route("r", "path_regex = '/a(b'"), "`/a(b` is no expression: unclosed group at character 3"),
         (route("r", "path_regex = 'a.*'"), "`a.*` matches no path: each begins with `/`"),
@@ -235,7 +277,15 @@ fn a_mistake_in_a_condition_is_told_with_its_remedy() {
         (matching("methods = []"), "route.match.methods is empty"),
         (matching("headers = {}"), "route.match.headers is empty"),
         (matching("methods = ['get']"), "methods differ by case"),
-        (matching("labels = { app = 'x' }"), "unknown key `labels` in `match` of a [[route]]"),
+        (matching("labels = {}"), "route.match.labels is empty"),
+        (matching("labels = 'app'"), "must be a table"),
+        (workload("from = ['spiffe://a/*']"), "a workload needs `labels`"),
+        (workload("labels = { a = 'b' }"), "nothing tells that this workload calls"),
+        (workload("labels = { a = 'b' }, sources = []"), "workload.sources is empty"),
+        (
+            workload("labels = { a = 'b' }, sources = ['10.0.0.0/8'], idenity = 'x'"),
+            "unknown key `idenity` in [[workload]]",
+        ),
         (matching("headers = { 'x y' = '1' }"), "` ` cannot stand in the name of a field"),
         (matching("headers = { x = '1', X = '2' }"), "`x` is written twice"),
         (matching("headers = { x = { range = [5, 5] } }"), "no number is from 5 to before 5"),
@@ -259,6 +309,7 @@ fn a_mistake_in_a_condition_is_told_with_its_remedy() {
         // Doubts.
         (matching("headers = { x = 'a*' }"), "`*` in a value is matched as the character itself"),
         (matching("headers = { x-forwarded-client-cert = { present = true } }"), "callers' own are removed"),
+        (matching("labels = { app = 'x' }"), "no [[workload]] has all of these labels"),
         (matching("ports = [1]"), "none of the listeners has such a port"),
         (matching("from = ['spiffe://a/*']"), "no listener learns who calls"),
     ] {

@@ -5,15 +5,17 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::super::compiled::{Extra, Mark};
-use super::super::raw::{At, ListenerTlsWord, Raw, RawGrpc, RawMatch, RawRoute};
+use super::super::raw::{At, ListenerTlsWord, Raw, RawGrpc, RawMatch, RawRoute, RawWorkload};
 use super::super::report::{Place, Problem, Problems};
 use super::super::route_text::{conditions_text, path_text};
 use super::super::values;
 use super::policy::{check_listener_names, listener_names};
 use super::{From, hosts_of};
 use crate::route::{
-    Conditions, HostMatch, Overlap, PathMatch, RouteMatch, TableBuilder, Template, Test, What,
+    Conditions, HostMatch, Labelled, Overlap, PathMatch, RouteMatch, TableBuilder, Template, Test, What,
+    Workload,
 };
+use crate::upstream::spec::Labels;
 
 /// What all routes mean, in their order. Those that are in error already are left out, so that the numbers are right only
 /// when there are no errors.
@@ -24,7 +26,7 @@ pub(super) fn collect(raw: &Raw, problems: &mut Problems) -> TableBuilder {
     let mut builder = TableBuilder::default();
     let mut routes: Vec<&RawRoute> = Vec::with_capacity(raw.routes.len());
     for route in raw.routes.iter().filter(|route| route.match_is_right) {
-        let Some(matching) = route_match(route, problems) else { continue };
+        let Some(matching) = route_match(route, &raw.workloads, problems) else { continue };
         let matching = Arc::new(matching);
         match builder.add(Arc::clone(&matching)) {
             Ok(_) => routes.push(route),
@@ -77,7 +79,7 @@ fn path_place(route: &RawRoute) -> Place {
 }
 
 /// What a route means; `None` when its parts contradict each other.
-fn route_match(route: &RawRoute, problems: &mut Problems) -> Option<RouteMatch> {
+fn route_match(route: &RawRoute, workloads: &[RawWorkload], problems: &mut Problems) -> Option<RouteMatch> {
     let mut hosts: Vec<HostMatch> = Vec::new();
     for (host, _) in hosts_of(route).unwrap_or_default() {
         if !hosts.contains(host) {
@@ -107,7 +109,7 @@ fn route_match(route: &RawRoute, problems: &mut Problems) -> Option<RouteMatch> 
         (None, Some(grpc)) => grpc_path(&grpc.value)?,
         (None, None) => PathMatch::Prefix("/".into()),
     };
-    let conditions = route.matching.as_deref().map(conditions).unwrap_or_default();
+    let conditions = route.matching.as_deref().map(|raw| conditions(raw, workloads)).unwrap_or_default();
     if let (Some(grpc), Some(matching)) = (grpc, route.matching.as_deref())
         && let Some(methods) = matching.methods.as_ref()
         && !methods.value.iter().any(|method| &**method == "POST")
@@ -133,7 +135,7 @@ fn grpc_path(grpc: &RawGrpc) -> Option<PathMatch> {
     })
 }
 
-fn conditions(raw: &RawMatch) -> Conditions {
+fn conditions(raw: &RawMatch, workloads: &[RawWorkload]) -> Conditions {
     fn values<T: Clone>(at: Option<&At<Vec<T>>>) -> Vec<T> {
         at.map(|at| at.value.clone()).unwrap_or_default()
     }
@@ -147,6 +149,7 @@ fn conditions(raw: &RawMatch) -> Conditions {
         methods: values(raw.methods.as_ref()),
         grpc: raw.grpc.is_some(),
         from: values(raw.from.as_ref()),
+        labels: raw.labels.as_ref().map(|labels| labelled(&labels.value, workloads)),
         sources: values(raw.sources.as_ref()),
         headers: tests(&raw.headers),
         query: tests(&raw.query),
@@ -154,6 +157,19 @@ fn conditions(raw: &RawMatch) -> Conditions {
     };
     conditions.normalize();
     conditions
+}
+
+/// The workloads that have all of these labels.
+fn labelled(labels: &Labels, workloads: &[RawWorkload]) -> Labelled {
+    let has_all = |workload: &&RawWorkload| {
+        let own = workload.labels.as_ref().map(|own| &own.value[..]).unwrap_or_default();
+        labels.iter().all(|label| own.contains(label))
+    };
+    let known = |workload: &RawWorkload| Workload {
+        from: workload.from.as_ref().map(|at| at.value.clone()).unwrap_or_default(),
+        sources: workload.sources.as_ref().map(|at| at.value.clone()).unwrap_or_default(),
+    };
+    Labelled { labels: labels.clone(), workloads: workloads.iter().filter(has_all).map(known).collect() }
 }
 
 /// The conditions of a route as `/config` shows them.
@@ -171,6 +187,7 @@ pub(in crate::config) fn warn(raw: &Raw, matches: &[Arc<RouteMatch>], problems: 
         if let Some(matching) = &route.matching {
             of_place(raw, matching, problems);
             of_identity(raw, matching, problems);
+            of_labels(raw, matching, problems);
             of_values(matching, problems);
         }
     }
@@ -221,6 +238,22 @@ fn of_identity(raw: &Raw, matching: &RawMatch, problems: &mut Problems) {
         problems.warn(|| {
             Problem::at(from.place, "no request reaches this route: no listener learns who calls")
                 .help("write tls = \"strict\" or \"permissive\" in a [[listener]], or take `from` out")
+        });
+    }
+}
+
+fn of_labels(raw: &Raw, matching: &RawMatch, problems: &mut Problems) {
+    let Some(labels) = &matching.labels else { return };
+    if labelled(&labels.value, &raw.workloads).workloads.is_empty() {
+        problems.warn(|| {
+            let message = "no request reaches this route: no [[workload]] has all of these labels";
+            Problem::at(labels.place, message).help(match raw.workloads.len() {
+                0 => {
+                    "add one: [[workload]] with `labels` and, by what it is known, `from` or `sources`".into()
+                }
+                1 => "there is one; its labels are others".to_owned(),
+                count => format!("there are {count}; their labels are others"),
+            })
         });
     }
 }

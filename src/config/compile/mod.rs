@@ -86,6 +86,7 @@ fn check_names(raw: &Raw, problems: &mut Problems) {
     unique("canary", raw.canaries.iter().map(|canary| canary.name.as_ref()), false, problems);
     let rules = raw.authorizations.iter().map(|rule| rule.name.as_ref());
     unique("authorization", rules, true, problems);
+    unique("workload", raw.workloads.iter().map(|workload| workload.name.as_ref()), true, problems);
     unique("rate_limit", raw.rate_limits.iter().map(|limit| limit.name.as_ref()), true, problems);
 }
 
@@ -288,6 +289,12 @@ fn assemble(raw: Raw, found: &[Vec<u32>], table: TableBuilder, sources: &[Source
     let table = Arc::new(table.build(routes.iter().map(|compiled| compiled.route.clone()).collect()));
     let default =
         from.value("authorization_default", raw.authorization_default, || defaults::AUTHORIZATION_DEFAULT);
+    let workloads = raw
+        .workloads
+        .into_iter()
+        .enumerate()
+        .map(|(index, raw)| policy::workload(raw, index, &from))
+        .collect();
     let (rules, rule_marks) = raw
         .authorizations
         .into_iter()
@@ -307,6 +314,7 @@ fn assemble(raw: Raw, found: &[Vec<u32>], table: TableBuilder, sources: &[Source
             authorize::Policy::new(Vec::new(), authorize::Verdict::Deny).unwrap_or_default()
         })),
         rule_marks,
+        workloads,
         rate_limits,
         zone,
         limits,

@@ -5,15 +5,17 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use super::super::compiled::{Identity, IdentitySource, RuleMarks};
+use super::super::compiled::{Extra, Identity, IdentitySource, RuleMarks};
 use super::super::decode::{LISTENER_TLS_WORDS, SERVICE_TLS_WORDS, SOURCE_WORDS};
 use super::super::defaults;
+use super::super::effective_choice::labels;
 use super::super::nearest::did_you_mean;
 use super::super::raw::{
-    At, Has, ListenerTlsWord, Raw, RawAuthorization, RawIdentity, RawListener, ServiceTlsWord, SourceWord,
+    At, Has, ListenerTlsWord, Raw, RawAuthorization, RawIdentity, RawListener, RawWorkload, ServiceTlsWord,
+    SourceWord,
 };
 use super::super::report::{Place, Problem, Problems};
-use super::super::values;
+use super::super::values::{self, quoted};
 use super::{From, numbered_name, value_or};
 use crate::authorize::Rule;
 use crate::identity::TrustDomain;
@@ -321,6 +323,22 @@ pub(super) fn rule(raw: RawAuthorization, index: usize, from: &From<'_>) -> Opti
         headers: value_or(raw.headers, Vec::new()),
     };
     Some((rule, marks))
+}
+
+/// A workload's name, and how it would be written: what it means has gone into the conditions of routes.
+pub(super) fn workload(raw: RawWorkload, index: usize, from: &From<'_>) -> (Arc<str>, Vec<Extra>) {
+    fn texts<T: ToString>(values: &[T]) -> String {
+        let texts: Vec<String> = values.iter().map(|value| quoted(&value.to_string())).collect();
+        format!("[{}]", texts.join(", "))
+    }
+    let name = raw.name.map_or_else(|| numbered_name("workload", index), |at| at.value);
+    let shown = [
+        ("from", raw.from.as_ref().map(|at| texts(&at.value)), from.mark_of(raw.from.as_ref())),
+        ("sources", raw.sources.as_ref().map(|at| texts(&at.value)), from.mark_of(raw.sources.as_ref())),
+        ("labels", raw.labels.as_ref().map(|at| labels(&at.value)), from.mark_of(raw.labels.as_ref())),
+    ];
+    let extras = shown.into_iter().filter_map(|(key, value, mark)| Some(Extra { key, value: value?, mark }));
+    (name, extras.collect())
 }
 
 /// What is legal but surely unintended. Called by `warn`.

@@ -24,6 +24,7 @@ pub(super) fn matching(reader: &mut Reader<'_>, item: &Item<'_>) -> Option<Box<R
         not_empty(reader, name, item).then_some(item)
     };
     let from_item = given("from", "route.match.from");
+    let labels_item = given("labels", "route.match.labels");
     let sources_item = given("sources", "route.match.sources");
     let methods_item = given("methods", "route.match.methods");
     let listeners_item = given("listeners", "route.match.listeners");
@@ -37,6 +38,7 @@ pub(super) fn matching(reader: &mut Reader<'_>, item: &Item<'_>) -> Option<Box<R
         grpc: table.value("grpc").and_then(|item| grpc(reader, item)),
         from: from_item
             .and_then(|item| entries(reader, "route.match.from", item, ID_EXAMPLE, policy_text::from)),
+        labels: labels_item.and_then(|item| super::balance::labels(reader, "route.match.labels", item)),
         sources: sources_item
             .and_then(|item| entries(reader, "route.match.sources", item, "10.0.0.0/8", policy_text::source)),
         headers: tests(reader, &table, "headers", "route.match.headers", policy_text::field_name),

@@ -26,6 +26,7 @@ mod rate_limit;
 mod retry;
 mod service;
 mod tls;
+mod workload;
 
 pub(super) use caps::{PRIORITY_WORDS, RawAdmission, RawCaps, RawConcurrency};
 pub(super) use global_limit::{ON_FAILURE_WORDS, RawGlobalLimit, text as entry_text};
@@ -126,6 +127,12 @@ pub(super) fn file<'t>(reader: &mut Reader<'_>, table: &'t DeTable<'t>, raw: &mu
             reader.tables(&schema::CANARY, item, defaults::CANARIES_MAX - raw.canaries.len())
         {
             raw.canaries.push(canary::canary(reader, &table, place));
+        }
+    }
+    if let Some(item) = top.value("workload") {
+        let left = defaults::WORKLOADS_MAX - raw.workloads.len();
+        for (table, place) in reader.tables(&schema::WORKLOAD, item, left) {
+            raw.workloads.push(workload::workload(reader, &table, place));
         }
     }
     if let Some(item) = top.value("authorization") {

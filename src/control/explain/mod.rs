@@ -348,6 +348,17 @@ fn unmet_text(
             let who = caller.peer.map_or_else(|| "nobody known".into(), ToString::to_string);
             ("match.from", format!("serves {}, this is {who}", list(ids)))
         }
+        Unmet::Labels(labelled) => {
+            let labels = labelled.labels.iter().map(|(name, value)| format!("{name} = {value:?}")).collect();
+            let who = caller.peer.map_or_else(|| "nobody known".into(), ToString::to_string);
+            let known = match labelled.workloads.len() {
+                0 => "no workload has them".into(),
+                1 => "of one workload".into(),
+                count => format!("of {count} workloads"),
+            };
+            let labels = list(labels);
+            ("match.labels", format!("serves {labels} ({known}), this is {who} from {}", caller.source))
+        }
         Unmet::Source => {
             let nets = conditions.sources.iter().map(ToString::to_string).collect();
             ("match.sources", format!("serves {}, this comes from {}", list(nets), caller.source))
