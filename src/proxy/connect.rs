@@ -99,6 +99,7 @@ impl Path<'_> {
                 Ok(Opened::Elsewhere(attempt, to)) => Ok((attempt, to)),
                 Err(failure) => {
                     if failure.side != Side::Local {
+                        attempt.shared().failed_to_open(failure);
                         attempt.unreachable(self.shard.clock.now());
                     }
                     Err(failure)
@@ -159,6 +160,7 @@ impl Path<'_> {
                         Err(ours) if ours.side == Side::Local => return Err(ours),
                         Err(why) => failure = why,
                     }
+                    attempt.shared().failed_to_open(failure);
                     attempt.unreachable(shard.clock.now());
                 }
             }

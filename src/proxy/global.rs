@@ -298,8 +298,8 @@ impl Call<'_> {
         let Path { shard, service, account, .. } = &self.path;
         let limits = &service.spec.http2;
         let (mut tried, mut opened) = (Tried::new(), 0);
-        // How the last one failed that was opened for this call.
-        let failed = Rc::<Cell<Option<Failure>>>::default();
+        // How the last one failed that was waited for, whoever wanted it.
+        let failed = Cell::<Option<Failure>>::default();
         let unreachable = || {
             let none = Failure::upstream(Stage::Balance, Cause::NoEndpoint);
             Unsaid { why: Why::Unreachable, failure: Some(failed.get().unwrap_or(none)) }
@@ -319,20 +319,22 @@ impl Call<'_> {
                 Some(_) if opened == service.spec.connect_attempts_max => return Err(unreachable()),
                 Some(opening) => {
                     opened += 1;
-                    let failed = Rc::clone(&failed);
-                    let opens = open(Rc::clone(shard), Rc::clone(service), attempt, opening, failed);
+                    let opens = open(Rc::clone(shard), Rc::clone(service), attempt, opening);
                     task::spawn(shard, Box::pin(opens));
                 }
                 None => drop(attempt),
             }
-            let was_opening = shared.is_opening();
+            let (before, _) = shared.failures();
             let changed = Box::pin(shared.changed());
             account.wait(now);
             let changed = self.alarm.until(self.path.deadline, changed).await;
             account.waited(self.now());
             changed.ok_or(Failure::upstream(Stage::Connect, Cause::Timeout))?;
-            // All who waited for it learn of it at once: none of them tries it again.
-            if was_opening && !shared.is_opening() && shared.has_none() {
+            // All who waited for it learn of it at once: none of them tries it again. One that nobody wants any more, because the
+            // exchange that it was opened for is over, is no failure.
+            let (now, failure) = shared.failures();
+            if now != before && shared.has_none() {
+                failed.set(failure);
                 tried.push(endpoint);
             }
         }
@@ -430,20 +432,14 @@ fn feed(messages: Option<&Cell<Messages>>, octets: &[u8]) {
 }
 
 /// Opens a connection for whoever asks next, also when nobody waits for it any more.
-async fn open(
-    shard: Rc<Shard>,
-    service: Rc<Service>,
-    attempt: Attempt,
-    opening: Opening,
-    failed: Rc<Cell<Option<Failure>>>,
-) {
+async fn open(shard: Rc<Shard>, service: Rc<Service>, attempt: Attempt, opening: Opening) {
     let now = shard.clock.now();
     let (account, retry) = (Account::new(now, 0), Policy::off());
     let deadline = now.saturating_add(ns(service.spec.timeouts.connect));
     let path = Path { shard: &shard, account: &account, service: &service, deadline, retry: &retry };
     // Who waits for it was woken just now, and runs later.
     if let Err(failure) = path.open(&attempt, Some(opening), Instead::Nothing).await {
-        failed.set(Some(failure));
+        attempt.shared().failed_to_open(failure);
         if failure.side != Side::Local {
             attempt.unreachable(shard.clock.now());
         }

@@ -31,6 +31,8 @@ pub struct SharedPool {
     crowd: Crowd,
     /// Whether the endpoint chose HTTP/2 the last time that it could choose.
     speaks: Cell<bool>,
+    /// How many could not be opened, and how the last of them failed.
+    failed: Cell<(u32, Option<Failure>)>,
     /// How often the endpoint has ended a connection because of too many pings.
     too_many_pings: Rc<Cell<u8>>,
 }
@@ -107,6 +109,16 @@ impl SharedPool {
     /// Whether there is no connection that gets anything new, full or not.
     pub fn has_none(&self) -> bool {
         self.open.borrow().iter().all(|shared| shared.is_leaving())
+    }
+
+    /// One could not be opened. To be said before those who were woken by it run.
+    pub fn failed_to_open(&self, failure: Failure) {
+        self.failed.set((self.failed.get().0.wrapping_add(1), Some(failure)));
+    }
+
+    /// How many could not be opened, and how the last of them failed: told apart by the number from what failed before.
+    pub fn failures(&self) -> (u32, Option<Failure>) {
+        self.failed.get()
     }
 
     /// Waits until something has changed: a place is free, or an attempt to connect is over. May be dropped.

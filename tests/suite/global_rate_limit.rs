@@ -536,6 +536,43 @@ fn an_endpoint_that_cannot_be_reached_is_passed_over_and_without_another_nothing
 }
 
 #[test]
+fn a_question_that_waits_for_a_connection_wanted_by_another_fails_as_that_one_failed() {
+    let origin = Origin::plain();
+    let gone = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let text = format!(
+        "shards = 1\n[admin]\naddress = \"127.0.0.1:0\"\n[[listener]]\nname = \"in\"\naddress = \"127.0.0.1:0\"\n\
+         [[service]]\nname = \"app\"\nendpoints = [\"{}\"]\n[[route]]\nname = \"all\"\nservice = \"app\"\n\
+         [[service]]\nname = \"gone\"\nendpoints = [\"{gone}\"]\nprotocol = \"http2\"\nbreaker = {{ enabled = false }}\n\
+         [[rate_limit]]\nname = \"lost\"\nservice = \"gone\"\ndomain = \"shop\"\nby = [\"route\"]\ntimeout = \"60s\"\n",
+        origin.endpoint
+    );
+    let proxy = Proxy::start(Start::text(text)).unwrap();
+    let address = proxy.listener("in").unwrap();
+    let mut clients: Vec<_> = (0..50).map(|_| Client::connect(address)).collect();
+    for client in &mut clients {
+        client.send("GET /a HTTP/1.1\r\nHost: a\r\n\r\n");
+    }
+    assert!(clients.iter_mut().all(|client| client.response().status() == 200));
+    // Shards tell of them once a second.
+    let lines = loop {
+        let mut admin = Client::connect(proxy.admin().unwrap());
+        admin.send("GET /metrics HTTP/1.1\r\nHost: a\r\n\r\n");
+        let metrics = String::from_utf8(admin.response().body).unwrap();
+        let failures =
+            metrics.lines().filter(|line| line.starts_with("ringmesh_failures_total{service=\"gone\""));
+        let lines: Vec<String> = failures.filter(|line| !line.ends_with(" 0")).map(str::to_owned).collect();
+        let count = |line: &String| line.rsplit_once(' ').and_then(|(_, n)| n.parse::<u32>().ok()).unwrap();
+        if lines.iter().map(count).sum::<u32>() >= 50 {
+            break lines;
+        }
+    };
+    let refused =
+        "ringmesh_failures_total{service=\"gone\",stage=\"connect\",side=\"upstream\",cause=\"refused\"} 50";
+    assert_eq!(lines, [refused]);
+    proxy.stop();
+}
+
+#[test]
 fn the_service_is_asked_by_tls_and_only_if_it_is_who_it_should_be() {
     const PROXY: &str = "spiffe://mesh.local/ns/shop/sa/proxy";
     const LIMITS: &str = "spiffe://mesh.local/ns/shop/sa/limits";
