@@ -195,6 +195,18 @@ fn every_file_is_compiled() {
     assert_none(orphans(&repository(), &manifest));
 }
 
+/// Else a release would be built without a word about it, and without the profile.
+#[test]
+fn the_profile_is_for_the_compiler_that_the_house_uses() {
+    let text = |path: &str| std::fs::read_to_string(root().join(path)).unwrap();
+    let (made_with, toolchain) = (text("loadtest/profile/rustc"), text("rust-toolchain.toml"));
+    let version = made_with.split(' ').nth(1).unwrap_or_default();
+    assert!(
+        !version.is_empty() && toolchain.contains(&format!("channel = \"{version}\"")),
+        "loadtest/profile is of rustc {version}, rust-toolchain.toml names another: run loadtest/profile.sh and commit what it makes"
+    );
+}
+
 fn directions(sources: &[Source]) -> Vec<String> {
     let mut found = Vec::new();
     for source in sources {

@@ -52,7 +52,7 @@ pub(crate) struct CompareArgs {
     /// Seconds that each measurement takes, after one second of warm-up.
     #[arg(long, default_value_t = 5.0)]
     seconds: f64,
-    /// Which proxies, ringmesh among them. `tuned` is the one that loadtest/tuned.sh builds, beside the other.
+    /// Which proxies, ringmesh among them. `unprofiled` is ringmesh built without the profile in loadtest/profile.
     #[arg(
         long,
         value_enum,
@@ -63,9 +63,9 @@ pub(crate) struct CompareArgs {
     /// The ringmesh to measure; the one beside this program if absent.
     #[arg(long, value_name = "PATH")]
     ringmesh: Option<PathBuf>,
-    /// The one built by a profile; target/tuned/ringmesh if absent.
+    /// The one built without a profile; target/unprofiled/release/ringmesh if absent.
     #[arg(long, value_name = "PATH")]
-    tuned: Option<PathBuf>,
+    unprofiled: Option<PathBuf>,
     /// Folder for the results; loadtest/results/DATE-CPU if absent.
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
@@ -131,7 +131,7 @@ pub(crate) fn run(args: &CompareArgs, stop: &Arc<AtomicBool>) -> Result<ExitCode
     write(&out.join("summary.md"), &text)?;
     println!("{text}");
     eprintln!("results in {}", out.display());
-    let ours = [Kind::Ringmesh, Kind::Tuned, Kind::Policies].map(|kind| Some(kind.name()));
+    let ours = [Kind::Ringmesh, Kind::Unprofiled, Kind::Policies].map(|kind| Some(kind.name()));
     let is_ringmesh = |row: &&Row| ours.contains(&row.get("who").and_then(Value::as_str));
     let failed =
         bench.rows.iter().filter(is_ringmesh).any(|r| r.get("failed").and_then(Value::as_f64) > Some(0.0));
@@ -143,7 +143,7 @@ fn find_peers(args: &CompareArgs) -> Vec<Peer> {
     let mut found = Vec::new();
     for &kind in &args.peers {
         let given = match kind {
-            Kind::Tuned => args.tuned.as_deref(),
+            Kind::Unprofiled => args.unprofiled.as_deref(),
             kind => args.ringmesh.as_deref().filter(|_| kind.is_ringmesh()),
         };
         match Peer::find(kind, given) {

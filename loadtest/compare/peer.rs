@@ -16,8 +16,8 @@ use crate::guard::{self, Guarded};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Kind {
     Ringmesh,
-    /// The same program, built by a profile (loadtest/tuned.sh).
-    Tuned,
+    /// The same program, built without the profile in loadtest/profile.
+    Unprofiled,
     /// ringmesh with whatever decides or limits configured.
     Policies,
     Haproxy,
@@ -56,7 +56,7 @@ impl Kind {
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Ringmesh => "ringmesh",
-            Self::Tuned => "ringmesh, tuned",
+            Self::Unprofiled => "ringmesh, unprofiled",
             Self::Policies => "ringmesh, all policies",
             Self::Haproxy => "haproxy",
             Self::HaproxyH2 => "haproxy h2",
@@ -112,8 +112,8 @@ impl Kind {
             (Shape::Policies, Self::Haproxy) => peers!["haproxy.cfg"],
             (Shape::Policies, Self::Nginx | Self::Envoy) => return Err("is not asked for it"),
             (_, Self::Policies) => return Err("stands for ringmesh with all policies alone"),
-            (Shape::Policies, Self::Tuned) => return Err("is not asked for it"),
-            (shape, Self::Tuned) => return Self::Ringmesh.templates(shape),
+            (Shape::Policies, Self::Unprofiled) => return Err("is not asked for it"),
+            (shape, Self::Unprofiled) => return Self::Ringmesh.templates(shape),
         })
     }
 
@@ -125,19 +125,19 @@ impl Kind {
     fn program(self) -> &'static str {
         match self {
             Self::HaproxyH2 => Self::Haproxy.name(),
-            Self::Policies | Self::Tuned => Self::Ringmesh.name(),
+            Self::Policies | Self::Unprofiled => Self::Ringmesh.name(),
             _ => self.name(),
         }
     }
 
     /// Whether it is the ringmesh that is measured.
     pub(crate) fn is_ringmesh(self) -> bool {
-        matches!(self, Self::Ringmesh | Self::Tuned | Self::Policies)
+        matches!(self, Self::Ringmesh | Self::Unprofiled | Self::Policies)
     }
 
     fn arguments(self, config: &str) -> Vec<String> {
         let words: &[&str] = match self {
-            Self::Ringmesh | Self::Tuned | Self::Policies => &["run", "--config", config],
+            Self::Ringmesh | Self::Unprofiled | Self::Policies => &["run", "--config", config],
             Self::Haproxy | Self::HaproxyH2 => &["-db", "-f", config],
             Self::Nginx => &["-e", "stderr", "-c", config],
             Self::Envoy => &["--concurrency", "1", "--disable-hot-restart", "-l", "error", "-c", config],
@@ -174,7 +174,9 @@ impl Peer {
             let tried: Vec<String> = places.iter().map(|p| p.display().to_string()).collect();
             let remedy = match kind {
                 Kind::Ringmesh | Kind::Policies => "cargo build --release",
-                Kind::Tuned => "loadtest/tuned.sh",
+                Kind::Unprofiled => {
+                    "RINGMESH_PROFILE=off cargo build --release --target-dir target/unprofiled"
+                }
                 _ => "loadtest/peers/install.sh",
             };
             return Err(format!(
@@ -190,9 +192,9 @@ impl Peer {
 fn usual_places(kind: Kind) -> Vec<PathBuf> {
     let beside = std::env::current_exe().ok().and_then(|own| Some(own.parent()?.to_owned()));
     let mut places = Vec::new();
-    if kind == Kind::Tuned {
-        // target/release/loadtest beside target/tuned
-        places.extend(beside.and_then(|dir| Some(dir.parent()?.join("tuned/ringmesh"))));
+    if kind == Kind::Unprofiled {
+        // target/release/loadtest beside target/unprofiled/release
+        places.extend(beside.and_then(|dir| Some(dir.parent()?.join("unprofiled/release/ringmesh"))));
         return places;
     }
     if kind.is_ringmesh() {
@@ -377,8 +379,8 @@ mod tests {
                 }
             }
         }
-        let of_tuned = 1 + 1 + 1 + 1 + 2 + 1;
-        assert_eq!(filled_ones, 4 + 3 + 4 + 4 + 8 + 3 + 2 + 1 + 3 + of_tuned);
+        let of_unprofiled = 1 + 1 + 1 + 1 + 2 + 1;
+        assert_eq!(filled_ones, 4 + 3 + 4 + 4 + 8 + 3 + 2 + 1 + 3 + of_unprofiled);
         assert!(Kind::Ringmesh.absent(Shape::Mesh).is_none());
         assert!(Kind::Nginx.absent(Shape::H2).is_some());
     }
