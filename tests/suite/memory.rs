@@ -1,6 +1,8 @@
 //! What is given up when memory is short, step by step: over real sockets, with the steps told by the test in place of control.
 
+use std::io::{Read, Write};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use ringmesh::shard::buffers::Buffers;
 use ringmesh::shard::link::Pressure;
@@ -296,6 +298,86 @@ fn an_answer_is_read_by_the_page_while_memory_is_short() {
     assert_eq!(whole, PART);
     drop(raw);
     mesh.finish();
+}
+
+/// More than the kernel holds of two connections: whoever sends so much waits for the reader.
+const FLOOD: usize = 32 << 20;
+
+#[test]
+fn a_tunnel_goes_on_by_way_of_small_buffers_while_memory_is_short() {
+    let gates = Arc::<[Gate; 3]>::default();
+    let theirs = Arc::clone(&gates);
+    let app = Origin::scripted(move |visit| {
+        if visit.request().is_none() {
+            return;
+        }
+        visit.send(
+            "HTTP/1.1 101 Switching Protocols\r\nConnection: upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Accept: \
+             s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n",
+        );
+        for gate in &*theirs {
+            gate.pass();
+            let mut left = FLOOD;
+            while left > 0 {
+                let came = visit.bytes(left.min(65_536)).len();
+                assert!(came > 0, "{left} octets did not come");
+                left -= came;
+            }
+        }
+    });
+    let mut mesh = mesh(&app);
+    let mut caller = std::net::TcpStream::connect(mesh.address).unwrap();
+    caller
+        .write_all(
+            b"GET / HTTP/1.1\r\nHost: a\r\nConnection: upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
+              Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n",
+        )
+        .unwrap();
+    let mut answer = [0; 12];
+    caller.read_exact(&mut answer).unwrap();
+    assert_eq!(&answer, b"HTTP/1.1 101");
+    let sends = std::thread::spawn(move || {
+        caller.write_all(&vec![b'x'; 3 * FLOOD]).unwrap();
+        caller
+    });
+    // The service reads nothing: what is on its way stays in the buffer that it was read to.
+    mesh.wait_totals(|totals| totals.buffer_bytes >= LARGE);
+    mesh.link.press(Pressure::Idle);
+    gates[0].open();
+    mesh.wait_totals(|totals| totals.buffer_bytes < LARGE && totals.buffer_bytes > 0);
+    mesh.link.press(Pressure::None);
+    gates[1].open();
+    mesh.wait_totals(|totals| totals.buffer_bytes >= LARGE);
+    gates[2].open();
+    drop(sends.join().unwrap());
+    mesh.finish();
+}
+
+#[test]
+fn a_body_that_needs_a_large_buffer_is_not_kept_for_another_attempt_while_memory_is_short() {
+    // 16 KiB are what every exchange may have.
+    for (step, length, want) in [
+        (Pressure::None, 40_000, (200, 2)),
+        (Pressure::Idle, 40_000, (503, 1)),
+        (Pressure::Idle, 12_000, (200, 2)),
+    ] {
+        let asked = Arc::<AtomicUsize>::default();
+        let theirs = Arc::clone(&asked);
+        let app = Origin::answering(move |request| match theirs.fetch_add(1, Ordering::AcqRel) {
+            0 => b"HTTP/1.1 503 X\r\nContent-Length: 0\r\n\r\n".to_vec(),
+            _ => ok(request),
+        });
+        let keys = "retry = { backoff_base = \"0s\", body_bytes_max = \"100KiB\" }\n";
+        let mesh = Config::default().service("app", &[&app], keys).log("json").start();
+        mesh.link.press(step);
+        let mut client = mesh.client();
+        client.send(format!("PUT / HTTP/1.1\r\nHost: a\r\nContent-Length: {length}\r\n\r\n"));
+        client.send(vec![b'x'; length]);
+        let status = client.response().status();
+        assert_eq!((status, asked.load(Ordering::Acquire)), want, "{step:?}, {length} octets");
+        drop(client);
+        mesh.finish();
+    }
 }
 
 #[test]
