@@ -373,6 +373,9 @@ mod tests {
         assert_eq!(estimator.baseline_ns(), Some(12 * MS));
         window(&mut estimator, &mut now, 5 * MS, 5, 40);
         assert_eq!(estimator.baseline_ns(), Some(8_500_000));
+        // And slowly where that may be chance.
+        window(&mut estimator, &mut now, 7 * MS, 5, 40);
+        assert_eq!(estimator.baseline_ns(), Some(8_200_000));
     }
 
     #[test]
@@ -421,6 +424,54 @@ mod tests {
         let (mut estimator, mut now) = (Estimator::new(SETTINGS, 1), 1000 * MS);
         window(&mut estimator, &mut now, 10 * MS, 15, 40);
         assert_eq!((estimator.limit(), estimator.baseline_ns()), (20, Some(10 * MS)));
+    }
+
+    /// A window of 40 exchanges, of which each `taken` and latency is told by its number.
+    fn mixed(estimator: &mut Estimator, now_ns: &mut u64, of: impl Fn(u64) -> (u32, u64)) {
+        for n in 0..40 {
+            *now_ns += 100 * MS / 40;
+            let (taken, latency_ns) = of(n);
+            estimator.learn(SETTINGS, Sample { since_ns: *now_ns - latency_ns, now_ns: *now_ns, taken });
+        }
+    }
+
+    #[test]
+    fn it_does_not_shrink_where_less_than_half_of_it_is_in_use() {
+        // 12.5 ms are bearable. Of 20 at most 12 are in use each time: 9 on average, then 11.
+        for (usual, limit) in [(8, 20), (11, 16)] {
+            let (mut estimator, mut now) = calm();
+            mixed(&mut estimator, &mut now, |n| (if n % 4 == 0 { 12 } else { usual }, 20 * MS));
+            assert_eq!((estimator.limit(), estimator.baseline_ns()), (limit, Some(10 * MS)), "{usual}");
+        }
+    }
+
+    #[test]
+    fn it_does_not_shrink_by_what_may_be_chance() {
+        // The median is 13 ms, and 12.5 are bearable. Where a half of all takes 3 or 30 ms it may as well be 9 or 17.
+        for (others, limit) in [([3 * MS, 30 * MS], 20), ([13 * MS; 2], 19)] {
+            let (mut estimator, mut now) = calm();
+            mixed(&mut estimator, &mut now, |n| {
+                (20, if n % 3 == 0 { 13 * MS } else { others[(n % 3) as usize - 1] })
+            });
+            assert_eq!(estimator.limit(), limit, "{others:?}");
+        }
+    }
+
+    #[test]
+    fn a_probe_errs_to_the_side_of_letting_in() {
+        let (mut estimator, mut now) = calm();
+        now += 12_000 * MS;
+        window(&mut estimator, &mut now, 10 * MS, 20, 40);
+        assert_eq!(estimator.limit(), 10, "half of it, for as long as is measured");
+        estimator.learn(SETTINGS, Sample { since_ns: now - MS, now_ns: now, taken: 10 });
+        now += 100 * MS;
+        for n in 0..100_u64 {
+            now += MS;
+            let latency_ns = [5, 5, 5, 10, 10, 10, 10, 25, 25, 25][(n % 10) as usize] * MS;
+            estimator.learn(SETTINGS, Sample { since_ns: now - latency_ns, now_ns: now, taken: 10 });
+        }
+        // The median is 10 ms, its standard error 0.92 x (25 - 5) / 10; and the mean of that and what was known.
+        assert_eq!((estimator.limit(), estimator.baseline_ns()), (20, Some(10_920_000)));
     }
 
     #[test]
