@@ -6,7 +6,7 @@
 #   loadtest/profile.sh
 #
 # The load is that of `loadtest compare`: each dialect in and out, plain and encrypted, short and long bodies, all policies, new
-# connections. Takes a quarter of an hour on two CPUs. Uses loopback only.
+# connections. Takes about half an hour on two CPUs. Uses loopback only.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 root=$PWD

@@ -332,8 +332,8 @@ impl Call<'_> {
             changed.ok_or(Failure::upstream(Stage::Connect, Cause::Timeout))?;
             // All who waited for it learn of it at once: none of them tries it again. One that nobody wants any more, because the
             // exchange that it was opened for is over, is no failure.
-            let (now, failure) = shared.failures();
-            if now != before && shared.has_none() {
+            let (after, failure) = shared.failures();
+            if after != before && shared.has_none() {
                 failed.set(failure);
                 tried.push(endpoint);
             }

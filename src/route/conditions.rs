@@ -6,7 +6,6 @@
 //! - **Query**: the first parameter of that name; name and value decoded (`%41`, and `+` for a blank).
 //! - **Cookie**: the first of that name, as it was sent.
 //! - **Not**: holds whenever the test does not, so also where there is no such field, parameter or cookie.
-//!
 //! - **Labels**: of workloads, which the configuration knows by identity or address. Who has those that are asked for was looked up
 //!   when the configuration was read; a request is compared with those workloads, one after the other.
 //!

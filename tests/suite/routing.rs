@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use http::{HeaderName, HeaderValue};
 use ringmesh::config;
+use ringmesh::identity::Credentials;
 use ringmesh::snapshot::ListenerTls;
 
 use crate::support::authority::{Authority, TLS13};
@@ -148,6 +149,16 @@ fn crumbs_of_a_cookie_are_one_cookie() {
     assert_eq!(taken(mesh).into_values().collect::<Vec<_>>(), ["beta", "beta"]);
 }
 
+/// A proxy that learns who calls, where a caller proves it.
+fn knowing_callers(origin: &Origin, credentials: Arc<Credentials>, routes: &str) -> Mesh {
+    let config = Config::new(&[origin]).routes(routes).logged();
+    let with_identity = config.change(move |snapshot| {
+        snapshot.listeners[0].tls = ListenerTls::Permissive;
+        snapshot.identity = Some(Arc::clone(&credentials));
+    });
+    with_identity.start()
+}
+
 #[test]
 fn who_calls_is_what_the_handshake_proved() {
     const SHOP: &str = "spiffe://mesh.local/ns/shop/sa/web";
@@ -162,14 +173,7 @@ fn who_calls_is_what_the_handshake_proved() {
         ),
         route("all", ""),
     ];
-    let mesh = Config::new(&[&origin])
-        .routes(&routes.concat())
-        .logged()
-        .change(move |snapshot| {
-            snapshot.listeners[0].tls = ListenerTls::Permissive;
-            snapshot.identity = Some(Arc::clone(&credentials));
-        })
-        .start();
+    let mesh = knowing_callers(&origin, credentials, &routes.concat());
     let other = "spiffe://mesh.local/ns/shop/sa/other";
     for (n, (id, line)) in [(SHOP, ""), (other, ""), (other, "x-domain: 1\r\n")].into_iter().enumerate() {
         let config = authority.anybody_client(Some(&authority.workload(id)), TLS13);
@@ -205,14 +209,7 @@ fn labels_are_those_of_the_workload_that_handshake_and_address_tell() {
         // Not of one workload together, though who has both identity and address is known by two.
         labelled("web-here", "app = \"web\", place = \"here\""),
     ];
-    let mesh = Config::new(&[&origin])
-        .routes(&(workloads + &routes.concat()))
-        .logged()
-        .change(move |snapshot| {
-            snapshot.listeners[0].tls = ListenerTls::Permissive;
-            snapshot.identity = Some(Arc::clone(&credentials));
-        })
-        .start();
+    let mesh = knowing_callers(&origin, credentials, &(workloads + &routes.concat()));
     for (n, id) in [WEB, "spiffe://mesh.local/ns/shop/sa/far"].into_iter().enumerate() {
         let config = authority.anybody_client(Some(&authority.workload(id)), TLS13);
         let mut client = mesh.client().tls(config, "app.test");
