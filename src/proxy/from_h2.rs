@@ -153,10 +153,8 @@ pub(super) async fn serve(shard: Rc<Shard>, downstream: Downstream) {
         }
         let place = Place::take(&standing);
         // Boxed: a task is moved several times until it is where it stays, and this one is large.
-        task::spawn(
-            &shard,
-            Box::pin(exchange(Rc::clone(&shard), Rc::clone(&caller), request, respond, place)),
-        );
+        let begin = || exchange(Rc::clone(&shard), Rc::clone(&caller), request, respond, place);
+        task::spawn(&shard, task::boxed(begin));
     }
 }
 

@@ -54,10 +54,10 @@ use crate::http::respond::{self, Told};
 use crate::http::{Framing, Method, Version};
 use crate::io::{Connection, Fault, Patience};
 use crate::route::Route;
-use crate::shard::Shard;
 use crate::shard::buffers::{Buffer, Buffers};
 use crate::shard::clock::{NEVER, ns};
 use crate::shard::live::Kind;
+use crate::shard::{Shard, task};
 use crate::upstream::pool::Pooled;
 use crate::upstream::retry::Policy;
 use crate::upstream::service::{Attempt, Service};
@@ -352,9 +352,10 @@ async fn whole(
                 }
                 To::H2(lease) => {
                     // Boxed: a future of another size than what most connections need.
-                    let carried =
-                        over_h2::carry(path, downstream, asked, request, Some(body), &attempt, &lease);
-                    match Box::pin(carried).await {
+                    let carried = task::boxed(|| {
+                        over_h2::carry(path, downstream, asked, request, Some(body), &attempt, &lease)
+                    });
+                    match carried.await {
                         Ok(fate) => return Ok(Settled::Fate(fate)),
                         Err(missed) => break 'attempt missed,
                     }

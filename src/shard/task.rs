@@ -19,6 +19,12 @@ pub(crate) fn spawn(shard: &Rc<Shard>, task: impl Future<Output = ()> + 'static)
     drop(monoio::spawn(Framed { shard: Rc::clone(shard), task }));
 }
 
+/// A future in a box, made where it stays. `Box::pin` of a finished future copies all of it, mostly room that holds nothing yet:
+/// two KiB a request, 1 % of its CPU. To be used where each request passes.
+pub(crate) fn boxed<F: Future>(make: impl FnOnce() -> F) -> Pin<Box<F>> {
+    Box::into_pin(Box::write(Box::new_uninit(), make()))
+}
+
 pin_project! {
     /// A task in its frame. A type of its own, because an `async` block would hold the task twice (as what it captured
     /// and as what it pinned), and there is one per connection.
