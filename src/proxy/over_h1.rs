@@ -79,6 +79,8 @@ impl Call<'_> {
         let stall = self.path.service.spec.timeouts.body_stall;
         let patience = Patience { clock: &shard.clock, stall, until: self.path.deadline };
         let sent = writer.write_all(out, 0, patience).await;
+        // For others, while this one waits.
+        shard.buffers.give(std::mem::take(out));
         sent.map_err(|fault| Failure::upstream(Stage::Request, super::cause(fault)))?;
         match self.view.snapshot.timeouts.stream_idle {
             None if !self.path.hedges() => {

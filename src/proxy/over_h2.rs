@@ -306,31 +306,29 @@ impl Back<'_> {
         to: &'b mut Writer,
     ) -> impl Future<Output = Result<Fate, Missed>> + 'b {
         async move {
-            let mut out = self.path.shard.buffers.take_small().ok_or(SHED)?;
-            let result = match self.head(&mut response, to, &mut out).await {
-                Err(failure) => Err(failure.into()),
-                // Dropped: h2 resets the stream if there is more to come.
-                Ok(response) if self.path.withholds_typed(&response) => Err(Missed::Again),
-                Ok(response) => self.pass_on(response, to, &mut out).await.map_err(Missed::Failed),
-            };
-            self.path.shard.buffers.give(out);
-            result
+            let response = self.head(&mut response, to).await?;
+            self.carry_on(response, to).await
         }
     }
 
-    /// Goes on with a response whose head is there.
-    pub(super) async fn carry_on(
-        &self,
+    /// Goes on with a response whose head is there. The buffer that it is written to is taken now: of those who still wait each
+    /// would hold one, and it would be cold when it is needed.
+    #[expect(clippy::manual_async_fn, reason = "it would have room for its arguments twice")]
+    pub(super) fn carry_on<'b>(
+        &'b self,
         response: Response<RecvStream>,
-        to: &mut Writer,
-    ) -> Result<Fate, Missed> {
-        if self.path.withholds_typed(&response) {
-            return Err(Missed::Again);
+        to: &'b mut Writer,
+    ) -> impl Future<Output = Result<Fate, Missed>> + 'b {
+        async move {
+            if self.path.withholds_typed(&response) {
+                // Dropped: h2 resets the stream if there is more to come.
+                return Err(Missed::Again);
+            }
+            let mut out = self.path.shard.buffers.take_small().ok_or(SHED)?;
+            let result = self.pass_on(response, to, &mut out).await;
+            self.path.shard.buffers.give(out);
+            Ok(result?)
         }
-        let mut out = self.path.shard.buffers.take_small().ok_or(SHED)?;
-        let result = self.pass_on(response, to, &mut out).await;
-        self.path.shard.buffers.give(out);
-        Ok(result?)
     }
 
     /// The head of the response that is not an interim one; those have been passed on.
@@ -338,7 +336,6 @@ impl Back<'_> {
         &self,
         response: &mut ResponseFuture,
         to: &mut Writer,
-        out: &mut Vec<u8>,
     ) -> Result<Response<RecvStream>, Failure> {
         let Self { path, asked, .. } = self;
         let mut interim = asked.view.snapshot.limits.interim_responses_max;
@@ -349,9 +346,12 @@ impl Back<'_> {
                     let (parts, ()) = interim.into_parts();
                     let options =
                         ResponseOptions { version: asked.version, framing: Framing::None, close: false };
-                    message::write_h1_response(&parts, options, &path.shard.clock, out);
                     path.in_time()?;
-                    self.send(to, out).await?;
+                    let mut out = path.shard.buffers.take_small().ok_or(SHED)?;
+                    message::write_h1_response(&parts, options, &path.shard.clock, &mut out);
+                    let sent = self.send(to, &mut out).await;
+                    path.shard.buffers.give(out);
+                    sent?;
                 }
                 Head::Final(response) => return Ok(response),
             }

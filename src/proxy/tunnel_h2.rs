@@ -323,7 +323,7 @@ async fn ask_for_h1(
     let alarm = shard.deadlines.alarm();
     let back = Back { path, asked, alarm: &alarm, attempt, sent: &Cell::new(true), web: None };
     let writer = &mut downstream.connection.writer;
-    let response = back.head(&mut response, writer, out).await?;
+    let response = back.head(&mut response, writer).await?;
     if !response.status().is_success() {
         // Nothing will follow on the way there.
         let _ = send.send_data(Bytes::new(), true);
