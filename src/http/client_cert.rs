@@ -33,10 +33,13 @@ impl ClientCert<'_> {
             out.push(b';');
         }
         out.extend_from_slice(b"Hash=");
-        for octet in self.peer.fingerprint {
+        // In one piece: it is in each request.
+        let mut hash = [0; 64];
+        for (digits, octet) in hash.chunks_exact_mut(2).zip(self.peer.fingerprint) {
             let digit = |n: u8| b"0123456789abcdef"[usize::from(n)];
-            out.extend_from_slice(&[digit(octet >> 4), digit(octet & 15)]);
+            digits.copy_from_slice(&[digit(octet >> 4), digit(octet & 15)]);
         }
+        out.extend_from_slice(&hash);
         out.extend_from_slice(b";URI=");
         out.extend_from_slice(self.peer.id.as_str().as_bytes());
     }

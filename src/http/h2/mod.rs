@@ -4,6 +4,7 @@
 //! pseudo-fields, connection-specific fields and lengths that disagree with the DATA. What it lets through and must not go
 //! on is refused here. Heads towards HTTP/1.1 are written anew, field by field, like all others.
 
+mod names;
 mod origin;
 mod repeats;
 mod request;

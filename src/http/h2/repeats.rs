@@ -68,7 +68,7 @@ impl Name {
 
 /// A hash of at most 24 of the octets: the first, the middle and the last eight, and how many there are. Never zero, which a
 /// place that is empty has. Values that differ elsewhere only count as one, and are indexed as if nobody had looked.
-fn digest(octets: &[u8]) -> u32 {
+pub(super) fn digest(octets: &[u8]) -> u32 {
     let eight =
         |at: usize| octets.get(at..).and_then(<[u8]>::first_chunk).map_or(0, |o| u64::from_le_bytes(*o));
     let length = octets.len();

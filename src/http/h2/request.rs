@@ -7,6 +7,7 @@ use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::uri::{Authority, PathAndQuery};
 use http::{Request, Uri, request};
 
+use super::names::name;
 use super::origin::{ORIGIN_FIELD, Origin};
 use crate::authorize;
 use crate::failure::Cause;
@@ -411,7 +412,7 @@ pub fn from_canonical(head: &[u8], origin: Option<Origin>, encrypted: bool) -> R
             Known::Connection | Known::TransferEncoding => {}
             Known::Te => drop(headers.insert(header::TE, HeaderValue::from_static("trailers"))),
             _ => {
-                let name = HeaderName::from_bytes(part.name.as_bytes()).map_err(|_| Cause::BadFieldName)?;
+                let name = name(part.name).map_err(|_| Cause::BadFieldName)?;
                 let value = match &shared {
                     Some(shared) => HeaderValue::from_maybe_shared(shared.part(part.value)),
                     None => HeaderValue::from_bytes(part.value),

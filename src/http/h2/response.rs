@@ -1,8 +1,10 @@
 //! Responses: taken from HTTP/1.1, prepared for an HTTP/2 caller, and written for an HTTP/1.1 one.
 
-use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use bytes::Bytes;
+use http::header::{self, HeaderMap, HeaderValue, InvalidHeaderValue};
 use http::{Response, StatusCode, response};
 
+use super::names::name;
 use super::origin::ORIGIN_FIELD;
 use super::request;
 use crate::failure::Cause;
@@ -11,6 +13,38 @@ use crate::http::h1::{self, ResponseOptions, write_field, write_status_line};
 use crate::http::websocket::Accept;
 use crate::http::{Framing, Version};
 use crate::shard::clock::Clock;
+
+/// The values of a head in one piece that they share, so that each is not copied by itself. Of short heads only: the table of what was
+/// said before, which h2 keeps for each connection, can hold a hundred values of as many heads, and there may be many callers.
+struct Values {
+    shared: Bytes,
+    at: usize,
+}
+
+impl Values {
+    const MAX: usize = 256;
+
+    fn of(response: &h1::Response<'_>) -> Self {
+        let length = response.parts().iter().map(|part| part.value.len()).sum::<usize>();
+        let mut all = Vec::new();
+        if length <= Self::MAX {
+            all.reserve_exact(length);
+            response.end_to_end(|_, value| all.extend_from_slice(value));
+        }
+        Self { shared: all.into(), at: 0 }
+    }
+
+    /// The next one, which is this.
+    fn next(&mut self, value: &[u8]) -> Result<HeaderValue, InvalidHeaderValue> {
+        let end = self.at + value.len();
+        if end > self.shared.len() {
+            return HeaderValue::from_bytes(value);
+        }
+        let part = self.shared.slice(self.at..end);
+        self.at = end;
+        HeaderValue::from_maybe_shared(part)
+    }
+}
 
 /// A response head that came by HTTP/1.1, for an HTTP/2 caller.
 ///
@@ -23,12 +57,11 @@ pub fn from_h1(response: &h1::Response<'_>, clock: &Clock) -> Result<Response<()
     let mut refused = None;
     let headers = out.headers_mut();
     headers.reserve(response.parts().len() + 1);
-    response.end_to_end(|name, value| {
-        match (HeaderName::from_bytes(name.as_bytes()), HeaderValue::from_bytes(value)) {
-            (Ok(name), Ok(value)) => drop(headers.append(name, value)),
-            (Err(_), _) => refused = Some(Cause::BadFieldName),
-            (_, Err(_)) => refused = Some(Cause::BadFieldValue),
-        }
+    let mut values = Values::of(response);
+    response.end_to_end(|field, value| match (name(field), values.next(value)) {
+        (Ok(name), Ok(value)) => drop(headers.append(name, value)),
+        (Err(_), _) => refused = Some(Cause::BadFieldName),
+        (_, Err(_)) => refused = Some(Cause::BadFieldValue),
     });
     if let Some(cause) = refused {
         return Err(cause);
@@ -171,5 +204,53 @@ fn add_date(headers: &mut HeaderMap, clock: &Clock) {
     clock.write_date(&mut date);
     if let Ok(value) = HeaderValue::from_bytes(&date) {
         headers.insert(header::DATE, value);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::http::Method;
+    use crate::http::h1::Parsed;
+    use crate::snapshot::Limits;
+
+    const LIMITS: Limits = Limits {
+        head_bytes_max: 64 * 1024,
+        target_bytes_max: 1024,
+        fields_max: 64,
+        body_bytes_max: 0,
+        connections_max: 1,
+        interim_responses_max: 1,
+        handshakes_max: 16,
+        mirrored_max: 1,
+        mirrored_body_bytes_max: 1,
+        faults_max: 1,
+    };
+
+    /// Whatever their number and length, and whatever lies between them that is not passed on.
+    #[test]
+    fn each_field_of_a_response_from_http1_has_its_own_value() {
+        for length in [0, 1, 20, Values::MAX / 3, Values::MAX, 3000] {
+            let value = |n: u8| char::from(b'a' + n).to_string().repeat(length);
+            let (a, b, c) = (value(0), value(1), value(2));
+            let head = format!(
+                "HTTP/1.1 200 OK\r\nx-a: {a}\r\nKeep-Alive: timeout=5\r\nConnection: x-gone\r\nX-B: {b}\r\nx-gone: \
+                 gone\r\nx-b: {c}\r\ncontent-length: 7\r\ndate: today\r\n\r\n"
+            );
+            let read = h1::read_response(head.as_bytes(), &LIMITS, Method::Idempotent, |response| {
+                from_h1(response, &Clock::new())
+            });
+            let Parsed::Whole(Ok(response)) = read else { panic!("{read:?}") };
+            let fields: Vec<_> =
+                response.headers().iter().map(|(name, value)| (name.as_str(), value.as_bytes())).collect();
+            let wanted: [(&str, &[u8]); 5] = [
+                ("x-a", a.as_bytes()),
+                ("x-b", b.as_bytes()),
+                ("x-b", c.as_bytes()),
+                ("date", b"today"),
+                ("content-length", b"7"),
+            ];
+            assert_eq!(fields, wanted, "{length}");
+        }
     }
 }
