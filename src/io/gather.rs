@@ -93,6 +93,8 @@ struct Shared<L: Lender> {
     stopped: Cell<bool>,
     begun: Cell<bool>,
     out: RefCell<L::Buffer>,
+    /// Of the writes.
+    out_appetite: Cell<Appetite>,
     /// Since when there is something in `out`.
     out_since: Cell<u64>,
     /// Octets that have left since [`Inspect`] was told.
@@ -146,6 +148,7 @@ pub fn gather<L: Lender, I: Inspect>(
         stopped: Cell::new(!passes),
         begun: Cell::new(inspect.has_begun()),
         out: RefCell::default(),
+        out_appetite: Cell::default(),
         out_since: Cell::default(),
         sent: Cell::default(),
         out_failed: Cell::new(None),
@@ -161,28 +164,29 @@ pub fn gather<L: Lender, I: Inspect>(
     (Gathered { shared }, inward, outward)
 }
 
-/// How much is read at a time. What a peer says of many exchanges in one go (all heads, then all bodies) is to be read in one go, too: else
-/// a head is handed on alone, in a write of its own, because its body was in the next read. Between two proxies
-/// that was a third of all responses while each large read was followed by a small one.
+/// How much is read or gathered at a time. What a peer says of many exchanges in one go (all heads, then all bodies) is to be read in one
+/// go, too: else a head is handed on alone, in a write of its own, because its body was in the next read. Between two
+/// proxies that was a third of all responses while each large read was followed by a small one. What is gathered in a small buffer and
+/// outgrows it has to be copied into a large one.
 #[derive(Debug, Clone, Copy, Default)]
 struct Appetite {
-    /// So many reads more are large.
-    large_reads: u8,
+    /// So many times more.
+    large_turns: u8,
 }
 
 impl Appetite {
-    /// A read of so many octets tells that the peer says much at once.
+    /// So many octets tell that much is said at once.
     const MUCH: usize = 8 * 1024;
     /// After one so many are large, though they bring less.
-    const LARGE_READS: u8 = 16;
+    const LARGE_TURNS: u8 = 16;
 
     const fn is_large(self) -> bool {
-        self.large_reads > 0
+        self.large_turns > 0
     }
 
-    const fn read(&mut self, octets: usize) {
-        self.large_reads =
-            if octets >= Self::MUCH { Self::LARGE_READS } else { self.large_reads.saturating_sub(1) };
+    const fn had(&mut self, octets: usize) {
+        self.large_turns =
+            if octets >= Self::MUCH { Self::LARGE_TURNS } else { self.large_turns.saturating_sub(1) };
     }
 }
 
@@ -219,7 +223,7 @@ impl<L: Lender, I: Inspect> Inward<L, I> {
             Ok(n) if n > 0 => {
                 shared.last_read_at.set(lender.clock().now());
                 lender.arrived();
-                appetite.read(n);
+                appetite.had(n);
                 self.pass_on(buffer);
                 Ok(())
             }
@@ -277,6 +281,9 @@ impl<L: Lender> Outward<L> {
             let mut out = std::mem::take(&mut *self.shared.out.borrow_mut());
             self.shared.wake(Waits::Write);
             self.shared.sent.set(self.shared.sent.get() + out.len() as u64);
+            let mut appetite = self.shared.out_appetite.get();
+            appetite.had(out.len());
+            self.shared.out_appetite.set(appetite);
             let since = self.shared.out_since.get();
             let clock = self.shared.lender.clock();
             let patience = Patience { clock, stall: self.stall, until: NEVER };
@@ -416,13 +423,21 @@ impl<L: Lender> Shared<L> {
             return Poll::Pending;
         }
         let was_empty = out.is_empty();
-        if was_empty && out.capacity() == 0 {
-            let Some(lent) = self.lender.small() else {
+        let before = out.len();
+        let more = parts.iter().map(|part| part.len()).sum::<usize>().min(OUT_MAX - before);
+        if before + more > out.capacity() {
+            let is_large = before > 0 || more >= Appetite::MUCH || self.out_appetite.get().is_large();
+            let lent = if is_large { self.lender.large() } else { self.lender.small() };
+            let Some(mut lent) = lent else {
                 return Poll::Ready(Err(io::ErrorKind::OutOfMemory.into()));
             };
-            *out = lent;
+            // Where memory is short it is a small one: what is there grows then.
+            if lent.capacity() > out.capacity() {
+                lent.extend_from_slice(&out);
+                std::mem::swap(&mut *out, &mut lent);
+            }
+            self.lender.give(lent);
         }
-        let before = out.len();
         for part in parts {
             let room = OUT_MAX - out.len();
             out.extend_from_slice(&part[..part.len().min(room)]);
@@ -509,23 +524,157 @@ impl<L: Lender> Drop for Gathered<L> {
 mod tests {
     use super::*;
 
+    /// What is lent has to be something that is a Vec.
+    #[derive(Default)]
+    struct Lent(Vec<u8>);
+
+    impl std::ops::Deref for Lent {
+        type Target = Vec<u8>;
+
+        fn deref(&self) -> &Vec<u8> {
+            &self.0
+        }
+    }
+
+    impl DerefMut for Lent {
+        fn deref_mut(&mut self) -> &mut Vec<u8> {
+            &mut self.0
+        }
+    }
+
+    /// Lends buffers of two sizes, and counts those that are out; where memory is short only small ones.
+    #[derive(Default)]
+    struct Lending {
+        clock: Clock,
+        small: Cell<i32>,
+        large: Cell<i32>,
+        is_tight: Cell<bool>,
+    }
+
+    impl Lending {
+        const SMALL: usize = 1024;
+
+        fn lend(count: &Cell<i32>, room: usize) -> Option<Lent> {
+            count.set(count.get() + 1);
+            Some(Lent(Vec::with_capacity(room)))
+        }
+    }
+
+    impl Lender for &Lending {
+        type Buffer = Lent;
+
+        fn small(&self) -> Option<Self::Buffer> {
+            Lending::lend(&self.small, Lending::SMALL)
+        }
+
+        fn large(&self) -> Option<Self::Buffer> {
+            if self.is_tight.get() { self.small() } else { Lending::lend(&self.large, OUT_MAX) }
+        }
+
+        fn give(&self, buffer: Self::Buffer) {
+            match buffer.capacity() {
+                0 => {}
+                OUT_MAX => self.large.set(self.large.get() - 1),
+                _ => self.small.set(self.small.get() - 1),
+            }
+        }
+
+        fn clock(&self) -> &Clock {
+            &self.clock
+        }
+    }
+
+    fn shared(lender: &Lending) -> Shared<&Lending> {
+        Shared {
+            lender,
+            inbound: RefCell::default(),
+            taken: Cell::default(),
+            inbound_end: Cell::default(),
+            stopped: Cell::default(),
+            begun: Cell::default(),
+            out: RefCell::default(),
+            out_appetite: Cell::default(),
+            out_since: Cell::default(),
+            sent: Cell::default(),
+            out_failed: Cell::default(),
+            finished: Cell::default(),
+            dropped: Cell::default(),
+            linger_until: Cell::new(NEVER),
+            last_read_at: Cell::default(),
+            wakers: Default::default(),
+        }
+    }
+
+    fn append(shared: &Shared<&Lending>, bytes: &[u8]) -> Option<usize> {
+        let (front, back) = bytes.split_at(bytes.len() / 3);
+        let cx = &Context::from_waker(Waker::noop());
+        match shared.poll_append(cx, &[io::IoSlice::new(front), io::IoSlice::new(back)]) {
+            Poll::Ready(written) => Some(written.unwrap()),
+            Poll::Pending => None,
+        }
+    }
+
+    #[test]
+    fn what_outgrows_a_small_buffer_goes_on_in_a_large_one_and_none_is_lost() {
+        let lender = Lending::default();
+        let gathered = shared(&lender);
+        assert_eq!(append(&gathered, &[1; 900]), Some(900));
+        assert_eq!((lender.small.get(), lender.large.get()), (1, 0));
+        assert_eq!(append(&gathered, &[2; 900]), Some(900));
+        assert_eq!((lender.small.get(), lender.large.get()), (0, 1), "the small one is back");
+        assert_eq!(**gathered.out.borrow(), [vec![1; 900], vec![2; 900]].concat());
+        // As much as may be gathered, and no more.
+        assert_eq!(append(&gathered, &vec![3; OUT_MAX]), Some(OUT_MAX - 1800));
+        assert_eq!(append(&gathered, &[4]), None);
+        assert_eq!((lender.small.get(), lender.large.get()), (0, 1));
+        drop(gathered);
+        assert_eq!((lender.small.get(), lender.large.get()), (0, 0));
+    }
+
+    #[test]
+    fn much_at_once_is_gathered_in_a_large_buffer_from_the_beginning() {
+        let lender = Lending::default();
+        let gathered = shared(&lender);
+        append(&gathered, &[1; Appetite::MUCH]);
+        assert_eq!((lender.small.get(), lender.large.get()), (0, 1));
+        drop(gathered);
+        // Also where much was written lately, whatever comes first now.
+        let gathered = shared(&lender);
+        let mut appetite = Appetite::default();
+        appetite.had(Appetite::MUCH);
+        gathered.out_appetite.set(appetite);
+        append(&gathered, &[1]);
+        assert_eq!((lender.small.get(), lender.large.get()), (0, 1));
+    }
+
+    #[test]
+    fn where_memory_is_short_what_is_gathered_grows_and_no_buffer_is_kept_beside_it() {
+        let lender = Lending { is_tight: Cell::new(true), ..Lending::default() };
+        let gathered = shared(&lender);
+        for n in 1..=100 {
+            assert_eq!(append(&gathered, &[7; 900]), Some(900));
+            assert_eq!(gathered.out.borrow().len(), n * 900);
+            assert_eq!((lender.small.get(), lender.large.get()), (1, 0));
+        }
+    }
+
     #[test]
     fn who_has_said_much_is_read_from_in_large_pieces_until_it_has_said_little_for_long() {
         let mut appetite = Appetite::default();
         assert!(!appetite.is_large());
-        appetite.read(500);
+        appetite.had(500);
         assert!(!appetite.is_large());
-        appetite.read(16 * 1024);
+        appetite.had(16 * 1024);
         for octets in [500; 15] {
             assert!(appetite.is_large());
-            appetite.read(octets);
+            appetite.had(octets);
         }
         assert!(appetite.is_large());
-        appetite.read(9000);
-        appetite.read(1);
+        appetite.had(9000);
+        appetite.had(1);
         assert!(appetite.is_large());
         for _ in 0..15 {
-            appetite.read(1);
+            appetite.had(1);
         }
         assert!(!appetite.is_large());
     }
