@@ -8,6 +8,7 @@
 pub mod gather;
 pub mod idle;
 mod records;
+pub(crate) mod sealed;
 pub mod sni;
 pub(crate) mod sys;
 pub mod timed;

@@ -13,7 +13,7 @@ use rustls::server::UnbufferedServerConnection;
 use rustls::unbuffered::{ConnectionState, EncodeError, EncodeTlsData, EncryptError, UnbufferedStatus};
 use rustls::{CommonState, Error, ProtocolVersion};
 
-use super::Fault;
+use super::{Fault, sealed};
 
 /// Plaintext of a record at most (RFC 8446 §5.1).
 const PLAIN_MAX: usize = 16 * 1024;
@@ -387,9 +387,15 @@ fn encrypt(
     mut into: impl FnMut(&mut [u8]) -> Result<usize, EncryptError>,
 ) -> Result<Turn, Error> {
     let at = said.len();
+    if said.capacity() == 0 {
+        // What is in it means nothing, and need not be zeroed to be written over.
+        *said = sealed::take();
+    }
     loop {
-        said.resize(at + room, 0);
-        let written = into(&mut said[at..]);
+        if said.len() < at + room {
+            said.resize(at + room, 0);
+        }
+        let written = into(&mut said[at..at + room]);
         said.truncate(at + *written.as_ref().unwrap_or(&0));
         match written {
             Ok(_) => return Ok(Turn::Said),

@@ -2,7 +2,7 @@
 //!
 //! No buffer is held for ciphertext. A read puts it into the caller's buffer and [`Tls::took`] decrypts it in place, which
 //! fits because a record's plaintext is shorter than the record; a write encrypts up to [`SEALED_MAX`] at a time into one
-//! buffer that is freed when the kernel has it. Both halves of a connection work at the same time: all that they share
+//! buffer that the shard has back ([`sealed`]) when the kernel has it. Both halves of a connection work at the same time: all that they share
 //! lies behind one `RefCell` that is borrowed for single statements. What rustls wants to say by itself (an alert, new
 //! keys, the end) leaves at once when nothing is being written, without a wait, else behind that; a session ticket leaves
 //! with the first answer.
@@ -23,7 +23,7 @@ use rustls::{ClientConfig, ProtocolVersion, ServerConfig};
 
 use super::records::{Records, Side};
 use super::timed::OnDeadline;
-use super::{Connection, Fault, WriteHalf, sni, sys};
+use super::{Connection, Fault, WriteHalf, sealed, sni, sys};
 use crate::shard::clock::NEVER;
 
 /// Plaintext that is encrypted for one write: four whole records, half of what a socket takes at once.
@@ -360,11 +360,11 @@ impl State {
                 self.records.encrypt(&plain[*at..to])?;
                 *at = to;
             }
-            self.out = std::mem::take(&mut self.records.said);
+            sealed::give(std::mem::replace(&mut self.out, std::mem::take(&mut self.records.said)));
             self.out_at = 0;
         }
         if self.out_at >= self.out.len() {
-            self.out = Vec::new();
+            sealed::give(std::mem::take(&mut self.out));
             return Ok(None);
         }
         self.sending = true;
@@ -383,7 +383,7 @@ impl State {
             return;
         }
         if self.out_at >= self.out.len() {
-            self.out = std::mem::take(&mut self.records.said);
+            sealed::give(std::mem::replace(&mut self.out, std::mem::take(&mut self.records.said)));
             self.out_at = 0;
         } else {
             self.out.append(&mut self.records.said);
@@ -396,7 +396,7 @@ impl State {
             }
         }
         if self.out_at >= self.out.len() {
-            self.out = Vec::new();
+            sealed::give(std::mem::take(&mut self.out));
             self.out_at = 0;
         }
     }

@@ -352,3 +352,19 @@ fn a_handshake_message_that_does_not_end_is_bounded() {
     assert!(refused.is_some() && most <= 2 * 64 * 1024 + 64, "{refused:?}, {most} bytes");
     assert_eq!(server.records.end, Some(Err(Fault::Reset)));
 }
+
+/// What a buffer was used for before must not be seen: neither behind a shorter message nor in place of one.
+#[test]
+fn buffers_are_written_over_and_used_again() {
+    sealed::release();
+    let (client, server) = pair();
+    for len in [40_000, 1, 20_000, 17, 65_000, 16_384, 3] {
+        let plain = noise(len);
+        let wire = sealed(&client, &plain, usize::MAX);
+        assert!(wire.len() < len + (1 + len / (16 * 1024)) * 64, "{} for {len}", wire.len());
+        assert!(sealed::bytes() > 0, "back when it was sent");
+        assert_eq!(read_all(&server, &wire, usize::MAX, 128 * 1024).0, plain);
+    }
+    sealed::trim();
+    assert_eq!(sealed::bytes(), 0, "one was enough for all");
+}

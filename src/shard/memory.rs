@@ -6,6 +6,7 @@ use std::cell::Cell;
 use super::buffers::{Buffer, Buffers};
 use super::pressure::{Load, Pressure, Spoken};
 use super::state::Shard;
+use crate::io::sealed;
 use crate::route::{Priority, Route};
 
 /// See [`Shard::expect_head`].
@@ -117,6 +118,7 @@ impl Shard {
             closed += service.close_quiet(before);
         }
         self.buffers.release();
+        sealed::release();
         // Connections of HTTP/2 see to it themselves.
         self.watch.wake_all();
         self.closed_for_memory(closed);

@@ -14,6 +14,7 @@ use super::live::{self, Live};
 use super::pressure::{Pressure, Since};
 use super::watched::Watch;
 use crate::failure::Failure;
+use crate::io::sealed;
 use crate::io::timed::Deadlines;
 use crate::snapshot::Snapshot;
 use crate::telemetry::access::AccessLog;
@@ -388,6 +389,7 @@ impl Shard {
         self.watch.tick(now);
         self.relieve(true);
         self.buffers.trim();
+        sealed::trim();
         self.recorder.borrow_mut().hand_over(&self.link, self.shard_totals());
         self.access_log.borrow_mut().flush(&self.link);
         self.link.vitals.downstream_open.store(self.totals.downstream_open.get(), Ordering::Relaxed);
@@ -429,7 +431,7 @@ impl Shard {
             log_lines_dropped: self.access_log.borrow().dropped(),
             notices_dropped: totals.notices_dropped.get(),
             intervals_merged: 0,
-            buffer_bytes: self.buffers.bytes() as u64,
+            buffer_bytes: (self.buffers.bytes() + sealed::bytes()) as u64,
         }
     }
 }
