@@ -57,7 +57,7 @@ pub(crate) struct CompareArgs {
         long,
         value_enum,
         value_delimiter = ',',
-        default_value = "ringmesh,policies,haproxy,haproxy-h2,nginx,envoy"
+        default_value = "ringmesh,policies,one-field,haproxy,haproxy-h2,nginx,envoy"
     )]
     peers: Vec<Kind>,
     /// The ringmesh to measure; the one beside this program if absent.
@@ -131,7 +131,8 @@ pub(crate) fn run(args: &CompareArgs, stop: &Arc<AtomicBool>) -> Result<ExitCode
     write(&out.join("summary.md"), &text)?;
     println!("{text}");
     eprintln!("results in {}", out.display());
-    let ours = [Kind::Ringmesh, Kind::Unprofiled, Kind::Policies].map(|kind| Some(kind.name()));
+    let ours =
+        [Kind::Ringmesh, Kind::Unprofiled, Kind::Policies, Kind::OneField].map(|kind| Some(kind.name()));
     let is_ringmesh = |row: &&Row| ours.contains(&row.get("who").and_then(Value::as_str));
     let failed =
         bench.rows.iter().filter(is_ringmesh).any(|r| r.get("failed").and_then(Value::as_f64) > Some(0.0));

@@ -20,6 +20,8 @@ pub(crate) enum Kind {
     Unprofiled,
     /// ringmesh with whatever decides or limits configured.
     Policies,
+    /// A pair of ringmeshes that add one field to a request on each hop, as the peers do.
+    OneField,
     Haproxy,
     /// The pair of a mesh, speaking HTTP/2 between its two.
     HaproxyH2,
@@ -58,6 +60,7 @@ impl Kind {
             Self::Ringmesh => "ringmesh",
             Self::Unprofiled => "ringmesh, unprofiled",
             Self::Policies => "ringmesh, all policies",
+            Self::OneField => "ringmesh, one field",
             Self::Haproxy => "haproxy",
             Self::HaproxyH2 => "haproxy h2",
             Self::Nginx => "nginx",
@@ -94,6 +97,10 @@ impl Kind {
                 return Err("is no data plane of a mesh: it is not compared as a pair");
             }
             (Shape::Mesh, Self::Envoy) => peers!["mesh-a/envoy.yaml", "mesh-b/envoy.yaml"],
+            (Shape::Mesh, Self::OneField) => {
+                peers!["mesh-a/ringmesh-one-field.toml", "mesh-b/ringmesh-one-field.toml"]
+            }
+            (_, Self::OneField) => return Err("stands for a pair that adds one field in the mesh alone"),
             (_, Self::HaproxyH2) => return Err("stands for HTTP/2 in the mesh alone"),
             (Shape::Endpoints, Self::Ringmesh) => peers!["endpoints/ringmesh.toml"],
             (Shape::Endpoints, Self::Haproxy) => peers!["endpoints/haproxy.cfg"],
@@ -125,19 +132,21 @@ impl Kind {
     fn program(self) -> &'static str {
         match self {
             Self::HaproxyH2 => Self::Haproxy.name(),
-            Self::Policies | Self::Unprofiled => Self::Ringmesh.name(),
+            Self::Policies | Self::Unprofiled | Self::OneField => Self::Ringmesh.name(),
             _ => self.name(),
         }
     }
 
     /// Whether it is the ringmesh that is measured.
     pub(crate) fn is_ringmesh(self) -> bool {
-        matches!(self, Self::Ringmesh | Self::Unprofiled | Self::Policies)
+        matches!(self, Self::Ringmesh | Self::Unprofiled | Self::Policies | Self::OneField)
     }
 
     fn arguments(self, config: &str) -> Vec<String> {
         let words: &[&str] = match self {
-            Self::Ringmesh | Self::Unprofiled | Self::Policies => &["run", "--config", config],
+            Self::Ringmesh | Self::Unprofiled | Self::Policies | Self::OneField => {
+                &["run", "--config", config]
+            }
             Self::Haproxy | Self::HaproxyH2 => &["-db", "-f", config],
             Self::Nginx => &["-e", "stderr", "-c", config],
             Self::Envoy => &["--concurrency", "1", "--disable-hot-restart", "-l", "error", "-c", config],
@@ -173,7 +182,7 @@ impl Peer {
         let Some(binary) = places.iter().find(|path| path.is_file()) else {
             let tried: Vec<String> = places.iter().map(|p| p.display().to_string()).collect();
             let remedy = match kind {
-                Kind::Ringmesh | Kind::Policies => "cargo build --release",
+                Kind::Ringmesh | Kind::Policies | Kind::OneField => "cargo build --release",
                 Kind::Unprofiled => {
                     "RINGMESH_PROFILE=off cargo build --release --target-dir target/unprofiled"
                 }
