@@ -16,4 +16,5 @@ pub mod route; //      which service was meant
 pub mod shard; //      one pinned thread and everything it owns
 pub mod snapshot; //   the immutable state that control gives to shards
 pub mod telemetry; //  what is measured: written by shards, without lock or allocation
+pub mod trace; //      what is said of a trace, and spans
 pub mod upstream; //   where it goes: services, endpoints, balance, pools
