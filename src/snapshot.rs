@@ -12,7 +12,7 @@ use rustls::pki_types::CertificateDer;
 use crate::http::grpc;
 use crate::quota::Quota;
 use crate::quota::global::Global;
-use crate::{authorize, identity, io, route, upstream};
+use crate::{authorize, identity, io, route, trace, upstream};
 
 /// Everything that a shard needs to know to serve.
 #[derive(Debug)]
@@ -37,6 +37,8 @@ pub struct Snapshot {
     pub forwarding: Forwarding,
     /// Whether and how exchanges are logged; the destination is control's business.
     pub access_log: Option<AccessLogFormat>,
+    /// Whether and how exchanges are traced; where spans go is control's business.
+    pub tracing: Option<trace::Rules>,
     /// What this proxy presents to the mesh and whom it trusts; `None` without `[identity]`, and until there is one.
     pub identity: Option<Arc<identity::Credentials>>,
     /// Who may do what.

@@ -66,6 +66,11 @@ mod http2; // from callers and to services, and every translation
 #[path = "suite/http2_floods.rs"]
 mod http2_floods; // a01 to a15: what attackers send
 
+#[path = "suite/tracing.rs"]
+mod tracing; // contexts read, written and passed on; spans of exchanges and attempts
+#[path = "suite/tracing_export.rs"]
+mod tracing_export; // a whole proxy and a collector: what arrives, what is dropped, what comes back
+
 #[path = "suite/explain.rs"]
 mod explain;
 #[path = "suite/routing.rs"]

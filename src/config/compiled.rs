@@ -9,6 +9,7 @@ use std::time::Duration;
 use rustls::pki_types::ServerName;
 
 use super::canary::{Canary, CompiledCanary};
+use super::collector::{CollectorProtocol, Tracing};
 use super::compile::{CompiledCaps, CompiledRateLimit, Limit};
 use super::defaults;
 use super::raw::{Destination, MemoryMax, Shards};
@@ -53,6 +54,8 @@ pub struct Compiled {
     pub(super) http2: Http2,
     pub(super) forwarding: Forwarding,
     pub(super) memory_max: MemoryMax,
+    /// Where spans go; `None` without `[tracing]`.
+    pub tracing: Option<Tracing>,
     pub(super) origins: Origins,
 }
 
@@ -204,6 +207,7 @@ impl Compiled {
             timeouts: self.timeouts.clone(),
             forwarding: self.forwarding.clone(),
             access_log: self.settings.access_log.as_ref().map(|log| log.format),
+            tracing: self.tracing.as_ref().map(|tracing| tracing.rules),
             identity: None,
             authorization: Arc::clone(&self.authorization),
             quotas: self.quotas().cloned().collect(),
@@ -325,6 +329,17 @@ impl Compiled {
             let Service { name, protocol, .. } = &*compiled.service;
             Some(Edge { service: name, server_name, ca: ca.as_deref(), protocol: *protocol })
         })
+    }
+
+    /// The collector, if it is spoken to by TLS: with the name that its certificate must have.
+    pub fn collector_edge(&self) -> Option<(ServerName<'static>, Option<&Path>, Protocol)> {
+        let tracing = self.tracing.as_ref().filter(|tracing| tracing.endpoint.encrypted)?;
+        let name = ServerName::try_from(tracing.endpoint.host.to_string()).ok()?;
+        let protocol = match tracing.protocol {
+            CollectorProtocol::Grpc => Protocol::Http2,
+            CollectorProtocol::Http => Protocol::Http1,
+        };
+        Some((name, tracing.ca.as_deref(), protocol))
     }
 
     /// The canaries.

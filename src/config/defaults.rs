@@ -4,12 +4,14 @@
 
 use std::time::Duration;
 
+use super::collector::CollectorProtocol;
 use super::compiled::TlsVersion;
 use super::raw::MemoryMax;
 use crate::authorize::Verdict;
 use crate::quota::global::OnFailure;
 use crate::route::Upgrades;
 use crate::route::fault::Fault;
+use crate::route::percent::Percent;
 use crate::route::split::Split;
 use crate::shard::RuntimeChoice;
 use crate::snapshot::{AccessLogFormat, ForwardedFields, Limits};
@@ -106,6 +108,25 @@ pub(super) const FAULTS_MAX: Key<u32> = key("limits.faults_max", 100, 0, 1_000_0
 /// unless an overload manager is configured, Linkerd and HAProxy nothing, nginx nothing.
 pub(super) const MEMORY_MAX_DEFAULT: MemoryMax = MemoryMax::Cgroup;
 pub(super) const MEMORY_MAX: Key<u64> = key("overload.memory_max", 512 << 20, 1 << 20, 1 << 50);
+
+// --- tracing ---
+
+/// What OpenTelemetry's collectors and SDKs speak by default, as Envoy does and Linkerd's.
+pub(super) const TRACING_PROTOCOL: CollectorProtocol = CollectorProtocol::Grpc;
+
+/// 10 s, as the protocol's specification has it. Nobody but the spans waits for it.
+pub(super) const TRACING_TIMEOUT: Key<Duration> =
+    key("tracing.timeout", seconds(10), Duration::from_millis(10), seconds(300));
+
+/// 4 MiB: some eight thousand spans, beside 1 MiB a shard. OpenTelemetry's SDKs keep 2048 spans, Envoy's tracer 5 s of them.
+pub(super) const TRACING_WAITING_BYTES_MAX: Key<u64> =
+    key("tracing.waiting_bytes_max", 4 << 20, 128 << 10, 1 << 30);
+
+/// 1 % of those for whom nobody decided: enough to see what is usual, and little beside what else a request costs. Istio 1 %, Envoy
+/// 100 %, Linkerd none (it never begins a trace).
+pub(super) fn sample_percent() -> Percent {
+    Percent::new(1.0).unwrap_or(Percent::ALL)
+}
 
 // --- how long a caller may take ---
 

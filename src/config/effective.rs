@@ -295,6 +295,9 @@ impl Compiled {
         if let Some(identity) = &self.identity {
             values.extend(identity_values(identity));
         }
+        if let Some(tracing) = &self.tracing {
+            values.extend(tracing.shown());
+        }
         let origin =
             |key| self.origins.marks.get(key).map_or(Origin::Default, |&mark| self.origins.origin(mark));
         values

@@ -7,6 +7,7 @@
 
 mod canary;
 mod chunks;
+mod collector;
 mod compile;
 mod compiled;
 mod decode;
@@ -36,6 +37,7 @@ use std::path::{Path, PathBuf};
 use toml::de::DeTable;
 
 pub use canary::{Canary, CanaryRules};
+pub use collector::{CollectorProtocol, Tracing};
 pub use compiled::{
     AccessLog, Compiled, Edge, Identity, IdentitySource, Names, Settings, Termination, TlsVersion,
 };

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::collector::{CollectorProtocol, Endpoint};
 use super::compiled::TlsVersion;
 use super::decode::{RawAdmission, RawCaps, RawConcurrency, RawRateLimit};
 use super::report::Place;
@@ -24,6 +25,7 @@ use crate::route::wish::May;
 use crate::route::{HostMatch, Priority, Regex, Template, Test, Upgrades};
 use crate::shard::RuntimeChoice;
 use crate::snapshot::{AccessLogFormat, ForwardedFields};
+use crate::trace::Formats;
 use crate::upstream::affinity::HashRule;
 use crate::upstream::retry::{Hedge, Statuses, Word};
 use crate::upstream::spec::{Balance, Labels, Protocol};
@@ -61,6 +63,7 @@ pub(super) struct Raw {
     pub(super) http2: RawHttp2,
     pub(super) forwarding: RawForwarding,
     pub(super) memory_max: Option<At<MemoryMax>>,
+    pub(super) tracing: RawTracing,
     pub(super) identity: RawIdentity,
     /// `zone.name`.
     pub(super) zone: Option<At<Arc<str>>>,
@@ -115,6 +118,23 @@ pub(super) enum Via {
     Auto,
     Off,
     Pseudonym(Arc<str>),
+}
+
+/// `[tracing]`.
+#[derive(Debug, Default)]
+pub(super) struct RawTracing {
+    /// Of the first table of that name.
+    pub(super) place: Option<Place>,
+    pub(super) endpoint: Option<At<Endpoint>>,
+    pub(super) protocol: Option<At<CollectorProtocol>>,
+    pub(super) ca: Option<At<PathBuf>>,
+    pub(super) headers: Option<At<Box<[(Box<str>, Box<str>)]>>>,
+    pub(super) timeout: Option<At<Duration>>,
+    pub(super) waiting_bytes_max: Option<At<u64>>,
+    pub(super) sample_percent: Option<At<Percent>>,
+    pub(super) propagate: Option<At<Formats>>,
+    pub(super) service_name: Option<At<Arc<str>>>,
+    pub(super) attributes: Option<At<Box<[(Box<str>, Box<str>)]>>>,
 }
 
 #[derive(Debug, Default)]

@@ -56,6 +56,8 @@ fn collect(table: &DeTable<'_>, path: &str, shown: &mut BTreeSet<String>) {
             "workload.labels.",
             "route.match.labels.",
             "subset.labels.",
+            "tracing.headers.",
+            "tracing.attributes.",
         ];
         // Nor what is asked of fields, parameters and cookies.
         let asked = ["route.match.headers.", "route.match.query.", "route.match.cookies."];
@@ -69,7 +71,7 @@ fn collect(table: &DeTable<'_>, path: &str, shown: &mut BTreeSet<String>) {
 
 #[test]
 fn every_value_shown_is_the_default() {
-    let bare = "[access_log]\n[identity]\nsource = \"embedded\"\nid = \"spiffe://mesh.local/ns/default/sa/shop\"\n[[listener]]\nname = \"inbound\"\naddress = \"127.0.0.1:15001\"\n[[service]]\nname = \"app\"\n\
+    let bare = "[access_log]\n[tracing]\nendpoint = \"http://127.0.0.1:4317\"\n[identity]\nsource = \"embedded\"\nid = \"spiffe://mesh.local/ns/default/sa/shop\"\n[[listener]]\nname = \"inbound\"\naddress = \"127.0.0.1:15001\"\n[[service]]\nname = \"app\"\n\
                 endpoints = [\"127.0.0.1:9000\", \"unix:/run/app.sock\"]\n[[route]]\nname = \"app\"\nservice = \"app\"\n";
     let shown: BTreeMap<String, Setting> = settings(&parse(&reference()));
     let mut defaults = settings(&parse(bare));

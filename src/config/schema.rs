@@ -27,6 +27,7 @@ pub(super) static TOP: Section = Section {
         "http2",
         "forwarding",
         "overload",
+        "tracing",
         "identity",
         "zone",
         "workload",
@@ -71,6 +72,22 @@ pub(super) static FORWARDING: Section =
     Section { path: "forwarding", header: "[forwarding]", keys: &["via", "forwarded", "failure_header"] };
 pub(super) static OVERLOAD: Section =
     Section { path: "overload", header: "[overload]", keys: &["memory_max"] };
+pub(super) static TRACING: Section = Section {
+    path: "tracing",
+    header: "[tracing]",
+    keys: &[
+        "endpoint",
+        "protocol",
+        "ca",
+        "headers",
+        "timeout",
+        "waiting_bytes_max",
+        "sample_percent",
+        "propagate",
+        "service_name",
+        "attributes",
+    ],
+};
 pub(super) static IDENTITY: Section = Section {
     path: "identity",
     header: "[identity]",
@@ -475,6 +492,7 @@ pub(super) static SECTIONS: &[&Section] = &[
     &HTTP2,
     &FORWARDING,
     &OVERLOAD,
+    &TRACING,
     &IDENTITY,
     &FEDERATED,
     &ZONE,

@@ -110,9 +110,11 @@ impl Collector for Scrape {
         super::quotas::metrics(&mut page, &self.0)?;
         authorization(&mut page, &store)?;
         shards(&mut page, &self.0, &store)?;
+        let dropped_by_shards = store.shards().iter().map(|shard| shard.totals.spans_dropped).sum();
         drop(store);
         canaries(&mut page, &self.0)?;
         certificates(&mut page, &self.0)?;
+        spans(&mut page, &self.0, dropped_by_shards)?;
         process(&mut page, &self.0)
     }
 }
@@ -506,6 +508,45 @@ fn certificates(page: &mut Page<'_, '_>, state: &State) -> fmt::Result {
         None,
         [([("result", "good")], status.rotations_good), ([("result", "failed")], status.rotations_bad)]
             .into_iter(),
+    )
+}
+
+/// Of distributed tracing, where there is or was any.
+fn spans(page: &mut Page<'_, '_>, state: &State, dropped_by_shards: u64) -> fmt::Result {
+    let of = |count: &std::sync::atomic::AtomicU64| count.load(Ordering::Relaxed);
+    let counts = &state.spans;
+    let dropped = [
+        ("full", dropped_by_shards),
+        ("refused", of(&counts.refused)),
+        ("rejected", of(&counts.rejected)),
+        ("unsent", of(&counts.unsent)),
+    ];
+    let exported = of(&counts.exported);
+    let failures = of(&counts.failures);
+    let is_used = state.live().compiled.tracing.is_some()
+        || exported + failures + dropped.iter().map(|(_, n)| n).sum::<u64>() > 0;
+    if !is_used {
+        return Ok(());
+    }
+    let to = [("collector", "otlp")];
+    page.counter("spans_exported", "Spans that the collector has taken", None, [(to, exported)].into_iter())?;
+    page.counter(
+        "spans_dropped",
+        "Spans that it did not get: full: nobody took them from the shard; refused, rejected: it did not want them; unsent: there was nowhere to send them",
+        None,
+        dropped.into_iter().map(|(reason, n)| ([("reason", reason)], n)),
+    )?;
+    page.counter(
+        "span_export_failures",
+        "Requests to the collector that failed or were refused",
+        None,
+        [(to, failures)].into_iter(),
+    )?;
+    page.one(
+        "spans_waiting",
+        "Spans that wait for the collector, or are under way",
+        None,
+        of(&counts.waiting) as f64,
     )
 }
 

@@ -12,6 +12,7 @@
 mod admin;
 pub mod authority;
 pub mod canary;
+mod collector;
 mod discovery;
 pub mod doctor;
 mod endpoints;

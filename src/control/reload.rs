@@ -12,6 +12,7 @@ use std::time::{Instant, SystemTime};
 use tokio::time::sleep;
 
 use super::Source;
+use super::collector::Target;
 use super::identity::{SourceError, TlsSettings};
 use super::listen::{self, BindError};
 use super::log_writer::{self, LogWriter};
@@ -250,7 +251,9 @@ impl Control {
         let mut live = self.state.live();
         let resolve = |name: &str, port: u16| self.discovery.addresses(name, port);
         let mut snapshot = live.compiled.snapshot(generation, &resolve);
-        snapshot.present(&self.keyring.presented());
+        let presented = self.keyring.presented();
+        snapshot.present(&presented);
+        let target = Target::of(&live.compiled, &presented, snapshot.identity.as_ref());
         self.state.canaries().apply(&mut snapshot);
         for listener in &mut snapshot.listeners {
             // Shards know a listener by the name that it was bound under.
@@ -269,6 +272,11 @@ impl Control {
             link.publish(Arc::clone(&snapshot));
         }
         self.probes.send_replace(plan);
+        self.collector.send_if_modified(|now| {
+            let changes = *now != target;
+            *now = target;
+            changes
+        });
         snapshot
     }
 

@@ -14,6 +14,7 @@ use tokio::time::{MissedTickBehavior, sleep};
 
 use super::Source;
 use super::canary;
+use super::collector::Target;
 use super::discovery::Discovery;
 use super::doctor;
 use super::identity::Keyring;
@@ -126,6 +127,8 @@ pub(super) struct Control {
     pub(super) ticks: u32,
     /// What is to be probed.
     pub(super) probes: watch::Sender<Plan>,
+    /// Where spans go.
+    pub(super) collector: watch::Sender<Option<Target>>,
 }
 
 impl Control {

@@ -14,6 +14,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::sleep;
 
 use super::canary::Canaries;
+use super::collector::{self, Ending, Target};
 use super::discovery::{Discovery, Pace};
 use super::identity::{Keyring, TlsSettings};
 use super::listen::{self, Bound};
@@ -36,6 +37,8 @@ const START_MAX: Duration = Duration::from_secs(10);
 pub(super) const NAMES_WAIT: Duration = Duration::from_secs(2);
 /// How long the first identity may take at the start and at a reload; afterwards it is waited for while running.
 pub(super) const IDENTITY_WAIT: Duration = Duration::from_secs(2);
+/// How long sending the last spans may take at the end: with `timeouts.drain` within the 30 s that Kubernetes gives.
+const SPANS_WAIT: Duration = Duration::from_secs(3);
 /// Whether HTTP/2 is offered by ALPN.
 const HTTP2: bool = true;
 
@@ -88,10 +91,13 @@ pub(super) fn thread(prepared: Prepared, told: &SyncSender<Started>) -> Ended {
     };
     let ended = runtime.block_on(async {
         match Control::start(prepared).await {
-            Ok((control, commands)) => {
+            Ok((control, commands, spans)) => {
                 let state = Arc::clone(&control.state);
                 let _ = told.send(Ok((Arc::clone(&state), commands)));
                 let ended = Box::pin(control.run()).await;
+                // Told twice to end means at once.
+                let most = if ended == Ended::Stopped { Duration::ZERO } else { SPANS_WAIT };
+                spans.finish(most).await;
                 if let Some(log) = state.log().as_mut() {
                     log.finish();
                 }
@@ -106,7 +112,7 @@ pub(super) fn thread(prepared: Prepared, told: &SyncSender<Started>) -> Ended {
 }
 
 impl Control {
-    async fn start(prepared: Prepared) -> Result<(Self, mpsc::Sender<Command>), StartError> {
+    async fn start(prepared: Prepared) -> Result<(Self, mpsc::Sender<Command>, Ending), StartError> {
         let Prepared { start, compiled, watch, cpus, bound, admin, links } = prepared;
         let runtime = |what: &str| {
             let what = what.to_owned();
@@ -125,7 +131,9 @@ impl Control {
             .map_err(|error| StartError::Machine(format!("{error}\n  help: {}", error.remedy)))?;
         keyring.adopt(certificates, IDENTITY_WAIT).await;
         let mut snapshot = compiled.snapshot(1, &|name, port| discovery.addresses(name, port));
-        snapshot.present(&keyring.presented());
+        let presented = keyring.presented();
+        snapshot.present(&presented);
+        let target = Target::of(&compiled, &presented, snapshot.identity.as_ref());
         let mut canaries = Canaries::default();
         canaries.configure(compiled.canaries());
         canaries.apply(&mut snapshot);
@@ -164,6 +172,7 @@ impl Control {
         }
         give_out(&state, bound).await;
         let shards = spawn(&state, doorbells, start.spawn, &settings)?;
+        let collector = collector::start(state.links.clone(), &state.spans, target);
         let (sender, commands) = mpsc::channel(COMMANDS_MAX);
         let control = Self {
             state,
@@ -182,6 +191,7 @@ impl Control {
             cut: None,
             ticks: 0,
             probes,
+            collector: collector.target,
         };
         tokio::spawn(prober.run());
         control.until_accepting().await?;
@@ -189,7 +199,7 @@ impl Control {
             tokio::spawn(admin::serve(listener, Arc::clone(&control.state), sender.clone()));
         }
         control.say_where();
-        Ok((control, sender))
+        Ok((control, sender, collector.ending))
     }
 
     async fn until_accepting(&self) -> Result<(), StartError> {

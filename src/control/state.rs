@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use super::canary::Canaries;
+use super::collector;
 use super::discovery;
 use super::identity;
 use super::log_writer::LogWriter;
@@ -31,6 +32,8 @@ pub(super) struct State {
     pub log: Mutex<Option<LogWriter>>,
     /// The admin address.
     pub admin: Option<SocketAddr>,
+    /// What has become of spans.
+    pub spans: Arc<collector::Counts>,
     /// How name lookups went.
     pub lookups: Arc<discovery::Counts>,
     /// Services that take over from others.
@@ -113,6 +116,7 @@ impl State {
             live: Mutex::new(live),
             log: Mutex::new(log),
             admin,
+            spans: Arc::default(),
             lookups,
             canaries: Mutex::default(),
             identity,

@@ -11,6 +11,7 @@ use http::HeaderValue;
 use super::again::Further;
 use super::counted::Awaiting;
 use super::mirror::Pending;
+use super::traced::{Live, Mode, Said};
 use crate::authorize::Decision;
 use crate::downstream::{Asked, Downstream, Places};
 use crate::failure::{Cause, Failure, Side};
@@ -73,6 +74,8 @@ pub(super) struct Account {
     pub(super) moves: Cell<u32>,
     /// Whether it was ended because nothing moved.
     pub(super) was_idle: Cell<bool>,
+    /// What it is to distributed tracing.
+    pub(super) trace: Cell<Mode>,
     /// 4 s at most.
     leaving_ns: Cell<u32>,
 }
@@ -84,6 +87,8 @@ struct Seldom {
     grpc: OnceCell<Tally>,
     /// A copy of its request that waits for the rest of it.
     mirror: OnceCell<Box<Pending>>,
+    /// Of one that is recorded for distributed tracing.
+    live: OnceCell<Box<Live>>,
 }
 
 /// What is noted of a gRPC call.
@@ -126,6 +131,16 @@ impl Account {
     /// A copy is to be made of this exchange's request when that is whole. There is one decision for each exchange.
     pub(super) fn mirrored(&self, pending: Box<Pending>) {
         let _ = self.seldom.get_or_init(Box::default).mirror.set(pending);
+    }
+
+    /// What is known of one that is recorded for distributed tracing.
+    pub(super) fn noted_live(&self) -> Option<&Live> {
+        Some(self.seldom.get()?.live.get()?)
+    }
+
+    /// Notes that. There is one decision for each exchange.
+    pub(super) fn note_live(&self, live: Box<Live>) {
+        let _ = self.seldom.get_or_init(Box::default).live.set(live);
     }
 
     /// Where the exchange is to go within its service, if that matters.
@@ -177,6 +192,7 @@ impl Account {
     /// The attempt that has begun goes on to another endpoint than it was meant for.
     pub(super) fn goes_to(&self, endpoint: u32) {
         self.endpoint.set(NonZeroU32::new(endpoint.saturating_add(1)));
+        self.span_goes_to(endpoint);
     }
 
     /// A hedge takes the place of the attempt that it began beside. It tried so many endpoints.
@@ -185,6 +201,7 @@ impl Account {
         self.attempts.set(self.attempts.get() + attempts.saturating_sub(1));
         self.endpoint.set(NonZeroU32::new(hedge.endpoint.saturating_add(1)));
         self.answered(first_byte_at);
+        self.hedge_span_takes_over(hedge.endpoint);
     }
 
     /// The endpoint of the last attempt.
@@ -426,10 +443,12 @@ impl Account {
                     .map(|e| &e.address),
                 rate_limit: shown.rate_limit,
                 rate_limit_failure: shown.rate_limit_failure,
+                trace: self.trace_told(shown.said),
                 ended: &ended,
             };
             shard.access_log.borrow_mut().write(format, &line, &shard.clock, &shard.link);
         }
+        self.end_trace(shard, view, shown, service.map(|service| &**service), &ended);
     }
 }
 
@@ -437,6 +456,8 @@ impl Account {
 pub(super) struct Shown<'x> {
     pub(super) peer: SocketAddr,
     pub(super) listener: &'x str,
+    /// Whether its connection is encrypted.
+    pub(super) encrypted: bool,
     /// Empty where it cannot be made out, as the two below.
     pub(super) method: &'x [u8],
     pub(super) target: &'x [u8],
@@ -454,6 +475,8 @@ pub(super) struct Shown<'x> {
     pub(super) wishes: Option<wish::Outcome>,
     /// What the caller spoke; a ringmesh says what its own caller did.
     pub(super) protocol: &'static str,
+    /// Its fields, where they are at hand.
+    pub(super) said: Option<Said<'x>>,
 }
 
 impl<'x> Shown<'x> {
@@ -471,6 +494,7 @@ impl<'x> Shown<'x> {
         Self {
             peer: downstream.peer,
             listener: &downstream.listener,
+            encrypted: downstream.connection.tls().is_some(),
             method,
             target,
             host,
@@ -485,6 +509,7 @@ impl<'x> Shown<'x> {
                 asked.turn.as_ref()?.wishes(route)
             }),
             protocol: asked.map_or("", |a| a.version.name()),
+            said: Some(Said::Raw(asked.and_then(|a| input.get(..a.head_len)).unwrap_or(input))),
         }
     }
 }

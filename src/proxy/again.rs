@@ -294,6 +294,7 @@ impl Path<'_> {
             further.withheld.set(Some((status, code)));
         } else {
             further.ends_race();
+            self.hedge_span_ends(None);
         }
         was_outrun
     }
@@ -383,6 +384,7 @@ impl Path<'_> {
             let head_len = request.len() - behind;
             told::put(request, head_len, told::DEADLINE, left_ms);
         }
+        self.tell_trace(request, behind);
     }
 
     /// The same in a head for HTTP/2.
@@ -393,6 +395,7 @@ impl Path<'_> {
         if let Some(left_ms) = self.left_told() {
             headers.insert(told::DEADLINE, left_ms.into());
         }
+        self.tell_trace_typed(headers);
     }
 
     /// What is left of the time of this exchange, or of this attempt if that is less, ms, for a service that is to be told.

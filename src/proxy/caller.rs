@@ -12,7 +12,8 @@ use h2::server::SendResponse;
 use http::Response;
 use http::request::Parts;
 
-use super::account::Account;
+use super::account::{Account, Shown};
+use super::traced::Said;
 use crate::authorize::{self, Decision, Verdict};
 use crate::downstream::Edge;
 use crate::downstream::turn::Turn;
@@ -49,6 +50,27 @@ impl Caller {
     /// How a request came to the ringmesh that sends it, if that was not HTTP/2.
     pub(super) fn origin(&self, parts: &Parts) -> Option<Origin> {
         if self.mesh { Origin::of(&parts.headers) } else { None }
+    }
+
+    /// What is told of a request, before anything is decided about it.
+    pub(super) fn shown<'x>(&'x self, parts: &'x Parts, host: &'x str) -> Shown<'x> {
+        Shown {
+            peer: self.peer,
+            listener: &self.listener,
+            encrypted: self.encrypted,
+            method: parts.method.as_str().as_bytes(),
+            target: parts.uri.path_and_query().map_or(host, |p| p.as_str()).as_bytes(),
+            host: host.as_bytes(),
+            route: None,
+            identity: self.identity.as_ref().map(|peer| &peer.id),
+            decision: None,
+            fault: None,
+            rate_limit: None,
+            rate_limit_failure: None,
+            wishes: None,
+            protocol: self.origin(parts).map_or("HTTP/2", |origin| origin.0.name()),
+            said: Some(Said::Typed(&parts.headers)),
+        }
     }
 
     /// Where a request that was found right may go, and what its route makes of it.

@@ -164,6 +164,7 @@ impl Path<'_> {
                     attempt.unreachable(shard.clock.now());
                 }
             }
+            self.span_ends(Some(failure));
             tried.push(attempt.endpoint);
             if shard.clock.now() >= self.deadline {
                 break;
@@ -176,6 +177,7 @@ impl Path<'_> {
     fn pick(&self, tried: &Tried, now: u64) -> Option<Attempt> {
         let attempt = self.shard.rng(|rng| self.service.pick(now, rng, self.account.wanted(), tried))?;
         self.account.attempt(attempt.endpoint);
+        self.account.span_begins(self.shard, attempt.endpoint);
         Some(attempt)
     }
 

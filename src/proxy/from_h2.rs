@@ -26,6 +26,7 @@ use super::kept::Upload;
 use super::over_h2::{Head, give_up, head};
 use super::relay::{Direction, Web, unless_reset};
 use super::shaped;
+use super::traced::Said;
 use super::tunnel_h2;
 use super::{
     First, MEMORY_SHORT, Path, TOO_SOON, blamed, both, fault, global, hedge, idle, retry_of, told,
@@ -216,6 +217,9 @@ async fn served(
         caller.judge(shard, view, &mut checked, parts, host);
     let to = route.and_then(|id| view.snapshot.routes.route(id));
     account.want(affinity);
+    if let Some(rules) = &view.snapshot.tracing {
+        account.begin_trace(shard, rules, Said::Typed(&parts.headers), &caller.shown(parts, host));
+    }
     let denied = decision.as_ref().is_some_and(|decision| decision.verdict == Verdict::Deny);
     let mut was_reset = was_reset;
     let sheds = shard.sheds(to);
@@ -296,19 +300,13 @@ async fn served(
         answer(shard, view, account, respond, service.as_deref(), *failure, grpc, turn.as_deref(), head);
     }
     let shown = Shown {
-        peer: caller.peer,
-        listener: &caller.listener,
-        method: parts.method.as_str().as_bytes(),
-        target: parts.uri.path_and_query().map_or(host, |p| p.as_str()).as_bytes(),
-        host: host.as_bytes(),
         route,
-        identity: caller.identity.as_ref().map(|peer| &peer.id),
         decision: decision.as_ref(),
         fault: turn.as_ref().and_then(|turn| turn.fault()),
         rate_limit: turn.as_ref().and_then(|turn| turn.rate_limit()),
         rate_limit_failure: turn.as_ref().and_then(|turn| turn.rate_limit_failure()),
         wishes: turn.as_ref().and_then(|turn| turn.wishes(to)),
-        protocol: caller.origin(parts).map_or("HTTP/2", |origin| origin.0.name()),
+        ..caller.shown(parts, host)
     };
     account.leaves_later(&shard.gathered);
     // What ended on purpose is no failure.

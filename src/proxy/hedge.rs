@@ -348,7 +348,8 @@ impl Path<'_> {
         let mut edits = Edits::default();
         edits.remove(&header::EXPECT);
         edits.apply_to_head(&mut copied.head, 0, 0);
-        self.tell_attempt(&mut copied.head, 0);
+        let head = &mut copied.head;
+        account.hedge_span_begins(shard, picked.endpoint, || self.tell_attempt(head, 0));
         shard.recorder.borrow_mut().record_retry(service.recorder_slot, Reason::Hedge);
         let mut policy = (*retry).clone();
         if policy.hedge.take() == Some(Hedge::InPlace) {
@@ -406,7 +407,10 @@ impl Path<'_> {
                 }
                 Ok(reached)
             }
-            (Standing::Missed(failure), _) => Err(failure),
+            (Standing::Missed(failure), _) => {
+                self.hedge_span_ends(Some(failure));
+                Err(failure)
+            }
             _ => Err(nobody),
         }
     }

@@ -28,6 +28,7 @@ impl Path<'_> {
     /// Tells balancer and breaker how the attempt went that began then. The account knows the status, if there was one.
     pub(super) fn judge(&self, attempt: &Attempt, began: u64, failure: Option<&Failure>) {
         let now = self.shard.clock.now();
+        self.span_ends(failure.copied());
         match failure {
             // What it looks like was this proxy's doing.
             Some(_) if self.account.was_idle.get() => {}

@@ -85,7 +85,7 @@ impl Path<'_> {
             return;
         }
         let make = || Copied {
-            head: copied(head.to_vec()),
+            head: copied(self.account.with_trace(self.shard, head.to_vec())),
             method: asked.method,
             framing: asked.framing,
             origin: Some(Origin(asked.version)),
@@ -114,7 +114,7 @@ impl Call<'_> {
                 turn.apply_to_request(&mut head);
             }
             Copied {
-                head: copied(head),
+                head: copied(self.path.account.with_trace(self.path.shard, head)),
                 method: self.facts.method,
                 framing: self.facts.framing,
                 origin: self.caller.origin(self.parts),

@@ -31,6 +31,7 @@ mod request;
 mod response;
 mod shaped;
 mod told;
+mod traced;
 mod tunnel;
 mod tunnel_h2;
 mod watched;
@@ -68,6 +69,7 @@ use connect::To;
 use counted::{InProgress, Open};
 use kept::Kept;
 use response::Answered;
+use traced::Said;
 use tunnel::{Agreed, Far};
 
 /// There were as many of its kind as there may be in a time.
@@ -172,6 +174,10 @@ enum Settled {
 async fn exchange(shard: &Rc<Shard>, downstream: &mut Downstream, asked: &mut Asked) -> Fate {
     let _exchange = InProgress::count(shard);
     let account = Account::new(asked.started, asked.head_waited_us);
+    if let Some(rules) = &asked.view.snapshot.tracing {
+        let said = Said::Raw(&downstream.input[..asked.head_len]);
+        account.begin_trace(shard, rules, said, &Shown::of(downstream, Some(asked)));
+    }
     let mut ended = match asked.turn.as_ref().is_some_and(|turn| turn.asks()) {
         false => None,
         // Boxed: few are asked about.
@@ -670,6 +676,12 @@ async fn refuse(
 ) -> Fate {
     let account = Account::new(started, waited_us);
     let view = shard.view();
+    if let Some(rules) = &view.snapshot.tracing {
+        let shown = Shown::of(downstream, None);
+        if !shown.method.is_empty() {
+            account.begin_trace(shard, rules, Said::Raw(&downstream.input), &shown);
+        }
+    }
     let gone = matches!(failure.cause, Cause::Closed | Cause::Reset);
     let failure = blamed(shard, &account, failure);
     if !gone {

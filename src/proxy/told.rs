@@ -54,7 +54,7 @@ pub(super) fn put(request: &mut Vec<u8>, mut head_len: usize, name: &str, value:
 }
 
 /// Where the lines of a head stand, their ends included.
-fn lines(head: &[u8]) -> impl Iterator<Item = Range<usize>> {
+pub(super) fn lines(head: &[u8]) -> impl Iterator<Item = Range<usize>> {
     memchr::memchr_iter(b'\n', head).scan(0, |from, end| Some(std::mem::replace(from, end + 1)..end + 1))
 }
 

@@ -19,6 +19,7 @@ use super::together::Together;
 use crate::failure::{Cause, Failure};
 use crate::snapshot::Snapshot;
 use crate::telemetry::Interval;
+use crate::telemetry::spans::Chunk;
 use crate::upstream::gate::Bell;
 use crate::upstream::health::Reason;
 use crate::upstream::spec::Address;
@@ -46,6 +47,10 @@ pub struct Link {
     pub chunks: ArrayQueue<Vec<u8>>,
     /// Chunks that control has written and emptied, for the shard to use again.
     pub spent_chunks: ArrayQueue<Vec<u8>>,
+    /// Chunks of whole spans, to be sent to the collector by control. Full: spans are dropped and counted.
+    pub spans: ArrayQueue<Chunk>,
+    /// Chunks that control has taken and emptied, for the shard to use again.
+    pub spent_spans: ArrayQueue<Chunk>,
     /// What control may look at at any time.
     pub vitals: Vitals,
     /// What all shards of the proxy count together.
@@ -129,6 +134,8 @@ impl Link {
     const NOTICES_MAX: usize = 64;
     /// Access log chunks in flight: with 64 KiB each, 1 MiB of log lines per shard.
     pub const CHUNKS_MAX: usize = 16;
+    /// Chunks of spans in flight: with 64 KiB each, 1 MiB of spans per shard, which is some two thousand.
+    pub const SPAN_CHUNKS_MAX: usize = 16;
 
     /// A link, and the shard's end of the doorbell.
     ///
@@ -156,6 +163,8 @@ impl Link {
             notices: ArrayQueue::new(Self::NOTICES_MAX),
             chunks: ArrayQueue::new(Self::CHUNKS_MAX),
             spent_chunks: ArrayQueue::new(Self::CHUNKS_MAX),
+            spans: ArrayQueue::new(Self::SPAN_CHUNKS_MAX),
+            spent_spans: ArrayQueue::new(Self::SPAN_CHUNKS_MAX),
             vitals: Vitals::default(),
             together: Arc::clone(together),
         };

@@ -46,6 +46,7 @@ fn snapshot(generation: u64, rules: Vec<Rule>) -> Arc<Snapshot> {
         },
         forwarding: Forwarding { via: None, forwarded: ForwardedFields::Keep, failure_header: true },
         access_log: None,
+        tracing: None,
         identity: None,
         authorization: Arc::new(Policy::new(rules, Verdict::Allow).unwrap()),
         quotas: Arc::default(),

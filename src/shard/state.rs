@@ -20,6 +20,7 @@ use crate::snapshot::Snapshot;
 use crate::telemetry::access::AccessLog;
 use crate::telemetry::recorder::{NO_SERVICE_SLOT, Recorder};
 use crate::telemetry::routes::RouteSlot;
+use crate::telemetry::spans::Spans;
 use crate::telemetry::{CONNECTION_FAILURES_MAX, FLOODS, ShardTotals};
 use crate::upstream::limiter::Doors;
 use crate::upstream::pool::Tally;
@@ -39,6 +40,8 @@ pub struct Shard {
     pub recorder: RefCell<Recorder>,
     /// Access log lines.
     pub access_log: RefCell<AccessLog>,
+    /// Its spans.
+    pub spans: RefCell<Spans>,
     /// Upstream connections.
     pub tally: Rc<Tally>,
     /// Connections that are looked after.
@@ -170,6 +173,7 @@ impl Shard {
             buffers: Buffers::default(),
             recorder: RefCell::default(),
             access_log: RefCell::default(),
+            spans: RefCell::default(),
             tally: Rc::default(),
             watch: Watch::default(),
             live: Rc::default(),
@@ -392,6 +396,7 @@ impl Shard {
         sealed::trim();
         self.recorder.borrow_mut().hand_over(&self.link, self.shard_totals());
         self.access_log.borrow_mut().flush(&self.link);
+        self.spans.borrow_mut().flush(&self.link);
         self.link.vitals.downstream_open.store(self.totals.downstream_open.get(), Ordering::Relaxed);
     }
 
@@ -429,6 +434,7 @@ impl Shard {
             floods: std::array::from_fn(|n| totals.floods[n].get()),
             panics: totals.panics.get(),
             log_lines_dropped: self.access_log.borrow().dropped(),
+            spans_dropped: self.spans.borrow().dropped(),
             notices_dropped: totals.notices_dropped.get(),
             intervals_merged: 0,
             buffer_bytes: (self.buffers.bytes() + sealed::bytes()) as u64,

@@ -14,6 +14,7 @@ use crate::identity::SpiffeId;
 use crate::shard::clock::Clock;
 use crate::shard::link::Link;
 use crate::snapshot::AccessLogFormat;
+use crate::trace::propagation::TraceId;
 use crate::upstream::spec::Address;
 
 /// A shard's part of the access log.
@@ -60,6 +61,8 @@ pub struct Line<'l> {
     pub rate_limit: Option<&'l str>,
     /// Why a limit that is shared with other proxies was not known.
     pub rate_limit_failure: Option<&'static str>,
+    /// The trace that it belongs to, and whether it is recorded.
+    pub trace: Option<(TraceId, bool)>,
     /// Outcome, sizes and times.
     pub ended: &'l Ended,
 }
@@ -209,6 +212,9 @@ impl AccessLog {
         if let Some(outcome) = ended.wishes {
             let _ = write!(out, ",\"wishes\":\"{}\"", outcome.label());
         }
+        if let Some((trace, sampled)) = line.trace {
+            let _ = write!(out, ",\"trace_id\":\"{trace}\",\"sampled\":{sampled}");
+        }
         let _ = write!(
             out,
             ",\"attempts\":{},\"request_bytes\":{},\"response_bytes\":{}",
@@ -279,6 +285,9 @@ impl AccessLog {
         }
         if let Some(outcome) = ended.wishes {
             let _ = write!(out, " wishes={}", outcome.label());
+        }
+        if let Some((trace, sampled)) = line.trace {
+            let _ = write!(out, " trace_id={trace} sampled={sampled}");
         }
         if let Some(identity) = line.identity {
             let _ = write!(out, " peer_identity={identity}");
@@ -424,6 +433,7 @@ mod tests {
             endpoint: None,
             rate_limit: None,
             rate_limit_failure: None,
+            trace: None,
             ended,
         }
     }

@@ -11,6 +11,7 @@ pub mod recorder;
 pub mod retries;
 pub mod routes;
 pub mod rules;
+pub mod spans;
 
 use std::sync::Arc;
 
@@ -291,6 +292,8 @@ pub struct ShardTotals {
     pub panics: u64,
     /// Access log lines dropped because control could not keep up.
     pub log_lines_dropped: u64,
+    /// Spans dropped because control could not keep up, or the collector is away.
+    pub spans_dropped: u64,
     /// Notices to control dropped because it could not keep up.
     pub notices_dropped: u64,
     /// Intervals that could not be handed over in time and were merged into the next.

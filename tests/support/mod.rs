@@ -12,6 +12,7 @@ pub mod http2;
 pub mod mesh;
 pub mod origin;
 pub mod rig;
+pub mod spans;
 pub mod stream;
 pub mod wire;
 

@@ -20,6 +20,7 @@ mod rate_limit;
 mod retry;
 mod service;
 mod shown;
+mod tracing;
 
 pub(super) use action::warn as warn_of_actions;
 pub(super) use balance::warn as warn_of_balance;
@@ -30,6 +31,7 @@ pub(super) use policy::warn as warn_of_policy;
 pub(super) use probe::values as probe_values;
 pub(super) use probe::warn as warn_of_probes;
 pub(super) use rate_limit::{CompiledRateLimit, Limit};
+pub(super) use tracing::pairs_text;
 
 use super::compiled::{AccessLog, Compiled, CompiledRoute, Mark, Origins, Settings};
 use super::defaults::{self, Key};
@@ -65,6 +67,7 @@ pub(super) fn compile(raw: Raw, sources: &[Source], problems: &mut Problems) -> 
     probe::check(&raw.services, problems);
     retry::check(&raw, problems);
     caller_may::check(&raw, problems);
+    tracing::check(&raw, problems);
     if problems.errors() == 0 {
         check_listeners(&raw, problems);
     }
@@ -263,6 +266,7 @@ fn assemble(raw: Raw, found: &[Vec<u32>], table: TableBuilder, sources: &[Source
     let forwarding = forwarding(raw.forwarding, &mut from);
     let memory_max = from.value(defaults::MEMORY_MAX.name, raw.memory_max, || defaults::MEMORY_MAX_DEFAULT);
     let identity = policy::identity(raw.identity, &mut from);
+    let tracing = tracing::tracing(raw.tracing, &mut from);
     let listeners = raw
         .listeners
         .into_iter()
@@ -322,6 +326,7 @@ fn assemble(raw: Raw, found: &[Vec<u32>], table: TableBuilder, sources: &[Source
         http2,
         forwarding,
         memory_max,
+        tracing,
         origins,
     }
 }

@@ -26,6 +26,7 @@ mod rate_limit;
 mod retry;
 mod service;
 mod tls;
+mod tracing;
 mod workload;
 
 pub(super) use caps::{PRIORITY_WORDS, RawAdmission, RawCaps, RawConcurrency};
@@ -35,6 +36,7 @@ pub(super) use probe::{PROBE_WORDS, START_WORDS};
 pub(super) use rate_limit::{RawRateLimit, text as by_text};
 pub(super) use service::PROTOCOL_WORDS;
 pub(super) use tls::{LISTENER_TLS_WORDS, SERVICE_TLS_WORDS, SOURCE_WORDS, VERSION_WORDS};
+pub(super) use tracing::PROTOCOL_WORDS as TRACING_PROTOCOL_WORDS;
 
 use super::raw::{At, Destination, Hosts, Raw, RawForwarding, RawLimits, RawRoute, RawTimeouts, Shards, Via};
 use super::reader::{Item, Opened, Reader};
@@ -102,6 +104,12 @@ pub(super) fn file<'t>(reader: &mut Reader<'_>, table: &'t DeTable<'t>, raw: &mu
     }
     if let Some(table) = top.value("overload").and_then(|item| reader.table(&schema::OVERLOAD, item)) {
         overload::overload(reader, &table, &mut raw.memory_max);
+    }
+    if let Some(item) = top.value("tracing")
+        && let Some(table) = reader.table(&schema::TRACING, item)
+    {
+        let place = reader.place(item.span());
+        tracing::tracing(reader, &table, place, &mut raw.tracing);
     }
     if let Some(item) = top.value("listener") {
         for (table, place) in

@@ -95,7 +95,13 @@ impl TlsSettings {
             ca: edge.ca.map(Path::to_owned),
             protocol: edge.protocol,
         });
-        Self { identity, terminations: terminations.collect(), edges: edges.collect() }
+        let collector = compiled.collector_edge().map(|(server_name, ca, protocol)| EdgeSettings {
+            service: config::Tracing::EDGE.into(),
+            server_name,
+            ca: ca.map(Path::to_owned),
+            protocol,
+        });
+        Self { identity, terminations: terminations.collect(), edges: edges.chain(collector).collect() }
     }
 }
 
