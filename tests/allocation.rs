@@ -43,7 +43,10 @@ struct Kind {
 const WHOLE: [Kind; 4] = [
     Kind { first: "GET /fixed HTTP/1.1\r\nHost: shop.example\r\nUser-Agent: test\r\n\r\n", then: "" },
     Kind { first: "GET /chunked HTTP/1.1\r\nHost: shop.example\r\nAccept: */*\r\n\r\n", then: "" },
-    Kind { first: "GET /long HTTP/1.1\r\nHost: a\r\n\r\n", then: "" },
+    Kind {
+        first: "GET /long HTTP/1.1\r\nHost: a\r\ntraceparent: 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00\r\n\r\n",
+        then: "",
+    },
     Kind { first: "POST /fixed HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhello", then: "" },
 ];
 
@@ -64,9 +67,13 @@ const STREAMED: [Kind; 3] = [
 fn a_warm_shard_allocates_nothing_for_a_whole_request_and_once_for_a_streamed_one() {
     let traced = std::env::var_os("RINGMESH_ALLOCATION_TRACE").is_some();
     let origin = Origin::start();
-    for more in
-        ["", "caller_may = { attempts_max = 5 }\n", "[access_log]\npath = \"stdout\"\nformat = \"json\"\n"]
-    {
+    for more in [
+        "",
+        "caller_may = { attempts_max = 5 }\n",
+        "[access_log]\npath = \"stdout\"\nformat = \"json\"\n",
+        // What is not recorded has a context written into it, and a line that says which one came.
+        "[tracing]\nendpoint = \"http://127.0.0.1:4317\"\nsample_percent = 0\npropagate = [\"w3c\", \"b3\"]\n[access_log]\npath = \"stdout\"\n",
+    ] {
         let proxy = Proxy::start(origin.address, more);
         let mut caller = Caller::connect(proxy.address);
         caller.exchange(&WHOLE[0]);

@@ -120,6 +120,9 @@ pub(super) enum Via {
     Pseudonym(Arc<str>),
 }
 
+/// Pairs of name and value of the operator's own.
+pub(super) type Pairs = Box<[(Box<str>, Box<str>)]>;
+
 /// `[tracing]`.
 #[derive(Debug, Default)]
 pub(super) struct RawTracing {
@@ -128,13 +131,13 @@ pub(super) struct RawTracing {
     pub(super) endpoint: Option<At<Endpoint>>,
     pub(super) protocol: Option<At<CollectorProtocol>>,
     pub(super) ca: Option<At<PathBuf>>,
-    pub(super) headers: Option<At<Box<[(Box<str>, Box<str>)]>>>,
+    pub(super) headers: Option<At<Pairs>>,
     pub(super) timeout: Option<At<Duration>>,
     pub(super) waiting_bytes_max: Option<At<u64>>,
     pub(super) sample_percent: Option<At<Percent>>,
     pub(super) propagate: Option<At<Formats>>,
     pub(super) service_name: Option<At<Arc<str>>>,
-    pub(super) attributes: Option<At<Box<[(Box<str>, Box<str>)]>>>,
+    pub(super) attributes: Option<At<Pairs>>,
 }
 
 #[derive(Debug, Default)]

@@ -596,9 +596,7 @@ mod tests {
 
     #[test]
     fn a_context_takes_the_place_of_what_stands_there() {
-        let head = format!(
-            "GET /traceparent: HTTP/1.1\r\nhost: a\r\nTraceParent: 00-x\r\ntracestate: a=1\r\nb3: 0\r\nx-b3-sampled: 1\r\nTRACEPARENT: y\r\nz: 1\r\n\r\n"
-        );
+        let head = "GET /traceparent: HTTP/1.1\r\nhost: a\r\nTraceParent: 00-x\r\ntracestate: a=1\r\nb3: 0\r\nx-b3-sampled: 1\r\nTRACEPARENT: y\r\nz: 1\r\n\r\n";
         let body = "traceparent: z\r\n";
         let mut fields = Fields::default();
         fields.see(b"traceparent", format!("00-{TRACE}-{SPAN}-01").as_bytes().to_vec().leak());

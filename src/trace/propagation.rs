@@ -220,8 +220,8 @@ impl<'f> Fields<'f> {
         let is = |known: &str| name.eq_ignore_ascii_case(known.as_bytes());
         match name.len() {
             2 if is(B3) => self.b3.see(value),
-            10 if is(TRACESTATE) => drop(self.state.get_or_insert(value.trim_ascii())),
-            10 if is("user-agent") => drop(self.agent.get_or_insert(value.trim_ascii())),
+            10 if is(TRACESTATE) => drop(self.state.get_or_insert_with(|| value.trim_ascii())),
+            10 if is("user-agent") => drop(self.agent.get_or_insert_with(|| value.trim_ascii())),
             10 if is(B3_FLAGS) => self.flags.see(value),
             11 if is(TRACEPARENT) => self.traceparent.see(value),
             11 if is(B3_SPAN) => self.span.see(value),

@@ -153,3 +153,42 @@ fn b3_is_written_in_both_forms() {
     let again: Vec<(&str, &str)> = all.iter().skip(1).map(|(n, v)| (&**n, &**v)).collect();
     assert_eq!(read(&again, true).parent, Some(context(true, true)));
 }
+
+proptest::proptest! {
+    /// Whatever comes, nothing is made of it that was not sent: what is taken of a `traceparent` of this version is written as it came,
+    /// but for flags that are not known.
+    #[test]
+    fn a_traceparent_is_taken_as_it_stands_or_not_at_all(
+        version in "[0-9a-f]{2}|.{0,3}",
+        trace in "[0-9a-f]{32}|0{32}|[0-9a-fA-F]{30,34}",
+        span in "[0-9a-f]{16}|0{16}|[0-9a-fA-F]{14,18}",
+        flags in "[0-9a-f]{2}|.{0,3}",
+        rest in "|-|-[a-z]{1,5}|.{1,3}",
+    ) {
+        let value = format!("{version}-{trace}-{span}-{flags}{rest}");
+        if let Some(context) = parent(&value) {
+            let again = written(context, false).remove(0).1;
+            proptest::prop_assert_eq!(&again[3..52], &value.trim()[3..52]);
+            proptest::prop_assert!(!version.eq("ff") && again.starts_with("00-") && again.len() == 55);
+            proptest::prop_assert_eq!(parent(&again), Some(context));
+        } else if version == "00" && rest.is_empty() && flags.len() == 2 {
+            let is_hex = |text: &str, length| {
+                text.len() == length && text.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
+            };
+            let is_zero = |text: &str| text.bytes().all(|b| b == b'0');
+            let right = is_hex(&trace, 32) && is_hex(&span, 16) && is_hex(&flags, 2);
+            proptest::prop_assert!(!right || is_zero(&trace) || is_zero(&span), "{} is right", value);
+        }
+    }
+
+    /// And no field of B3 makes it fail, or gives an id of zeros.
+    #[test]
+    fn whatever_stands_in_fields_of_b3_is_read_or_passed_over(single in ".{0,80}|([0-9a-f]{16}){1,2}-[0-9a-f]{16}(-[01d])?", trace in "([0-9a-f]{16}){0,2}|.{0,40}", span in "[0-9a-f]{16}|.{0,20}") {
+        for fields in [&[("b3", &*single)][..], &[("x-b3-traceid", &trace), ("x-b3-spanid", &span)]] {
+            if let Some(context) = read(fields, true).parent {
+                proptest::prop_assert!(context.trace.octets().iter().any(|octet| *octet != 0));
+                proptest::prop_assert!(context.span.octets().iter().any(|octet| *octet != 0));
+            }
+        }
+    }
+}

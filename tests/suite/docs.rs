@@ -73,7 +73,7 @@ fn every_metric_and_every_field_of_the_access_log_is_told_of() {
     let folder = Folder::new();
     let log = folder.path("access.log");
     let proxy = Proxy::start(Start::text(format!(
-        "shards = 1\n[admin]\naddress = \"127.0.0.1:0\"\n[access_log]\npath = \"{}\"\n[[listener]]\nname = \"in\"\naddress = \
+        "shards = 1\n[admin]\naddress = \"127.0.0.1:0\"\n[tracing]\nendpoint = \"http://127.0.0.1:1\"\nsample_percent = 100\n[access_log]\npath = \"{}\"\n[[listener]]\nname = \"in\"\naddress = \
          \"127.0.0.1:0\"\n[[service]]\nname = \"app\"\nendpoints = [\"{}\"]\n[[route]]\npath_prefix = \"/app\"\nservice = \
          \"app\"\n[[service]]\nname = \"dead\"\nendpoints = [\"unix:/nonexistent/ringmesh.sock\"]\n[[route]]\npath_prefix = \
          \"/dead\"\nservice = \"dead\"\n",
@@ -117,6 +117,18 @@ fn every_metric_and_every_field_of_the_access_log_is_told_of() {
         }
     }
     assert!(missing.is_empty(), "docs/operations.md does not tell of:\n{missing}");
+}
+
+#[test]
+fn every_attribute_of_a_span_is_told_of() {
+    let tracing = read("docs/tracing.md");
+    let written = read("src/proxy/traced.rs");
+    let calls = ["span.text(\"", "span.number(\""];
+    let names = calls.iter().flat_map(|call| written.split(call).skip(1));
+    let names: HashSet<&str> = names.map(|rest| rest.split('"').next().unwrap()).collect();
+    let missing: Vec<&&str> = names.iter().filter(|name| !tracing.contains(&format!("`{name}`"))).collect();
+    assert!(missing.is_empty(), "docs/tracing.md does not tell of {missing:?}");
+    assert!(names.len() > 25 && names.contains("ringmesh.fault"), "{names:?}");
 }
 
 /// Those that only show themselves with rules and certificates.

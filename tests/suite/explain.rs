@@ -544,3 +544,19 @@ fn how_long_an_exchange_may_take_is_told_with_what_its_caller_says() {
         "{told:#}"
     );
 }
+
+#[test]
+fn who_decides_whether_it_is_recorded_is_told() {
+    let files =
+        Files::new(&format!("{TEXT}[tracing]\nendpoint = \"http://127.0.0.1:4317\"\nsample_percent = 2.5\n"));
+    let (told, _) = files.text(&["GET", "http://shop/"]);
+    let line = "trace       a new trace; its caller says nothing: 2.5 % are recorded; spans go to http://127.0.0.1:4317";
+    assert!(told.contains(line), "{told}");
+    let parent = "traceparent: 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00";
+    let (told, _) = files.text(&["GET", "http://shop/", "-H", parent]);
+    let line = "trace       trace 0af7651916cd43dd8448eb211c80319c; its caller says that it is not recorded";
+    assert!(told.contains(line), "{told}");
+    let told = files.json(&["GET", "http://shop/", "-H", &parent.replace("331-00", "331-01")]);
+    assert_eq!(told["trace"]["recorded_percent"], 100.0, "{told}");
+    assert!(!Files::new(TEXT).text(&["GET", "http://shop/"]).0.contains("trace "));
+}

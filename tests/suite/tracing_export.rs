@@ -238,3 +238,38 @@ fn the_name_is_that_of_the_identity_where_none_is_given() {
     proxy.drain();
     proxy.join();
 }
+
+#[test]
+fn mistakes_in_the_table_are_told_with_what_to_write() {
+    let errors = |table: &str| {
+        let text = format!("[tracing]\n{table}\n[[listener]]\naddress = \"127.0.0.1:0\"\n");
+        match ringmesh::config::parse("test.toml", &text, &|_| None) {
+            Ok(_) => panic!("taken: {table}"),
+            Err(report) => report.to_string(),
+        }
+    };
+    let good = "endpoint = \"http://127.0.0.1:4317\"\n";
+    for (table, told) in [
+        ("", "[tracing] needs `endpoint`"),
+        ("endpoint = \"127.0.0.1:4317\"", "begins with neither http:// nor https://"),
+        ("endpoint = \"http://collector\"", "4317 is usual for gRPC"),
+        ("endpoint = \"http://127.0.0.1:0\"", "port 0 cannot be connected to"),
+        ("endpoint = \"http://127.0.0.1:4317/v1\"", "gRPC has no path of its own"),
+        (&format!("{good}ca = \"/ca.pem\""), "the endpoint is not encrypted"),
+        (&format!("{good}protocol = \"zipkin\""), "`zipkin` is not known"),
+        (&format!("{good}sample_percent = 101"), "out of its bounds"),
+        (&format!("{good}sample_percent = \"1\""), "a number of percent"),
+        (&format!("{good}propagate = [\"b3\"]"), "write [\"w3c\"], or [\"w3c\", \"b3\"]"),
+        (&format!("{good}propagate = [\"jaeger\"]"), "`jaeger` is not known"),
+        (&format!("{good}attributes = {{ \"service.name\" = \"a\" }}"), "write it as `service_name`"),
+        (&format!("{good}attributes = {{ a = \"\" }}"), "an empty text says nothing"),
+        (&format!("{good}headers = {{ host = \"a\" }}"), "`host` is set by this proxy"),
+        (&format!("{good}headers = {{ \"a b\" = \"a\" }}"), "is no name of a field"),
+        (&format!("{good}timeout = \"1h\""), "tracing.timeout is \"1h\", out of its bounds"),
+        (&format!("{good}waiting_bytes_max = \"1KiB\""), "out of its bounds"),
+        (&format!("{good}sample = 1"), "unknown key `sample`"),
+    ] {
+        let errors = errors(table);
+        assert!(errors.contains(told), "{table}: {told}\n{errors}");
+    }
+}

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use toml::de::DeValue;
 
-use super::super::raw::{At, RawTracing};
+use super::super::raw::{At, Pairs, RawTracing};
 use super::super::reader::{Item, Opened, Reader};
 use super::super::report::{Place, Problem};
 use super::super::values::{self, Complaint};
@@ -146,9 +146,6 @@ fn propagate(reader: &mut Reader<'_>, item: &Item<'_>) -> Option<At<Formats>> {
         }
     }
 }
-
-/// Pairs of name and value of the operator's own.
-type Pairs = Box<[(Box<str>, Box<str>)]>;
 
 fn pairs(
     reader: &mut Reader<'_>,

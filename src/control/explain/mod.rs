@@ -15,6 +15,7 @@ mod policies;
 mod question;
 mod report;
 mod shared_limits;
+mod traced;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -116,6 +117,7 @@ pub(super) fn explain(
     };
     let found = snapshot.routes.find_id(&request);
     let is_allowed = access(snapshot, &call, &mut lines);
+    lines.extend(compiled.tracing.as_ref().map(|tracing| traced::line(tracing, &fields)));
     let route = found.and_then(|id| Some((id, snapshot.routes.route(id)?)));
     let best = found.and_then(|id| rank_of(snapshot.routes.matches().get(id as usize)?, id, &request));
     match route {
