@@ -389,7 +389,7 @@ mod tests {
             }
         }
         let of_unprofiled = 1 + 1 + 1 + 1 + 2 + 1;
-        assert_eq!(filled_ones, 4 + 3 + 4 + 4 + 8 + 3 + 2 + 1 + 3 + of_unprofiled);
+        assert_eq!(filled_ones, 4 + 3 + 4 + 4 + 10 + 3 + 2 + 1 + 3 + of_unprofiled);
         assert!(Kind::Ringmesh.absent(Shape::Mesh).is_none());
         assert!(Kind::Nginx.absent(Shape::H2).is_some());
     }
