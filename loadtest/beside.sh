@@ -37,9 +37,9 @@ for round in $(seq "$rounds"); do
     for which in first second; do
         sed "s/^{/{\"beside\":\"$which\",\"beside_round\":$round,/" "$scratch/$which/raw.jsonl" >>"$scratch/all.jsonl"
     done
-    printf '\rround %d of %d' "$round" "$rounds" >&2
+    [ -t 2 ] && printf '\rround %d of %d ' "$round" "$rounds" >&2 || true
 done
-printf '\r' >&2
+[ -t 2 ] && printf '\r' >&2 || true
 cp "$scratch/all.jsonl" "$folder/raw.jsonl"
 awk -v first="$4" -v second="$5" -v case="$case" '
     function number(name) { return match($0, "\"" name "\":[0-9.]+") ? substr($0, RSTART + length(name) + 3, RLENGTH - length(name) - 3) + 0 : 0 }
