@@ -41,7 +41,7 @@ pub struct Frame<'s> {
     pub failed: bool,
 }
 
-/// Writes one span. Made by [`write`].
+/// Writes one span. Made by [`write()`].
 pub struct Writer<'w> {
     out: &'w mut Vec<u8>,
 }
