@@ -14,7 +14,7 @@
 //! - **slow**: half of the answers of a window took `slow_factor` times as long as the median of the endpoints, and longer
 //!   than `slow_min`.
 //! - **pending**: `pending_min` attempts wait for that long, and nothing has been answered meanwhile and none that began
-//!   later, while others answer. No timeout need run out. What is waited for is an answer to a request that has been sent:
+//!   later, on whichever shard, while others answer. No timeout need run out. What is waited for is an answer to a request that has been sent:
 //!   who uploads slowly counts for nothing.
 //!
 //! But for the first, which needs no comparison, an endpoint is ejected only if at least half of the others that are used
@@ -68,6 +68,8 @@ pub struct Breaker {
     generation: u32,
     looked_at_ns: u64,
     look_at_ns: u64,
+    /// By age in looks: no attempt of that age began before then.
+    since_ns: [u64; AGES],
     /// What is slow at present.
     slow_ns: u64,
     changes: SmallVec<[Change; 2]>,
@@ -173,6 +175,7 @@ impl Breaker {
             generation: 0,
             looked_at_ns: 0,
             look_at_ns: 0,
+            since_ns: [0; AGES],
             slow_ns: u64::MAX,
             changes: SmallVec::new(),
             changes_lost: 0,
@@ -291,13 +294,13 @@ impl Breaker {
     pub fn answered(&mut self, endpoint: usize, begun: Begun, now_ns: u64) {
         let age = self.age(begun);
         let standing = &self.health.of(self.locals.len()).endpoints[endpoint];
-        let local = &mut self.locals[endpoint];
         // Of the oldest it is not known which of them began before this one.
-        if age < OLD && is_before(local.overtaken_before, begun.generation) {
-            local.overtaken_before = begun.generation;
-            local.overtaken += local.pending[age + 1..].iter().sum::<u32>();
-            local.pending[age + 1..].fill(0);
-            local.tell_stuck(standing);
+        if age < OLD {
+            let local = &mut self.locals[endpoint];
+            if local.overtake(age, begun.generation) {
+                local.tell_stuck(standing);
+            }
+            standing.overtook(self.since_ns[age]);
         }
         standing.answered(now_ns);
         if begun.role == Role::Trial {
@@ -559,10 +562,17 @@ impl Breaker {
         let late_ns = now_ns.saturating_sub(self.looked_at_ns.saturating_add(most_ns));
         let steps = 1 + usize::try_from(late_ns / pace_ns).unwrap_or(OLD).min(OLD);
         self.generation = self.generation.wrapping_add(steps as u32);
+        self.since_ns.copy_within(0..AGES - steps, steps);
+        self.since_ns[..steps].fill(now_ns);
         for endpoint in 0..self.locals.len() {
             let standing = &self.health.of(self.locals.len()).endpoints[endpoint];
-            self.locals[endpoint].grow_older(steps);
-            self.locals[endpoint].tell_stuck(standing);
+            let local = &mut self.locals[endpoint];
+            local.grow_older(steps);
+            let overtaken_ns = standing.overtaken_before_ns();
+            if let Some(age) = self.since_ns[..OLD].iter().position(|since_ns| *since_ns <= overtaken_ns) {
+                local.overtake(age, self.generation.wrapping_sub(age as u32));
+            }
+            local.tell_stuck(standing);
             self.tell(endpoint, now_ns);
         }
         self.slow_ns = self.slow_now_ns();
@@ -685,6 +695,17 @@ impl Local {
             self.pending.copy_within(0..OLD - 1, 1);
             self.pending[0] = 0;
         }
+    }
+
+    /// One of that age and look has its answer: those that are older are not counted any more. Whether there may be some.
+    fn overtake(&mut self, age: usize, generation: u32) -> bool {
+        if !is_before(self.overtaken_before, generation) {
+            return false;
+        }
+        self.overtaken_before = generation;
+        self.overtaken += self.pending[age + 1..].iter().sum::<u32>();
+        self.pending[age + 1..].fill(0);
+        true
     }
 
     fn tell_stuck(&mut self, standing: &Standing) {

@@ -461,6 +461,38 @@ fn who_waits_is_no_fault_where_one_waits_or_nobody_is_answered_or_this_one_answe
 }
 
 #[test]
+fn an_answer_on_one_shard_overtakes_what_waits_since_before_on_another() {
+    // Three shards wait for one each; what a fourth asked after that is answered at once, and nobody asks any more, as peak EWMA
+    // does not while it waits.
+    let health = Arc::default();
+    let mut shards: Vec<Bench> = (0..4).map(|_| Bench::sharing(&health, 3, |_| {})).collect();
+    shards.iter_mut().for_each(Bench::warm);
+    let mut run = |late: bool| {
+        let began_ns = shards[0].now_ns;
+        let waiting: Vec<Begun> =
+            shards[..3].iter_mut().map(|shard| shard.breaker.begin(0, began_ns)).collect();
+        for step in 1..=200 {
+            for (n, shard) in shards.iter_mut().enumerate() {
+                shard.now_ns = began_ns + step * 10 * MS;
+                shard.attempt(1, GOOD);
+                // After 200 ms, or at first: the others began no earlier.
+                if n == 3 && step == if late { 20 } else { 1 } {
+                    shard.attempt(0, GOOD);
+                }
+            }
+        }
+        let found = (shards[0].reason(0), shards[0].breaker.standing(0).stuck());
+        for (shard, begun) in shards.iter_mut().zip(waiting) {
+            shard.end(0, begun, Verdict::Nothing);
+        }
+        assert_eq!(shards[0].breaker.standing(0).stuck(), 0);
+        found
+    };
+    assert_eq!(run(true), (None, 0));
+    assert_eq!(run(false), (Some(Reason::Pending), 3));
+}
+
+#[test]
 fn an_attempt_that_began_just_now_does_not_look_old_after_a_quiet_time() {
     let mut bench = Bench::new(3, |_| {});
     bench.warm();

@@ -156,6 +156,7 @@ struct Read {
 struct Written {
     window: Window,
     answered_at_ns: AtomicU64,
+    overtaken_before_ns: AtomicU64,
     stuck: AtomicU32,
     latency_us: AtomicU32,
 }
@@ -299,6 +300,19 @@ impl Standing {
     /// When it answered last, to about 8 ms; 0 for never.
     pub fn answered_at_ns(&self) -> u64 {
         self.written.answered_at_ns.load(Ordering::Relaxed)
+    }
+
+    /// An attempt that began no earlier than that has its answer. Written once for each look of a shard.
+    pub fn overtook(&self, since_ns: u64) {
+        let before = &self.written.overtaken_before_ns;
+        if before.load(Ordering::Relaxed) < since_ns {
+            before.fetch_max(since_ns, Ordering::Relaxed);
+        }
+    }
+
+    /// What began before that says nothing by waiting: one that began later has its answer, on this shard or another.
+    pub fn overtaken_before_ns(&self) -> u64 {
+        self.written.overtaken_before_ns.load(Ordering::Relaxed)
     }
 
     /// So many more (or fewer) attempts wait for an answer for too long.
