@@ -8,7 +8,7 @@ use ringmesh::shard::buffers::Buffers;
 use ringmesh::shard::link::Pressure;
 
 use crate::support::client::Client;
-use crate::support::http2::{DATA, END_STREAM, GOAWAY, HEADERS, NO_ERROR, Outcome, Raw, fields};
+use crate::support::http2::{DATA, END_STREAM, GOAWAY, HEADERS, NO_ERROR, Outcome, Raw, RawService, fields};
 use crate::support::mesh::{Config, Mesh};
 use crate::support::origin::{Origin, ok};
 use crate::support::{End, Gate};
@@ -83,6 +83,61 @@ fn what_is_in_flight_is_not_touched() {
     drop((client, raw));
     let seen = mesh.finish();
     assert!(seen.failures.is_empty(), "{:?}", seen.failures);
+}
+
+/// Those of the exchanges that wait, and a few for connections that are shared. The buffer that a request was written from, or that the
+/// answer will be written to, would be one more for each.
+#[test]
+fn who_waits_for_a_service_of_another_version_holds_no_buffer_to_write_with() {
+    const WAITING: usize = 12;
+    let in_use = |mesh: &mut Mesh, each: usize| {
+        let [least, most] =
+            [WAITING * each, WAITING * each + WAITING / 2].map(|n| (n * Buffers::SMALL) as u64);
+        mesh.wait_totals(|totals| {
+            totals.exchanges_open == WAITING as u64 && (least..=most).contains(&totals.buffer_bytes)
+        });
+    };
+
+    // By HTTP/2 to HTTP/1.1: one to read the answer into.
+    let (gate, app) = Origin::gated();
+    let mut mesh = mesh(&app);
+    let mut raw = Raw::connect(mesh.address);
+    for n in 0..WAITING as u32 {
+        raw.head(END_STREAM, n * 2 + 1, &fields("GET", "/", &[]));
+    }
+    app.wait_requests(WAITING);
+    in_use(&mut mesh, 1);
+    gate.open();
+    for _ in 0..WAITING {
+        while raw.until(DATA).flags & END_STREAM == 0 {}
+    }
+    drop(raw);
+    mesh.finish();
+
+    // By HTTP/1.1 to HTTP/2: what was read, and what is to be sent again if need be.
+    let gate = Arc::new(Gate::default());
+    let theirs = Arc::clone(&gate);
+    let service = RawService::scripted(move |_, raw| {
+        let waiting: Vec<u32> = (0..WAITING).map_while(|_| Some(raw.request()?.0)).collect();
+        theirs.pass();
+        for stream in waiting {
+            raw.head(END_STREAM, stream, &[(":status", "200")]);
+        }
+        raw.request();
+    });
+    let mut mesh =
+        Config::default().service_at("app", &[&service.endpoint], "protocol = \"http2\"\n").start();
+    let mut clients: Vec<Client> = (0..WAITING).map(|_| mesh.client()).collect();
+    for client in &mut clients {
+        client.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n");
+    }
+    in_use(&mut mesh, 2);
+    gate.open();
+    for client in &mut clients {
+        assert_eq!(client.response().status(), 200);
+    }
+    drop(clients);
+    mesh.finish();
 }
 
 #[test]
