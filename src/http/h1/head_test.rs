@@ -16,7 +16,7 @@ pub(super) const LIMITS: Limits = Limits {
 };
 
 /// The limits of the next hop: a head that leaves has more in it than when it came.
-pub(super) const NEXT_LIMITS: Limits = Limits { head_bytes_max: 65_536, fields_max: 256, ..LIMITS };
+pub(in crate::http) const NEXT_LIMITS: Limits = Limits { head_bytes_max: 65_536, fields_max: 256, ..LIMITS };
 
 /// Whole lines without control characters, an end, and one framing at most.
 pub(super) fn assert_canonical(head: &[u8]) {

@@ -5,7 +5,7 @@
 //! understood, so that the next hop cannot understand it differently.
 
 #[cfg(test)]
-mod head_test;
+pub(super) mod head_test;
 mod request;
 mod response;
 

@@ -212,20 +212,7 @@ mod tests {
     use super::*;
     use crate::http::Method;
     use crate::http::h1::Parsed;
-    use crate::snapshot::Limits;
-
-    const LIMITS: Limits = Limits {
-        head_bytes_max: 64 * 1024,
-        target_bytes_max: 1024,
-        fields_max: 64,
-        body_bytes_max: 0,
-        connections_max: 1,
-        interim_responses_max: 1,
-        handshakes_max: 16,
-        mirrored_max: 1,
-        mirrored_body_bytes_max: 1,
-        faults_max: 1,
-    };
+    use crate::http::h1::head_test::NEXT_LIMITS;
 
     /// Whatever their number and length, and whatever lies between them that is not passed on.
     #[test]
@@ -237,7 +224,7 @@ mod tests {
                 "HTTP/1.1 200 OK\r\nx-a: {a}\r\nKeep-Alive: timeout=5\r\nConnection: x-gone\r\nX-B: {b}\r\nx-gone: \
                  gone\r\nx-b: {c}\r\ncontent-length: 7\r\ndate: today\r\n\r\n"
             );
-            let read = h1::read_response(head.as_bytes(), &LIMITS, Method::Idempotent, |response| {
+            let read = h1::read_response(head.as_bytes(), &NEXT_LIMITS, Method::Idempotent, |response| {
                 from_h1(response, &Clock::new())
             });
             let Parsed::Whole(Ok(response)) = read else { panic!("{read:?}") };
