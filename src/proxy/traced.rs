@@ -55,8 +55,8 @@ pub(super) enum Said<'x> {
 }
 
 impl<'x> Said<'x> {
-    /// Those of them that matter here.
-    fn fields(self) -> Fields<'x> {
+    /// Those of them that matter here, where these formats are read.
+    fn fields(self, formats: Formats) -> Fields<'x> {
         let mut fields = Fields::default();
         match self {
             Self::Raw(head) => {
@@ -74,8 +74,9 @@ impl<'x> Said<'x> {
             }
             Self::Typed(headers) => {
                 // By name: each is found by its hash, where a walk would look at all.
-                for name in [TRACEPARENT, TRACESTATE, "user-agent"].into_iter().chain(B3_FIELDS) {
-                    for value in headers.get_all(name) {
+                let of_b3 = if formats.b3 { &B3_FIELDS[..] } else { &[] };
+                for name in [TRACEPARENT, TRACESTATE, "user-agent"].iter().chain(of_b3) {
+                    for value in headers.get_all(*name) {
                         fields.see(name.as_bytes(), value.as_bytes());
                     }
                 }
@@ -130,7 +131,7 @@ impl Account {
 
     /// Decides whether the exchange is recorded, and notes what its spans tell of the request.
     pub(super) fn begin_trace(&self, shard: &Shard, rules: &Rules, said: Said<'_>, shown: &Shown<'_>) {
-        let fields = said.fields();
+        let fields = said.fields(rules.formats);
         let incoming = fields.read(rules.formats);
         let begun = Begun::new(&incoming, rules.sample, || shard.rng(|rng| rng.u64(..)));
         let b3 = if rules.formats.b3 { Mode::B3 } else { 0 };
@@ -163,7 +164,7 @@ impl Account {
         if !self.mode().is_on() {
             return None;
         }
-        Some((said?.fields().read(self.mode().formats()).parent?.trace, false))
+        Some((said?.fields(self.mode().formats()).read(self.mode().formats()).parent?.trace, false))
     }
 
     /// Puts the exchange's own context in a head that is canonical, for a copy of its request.
@@ -192,7 +193,8 @@ impl Account {
         let told = match context {
             Some(context) => Some((context, self.live().is_some_and(Live::drops_state))),
             None => {
-                let incoming = Said::Raw(&head[..head_len]).fields().read(self.mode().formats());
+                let incoming =
+                    Said::Raw(&head[..head_len]).fields(self.mode().formats()).read(self.mode().formats());
                 unsampled(&incoming, self.mode().formats(), random)
             }
         };
@@ -212,7 +214,7 @@ impl Account {
         let told = match self.live() {
             Some(live) => Some((live.sends(), live.drops_state())),
             None => {
-                let incoming = Said::Typed(headers).fields().read(formats);
+                let incoming = Said::Typed(headers).fields(formats).read(formats);
                 unsampled(&incoming, formats, || shard.rng(|rng| rng.u64(..)))
             }
         };
@@ -627,14 +629,19 @@ mod tests {
         let head = format!(
             "\r\nGET / HTTP/1.1\r\nhost: a\r\nUser-Agent: me \r\ntraceparent:00-{TRACE}-{SPAN}-01\r\n\r\ntraceparent: again\r\n"
         );
-        let fields = Said::Raw(head.as_bytes()).fields();
+        let fields = Said::Raw(head.as_bytes()).fields(Formats { b3: false });
         assert_eq!(fields.agent, Some(&b"me"[..]));
         assert!(fields.read(Formats { b3: false }).parent.is_some());
         let mut headers = HeaderMap::new();
         headers.append("traceparent", HeaderValue::from_str(&format!("00-{TRACE}-{SPAN}-01")).unwrap());
-        assert!(Said::Typed(&headers).fields().read(Formats { b3: false }).parent.is_some());
+        assert!(
+            Said::Typed(&headers).fields(Formats { b3: false }).read(Formats { b3: false }).parent.is_some()
+        );
         headers.append("traceparent", HeaderValue::from_str(&format!("00-{TRACE}-{SPAN}-01")).unwrap());
-        assert!(Said::Typed(&headers).fields().read(Formats { b3: false }).parent.is_none(), "twice");
+        assert!(
+            Said::Typed(&headers).fields(Formats { b3: false }).read(Formats { b3: false }).parent.is_none(),
+            "twice"
+        );
     }
 
     #[test]

@@ -153,13 +153,6 @@ impl Writer<'_> {
         encode_varint(value, self.out);
     }
 
-    /// An attribute that is true.
-    pub fn flag(&mut self, name: &str) {
-        self.attribute(name, key_len(2) + 1);
-        key(2, VARINT, self.out);
-        self.out.push(1);
-    }
-
     /// All of an attribute but its value, an `AnyValue` of so many octets.
     fn attribute(&mut self, name: &str, length: usize) {
         key(ATTRIBUTES, LENGTH, self.out);
@@ -266,7 +259,6 @@ mod tests {
             writer.text("absent", "");
             writer.text("long", &long);
             writer.number("http.response.status_code", 503);
-            writer.flag("ringmesh.odd");
         });
         let plain = Frame { parent: None, state: "", kind: Kind::Client, failed: false, ..frame };
         write(&plain, &mut scratch, &mut out, |writer| writer.name(&["POST"]));
@@ -290,7 +282,6 @@ mod tests {
             ("url.path", Value::StringValue("/a".into())),
             ("long", Value::StringValue(long)),
             ("http.response.status_code", Value::IntValue(503)),
-            ("ringmesh.odd", Value::BoolValue(true)),
         ];
         assert_eq!(attributes, want);
         assert!(second.parent_span_id.is_empty() && second.status.is_none() && second.flags == 0x103);
