@@ -463,7 +463,7 @@ struct Ward {
     attempts: Vec<Ongoing>,
     free: Vec<usize>,
     picks: Vec<u64>,
-    /// Attempts that have ended, and when the last answer of an endpoint that is slow came.
+    /// Attempts that have ended, and when the last answer of an endpoint that is slow came before it was ejected.
     answers: Vec<u64>,
     slow_answer_ns: u64,
 }
@@ -581,7 +581,8 @@ impl Ward {
         let outcome = match verdict {
             Verdict::Good { .. } | Verdict::Failure => {
                 breaker.answered(endpoint, begun, now_ns);
-                if self.ill[endpoint] == Some(Ill::Slow) && now_ns - begun_ns >= 400 * MS {
+                let is_used = || self.health.of(self.ill.len()).endpoints[endpoint].word().is_used();
+                if self.ill[endpoint] == Some(Ill::Slow) && now_ns - begun_ns >= 400 * MS && is_used() {
                     self.slow_answer_ns = now_ns;
                 }
                 Outcome::Answered { latency_ns: now_ns - begun_ns }
