@@ -18,6 +18,7 @@ pub mod deadline;
 pub mod fault;
 pub mod filled;
 mod judge;
+mod lengths;
 pub mod mirror;
 pub mod path;
 mod patterns;

@@ -10,6 +10,7 @@ use std::hash::{BuildHasher, Hasher};
 use foldhash::fast::RandomState;
 use hashbrown::HashTable;
 
+use super::lengths::Lengths;
 use super::regex::Set;
 use super::template::{Segment, split};
 use super::{Regex, Template};
@@ -49,6 +50,8 @@ struct Tree {
     /// The first is the root, before the first slash.
     nodes: Box<[Node]>,
     literals: HashTable<Literal>,
+    /// Of the literals that a path may begin with: most paths that no template means have none of those lengths.
+    first: Lengths,
     seed: RandomState,
 }
 
@@ -77,6 +80,9 @@ impl Tree {
         let mut nodes = vec![NEW];
         let mut tree = Self::default();
         for (template, slot) in templates {
+            if let Some(Segment::Literal(text)) = template.segments.first() {
+                tree.first.add(text.len());
+            }
             let mut at = 0_u32;
             let mut ends = true;
             for segment in &template.segments {
@@ -122,7 +128,11 @@ impl Tree {
 
     fn find(&self, path: &[u8], choose: &impl Fn(Slot) -> Option<u32>) -> Option<u32> {
         let rest = path.strip_prefix(b"/")?;
-        if self.nodes.is_empty() { None } else { self.walk(0, Some(rest), choose) }
+        let root = self.nodes.first()?;
+        if root.one == 0 && root.rest == NO_SLOT && !self.first.has(split(rest).0.len()) {
+            return None;
+        }
+        self.walk(0, Some(rest), choose)
     }
 
     /// Goes on from a node with what is left behind the last slash; `None` when the path has ended. As deep as the
@@ -161,6 +171,7 @@ fn hash(seed: &RandomState, number: u32, octets: &[u8]) -> u64 {
 struct Groups {
     /// By what the expressions of a group begin with, up to a slash.
     groups: HashTable<Group>,
+    lengths: Lengths,
     /// The longest of those, and the slashes of the one with most.
     bytes_max: usize,
     slashes_max: usize,
@@ -184,6 +195,7 @@ impl Groups {
         }
         let mut all = Self::default();
         for (begin, regexes) in by_begin {
+            all.lengths.add(begin.len());
             all.bytes_max = all.bytes_max.max(begin.len());
             all.slashes_max = all.slashes_max.max(begin.iter().filter(|b| **b == b'/').count());
             let (regexes, slots): (Vec<Regex>, Vec<Slot>) = regexes.into_iter().unzip();
@@ -200,7 +212,9 @@ impl Groups {
             return;
         }
         let mut ask = |begin: &[u8]| {
-            if let Some(group) = self.groups.find(hash(&self.seed, 0, begin), |g| *g.begin == *begin) {
+            if self.lengths.has(begin.len())
+                && let Some(group) = self.groups.find(hash(&self.seed, 0, begin), |g| *g.begin == *begin)
+            {
                 group.set.each(path, |n| with(group.slots[n]));
             }
         };

@@ -30,6 +30,7 @@ use hashbrown::HashTable;
 use smallvec::SmallVec;
 
 use super::cell::Cell;
+use super::lengths::Lengths;
 use super::patterns::{NO_SLOT, Patterns, Slot};
 use super::{HostMatch, PathMatch, Request, Route, RouteMatch};
 use crate::authorize::{Call, Caller, Fields};
@@ -556,23 +557,14 @@ struct Slots {
     prefix: Slot,
 }
 
-/// A set of lengths: bit n for n octets, the last bit for 63 and more.
-#[derive(Debug, Clone, Copy, Default)]
-struct Lengths(u64);
-
-impl Lengths {
-    fn add(&mut self, length: usize) {
-        self.0 |= 1 << length.min(63);
-    }
-
-    fn has(self, length: usize) -> bool {
-        (self.0 >> length.min(63)) & 1 == 1
-    }
-}
-
 impl Paths {
-    const EMPTY: Self =
-        Self { lengths: Lengths(0), all: NO_SLOT, patterns: NO_SLOT, prefix_bytes_max: 0, segments_max: 0 };
+    const EMPTY: Self = Self {
+        lengths: Lengths::NONE,
+        all: NO_SLOT,
+        patterns: NO_SLOT,
+        prefix_bytes_max: 0,
+        segments_max: 0,
+    };
 
     /// How much of `path` can hold the slash that ends a prefix: whatever a caller sends, no more octets are looked at
     /// than the longest prefix has, and no more slashes than the one with most of them.
