@@ -212,6 +212,19 @@ const AMBIGUOUS: [&str; 30] = [
 ];
 
 #[test]
+fn a_path_that_is_passed_over_quickly_has_one_meaning() {
+    const OCTETS: &[u8] = b"/.%;\\?2ea\x1f\x7f\x80\xc0\xe0";
+    let mut paths = vec![b"/".to_vec()];
+    for _ in 0..4 {
+        paths =
+            paths.iter().flat_map(|path| OCTETS.iter().map(|octet| [path, &[*octet][..]].concat())).collect();
+        for path in &paths {
+            assert_eq!(ambiguity(path), matching::ambiguity_below(&path[1..]), "{}", path.escape_ascii());
+        }
+    }
+}
+
+#[test]
 fn a_path_of_several_meanings_meets_every_deny_and_no_allow() {
     let deny = made(vec![paths(rule("deny", Action::Deny), &["/admin", "/admin/*"])], Verdict::Allow);
     let allow = made(vec![paths(rule("allow", Action::Allow), &["/public/*", "/*"])], Verdict::Deny);

@@ -130,6 +130,9 @@ impl Group {
         peer: Option<&SpiffeId>,
         mut matches: impl FnMut(RuleId, bool) -> bool,
     ) -> Option<RuleId> {
+        if self.rest.is_empty() && self.by_identity.is_empty() {
+            return None;
+        }
         let own = self.own(peer).iter().copied().find(|id| matches(*id, true));
         let mut before = self.rest.iter().copied().take_while(|id| own.is_none_or(|own| *id < own));
         before.find(|id| matches(*id, false)).or(own)

@@ -146,6 +146,14 @@ pub fn ambiguity(path: &[u8]) -> Option<&'static str> {
         return None;
     }
     let Some(rest) = path.strip_prefix(b"/") else { return Some("does not begin with a slash") };
+    if !path.iter().zip(rest).any(|(before, octet)| needs_a_look(*before, *octet)) {
+        return None;
+    }
+    ambiguity_below(rest)
+}
+
+/// The same of what is behind the first slash.
+pub(super) fn ambiguity_below(rest: &[u8]) -> Option<&'static str> {
     let mut octets = rest.iter().copied();
     // Octets of the present segment, and how many of them are dots.
     let (mut length, mut dots) = (0_usize, 0_usize);
@@ -186,6 +194,15 @@ pub fn ambiguity(path: &[u8]) -> Option<&'static str> {
         dots += usize::from(octet == b'.');
     }
     is_dots(length, dots).then_some("has a dot segment")
+}
+
+/// Whether an octet of a path, behind that one, may make it ambiguous; in most paths none does. A yes may be wrong, a no never is.
+const fn needs_a_look(before: u8, octet: u8) -> bool {
+    match octet {
+        ..0x20 | b'%' | b';' | b'\\' | 0x7f.. => true,
+        b'/' | b'.' => before == b'/',
+        _ => false,
+    }
 }
 
 fn is_dots(length: usize, dots: usize) -> bool {
