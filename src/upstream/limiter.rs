@@ -47,6 +47,8 @@ pub struct Limiter {
     admission: RefCell<Admission>,
     /// What was measured and is not learnt from yet.
     measured: RefCell<Vec<Sample>>,
+    /// When that was done last.
+    learnt_ns: Cell<u64>,
     /// Emptied passes, for the next ones: none is allocated once warm.
     #[expect(clippy::vec_box, reason = "they go out boxed, so that an exchange holds one word")]
     spare: RefCell<Vec<Box<Held>>>,
@@ -124,6 +126,9 @@ impl Doors {
 impl Limiter {
     /// Measured and not learnt from; with more, what another shard learns from is enough.
     const MEASURED_MAX: usize = 64;
+    /// What was measured is learnt from together, so often at most: a window lasts a hundred of these, and the estimator is taken
+    /// and given back by exchanges of memory that all shards share.
+    const LEARN_NS: u64 = 1_000_000;
     /// Emptied passes kept.
     const SPARE_MAX: usize = 1024;
 
@@ -137,6 +142,7 @@ impl Limiter {
             tickets: Cell::new(0),
             admission: RefCell::default(),
             measured: RefCell::default(),
+            learnt_ns: Cell::new(0),
             spare: RefCell::default(),
             listed: Cell::new(false),
             now_ns: Cell::new(0),
@@ -261,6 +267,10 @@ impl Limiter {
             now_ns: origin_ns + answered_ns,
             taken: caps.counts.exchanges.taken(),
         });
+        let is_soon = now_ns.saturating_sub(self.learnt_ns.get()) < Self::LEARN_NS;
+        if is_soon && measured.len() < Self::MEASURED_MAX {
+            return;
+        }
         let mut lent = Lent::take(&caps);
         let Some(estimator) = lent.as_mut().and_then(|lent| lent.estimator.as_mut()) else {
             if measured.len() >= Self::MEASURED_MAX {
@@ -268,6 +278,7 @@ impl Limiter {
             }
             return;
         };
+        self.learnt_ns.set(now_ns);
         let before = estimator.limit();
         for sample in measured.drain(..) {
             estimator.learn(settings, sample);
