@@ -159,6 +159,8 @@ pub struct Asked {
     pub decision: Decision,
     /// The tunnel that it would like the connection to become. Boxed: few requests ask for one.
     pub tunnel: Option<Box<Tunnel>>,
+    /// Whether any field of it may have a name that begins with `x-envoy-`.
+    pub may_have_envoys: bool,
     /// Whether it may not go further (OPTIONS with Max-Forwards: 0).
     pub answer_here: bool,
     /// Where the log finds what it shows.
@@ -449,7 +451,7 @@ impl Downstream {
             let decision = self.authorize(shard, &snapshot.authorization, &call);
             let chosen = route.and_then(|route| route.choose(&call, || shard.rng(|rng| rng.u64(..))));
             let allowed = decision.verdict == Verdict::Allow;
-            let mut turn = match route.filter(|route| allowed && !route.is_plain()) {
+            let mut turn = match route.filter(|route| allowed && !route.is_plain_to(request)) {
                 Some(route) => self.turn(shard, &view, route, chosen.as_ref(), &call, request)?,
                 None => None,
             };
@@ -528,6 +530,7 @@ impl Downstream {
                     h1::Upgrade::WebSocket(accept) => Some(Box::new(Tunnel::WebSocket(accept))),
                     h1::Upgrade::No | h1::Upgrade::Ignorable => None,
                 },
+                may_have_envoys: request.may_have_envoys,
                 answer_here: request.method_name == "OPTIONS" && request.max_forwards == Some(0),
                 places: Places {
                     method: request.place(request.method_name.as_bytes()),
@@ -631,6 +634,6 @@ impl Fields for h1::Request<'_> {
     }
 
     fn may_have_envoys(&self) -> bool {
-        self.has_name(authorize::may_be_envoys)
+        self.may_have_envoys
     }
 }

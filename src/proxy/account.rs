@@ -11,6 +11,7 @@ use http::HeaderValue;
 use super::again::Further;
 use super::counted::Awaiting;
 use super::mirror::Pending;
+use super::told::Telling;
 use super::traced::{Live, Mode, Said};
 use crate::authorize::Decision;
 use crate::downstream::{Asked, Downstream, Places};
@@ -50,8 +51,8 @@ pub(super) struct Account {
     pub(super) repeats: Cell<bool>,
     /// Whether there can be no attempt beside another one: not all of it was there when it was sent, or a tunnel is asked for.
     pub(super) stays_alone: Cell<bool>,
-    /// Whether the service is told what is left of its time.
-    pub(super) tells_deadline: Cell<bool>,
+    /// What the service is told of attempts and deadlines.
+    pub(super) telling: Telling,
     /// Whether something of its body is gone, so that it cannot be sent again.
     pub(super) body_is_gone: Cell<bool>,
     /// Bytes of the request's body that were passed on.

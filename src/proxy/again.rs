@@ -376,13 +376,17 @@ impl Path<'_> {
     /// Says in a canonical head which attempt it is and what is left of its time, where the service is to be told. So many octets
     /// stand behind it.
     pub(super) fn tell_attempt(&self, request: &mut Vec<u8>, behind: usize) {
-        if let Some(number) = self.attempt_told() {
-            let head_len = request.len() - behind;
-            told::put(request, head_len, told::ATTEMPT, number.into());
-        }
-        if let Some(left_ms) = self.left_told() {
-            let head_len = request.len() - behind;
-            told::put(request, head_len, told::DEADLINE, left_ms);
+        let fields =
+            [(told::ATTEMPT, self.attempt_told().map(u64::from)), (told::DEADLINE, self.left_told())];
+        let is_first = self.account.telling.is_none();
+        for (name, value) in fields {
+            let Some(value) = value else { continue };
+            let mut head_len = request.len() - behind;
+            if !is_first {
+                head_len = told::take_out(request, head_len, name);
+            }
+            told::put(request, head_len, name, value);
+            self.account.telling.note_none(false);
         }
         self.tell_trace(request, behind);
     }
@@ -400,7 +404,7 @@ impl Path<'_> {
 
     /// What is left of the time of this exchange, or of this attempt if that is less, ms, for a service that is to be told.
     fn left_told(&self) -> Option<u64> {
-        if !self.account.tells_deadline.get() || self.deadline == NEVER {
+        if !self.account.telling.tells_deadline() || self.deadline == NEVER {
             return None;
         }
         let left_ns = self.deadline.saturating_sub(self.shard.clock.now()).min(self.patience_ns());

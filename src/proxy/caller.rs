@@ -105,7 +105,8 @@ impl Caller {
             }
             _ => None,
         };
-        let turns = route.filter(|route| !route.is_plain() && decision.verdict == Verdict::Allow);
+        let turns =
+            route.filter(|route| decision.verdict == Verdict::Allow && !route.is_plain_to(call.fields));
         let turn = turns.map_or(Ok(None), |route| {
             let seen = Seen {
                 call: &call,

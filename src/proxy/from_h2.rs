@@ -261,7 +261,7 @@ async fn served(
                 deadline = deadline.min(account.grpc_deadline(&parts.headers));
             }
             if to.is_some_and(|route| route.deadline_field) {
-                account.tells_deadline.set(true);
+                account.telling.tell_deadline();
                 let value = parts.headers.get(told::DEADLINE).map(http::HeaderValue::as_bytes);
                 deadline = deadline.min(told::deadline(account.started, value));
             }

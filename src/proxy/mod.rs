@@ -194,11 +194,15 @@ async fn exchange(shard: &Rc<Shard>, downstream: &mut Downstream, asked: &mut As
     account.want(downstream.affinity.take());
     let mut head = std::mem::take(&mut asked.head);
     if route.is_some_and(|route| route.deadline_field) {
-        account.tells_deadline.set(true);
+        account.telling.tell_deadline();
         // What the caller wrote, whatever the route makes of it for the service.
-        let wrote = told::value(&downstream.input[..asked.head_len], told::DEADLINE);
-        deadline = deadline.min(told::deadline(asked.started, wrote));
+        if asked.may_have_envoys {
+            let wrote = told::value(&downstream.input[..asked.head_len], told::DEADLINE);
+            deadline = deadline.min(told::deadline(asked.started, wrote));
+        }
     }
+    // What a route changes may put some there.
+    account.telling.note_none(!asked.may_have_envoys && asked.turn.is_none());
     // Bytes of the body that are in the input, when all are; what is streamed takes its bytes from there itself.
     let mut body = whole_body(asked, &downstream.input);
     // What was sent in the hope of a tunnel must not be read as a request if none comes about.

@@ -64,9 +64,13 @@ impl Route {
         }
     }
 
-    /// Whether requests go on as they came, and at once, and responses too.
-    pub fn is_plain(&self) -> bool {
-        self.is_unchanged() && self.fault.is_none() && self.caller_may.is_none()
+    /// Whether requests with these fields go on as they came, and at once, and responses too.
+    pub fn is_plain_to(&self, fields: &impl Fields) -> bool {
+        self.is_unchanged() && self.fault.as_ref().is_none_or(|fault| fault.is_asked_for()) && {
+            // What callers ask for they say in such fields.
+            let may_ask = self.fault.is_some() || self.caller_may.is_some();
+            !(may_ask && fields.may_have_envoys())
+        }
     }
 
     /// Whether requests go on as they came, and responses too.

@@ -236,6 +236,11 @@ impl Fault {
     /// The slowest and the fastest rate, octets a second: below, a body would take a part of it at a time that is none.
     pub const RATES: [u64; 2] = [1024, 1 << 30];
 
+    /// Whether nothing is done but what a request asks for.
+    pub fn is_asked_for(&self) -> bool {
+        self.delay.is_none() && self.abort.is_none() && self.truncate.is_none() && self.bandwidth.is_none()
+    }
+
     /// What is done to a request with these fields. `random` gives evenly distributed numbers.
     pub fn draw<F: Fields>(&self, fields: &F, mut random: impl FnMut() -> u64) -> Drawn {
         let mut drawn = Drawn {

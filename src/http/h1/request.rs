@@ -40,6 +40,8 @@ pub struct Request<'b> {
     pub upgrade: Upgrade,
     /// The value of Max-Forwards.
     pub max_forwards: Option<u64>,
+    /// Whether any line may have a name that begins with `x-envoy-`; a no is never wrong.
+    pub may_have_envoys: bool,
     /// Bytes of the head in the buffer, what was skipped before it included.
     pub head_len: usize,
     base: &'b [u8],
@@ -238,6 +240,7 @@ impl<'b> Request<'b> {
             takes_trailers: false,
             upgrade: Upgrade::No,
             max_forwards: None,
+            may_have_envoys: false,
             head_len,
             base,
             connection: ConnectionOptions::default(),
@@ -248,6 +251,7 @@ impl<'b> Request<'b> {
         let mut protocols = Protocols::default();
         let mut websocket_keys = SmallVec::<[&[u8]; 1]>::new();
         for part in request.parts {
+            request.may_have_envoys |= authorize::may_be_envoys(part.name);
             match known(part.name) {
                 Known::Other | Known::Date | Known::Forwarded | Known::HopByHop | Known::KeepAlive => {}
                 Known::XForwardedFor
@@ -376,11 +380,6 @@ impl<'b> Request<'b> {
         };
         own.into_iter()
             .chain(parts.iter().filter(move |p| p.name.eq_ignore_ascii_case(name)).map(|part| part.value))
-    }
-
-    /// Whether any line has a name like that.
-    pub fn has_name(&self, is_like: impl Fn(&str) -> bool) -> bool {
-        self.parts.iter().any(|part| is_like(part.name))
     }
 
     /// Where a part of the head lies in the buffer that it was read from, to find it again later.
