@@ -27,7 +27,7 @@ RINGMESH_PROFILE=generate:$work/raw cargo build --locked --release --target-dir 
 RINGMESH_PROFILE=off cargo build --locked --release --target-dir target/unprofiled --bin loadtest
 
 say "2 of 3: loads"
-target/unprofiled/release/loadtest compare --peers ringmesh --ringmesh target/profiled/release/ringmesh --rounds 1 --seconds 3 \
+target/unprofiled/release/loadtest compare --peers ringmesh,policies --ringmesh target/profiled/release/ringmesh --rounds 1 --seconds 3 \
     --case a,e,policies,h2,h2h1,tls,handshake,mesh --out "$work/loads"
 
 say "3 of 3: the profile"
