@@ -439,10 +439,11 @@ impl Downstream {
         let via = snapshot.forwarding.via.as_deref();
         h1::read_request(&self.input, &snapshot.limits, via, |request| {
             let refused = |cause| Failure::downstream(Stage::Head, cause);
-            Edge::check(Edge::of(&self.connection).as_ref(), request.host()).map_err(refused)?;
+            let host = request.host();
+            Edge::check(Edge::of(&self.connection).as_ref(), host).map_err(refused)?;
             let call = call(self.caller(), request);
             let id = snapshot.routes.find_id(&route::Request {
-                host: request.host(),
+                host,
                 path: request.path().unwrap_or("/").as_bytes(),
                 query: request.query().as_bytes(),
                 call: &call,

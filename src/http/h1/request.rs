@@ -45,6 +45,8 @@ pub struct Request<'b> {
     /// Bytes of the head in the buffer, what was skipped before it included.
     pub head_len: usize,
     base: &'b [u8],
+    /// Octets of the target before the question mark: asked for several times.
+    path_len: usize,
     connection: ConnectionOptions<'b>,
     parts: &'b [httparse::Header<'b>],
 }
@@ -243,6 +245,7 @@ impl<'b> Request<'b> {
             may_have_envoys: false,
             head_len,
             base,
+            path_len: memchr::memchr(b'?', target.as_bytes()).unwrap_or(target.as_bytes().len()),
             connection: ConnectionOptions::default(),
             parts: parsed.headers,
         };
@@ -341,7 +344,7 @@ impl<'b> Request<'b> {
     pub fn path(&self) -> Option<&'b str> {
         match self.target {
             Target::Path(path) => {
-                let path = &path[..memchr::memchr(b'?', path.as_bytes()).unwrap_or(path.len())];
+                let path = &path[..self.path_len];
                 Some(if path.is_empty() { "/" } else { path })
             }
             Target::Asterisk | Target::Authority(_) => None,
@@ -351,7 +354,7 @@ impl<'b> Request<'b> {
     /// What stands behind the question mark, for routing; empty where there is none.
     pub fn query(&self) -> &'b str {
         match self.target {
-            Target::Path(path) => memchr::memchr(b'?', path.as_bytes()).map_or("", |at| &path[at + 1..]),
+            Target::Path(path) => path.get(self.path_len + 1..).unwrap_or_default(),
             Target::Asterisk | Target::Authority(_) => "",
         }
     }
@@ -587,7 +590,7 @@ pub(in crate::http) fn write_ip(peer: SocketAddr, out: &mut Vec<u8>) {
                 if n > 0 {
                     out.push(b'.');
                 }
-                write_u64(octet.into(), out);
+                write_octet(octet, out);
             }
         }
         SocketAddr::V6(v6) => {
@@ -596,6 +599,13 @@ pub(in crate::http) fn write_ip(peer: SocketAddr, out: &mut Vec<u8>) {
             let _ = write!(out, "{}", v6.ip());
         }
     }
+}
+
+/// Writes an octet in decimal: four for each request.
+fn write_octet(octet: u8, out: &mut Vec<u8>) {
+    let digits = [b'0' + octet / 100, b'0' + octet / 10 % 10, b'0' + octet % 10];
+    let leading = usize::from(octet < 100) + usize::from(octet < 10);
+    out.extend_from_slice(&digits[leading..]);
 }
 
 #[cfg(test)]
