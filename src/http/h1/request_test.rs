@@ -713,7 +713,7 @@ proptest! {
 #[test]
 fn an_address_is_written_as_everybody_writes_it() {
     for octet in 0..=255 {
-        let peer = std::net::SocketAddr::from(([octet, 0, 99, 100], 1));
+        let peer = SocketAddr::from(([octet, 0, 99, 100], 1));
         let mut out = Vec::new();
         write_ip(peer, &mut out);
         assert_eq!(String::from_utf8(out).unwrap(), peer.ip().to_string());
