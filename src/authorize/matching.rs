@@ -146,7 +146,7 @@ pub fn ambiguity(path: &[u8]) -> Option<&'static str> {
         return None;
     }
     let Some(rest) = path.strip_prefix(b"/") else { return Some("does not begin with a slash") };
-    if !path.iter().zip(rest).any(|(before, octet)| needs_a_look(*before, *octet)) {
+    if !needs_a_look(path) {
         return None;
     }
     ambiguity_below(rest)
@@ -196,13 +196,33 @@ pub(super) fn ambiguity_below(rest: &[u8]) -> Option<&'static str> {
     is_dots(length, dots).then_some("has a dot segment")
 }
 
-/// Whether an octet of a path, behind that one, may make it ambiguous; in most paths none does. A yes may be wrong, a no never is.
-const fn needs_a_look(before: u8, octet: u8) -> bool {
-    match octet {
-        ..0x20 | b'%' | b';' | b'\\' | 0x7f.. => true,
-        b'/' | b'.' => before == b'/',
-        _ => false,
+/// What an octet of a path may be: one that makes it ambiguous, or one that does so behind a slash. A yes may be wrong, a no never is.
+const LOOKS: [u8; 256] = {
+    let mut looks = [0; 256];
+    let mut octet = 0;
+    while octet < 256 {
+        looks[octet] = match octet as u8 {
+            ..0x20 | b'%' | b';' | b'\\' | 0x7f.. => ALWAYS,
+            b'/' | b'.' => BEHIND_A_SLASH,
+            _ => 0,
+        };
+        octet += 1;
     }
+    looks
+};
+const ALWAYS: u8 = 1;
+const BEHIND_A_SLASH: u8 = 2;
+
+/// Whether a path is to be looked at closely; most are not.
+fn needs_a_look(path: &[u8]) -> bool {
+    let mut before = 0;
+    let mut found = 0;
+    for octet in path {
+        let behind_a_slash = if before == b'/' { ALWAYS | BEHIND_A_SLASH } else { ALWAYS };
+        found |= LOOKS[usize::from(*octet)] & behind_a_slash;
+        before = *octet;
+    }
+    found != 0
 }
 
 fn is_dots(length: usize, dots: usize) -> bool {

@@ -20,6 +20,8 @@ use super::{Regex, Template};
 pub(super) struct Patterns {
     templates: Tree,
     regexes: Groups,
+    /// Octets that may stand behind the first slash, by their last six bits: most paths that nothing here means end at that.
+    begins: u64,
 }
 
 /// What stands at a place of the table; `NO_SLOT` for nothing.
@@ -29,7 +31,23 @@ pub(super) const NO_SLOT: Slot = u32::MAX;
 impl Patterns {
     /// Each template and expression once, with its slot.
     pub(super) fn new(templates: &[(Template, Slot)], regexes: Vec<(Regex, Slot)>) -> Self {
-        Self { templates: Tree::new(templates), regexes: Groups::new(regexes) }
+        let of_template = |(template, _): &(Template, Slot)| match template.segments.first() {
+            Some(Segment::Literal(text)) => text.bytes().next(),
+            Some(Segment::One(_) | Segment::Rest(_)) | None => None,
+        };
+        let of_regex = |(regex, _): &(Regex, Slot)| match regex.literal_prefix() {
+            [b'/', octet, ..] => Some(*octet),
+            _ => None,
+        };
+        let firsts = templates.iter().map(of_template).chain(regexes.iter().map(of_regex));
+        // Where one does not say, it is any.
+        let begins = firsts.fold(0, |all, first| all | first.map_or(u64::MAX, begin));
+        Self { templates: Tree::new(templates), regexes: Groups::new(regexes), begins }
+    }
+
+    /// Whether any of them may mean this path; a no is never wrong.
+    pub(super) fn may_mean(&self, path: &[u8]) -> bool {
+        self.begins & path.get(1).map_or(u64::MAX, |octet| begin(*octet)) != 0
     }
 
     /// The first slot of the most exact template that `choose` takes.
@@ -41,6 +59,10 @@ impl Patterns {
     pub(super) fn each_regex(&self, path: &[u8], with: impl FnMut(Slot)) {
         self.regexes.each(path, with);
     }
+}
+
+const fn begin(octet: u8) -> u64 {
+    1 << (octet & 63)
 }
 
 // --- templates ---

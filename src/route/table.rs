@@ -192,8 +192,9 @@ impl Table {
         {
             return Some(route);
         }
-        if paths.patterns != NO_SLOT
-            && let Some(route) = self.find_pattern(paths.patterns, request)
+        if let Some(patterns) = self.patterns.get(paths.patterns as usize)
+            && patterns.may_mean(path)
+            && let Some(route) = self.find_pattern(patterns, request)
         {
             return Some(route);
         }
@@ -232,8 +233,7 @@ impl Table {
 
     #[cold]
     #[inline(never)]
-    fn find_pattern<F: Fields>(&self, patterns: u32, request: &Request<'_, '_, F>) -> Option<u32> {
-        let patterns = self.patterns.get(patterns as usize)?;
+    fn find_pattern<F: Fields>(&self, patterns: &Patterns, request: &Request<'_, '_, F>) -> Option<u32> {
         let choose = |slot| self.choose(slot, request);
         patterns.template(request.path, &choose).or_else(|| {
             // Expressions are not more or less specific than each other.
