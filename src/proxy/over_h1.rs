@@ -239,8 +239,7 @@ impl Call<'_> {
         let begun = self.respond.borrow_mut().send_response(Response::from_parts(parts, ()), ended);
         let to = RefCell::new(begun.map_err(|_| Failure::downstream(Stage::Body, Cause::StreamReset))?);
         self.path.account.status.set(status);
-        input.drain(..answer.head_len);
-        let mut clean = input.is_empty();
+        let mut clean = input.len() == answer.head_len;
         if !ended {
             let back = self.back(alarm);
             if let Some(shape) = back.shape {
@@ -252,7 +251,7 @@ impl Call<'_> {
                     origin.shutdown();
                     alarm.by(0);
                 },
-                back.h1_to_h2(from, input, &mut reframer, &to, None),
+                back.h1_to_h2(from, (input, answer.head_len), &mut reframer, &to, None),
             )
             .await;
             clean = *result.as_ref().unwrap_or(&false);

@@ -202,8 +202,10 @@ impl<'x> Begun<'x> {
         let (there_result, back_result, back_was_first) = {
             let Connection { reader, writer, .. } = &mut downstream.connection;
             let there = pin!(async {
-                let clean =
-                    there.h1_to_h2(reader, &mut input, &mut reframer, &stream, Some(kept)).await.map(drop);
+                let clean = there
+                    .h1_to_h2(reader, (&mut input, 0), &mut reframer, &stream, Some(kept))
+                    .await
+                    .map(drop);
                 sent.set(clean.is_ok());
                 path.account.mirror_whole(clean.is_ok());
                 attempt.uploaded(path.shard.clock.now());

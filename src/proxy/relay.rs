@@ -156,18 +156,17 @@ impl Direction<'_> {
         self.write(to, out).await
     }
 
-    /// From HTTP/1.1 to HTTP/2. `input` holds what was read already; what is left in it afterwards came behind the body.
-    /// Whether nothing did. Of a request what is read is `kept`.
+    /// From HTTP/1.1 to HTTP/2. `input` holds what was read already, from `start` on; what is left in it afterwards came behind the
+    /// body. Whether nothing did. Of a request what is read is `kept`.
     pub(super) async fn h1_to_h2(
         &self,
         from: &mut Reader,
-        input: &mut Buffer,
+        (input, mut start): (&mut Buffer, usize),
         reframer: &mut Reframer,
         to: &RefCell<SendStream<Bytes>>,
         mut kept: Option<&mut Kept<'_>>,
     ) -> Result<bool, Failure> {
         let sender = |cause| (self.sender)(cause);
-        let mut start = 0;
         loop {
             if input.len() > start {
                 if let Some(kept) = &mut kept {

@@ -181,23 +181,24 @@ impl<'b> Response<'b> {
         self.parts
     }
 
-    /// Calls `field` with each field that may be passed on; framing is not among them.
-    pub(in crate::http) fn end_to_end(&self, mut field: impl FnMut(&str, &[u8])) {
-        for part in self.parts {
-            let hop = matches!(
-                known(part.name),
-                Known::Connection
-                    | Known::HopByHop
-                    | Known::KeepAlive
-                    | Known::Te
-                    | Known::Upgrade
-                    | Known::TransferEncoding
-                    | Known::ContentLength
-            );
-            if !hop && !self.connection.nominates(part.name) {
-                field(part.name, part.value);
-            }
-        }
+    /// Whether one of its fields may be passed on; framing may not.
+    pub(in crate::http) fn is_end_to_end(&self, part: &httparse::Header<'_>) -> bool {
+        let hop = matches!(
+            known(part.name),
+            Known::Connection
+                | Known::HopByHop
+                | Known::KeepAlive
+                | Known::Te
+                | Known::Upgrade
+                | Known::TransferEncoding
+                | Known::ContentLength
+        );
+        !hop && !self.connection.nominates(part.name)
+    }
+
+    /// Whether it says when it was made.
+    pub(in crate::http) fn has_date(&self) -> bool {
+        self.has_date && !self.connection.nominates("date")
     }
 
     /// The Content-Length that a caller is told: the body's, or what a GET would have been answered with.

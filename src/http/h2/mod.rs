@@ -4,6 +4,7 @@
 //! pseudo-fields, connection-specific fields and lengths that disagree with the DATA. What it lets through and must not go
 //! on is refused here. Heads towards HTTP/1.1 are written anew, field by field, like all others.
 
+mod canonical;
 mod names;
 mod origin;
 mod repeats;
@@ -11,12 +12,13 @@ mod request;
 mod response;
 pub mod watch;
 
+pub use canonical::from_canonical;
 pub use origin::{ORIGIN_FIELD, Origin};
 pub use repeats::Repeats;
 pub(crate) use request::authority;
 pub use request::{
-    Facts, Fields, Forwarded, Tunnel, call, check, check_values, extend_connect, forward, from_canonical,
-    host_of, join_cookies, set_scheme, values, write_h1, write_h1_handshake,
+    Facts, Fields, Forwarded, Tunnel, call, check, check_values, extend_connect, forward, host_of,
+    join_cookies, set_scheme, values, write_h1, write_h1_handshake,
 };
 pub(crate) use response::framing;
 pub use response::{agree, append_via, end_to_end, from_h1, write_h1_agreed, write_h1_response};

@@ -1,14 +1,10 @@
-//! Requests: judged, prepared for an HTTP/2 service, written for an HTTP/1.1 one, and read back from a canonical head.
+//! Requests: judged, prepared for an HTTP/2 service, and written for an HTTP/1.1 one.
 
-use std::mem::MaybeUninit;
-
-use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::uri::{Authority, PathAndQuery};
 use http::{Request, Uri, request};
 
-use super::names::name;
-use super::origin::{ORIGIN_FIELD, Origin};
+use super::origin::ORIGIN_FIELD;
 use crate::authorize;
 use crate::failure::Cause;
 use crate::http::client_cert;
@@ -373,81 +369,6 @@ pub fn extend_connect(request: &mut Request<()>) {
     request.headers_mut().remove(header::SEC_WEBSOCKET_KEY);
 }
 
-/// A head in one piece that its parts share, so that each is not copied by itself. Of short heads only: the table of what was said before,
-/// which h2 keeps for each connection, can hold a hundred parts of as many heads.
-struct Shared(Bytes);
-
-impl Shared {
-    const MAX: usize = 1024;
-
-    fn of(head: &[u8]) -> Option<Self> {
-        (head.len() <= Self::MAX).then(|| Self(Bytes::copy_from_slice(head)))
-    }
-
-    /// A part of it.
-    fn part(&self, part: &[u8]) -> Bytes {
-        self.0.slice_ref(part)
-    }
-}
-
-/// Reads a head that was written here for an HTTP/1.1 service, for one that speaks HTTP/2, maybe over TLS ([`set_scheme`] says
-/// what that changes). `origin` is for a ringmesh.
-///
-/// # Errors
-/// When a part of it cannot be said in HTTP/2.
-pub fn from_canonical(head: &[u8], origin: Option<Origin>, encrypted: bool) -> Result<Request<()>, Cause> {
-    let shared = Shared::of(head);
-    let head = shared.as_ref().map_or(head, |shared| &*shared.0);
-    let mut slots = [const { MaybeUninit::uninit() }; Limits::FIELDS_CEILING as usize + 16];
-    let mut parsed = httparse::Request::new(&mut []);
-    match parsed.parse_with_uninit_headers(head, &mut slots) {
-        Ok(httparse::Status::Complete(_)) => {}
-        _ => return Err(Cause::BadStartLine),
-    }
-    let mut headers = HeaderMap::with_capacity(parsed.headers.len());
-    let mut host = "";
-    for part in parsed.headers.iter() {
-        match known(part.name) {
-            Known::Host => host = std::str::from_utf8(part.value).map_err(|_| Cause::BadHost)?,
-            Known::Connection | Known::TransferEncoding => {}
-            Known::Te => drop(headers.insert(header::TE, HeaderValue::from_static("trailers"))),
-            _ => {
-                let name = name(part.name).map_err(|_| Cause::BadFieldName)?;
-                let value = match &shared {
-                    Some(shared) => HeaderValue::from_maybe_shared(shared.part(part.value)),
-                    None => HeaderValue::from_bytes(part.value),
-                };
-                headers.append(name, value.map_err(|_| Cause::BadFieldValue)?);
-            }
-        }
-    }
-    if let Some(origin) = origin {
-        headers.insert(ORIGIN, origin.value());
-    }
-    let target = parsed.path.unwrap_or("/");
-    let bad = |_| Cause::BadTarget;
-    let mut uri = http::uri::Parts::default();
-    if parsed.method == Some("CONNECT") {
-        uri.authority = Some(target.parse().map_err(bad)?);
-    } else {
-        uri.scheme = Some(scheme(encrypted));
-        (uri.authority, uri.path_and_query) = match &shared {
-            Some(shared) => (
-                Some(Authority::from_maybe_shared(shared.part(host.as_bytes())).map_err(bad)?),
-                Some(PathAndQuery::from_maybe_shared(shared.part(target.as_bytes())).map_err(bad)?),
-            ),
-            None => (Some(host.parse().map_err(bad)?), Some(target.parse().map_err(bad)?)),
-        };
-    }
-    let mut request = Request::new(());
-    *request.uri_mut() = Uri::from_parts(uri).map_err(|_| Cause::BadTarget)?;
-    *request.method_mut() = http::Method::from_bytes(parsed.method.unwrap_or_default().as_bytes())
-        .map_err(|_| Cause::BadMethod)?;
-    *request.version_mut() = http::Version::HTTP_2;
-    *request.headers_mut() = headers;
-    Ok(request)
-}
-
 /// Says how the next hop is spoken to: `https` over TLS, `http` else, whatever the caller's hop was (that stands in
 /// `x-forwarded-proto`). Servers exist that refuse another scheme than their connection's, as RFC 9113 §8.3.1 has it mean
 /// the scheme of the target, and RFC 8164 §2 forbids `http` over TLS without having asked.
@@ -463,14 +384,14 @@ pub fn set_scheme(uri: &mut Uri, encrypted: bool) {
     *uri = Uri::from_parts(parts).unwrap_or_default();
 }
 
-fn scheme(encrypted: bool) -> http::uri::Scheme {
+pub(super) fn scheme(encrypted: bool) -> http::uri::Scheme {
     if encrypted { http::uri::Scheme::HTTPS } else { http::uri::Scheme::HTTP }
 }
 
-const FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
-const PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
-const HOST_OF: HeaderName = HeaderName::from_static("x-forwarded-host");
-const ORIGIN: HeaderName = HeaderName::from_static(ORIGIN_FIELD);
+pub(super) const FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+pub(super) const PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+pub(super) const HOST_OF: HeaderName = HeaderName::from_static("x-forwarded-host");
+pub(super) const ORIGIN: HeaderName = HeaderName::from_static(ORIGIN_FIELD);
 
 fn method(method: &http::Method) -> Result<Method, Cause> {
     match *method {

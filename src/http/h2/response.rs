@@ -29,20 +29,24 @@ impl Values {
         let mut all = Vec::new();
         if length <= Self::MAX {
             all.reserve_exact(length);
-            response.end_to_end(|_, value| all.extend_from_slice(value));
+            response.parts().iter().for_each(|part| all.extend_from_slice(part.value));
         }
         Self { shared: all.into(), at: 0 }
     }
 
     /// The next one, which is this.
     fn next(&mut self, value: &[u8]) -> Result<HeaderValue, InvalidHeaderValue> {
-        let end = self.at + value.len();
-        if end > self.shared.len() {
-            return HeaderValue::from_bytes(value);
+        let at = self.at;
+        self.skip(value);
+        match self.at > self.shared.len() {
+            true => HeaderValue::from_bytes(value),
+            false => HeaderValue::from_maybe_shared(self.shared.slice(at..self.at)),
         }
-        let part = self.shared.slice(self.at..end);
-        self.at = end;
-        HeaderValue::from_maybe_shared(part)
+    }
+
+    /// The next one, which is this, is not wanted.
+    fn skip(&mut self, value: &[u8]) {
+        self.at += value.len();
     }
 }
 
@@ -54,23 +58,24 @@ pub fn from_h1(response: &h1::Response<'_>, clock: &Clock) -> Result<Response<()
     let mut out = Response::new(());
     *out.status_mut() = StatusCode::from_u16(response.status).map_err(|_| Cause::BadStartLine)?;
     *out.version_mut() = http::Version::HTTP_2;
-    let mut refused = None;
     let headers = out.headers_mut();
     headers.reserve(response.parts().len() + 1);
     let mut values = Values::of(response);
-    response.end_to_end(|field, value| match (name(field), values.next(value)) {
-        (Ok(name), Ok(value)) => drop(headers.append(name, value)),
-        (Err(_), _) => refused = Some(Cause::BadFieldName),
-        (_, Err(_)) => refused = Some(Cause::BadFieldValue),
-    });
-    if let Some(cause) = refused {
-        return Err(cause);
+    for part in response.parts() {
+        if response.is_end_to_end(part) {
+            let name = name(part.name).map_err(|_| Cause::BadFieldName)?;
+            headers.append(name, values.next(part.value).map_err(|_| Cause::BadFieldValue)?);
+        } else {
+            values.skip(part.value);
+        }
     }
     if !response.is_interim() {
         if let Some(length) = response.length_to_tell() {
-            headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
+            headers.append(header::CONTENT_LENGTH, HeaderValue::from(length));
         }
-        add_date(headers, clock);
+        if !response.has_date() {
+            add_date(headers, clock);
+        }
     }
     Ok(out)
 }
@@ -197,9 +202,6 @@ pub fn append_via(headers: &mut HeaderMap, version: &str, pseudonym: &str) {
 }
 
 fn add_date(headers: &mut HeaderMap, clock: &Clock) {
-    if headers.contains_key(header::DATE) {
-        return;
-    }
     let mut date = Vec::with_capacity(32);
     clock.write_date(&mut date);
     if let Ok(value) = HeaderValue::from_bytes(&date) {
