@@ -132,7 +132,10 @@ async fn serve_http1(shard: &Rc<Shard>, downstream: &mut Downstream) -> bool {
             Next::Refused(failure, started, waited_us) => {
                 refuse(shard, downstream, failure, (started, waited_us)).await
             }
-            Next::Request(mut asked) => exchange(shard, downstream, &mut asked).await,
+            Next::Request(mut asked) => {
+                shard.cohort.regroup().await;
+                exchange(shard, downstream, &mut asked).await
+            }
         };
         match fate {
             Fate::Again => {}

@@ -309,6 +309,7 @@ impl Back<'_> {
     ) -> impl Future<Output = Result<Fate, Missed>> + 'b {
         async move {
             let response = self.head(&mut response, to).await?;
+            self.path.shard.cohort.regroup().await;
             self.carry_on(response, to).await
         }
     }

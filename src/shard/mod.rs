@@ -6,6 +6,7 @@
 pub mod buffers;
 pub mod clock;
 pub mod link;
+pub mod cohort;
 pub mod live;
 pub mod memory;
 mod pressure;

@@ -129,6 +129,7 @@ async fn serve(plan: Plan, kind: Kind) {
     drop(monoio::spawn(Rc::clone(&shard.deadlines).run(Rc::clone(&shard.clock))));
     drop(monoio::spawn(tick(Rc::clone(&shard))));
     obey(&shard, &listeners);
+    drop(monoio::spawn(Rc::clone(&shard.cohort).lead()));
     link.vitals.accepting.store(1, Ordering::Release);
 
     if kind == Kind::Epoll && doorbell.set_nonblocking(true).is_err() {

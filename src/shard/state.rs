@@ -10,6 +10,7 @@ use std::time::Duration;
 use super::buffers::Buffers;
 use super::clock::{Clock, ns};
 use super::link::{Link, Notice};
+use super::cohort::Cohort;
 use super::live::{self, Live};
 use super::pressure::{Pressure, Since};
 use super::watched::Watch;
@@ -47,6 +48,8 @@ pub struct Shard {
     /// Connections that are looked after.
     pub watch: Watch,
     /// Connections that end when they are not allowed any more.
+    /// Who stands aside for others that are ready.
+    pub cohort: Rc<Cohort>,
     pub live: Rc<Live>,
     /// What the shard counts of itself.
     pub totals: Totals,
@@ -177,6 +180,7 @@ impl Shard {
             tally: Rc::default(),
             watch: Watch::default(),
             live: Rc::default(),
+            cohort: Rc::default(),
             totals: Totals::default(),
             gathered: Gathered::default(),
             told: RefCell::default(),
