@@ -9,9 +9,10 @@ use ringmesh::config::{self, Look};
 use ringmesh::control::explain::command::{self, How};
 use ringmesh::control::{self, Proxy, Start, authority, canary};
 use ringmesh::demo;
+use ringmesh::shard::blocks::Allocator;
 
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: Allocator = Allocator;
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();

@@ -3,6 +3,7 @@
 
 use std::cell::Cell;
 
+use super::blocks;
 use super::buffers::{Buffer, Buffers};
 use super::pressure::{Load, Pressure, Spoken};
 use super::state::Shard;
@@ -119,6 +120,7 @@ impl Shard {
         }
         self.buffers.release();
         sealed::release();
+        blocks::release();
         // Connections of HTTP/2 see to it themselves.
         self.watch.wake_all();
         self.closed_for_memory(closed);

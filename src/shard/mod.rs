@@ -3,10 +3,11 @@
 //! Nothing here is shared with another thread but the [`Link`](link::Link) to control. A shard never locks, never
 //! touches the file system, never resolves a name and never waits for control.
 
+pub mod blocks;
 pub mod buffers;
 pub mod clock;
-pub mod link;
 pub mod cohort;
+pub mod link;
 pub mod live;
 pub mod memory;
 mod pressure;

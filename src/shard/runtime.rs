@@ -18,7 +18,7 @@ use monoio::{IoUringDriver, LegacyDriver, RuntimeBuilder};
 
 use super::link::{Link, Notice, Order};
 use super::state::Shard;
-use super::{live, task};
+use super::{blocks, live, task};
 use crate::downstream::listener::Accepting;
 
 /// What a shard's thread is started with. Its first snapshot and its listeners' sockets are already in `link`.
@@ -90,6 +90,7 @@ pub fn spawn(plan: Plan) -> io::Result<JoinHandle<()>> {
 
 /// Builds the best runtime that is allowed and granted, and runs the shard on it to its end.
 fn run(plan: Plan) {
+    let _kept = blocks::keep();
     let mut refused = String::new();
     for &kind in Kind::of(plan.runtime) {
         let failed = if kind == Kind::Epoll {
@@ -128,8 +129,8 @@ async fn serve(plan: Plan, kind: Kind) {
     let listeners = Rc::new(RefCell::new(Accepting::new(kind == Kind::Epoll)));
     drop(monoio::spawn(Rc::clone(&shard.deadlines).run(Rc::clone(&shard.clock))));
     drop(monoio::spawn(tick(Rc::clone(&shard))));
-    obey(&shard, &listeners);
     drop(monoio::spawn(Rc::clone(&shard.cohort).lead()));
+    obey(&shard, &listeners);
     link.vitals.accepting.store(1, Ordering::Release);
 
     if kind == Kind::Epoll && doorbell.set_nonblocking(true).is_err() {

@@ -7,10 +7,11 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use super::blocks;
 use super::buffers::Buffers;
 use super::clock::{Clock, ns};
-use super::link::{Link, Notice};
 use super::cohort::Cohort;
+use super::link::{Link, Notice};
 use super::live::{self, Live};
 use super::pressure::{Pressure, Since};
 use super::watched::Watch;
@@ -47,9 +48,9 @@ pub struct Shard {
     pub tally: Rc<Tally>,
     /// Connections that are looked after.
     pub watch: Watch,
-    /// Connections that end when they are not allowed any more.
     /// Who stands aside for others that are ready.
     pub cohort: Rc<Cohort>,
+    /// Connections that end when they are not allowed any more.
     pub live: Rc<Live>,
     /// What the shard counts of itself.
     pub totals: Totals,
@@ -179,8 +180,8 @@ impl Shard {
             spans: RefCell::default(),
             tally: Rc::default(),
             watch: Watch::default(),
-            live: Rc::default(),
             cohort: Rc::default(),
+            live: Rc::default(),
             totals: Totals::default(),
             gathered: Gathered::default(),
             told: RefCell::default(),
@@ -398,6 +399,7 @@ impl Shard {
         self.relieve(true);
         self.buffers.trim();
         sealed::trim();
+        blocks::trim();
         self.recorder.borrow_mut().hand_over(&self.link, self.shard_totals());
         self.access_log.borrow_mut().flush(&self.link);
         self.spans.borrow_mut().flush(&self.link);
