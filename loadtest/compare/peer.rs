@@ -3,11 +3,13 @@
 //! Called by `compare`. It refuses to guess: a binary that is not found is skipped with a message that says where it
 //! was looked for.
 
-use std::fs;
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr as UnixAddr, UnixListener};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
+use std::{fs, io};
 
 use crate::certificates::Files;
 use crate::clock::{SECOND, now_ns};
@@ -340,8 +342,22 @@ fn filled(
 }
 
 /// Free a moment ago; a configuration file needs a number.
+/// A port that is free, and that no other `loadtest` chooses before whoever it is for listens there: two may run at the same time
+/// (loadtest/beside.sh). The claim is a socket without a file, held until this process ends.
 fn free_port() -> Result<SocketAddr, String> {
-    TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).map_err(|e| format!("no free port: {e}"))
+    let failed = |error: io::Error| format!("no free port: {error}");
+    loop {
+        let address = TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).map_err(failed)?;
+        let name = format!("ringmesh-loadtest-{}", address.port());
+        match UnixAddr::from_abstract_name(name).and_then(|name| UnixListener::bind_addr(&name)) {
+            Ok(claim) => {
+                std::mem::forget(claim);
+                return Ok(address);
+            }
+            Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
+            Err(error) => return Err(failed(error)),
+        }
+    }
 }
 
 fn last_lines(log: &Path) -> String {
@@ -360,6 +376,18 @@ mod tests {
 
     use super::*;
     use crate::certificates::Pair;
+
+    #[test]
+    fn a_port_is_chosen_once_although_nobody_listens_there_yet() {
+        // Few ports would be needed twice; the claim of one is all that keeps it from another process.
+        let chosen: Vec<_> = (0..200).map(|_| free_port().expect("a port")).collect();
+        let different: std::collections::HashSet<_> = chosen.iter().collect();
+        assert_eq!(different.len(), chosen.len());
+        let name =
+            UnixAddr::from_abstract_name(format!("ringmesh-loadtest-{}", chosen[0].port())).expect("a name");
+        let again = UnixListener::bind_addr(&name).expect_err("it is claimed");
+        assert_eq!(again.kind(), io::ErrorKind::AddrInUse);
+    }
 
     #[test]
     fn configurations_are_whole_once_they_are_filled() {
