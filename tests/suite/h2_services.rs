@@ -195,6 +195,28 @@ fn who_waits_for_a_place_on_a_full_connection_is_told_after_the_time_to_connect_
     mesh.finish();
 }
 
+/// As many as a buffer holds, behind a head that needs a large one: whatever looks for the ends of a head's lines finds those of the
+/// body, too.
+#[test]
+fn a_body_of_nothing_but_line_ends_is_a_body() {
+    // No more than the windows that a connection begins with.
+    for (head, body) in [(100, 4000), (20_000, 4000), (20_000, 60_000)] {
+        let service = RawService::scripted(move |_, raw| {
+            while let Some((stream, _)) = raw.request() {
+                ok(raw, stream);
+            }
+        });
+        let mesh = before(&service).start();
+        let mut client = mesh.client();
+        let (long, ends) = ("v".repeat(head), "\n".repeat(body));
+        client.send(format!(
+            "POST / HTTP/1.1\r\nhost: a\r\nx-long: {long}\r\ncontent-length: {body}\r\n\r\n{ends}"
+        ));
+        assert_eq!(client.response().status(), 200, "{head} {body}");
+        assert_eq!(mesh.finish().totals.panics, 0);
+    }
+}
+
 #[test]
 fn g23_misdirected_is_passed_on() {
     let service = RawService::scripted(|_, raw| {

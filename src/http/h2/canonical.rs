@@ -19,17 +19,17 @@ use crate::failure::Cause;
 use crate::http::fields::{Known, known};
 
 /// Reads a head that was written here for an HTTP/1.1 service, for one that speaks HTTP/2, maybe over TLS (`set_scheme` says
-/// what that changes). `origin` is for a ringmesh.
+/// what that changes). `origin` is for a ringmesh. A body may lie behind the head, and is not looked at.
 ///
 /// # Errors
 /// When a part of it cannot be said in HTTP/2.
 pub fn from_canonical(head: &[u8], origin: Option<Origin>, encrypted: bool) -> Result<Request<()>, Cause> {
-    let head = Head::of(head);
-    let lines = memchr::memchr_iter(b'\n', head.octets()).count();
+    let (length, lines) = measure(head).ok_or(Cause::BadStartLine)?;
+    let head = Head::of(&head[..length]);
     let mut line = head.line(0).ok_or(Cause::BadStartLine)?;
     let (method, target) = head.start(&line).ok_or(Cause::BadStartLine)?;
-    // One more for the origin; neither the first line nor the last is a field.
-    let mut headers = HeaderMap::with_capacity(lines.saturating_sub(1));
+    // The first line is no field; one more for the origin.
+    let mut headers = HeaderMap::try_with_capacity(lines).map_err(|_| Cause::HeadTooLarge)?;
     let mut host = 0..0;
     loop {
         line = head.line(line.end + 2).ok_or(Cause::BadStartLine)?;
@@ -44,7 +44,7 @@ pub fn from_canonical(head: &[u8], origin: Option<Origin>, encrypted: bool) -> R
             Known::Te => drop(headers.insert(header::TE, HeaderValue::from_static("trailers"))),
             known => {
                 let name = name_of(known, field).map_err(|_| Cause::BadFieldName)?;
-                headers.append(name, head.value(value)?);
+                headers.try_append(name, head.value(value)?).map_err(|_| Cause::HeadTooLarge)?;
             }
         }
     }
@@ -66,6 +66,18 @@ pub fn from_canonical(head: &[u8], origin: Option<Origin>, encrypted: bool) -> R
     *request.version_mut() = http::Version::HTTP_2;
     *request.headers_mut() = headers;
     Ok(request)
+}
+
+/// How long the head is, its empty line included, and how many lines it has before that.
+fn measure(octets: &[u8]) -> Option<(usize, usize)> {
+    let (mut start, mut lines) = (0, 0);
+    for end in memchr::memchr_iter(b'\n', octets) {
+        if octets[start..end] == *b"\r" {
+            return Some((end + 1, lines));
+        }
+        (start, lines) = (end + 1, lines + 1);
+    }
+    None
 }
 
 /// The name of a field. What every mesh adds is there already; other names are remembered.
@@ -191,6 +203,23 @@ mod tests {
             ];
             assert_eq!(fields(&request), wanted, "{length}");
         }
+    }
+
+    #[test]
+    fn what_lies_behind_it_is_no_part_of_it_however_many_lines_that_has() {
+        let head = "POST / HTTP/1.1\r\nhost: a\r\nx-a: 1\r\ncontent-length: 9\r\n\r\n";
+        let alone = read(head).unwrap();
+        for behind in ["\n".repeat(200_000), "\r\n".repeat(500), "x: y\r\n\r\n".to_owned(), "\0".to_owned()] {
+            let request = read(&format!("{head}{behind}")).unwrap();
+            assert_eq!(request.headers(), alone.headers());
+            assert_eq!(request.headers().capacity(), alone.headers().capacity(), "room for what is there");
+        }
+    }
+
+    #[test]
+    fn more_fields_than_can_be_said_are_refused() {
+        let head = format!("GET / HTTP/1.1\r\nhost: a\r\n{}\r\n", "x: y\r\n".repeat(40_000));
+        assert_eq!(read(&head).err(), Some(Cause::HeadTooLarge));
     }
 
     #[test]
