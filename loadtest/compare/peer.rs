@@ -341,8 +341,7 @@ fn filled(
     text
 }
 
-/// Free a moment ago; a configuration file needs a number.
-/// A port that is free, and that no other `loadtest` chooses before whoever it is for listens there: two may run at the same time
+/// A port that was free a moment ago, for a configuration file, which needs a number; and that no other `loadtest` chooses before whoever it is for listens there: two may run at the same time
 /// (loadtest/beside.sh). The claim is a socket without a file, held until this process ends.
 fn free_port() -> Result<SocketAddr, String> {
     let failed = |error: io::Error| format!("no free port: {error}");

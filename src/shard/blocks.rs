@@ -385,6 +385,54 @@ mod tests {
         assert_eq!(octets(SIZES - 1), LARGEST);
     }
 
+    /// A block of the process's allocator itself.
+    fn own(octets: usize) -> *mut u8 {
+        // SAFETY: more than no octets.
+        unsafe { Allocator.alloc(layout(octets)) }
+    }
+
+    fn give_own(block: *mut u8, octets: usize) {
+        // SAFETY: of `own` for as many octets.
+        unsafe { Allocator.dealloc(block, layout(octets)) };
+    }
+
+    #[test]
+    fn a_thread_that_asked_for_it_keeps_what_it_frees_until_it_no_longer_does() {
+        let kept = || LISTS.with(|lists| lists.0.iter().map(|list| list.len.get()).sum::<u32>());
+        let keeping = keep();
+        let blocks = [own(500), own(500), own(20_000)];
+        blocks.into_iter().zip([500, 500, 20_000]).for_each(|(block, octets)| give_own(block, octets));
+        assert_eq!(kept(), 3);
+        std::thread::spawn(move || assert_eq!(kept(), 0, "a list is a thread's own")).join().unwrap();
+        trim();
+        trim();
+        assert_eq!(kept(), 1, "half of each size, rounded up");
+        release();
+        assert_eq!(kept(), 0);
+        give_own(own(500), 500);
+        drop(keeping);
+        assert_eq!(kept(), 0);
+        give_own(own(500), 500);
+        assert_eq!(kept(), 0);
+    }
+
+    #[test]
+    fn a_block_that_is_to_be_empty_has_nothing_of_who_had_it_before() {
+        let _keeping = keep();
+        for octets in [16, 1000, LARGEST, LARGEST + 1] {
+            let block = own(octets);
+            // SAFETY: it has so many octets.
+            unsafe { block.write_bytes(0xa5, octets) };
+            give_own(block, octets);
+            // SAFETY: more than no octets.
+            let empty = unsafe { Allocator.alloc_zeroed(layout(octets)) };
+            assert!(empty == block || octets > LARGEST, "kept ones are taken again");
+            // SAFETY: as above.
+            assert!(unsafe { std::slice::from_raw_parts(empty, octets) }.iter().all(|octet| *octet == 0));
+            give_own(empty, octets);
+        }
+    }
+
     #[test]
     fn what_was_freed_last_is_taken_first() {
         let (lists, behind) = (Lists::new(), Counted::default());

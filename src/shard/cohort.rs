@@ -2,9 +2,9 @@
 //!
 //! The code of one request is larger than a CPU's first cache of instructions. A shard that takes each request from its first octet to its
 //! last fetches all of it anew for each: some 1200 lines of 64 octets where a request by HTTP/1.1 goes on by HTTP/2, by valgrind's count for
-//! a cache of 32 KiB. Where a task stands aside in the middle ([`Cohort::regroup`]), those that are ready come to the
-//! same place first, and then all go on: each half is fetched once for all of them. (Larus and Parkes, "Using Cohort Scheduling to Enhance
-//! Server Performance", USENIX 2002.)
+//! a cache of 32 KiB. Where a task stands aside in the middle ([`Cohort::regroup`]), those that are ready come to the same place first, and
+//! then all go on: each half is fetched once for all of them. (Larus and Parkes, "Using Cohort Scheduling to Enhance Server Performance",
+//! USENIX 2002.)
 //!
 //! A task that is alone would pay for that with one more turn and gain nothing: where the last cohorts were small it goes straight on, but
 //! for one in [`PROBE`] that finds out. Refuses to know what tasks do, to order them, and to wait for any that is not ready.
