@@ -34,7 +34,7 @@ load() {
         --case "$2" --out "$work/loads"
     mv "$work/raw" "$work/raw-$3"
 }
-load ringmesh a,e,h2,h2h1,tls,handshake,mesh plain
+load ringmesh a,e,h2,h2h1,h1h2,tls,handshake,mesh plain
 load policies policies policies
 
 say "3 of 3: the profile"

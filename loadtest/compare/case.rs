@@ -18,6 +18,8 @@ pub(super) enum CaseName {
     H2,
     /// The same, with HTTP/1.1 to the origin.
     H2h1,
+    /// HTTP/1.1 from callers as in a, HTTP/2 in plain text to the origin.
+    H1h2,
     /// TLS 1.3 from callers, HTTP/1.1 keep-alive, 64 connections, 1 KiB.
     Tls,
     /// A full TLS 1.3 handshake for each request.
@@ -66,7 +68,7 @@ const PLAIN: Case = Case {
     new_connection: false,
 };
 
-pub(super) const CASES: [Case; 9] = [
+pub(super) const CASES: [Case; 10] = [
     PLAIN,
     Case {
         name: CaseName::E,
@@ -98,6 +100,13 @@ pub(super) const CASES: [Case; 9] = [
         shape: Shape::H2h1,
         connections: 8,
         streams: Some(16),
+        ..PLAIN
+    },
+    Case {
+        name: CaseName::H1h2,
+        key: "h1h2",
+        title: "HTTP/1.1 keep-alive, HTTP/2 in plain text to the origin, 64 connections, closed loop, 1 KiB",
+        shape: Shape::H1h2,
         ..PLAIN
     },
     Case {

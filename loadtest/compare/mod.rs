@@ -314,7 +314,7 @@ impl Bench<'_> {
     fn start(&self, peer: &Peer, case: &Case) -> Result<peer::Running, String> {
         peer::start(peer, case.shape, &self.place(), |address| match case.shape {
             // Without a client's threads: this is where the start is timed.
-            Shape::Plain | Shape::Mesh | Shape::Policies => TcpStream::connect(address)
+            Shape::Plain | Shape::H1h2 | Shape::Mesh | Shape::Policies => TcpStream::connect(address)
                 .and_then(|stream| stream.set_read_timeout(Some(Duration::from_secs(1))).map(|()| stream))
                 .is_ok_and(|mut stream| idle::ask(&mut stream, case.target) == Ok(200)),
             _ => {

@@ -40,6 +40,8 @@ pub(crate) enum Shape {
     H2,
     /// HTTP/2 in plain text from callers, HTTP/1.1 to the origin.
     H2h1,
+    /// HTTP/1.1 from callers, HTTP/2 in plain text to the origin.
+    H1h2,
     /// TLS 1.3 from callers, HTTP/1.1 on both sides.
     Tls,
     /// Two proxies with mTLS between them, HTTP/1.1 in plain text around.
@@ -88,6 +90,10 @@ impl Kind {
             (Shape::H2h1, Self::Haproxy) => peers!["h2h1/haproxy.cfg"],
             (Shape::H2h1, Self::Nginx) => peers!["h2h1/nginx.conf"],
             (Shape::H2h1, Self::Envoy) => peers!["h2h1/envoy.yaml"],
+            (Shape::H1h2, Self::Ringmesh) => peers!["h2/ringmesh.toml"],
+            (Shape::H1h2, Self::Haproxy) => peers!["h1h2/haproxy.cfg"],
+            (Shape::H1h2, Self::Nginx) => return Err("speaks no HTTP/2 to servers"),
+            (Shape::H1h2, Self::Envoy) => peers!["h1h2/envoy.yaml"],
             (Shape::Tls, Self::Ringmesh) => peers!["tls/ringmesh.toml"],
             (Shape::Tls, Self::Haproxy) => peers!["tls/haproxy.cfg"],
             (Shape::Tls, Self::Nginx) => peers!["tls/nginx.conf"],
@@ -403,7 +409,7 @@ mod tests {
         };
         let mut filled_ones = 0;
         let (before, since) = (
-            [Shape::Plain, Shape::H2, Shape::H2h1, Shape::Tls, Shape::Mesh],
+            [Shape::Plain, Shape::H2, Shape::H2h1, Shape::H1h2, Shape::Tls, Shape::Mesh],
             [Shape::Endpoints, Shape::Overload, Shape::OverloadLearnt, Shape::Mirror, Shape::Policies],
         );
         for shape in before.into_iter().chain(since) {
@@ -415,8 +421,8 @@ mod tests {
                 }
             }
         }
-        let of_unprofiled = 1 + 1 + 1 + 1 + 2 + 1;
-        assert_eq!(filled_ones, 4 + 3 + 4 + 4 + 10 + 3 + 2 + 1 + 3 + of_unprofiled);
+        let of_unprofiled = 1 + 1 + 1 + 1 + 1 + 2 + 1;
+        assert_eq!(filled_ones, 4 + 3 + 4 + 3 + 4 + 10 + 3 + 2 + 1 + 3 + of_unprofiled);
         assert!(Kind::Ringmesh.absent(Shape::Mesh).is_none());
         assert!(Kind::Nginx.absent(Shape::H2).is_some());
     }
