@@ -128,6 +128,8 @@ mod timeouts; // exchanges on which nothing moves
 #[path = "suite/wishes.rs"]
 mod wishes; // what callers say of their own retries and timeouts
 
+#[path = "suite/lanes.rs"]
+mod lanes; // HTTP/1.1 over streams between two proxies
 #[path = "suite/mesh_pair.rs"]
 mod mesh_pair; // two proxies in a row: what they speak does not show
 

@@ -20,7 +20,7 @@ use crate::http::h1::{self, Parsed, Target};
 use crate::http::websocket::Accept;
 use crate::http::{Framing, Method, Version};
 use crate::identity::verify::is_for_host;
-use crate::identity::{self, ALPN_MESH};
+use crate::identity::{self, ALPN_MESH, ALPN_MESH_WITHOUT_LANES};
 use crate::io::timed::OnDeadline;
 use crate::io::tls::Tls;
 use crate::io::{Connection, Fault, Waited};
@@ -100,14 +100,18 @@ pub enum Protocol {
     /// HTTP/2.
     Http2,
     /// HTTP/2 between two ringmeshes.
-    Mesh,
+    Mesh {
+        /// Whether both know lanes.
+        lanes: bool,
+    },
 }
 
 impl Protocol {
     /// What was agreed on by ALPN.
     pub fn of(connection: &Connection) -> Self {
         match connection.tls().and_then(Tls::alpn) {
-            Some(ALPN_MESH) => Self::Mesh,
+            Some(ALPN_MESH) => Self::Mesh { lanes: true },
+            Some(ALPN_MESH_WITHOUT_LANES) => Self::Mesh { lanes: false },
             Some(b"h2") => Self::Http2,
             // Nothing is agreed on that a configuration does not offer.
             Some(_) | None => Self::Http1,
@@ -279,7 +283,7 @@ impl Downstream {
                 source: self.peer.ip(),
                 listener: Arc::clone(&self.listener),
                 port: self.port,
-                encrypted: self.connection.tls().is_some(),
+                encrypted: self.connection.is_encrypted(),
             },
             kind,
         }
@@ -287,7 +291,11 @@ impl Downstream {
 
     /// Waits for the next request head; for the `first` one, it may turn out that HTTP/2 is spoken.
     pub async fn next(&mut self, shard: &Rc<Shard>, first: bool) -> Next {
-        let idle = shard.view().snapshot.timeouts.idle;
+        let idle = match self.connection.is_lane() {
+            false => shard.view().snapshot.timeouts.idle,
+            // It ends with what carries it, or when the peer has no more use for it: who ended it could do so just when it is used.
+            true => Duration::MAX,
+        };
         if self.input.is_empty() && !self.first_bytes(shard, idle).await {
             return Next::Nothing;
         }
@@ -369,6 +377,11 @@ impl Downstream {
     /// Waits for so long, at the end without a buffer, for anything to come; `false` when the connection is over.
     pub async fn first_bytes(&mut self, shard: &Shard, idle: Duration) -> bool {
         let deadline = shard.clock.after(idle);
+        if self.connection.is_lane()
+            && self.connection.reader.lane_readable(&shard.clock, deadline).await.is_err()
+        {
+            return false;
+        }
         loop {
             let mut expected = None;
             if self.input.capacity() == 0 {
@@ -491,7 +504,7 @@ impl Downstream {
                     via,
                     forwarded: snapshot.forwarding.forwarded,
                     peer: self.peer,
-                    encrypted: self.connection.tls().is_some(),
+                    encrypted: self.connection.is_encrypted(),
                     default_host: &snapshot.services[chosen.service as usize].name,
                     client_cert,
                 };
@@ -551,7 +564,7 @@ impl Downstream {
         (call, request): (&Call<'_, h1::Request<'_>>, &h1::Request<'_>),
     ) {
         let query = request.query().as_bytes();
-        let encrypted = self.connection.tls().is_some();
+        let encrypted = self.connection.is_encrypted();
         let found = affinity(rules, call, query, encrypted, || shard.rng(|rng| rng.u64(..)));
         // The one that the last exchange left, or the connection's first.
         let mut wanted = self.affinity.take().unwrap_or_default();
@@ -575,7 +588,7 @@ impl Downstream {
             call,
             target: request.target.as_bytes(),
             host: request.authority.unwrap_or_default(),
-            encrypted: self.connection.tls().is_some(),
+            encrypted: self.connection.is_encrypted(),
             route: &route.name,
             service,
         };

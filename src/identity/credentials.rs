@@ -16,7 +16,7 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::bundles::Bundles;
 use super::verify::{self, Verifier};
-use super::{ALPN_MESH, Credentials};
+use super::{ALPN_MESH, ALPN_MESH_WITHOUT_LANES, Credentials};
 use crate::failure::Cause;
 
 /// Why a certificate and a key are none to work with, in words for the operator.
@@ -44,7 +44,10 @@ pub enum BadPair {
 
 /// The protocols that the mesh offers, in the order of preference.
 pub fn mesh_protocols(http2: bool) -> Vec<Vec<u8>> {
-    let all: &[&[u8]] = if http2 { &[ALPN_MESH, b"h2", b"http/1.1"] } else { &[b"http/1.1"] };
+    let all: &[&[u8]] = match http2 {
+        true => &[ALPN_MESH, ALPN_MESH_WITHOUT_LANES, b"h2", b"http/1.1"],
+        false => &[b"http/1.1"],
+    };
     all.iter().map(|protocol| protocol.to_vec()).collect()
 }
 

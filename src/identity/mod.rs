@@ -39,8 +39,11 @@ pub struct Credentials {
 }
 
 /// The protocol of two ringmeshes: HTTP/2 whose messages say how they came (`http::h2::origin`), so that HTTP/1 comes
-/// out as it went in. Offered before `h2`.
-pub const ALPN_MESH: &[u8] = b"ringmesh/1";
+/// out as it went in, over lanes where a request is whole (`io::lane`). Offered before all others.
+pub const ALPN_MESH: &[u8] = b"ringmesh/2";
+
+/// The same without lanes, for those that do not know them yet.
+pub const ALPN_MESH_WITHOUT_LANES: &[u8] = b"ringmesh/1";
 
 impl std::fmt::Debug for Credentials {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

@@ -2,11 +2,12 @@
 //!
 //! A [`Connection`] is a socket in two halves that can be used at the same time, each operation with a deadline. Reads
 //! append to a buffer's spare capacity, writes take a buffer from a given offset; while the operation is in flight the
-//! kernel owns the buffer and an empty one stands in its place. A connection can become encrypted ([`tls`]): it is read and
-//! written as before, by the same code. Knows nothing of HTTP.
+//! kernel owns the buffer and an empty one stands in its place. A connection can become encrypted ([`tls`]), and it can be a
+//! stream among many that share a socket ([`lane`]): it is read and written as before, by the same code. Knows nothing of HTTP/1.
 
 pub mod gather;
 pub mod idle;
+pub mod lane;
 mod records;
 pub(crate) mod sealed;
 pub mod sni;
@@ -15,10 +16,13 @@ pub mod timed;
 pub mod tls;
 
 use std::cell::{Cell, OnceCell};
+use std::future::{Future, poll_fn};
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::AsRawFd;
+use std::pin::Pin;
 use std::rc::Rc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use monoio::buf::{IoBuf, IoBufMut, SliceMut};
@@ -29,6 +33,7 @@ use monoio::net::{TcpStream, UnixStream};
 
 use crate::shard::clock::Clock;
 use crate::upstream::spec::Address;
+use lane::Lane;
 use timed::{Deadlines, OnDeadline, Ticket};
 use tls::Tls;
 
@@ -60,6 +65,8 @@ struct Joint {
     halves: Cell<u8>,
     /// Set once, by a handshake.
     tls: OnceCell<Box<Tls>>,
+    /// In place of a socket.
+    lane: Option<Box<Lane>>,
 }
 
 /// How long a write may take: as long as the peer takes something now and then, and not beyond the end.
@@ -105,6 +112,10 @@ pub enum Fault {
     Exhausted,
     /// [`Control::cancel_read`] ended it.
     Cancelled,
+    /// The peer of a lane has said that it took nothing of it: because it has no room, or because it is going.
+    Untaken,
+    /// See above.
+    Going,
 }
 
 /// How the wait for a request ended.
@@ -121,11 +132,13 @@ pub enum Waited {
 enum ReadHalf {
     Tcp(OwnedReadHalf<TcpStream>),
     Unix(OwnedReadHalf<UnixStream>),
+    Lane,
 }
 
 enum WriteHalf {
     Tcp(OwnedWriteHalf<TcpStream>),
     Unix(OwnedWriteHalf<UnixStream>),
+    Lane,
 }
 
 macro_rules! each {
@@ -133,6 +146,8 @@ macro_rules! each {
         match $kind {
             $half::Tcp($inner) => $do,
             $half::Unix($inner) => $do,
+            // What a lane does is done before a socket is asked for.
+            $half::Lane => unreachable!("a lane has no socket"),
         }
     };
 }
@@ -175,6 +190,9 @@ impl Connection {
     /// Looks whether a connection at rest is still open and silent. One system call, no wait. What TLS has to say to
     /// itself is taken in.
     pub fn is_usable(&self) -> bool {
+        if let Some(lane) = self.reader.joint.lane() {
+            return lane.is_at_rest();
+        }
         let socket = self.reader.joint.ticket.socket();
         match (sys::peek(socket), self.tls()) {
             (sys::Peek::Silent, None) => true,
@@ -191,10 +209,50 @@ impl Connection {
 
     /// Resets the connection: the only way to tell the peer that a body that ends with it is cut.
     pub fn reset(&self) {
-        if let Some(tls) = self.tls() {
-            tls.mute();
+        self.reader.joint.reset();
+    }
+
+    /// Whether nobody on the way can read what is sent.
+    pub fn is_encrypted(&self) -> bool {
+        self.tls().is_some() || self.is_lane()
+    }
+
+    /// Whether it is a stream among many.
+    pub fn is_lane(&self) -> bool {
+        self.reader.joint.lane().is_some()
+    }
+
+    /// Whether so many octets can be written at once; else nothing is promised.
+    pub fn has_room(&self, octets: usize) -> bool {
+        let Some(lane) = self.reader.joint.lane() else { return true };
+        let has = lane.room(octets) == Ok(octets);
+        if !has {
+            lane.give_back_room();
         }
-        sys::reset(self.reader.joint.ticket.socket());
+        has
+    }
+
+    /// Waits until so many octets can be written at once; whether they can.
+    pub async fn gets_room(&mut self, octets: usize, deadline: u64) -> bool {
+        let joint = &self.writer.joint;
+        let Some(lane) = joint.lane() else { return true };
+        joint.ticket.arm_write(deadline);
+        let has = poll_fn(|cx| match lane.poll_room_for_all(octets, cx) {
+            Poll::Pending if joint.ticket.write_has_ended(cx.waker()) => Poll::Ready(false),
+            polled => polled,
+        });
+        let has = has.await;
+        joint.ticket.disarm_write();
+        if !has {
+            lane.give_back_room();
+        }
+        has
+    }
+
+    /// A lane as a connection. What carries it is encrypted.
+    pub fn of_lane(lane: Lane, deadlines: &Rc<Deadlines>) -> Self {
+        let ticket = deadlines.register_without_socket();
+        Self::new(ticket, ReadHalf::Lane, WriteHalf::Lane, Some(Box::new(lane)))
     }
 
     /// The handle to end waits on this connection while its halves are in use.
@@ -205,17 +263,17 @@ impl Connection {
     fn tcp(stream: TcpStream, deadlines: &Rc<Deadlines>) -> Self {
         let ticket = deadlines.register(stream.as_raw_fd());
         let (read, write) = stream.into_split();
-        Self::new(ticket, ReadHalf::Tcp(read), WriteHalf::Tcp(write))
+        Self::new(ticket, ReadHalf::Tcp(read), WriteHalf::Tcp(write), None)
     }
 
     fn unix(stream: UnixStream, deadlines: &Rc<Deadlines>) -> Self {
         let ticket = deadlines.register(stream.as_raw_fd());
         let (read, write) = stream.into_split();
-        Self::new(ticket, ReadHalf::Unix(read), WriteHalf::Unix(write))
+        Self::new(ticket, ReadHalf::Unix(read), WriteHalf::Unix(write), None)
     }
 
-    fn new(ticket: Ticket, read: ReadHalf, write: WriteHalf) -> Self {
-        let joint = Rc::new(Joint { ticket, halves: Cell::new(2), tls: OnceCell::new() });
+    fn new(ticket: Ticket, read: ReadHalf, write: WriteHalf, lane: Option<Box<Lane>>) -> Self {
+        let joint = Rc::new(Joint { ticket, halves: Cell::new(2), tls: OnceCell::new(), lane });
         Self {
             reader: Reader { half: read, joint: Rc::clone(&joint) },
             writer: Writer { half: write, joint },
@@ -236,6 +294,13 @@ impl Reader {
         deadline: u64,
         on: OnDeadline,
     ) -> Result<usize, Fault> {
+        if self.is_lane() {
+            let read = self.joint.read_lane(buffer, keep_free, deadline).await;
+            if read == Err(Fault::Timeout) && on != OnDeadline::ShutdownRead {
+                self.joint.reset();
+            }
+            return read;
+        }
         if let Some(ready) = self.joint.ready(buffer, keep_free) {
             return ready;
         }
@@ -261,6 +326,9 @@ impl Reader {
         keep_free: usize,
         deadline: u64,
     ) -> Result<usize, Fault> {
+        if self.is_lane() {
+            return self.joint.read_lane(buffer, keep_free, deadline).await;
+        }
         if let Some(ready) = self.joint.ready(buffer, keep_free) {
             return ready;
         }
@@ -289,6 +357,10 @@ impl Reader {
             Ok(n) => Ok(Waited::Bytes(n)),
             Err(fault) => Err(fault),
         };
+        if self.is_lane() {
+            let read = self.joint.read_lane(buffer, 0, hold_until).await;
+            return if read == Err(Fault::Timeout) { Ok(Waited::Quiet) } else { waited(read) };
+        }
         if let Some(ready) = self.joint.ready(buffer, 0) {
             return waited(ready);
         }
@@ -311,11 +383,19 @@ impl Reader {
         Control { joint: Rc::clone(&self.joint) }
     }
 
+    /// As [`Connection::is_lane`].
+    pub fn is_lane(&self) -> bool {
+        self.joint.lane().is_some()
+    }
+
     /// Waits, holding nothing, until something can be read.
     ///
     /// # Errors
     /// `Timeout` at `deadline` (the connection is then shut down).
     pub async fn readable(&mut self, clock: &Clock, deadline: u64) -> Result<(), Fault> {
+        if self.is_lane() {
+            return self.lane_readable(clock, deadline).await.map(drop);
+        }
         if self.joint.is_ready_before_rest() {
             return Ok(());
         }
@@ -327,11 +407,26 @@ impl Reader {
 }
 
 impl Reader {
+    /// As [`Reader::readable`], of a lane.
+    pub fn lane_readable(&mut self, clock: &Clock, deadline: u64) -> LaneRead<'_> {
+        self.joint.ticket.arm_parked_lane(clock, deadline);
+        LaneRead { joint: &self.joint, into: None }
+    }
+
+    /// As [`Reader::ready`], of a lane.
+    pub fn lane_ready(&mut self, deadline: u64) -> LaneRead<'_> {
+        self.joint.ticket.arm_lane(deadline);
+        LaneRead { joint: &self.joint, into: None }
+    }
+
     /// As [`Reader::readable`], but a drain does not cut it short: not idle, only quiet.
     ///
     /// # Errors
     /// `Timeout` at `deadline` (the connection is then shut down).
     pub async fn ready(&mut self, deadline: u64) -> Result<(), Fault> {
+        if self.is_lane() {
+            return self.lane_ready(deadline).await.map(drop);
+        }
         if self.joint.is_ready_before_rest() {
             return Ok(());
         }
@@ -339,6 +434,82 @@ impl Reader {
         let result = each!(ReadHalf, &self.half, half => sys::stream(half).readable(false).await);
         let fired = self.joint.ticket.disarm_read();
         outcome(result.map_err(|error| Fault::of(&error)), fired)
+    }
+}
+
+/// A wait for a lane that was armed, for octets or, without room for them, until there are any. By hand, as [`LaneWrite`] is: each is in the
+/// futures of all connections, where an `async fn` would have room for its arguments twice and its code in the middle of theirs.
+pub struct LaneRead<'w> {
+    joint: &'w Joint,
+    into: Option<(&'w mut Vec<u8>, usize)>,
+}
+
+impl Future for LaneRead<'_> {
+    type Output = Result<usize, Fault>;
+
+    #[inline(never)]
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let joint = self.joint;
+        let Some(lane) = joint.lane() else { return Poll::Ready(Ok(0)) };
+        let polled = match &mut self.into {
+            Some((buffer, room)) => lane.poll_read(buffer, *room, cx),
+            None => lane.poll_readable(cx).map_ok(|()| 0),
+        };
+        if polled.is_pending() && !joint.ticket.has_ended(cx.waker()) {
+            return Poll::Pending;
+        }
+        let fired = joint.ticket.disarm_read();
+        let ended = Err(if fired { Fault::Timeout } else { Fault::Cancelled });
+        if polled.is_pending() { Poll::Ready(ended) } else { polled }
+    }
+}
+
+/// Writes octets from a place on to a lane.
+struct LaneWrite<'w> {
+    joint: &'w Joint,
+    octets: &'w [u8],
+    from: usize,
+    at: usize,
+    is_armed: bool,
+    patience: Patience<'w>,
+}
+
+impl Future for LaneWrite<'_> {
+    type Output = Result<(), Fault>;
+
+    #[inline(never)]
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let Self { joint, octets, from, at, is_armed, patience } = &mut *self;
+        let ticket = &joint.ticket;
+        let Some(lane) = joint.lane() else { return Poll::Ready(Ok(())) };
+        while *at < octets.len() {
+            let room = match lane.poll_room(octets.len() - *at, cx) {
+                Poll::Ready(room) => room,
+                Poll::Pending => {
+                    if !std::mem::replace(is_armed, true) {
+                        ticket.arm_write(patience.deadline());
+                    }
+                    if !ticket.write_has_ended(cx.waker()) {
+                        return Poll::Pending;
+                    }
+                    Err(Fault::Timeout)
+                }
+            };
+            let sent = room.and_then(|room| lane.send(&octets[*at..*at + room]).map(|()| room));
+            // Also where none was armed: it counts what was written.
+            ticket.disarm_write();
+            *is_armed = false;
+            match sent {
+                Ok(n) => *at += n,
+                Err(fault) => {
+                    // What is cut must not look whole.
+                    joint.reset();
+                    let untouched = fault == Fault::Reset && *at == *from;
+                    return Poll::Ready(Err(if untouched { Fault::Unsent } else { fault }));
+                }
+            }
+        }
+        Poll::Ready(Ok(()))
     }
 }
 
@@ -382,8 +553,42 @@ impl Joint {
             .or_else(|| self.ticket.is_cancelled().then_some(Err(Fault::Cancelled)))
     }
 
+    fn lane(&self) -> Option<&Lane> {
+        self.lane.as_deref()
+    }
+
+    /// A read of a lane into the spare capacity of `buffer` less `keep_free`. May be cancelled; what came in the same moment is not lost.
+    fn read_lane<'w>(&'w self, buffer: &'w mut Vec<u8>, keep_free: usize, deadline: u64) -> LaneRead<'w> {
+        let room = buffer.capacity().saturating_sub(keep_free).saturating_sub(buffer.len());
+        self.ticket.arm_lane(deadline);
+        LaneRead { joint: self, into: Some((buffer, room)) }
+    }
+
+    /// Ends the connection so that the peer knows that it is cut.
+    fn reset(&self) {
+        if let Some(lane) = self.lane() {
+            lane.reset();
+            return self.ticket.wake();
+        }
+        if let Some(tls) = self.tls() {
+            tls.mute();
+        }
+        sys::reset(self.ticket.socket());
+    }
+
+    /// Ends the connection, and all waits on it.
+    fn shutdown(&self) {
+        match self.lane() {
+            Some(_) => self.reset(),
+            None => sys::shutdown_both(self.ticket.socket()),
+        }
+    }
+
     /// Whether bytes wait to be read, in the socket or decrypted already.
     fn has_unread(&self) -> bool {
+        if let Some(lane) = self.lane() {
+            return lane.has_unread();
+        }
         sys::peek(self.ticket.socket()) == sys::Peek::Bytes || self.tls().is_some_and(Tls::is_ready)
     }
 
@@ -408,6 +613,9 @@ impl Drop for Reader {
 impl Drop for Writer {
     fn drop(&mut self) {
         self.joint.halves.set(self.joint.halves.get() - 1);
+        if let Some(lane) = self.joint.lane() {
+            lane.finish();
+        }
         if let Some(tls) = self.joint.tls()
             && !std::thread::panicking()
         {
@@ -419,11 +627,8 @@ impl Drop for Writer {
 impl Control {
     /// Resets the connection, whoever waits on it. A Unix socket, which knows no reset, is shut down.
     pub fn reset(&self) {
-        if let Some(tls) = self.joint.tls() {
-            tls.mute();
-        }
-        sys::reset(self.joint.ticket.socket());
-        sys::shutdown_both(self.joint.ticket.socket());
+        self.joint.reset();
+        self.joint.shutdown();
     }
 
     /// Puts the deadline of a write in flight, if there is one, off to `deadline`.
@@ -439,7 +644,7 @@ impl Control {
     /// Ends all waits on the connection, and the connection, if it still is one.
     pub fn shutdown(&self) {
         if self.joint.halves.get() > 0 {
-            sys::shutdown_both(self.joint.ticket.socket());
+            self.joint.shutdown();
         }
     }
 
@@ -448,6 +653,11 @@ impl Control {
         if is_to {
             self.shutdown();
         }
+    }
+
+    /// Whether the peer has reset a lane, where it is one; else the task is woken when it does.
+    pub fn poll_reset(&self, cx: &mut Context<'_>) -> Poll<()> {
+        self.joint.lane().map_or(Poll::Pending, |lane| lane.poll_reset(cx))
     }
 
     /// How many writes are over, parts of long ones included: while that stays as it is, the peer takes nothing. It wraps.
@@ -472,6 +682,17 @@ impl Writer {
         from: usize,
         patience: Patience<'_>,
     ) -> Result<(), Fault> {
+        if self.joint.lane().is_some() {
+            return LaneWrite {
+                joint: &self.joint,
+                octets: buffer,
+                from,
+                at: from,
+                is_armed: false,
+                patience,
+            }
+            .await;
+        }
         let mut at = from;
         let mut untouched = true;
         loop {
@@ -521,6 +742,9 @@ impl Writer {
 
     /// Says that nothing more will be sent.
     pub fn finish(&self) {
+        if let Some(lane) = self.joint.lane() {
+            return lane.finish();
+        }
         if let Some(tls) = self.joint.tls() {
             tls.close(self.joint.ticket.socket());
         }

@@ -40,9 +40,12 @@ pub enum OnDeadline {
     Shutdown,
     /// The read is cancelled; the connection stays as it was.
     Cancel,
-    /// There is no socket: whoever waits is woken ([`Alarm`]).
+    /// There is no socket: whoever waits is woken ([`Alarm`], [`Lane`](super::lane::Lane)).
     Wake,
 }
+
+/// In place of a socket: whoever waits is woken, and does by itself what the kernel would have done.
+const NO_SOCKET: RawFd = -1;
 
 struct Slot {
     socket: RawFd,
@@ -59,6 +62,8 @@ struct Slot {
     idle: bool,
     canceller: Option<Canceller>,
     waker: Option<Waker>,
+    /// Of a write, where there is no socket.
+    write_waker: Option<Waker>,
 }
 
 /// A deadline for waits that are not on a socket of their own: for a stream among many, for a free place. What is waited
@@ -98,6 +103,7 @@ impl Deadlines {
             idle: false,
             canceller: None,
             waker: None,
+            write_waker: None,
         };
         let mut slots = self.slots.borrow_mut();
         let index = if let Some(index) = self.free.borrow_mut().pop() {
@@ -157,10 +163,15 @@ impl Deadlines {
 
     /// An alarm, not set.
     pub fn alarm(self: &Rc<Self>) -> Alarm {
-        let ticket = self.register(-1);
+        Alarm { ticket: self.register_without_socket() }
+    }
+
+    /// A place for what has no socket.
+    pub(super) fn register_without_socket(self: &Rc<Self>) -> Ticket {
+        let ticket = self.register(NO_SOCKET);
         // Also while nobody waits: it may be brought forward then, and there is no socket to shut down.
         self.slots.borrow_mut()[ticket.slot as usize].on_read = OnDeadline::Wake;
-        Alarm { ticket }
+        ticket
     }
 
     /// Whether `drain` was called.
@@ -215,7 +226,10 @@ impl Deadlines {
             if slot.write_at <= now {
                 slot.write_at = NEVER;
                 slot.write_fired = true;
-                sys::shutdown_both(slot.socket);
+                match slot.socket {
+                    NO_SOCKET => slot.write_waker.take().into_iter().for_each(Waker::wake),
+                    socket => sys::shutdown_both(socket),
+                }
             }
             earliest = earliest.min(slot.read_at).min(slot.write_at);
         }
@@ -359,6 +373,37 @@ impl Ticket {
         let slot = &mut slots[self.slot as usize];
         slot.cancelled = true;
         slot.canceller = slot.canceller.take().map(Canceller::cancel);
+        if slot.socket == NO_SOCKET {
+            slot.waker.take().into_iter().for_each(Waker::wake);
+        }
+    }
+
+    /// A read of a lane begins: as [`Ticket::arm_read`], and it may be cancelled.
+    pub(super) fn arm_lane(&self, deadline: u64) {
+        self.arm_read(deadline, OnDeadline::Wake);
+        self.deadlines.slots.borrow_mut()[self.slot as usize].cancelled = false;
+    }
+
+    /// Whether the read of a lane that is armed has been ended, by its deadline or from outside; else `waker` is woken when it is.
+    pub(super) fn has_ended(&self, waker: &Waker) -> bool {
+        self.wake_on_deadline(waker) || self.is_cancelled()
+    }
+
+    /// Whether the write to a lane that is armed has come to its deadline; else `waker` is woken when it does.
+    pub(super) fn write_has_ended(&self, waker: &Waker) -> bool {
+        let mut slots = self.deadlines.slots.borrow_mut();
+        let slot = &mut slots[self.slot as usize];
+        slot.write_waker.get_or_insert_with(|| waker.clone()).clone_from(waker);
+        slot.write_fired
+    }
+
+    /// Wakes who waits on a lane.
+    pub(super) fn wake(&self) {
+        let mut slots = self.deadlines.slots.borrow_mut();
+        let slot = &mut slots[self.slot as usize];
+        let wakers = [slot.waker.take(), slot.write_waker.take()];
+        drop(slots);
+        wakers.into_iter().flatten().for_each(Waker::wake);
     }
 
     /// Brings the deadline of a read in flight forward.
@@ -373,14 +418,22 @@ impl Ticket {
 
     /// The wait for the next request goes on without a buffer: the connection ends at `deadline`.
     pub(super) fn arm_parked(&self, clock: &Clock, deadline: u64) {
-        let deadline = if self.deadlines.draining.get() {
-            deadline.min(clock.after(Deadlines::DRAIN_IDLE))
-        } else {
-            deadline
-        };
         // Its task closes it then, and says so where it is encrypted.
-        self.arm_read(deadline, OnDeadline::ShutdownRead);
+        self.arm_read(self.parked_until(clock, deadline), OnDeadline::ShutdownRead);
         self.deadlines.slots.borrow_mut()[self.slot as usize].idle = true;
+    }
+
+    /// The same on a lane.
+    pub(super) fn arm_parked_lane(&self, clock: &Clock, deadline: u64) {
+        self.arm_lane(self.parked_until(clock, deadline));
+        self.deadlines.slots.borrow_mut()[self.slot as usize].idle = true;
+    }
+
+    fn parked_until(&self, clock: &Clock, deadline: u64) -> u64 {
+        match self.deadlines.draining.get() {
+            true => deadline.min(clock.after(Deadlines::DRAIN_IDLE)),
+            false => deadline,
+        }
     }
 
     /// The read has ended: whether its deadline ended it.
@@ -442,6 +495,7 @@ impl Drop for Ticket {
         slot.idle = false;
         slot.canceller = None;
         slot.waker = None;
+        slot.write_waker = None;
         drop(slots);
         self.deadlines.free.borrow_mut().push(self.slot);
     }

@@ -495,7 +495,7 @@ impl<'x> Shown<'x> {
         Self {
             peer: downstream.peer,
             listener: &downstream.listener,
-            encrypted: downstream.connection.tls().is_some(),
+            encrypted: downstream.connection.is_encrypted(),
             method,
             target,
             host,

@@ -2,7 +2,7 @@
 //!
 //! Refuses to carry anything: see `from_h2`.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -15,17 +15,18 @@ use http::request::Parts;
 use super::account::{Account, Shown};
 use super::traced::Said;
 use crate::authorize::{self, Decision, Verdict};
-use crate::downstream::Edge;
 use crate::downstream::turn::Turn;
+use crate::downstream::{Downstream, Edge};
 use crate::failure::{Cause, Failure};
 use crate::http::grpc::Dialect;
 use crate::http::h2::{self as message, Facts, Origin};
 use crate::http::respond::{self, Told};
 use crate::identity;
+use crate::io::Connection;
 use crate::quota::{self, global};
 use crate::route::text::Seen;
 use crate::route::{self, Route};
-use crate::shard::buffers::Buffers;
+use crate::shard::buffers::{Buffer, Buffers};
 use crate::shard::{Shard, View};
 use crate::upstream::affinity::{Affinity, affinity};
 use crate::upstream::service::Service;
@@ -39,8 +40,9 @@ pub(super) struct Caller {
     pub(super) port: u16,
     pub(super) identity: Option<Rc<identity::Peer>>,
     pub(super) encrypted: bool,
-    /// Whether it is a ringmesh.
+    /// Whether it is a ringmesh, and whether it may ask for lanes.
     pub(super) mesh: bool,
+    pub(super) lanes: bool,
     pub(super) edge: Option<Edge<Box<str>>>,
     /// Which fields of what it is answered repeat.
     pub(super) repeats: RefCell<message::Repeats>,
@@ -50,6 +52,19 @@ impl Caller {
     /// How a request came to the ringmesh that sends it, if that was not HTTP/2.
     pub(super) fn origin(&self, parts: &Parts) -> Option<Origin> {
         if self.mesh { Origin::of(&parts.headers) } else { None }
+    }
+
+    /// The same caller on a lane of its connection.
+    pub(super) fn on_lane(&self, connection: Connection) -> Downstream {
+        Downstream {
+            connection,
+            input: Buffer::default(),
+            peer: self.peer,
+            listener: Arc::clone(&self.listener),
+            port: self.port,
+            identity: self.identity.clone(),
+            affinity: Cell::default(),
+        }
     }
 
     /// What is told of a request, before anything is decided about it.

@@ -309,8 +309,8 @@ impl Path<'_> {
         let encrypted = connection.tls().is_some();
         let opened = h2_client::open(shard, connection, &service.spec).await.map_err(refused)?;
         let berths = berth.as_ref().map(|berth| Rc::clone(berth.berths()));
-        let is_mesh = agreed == Agreed::Mesh;
-        let (shared, lease) = attempt.shared().opened(opened.send.clone(), is_mesh, encrypted, berths);
+        let mesh = (matches!(agreed, Agreed::Mesh { .. }), agreed == Agreed::Mesh { lanes: true });
+        let (shared, lease) = attempt.shared().opened(opened.send.clone(), mesh, encrypted, berths);
         drop(opening);
         opened.drive(shard, Rc::clone(&shared), &service.spec, (listed, berth));
         Ok(Opened::To(To::H2(lease)))

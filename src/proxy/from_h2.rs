@@ -23,6 +23,7 @@ use super::connect::To;
 use super::counted::InProgress;
 use super::h2_io::{Floods, Keepalive, Lent, Place, SMALL_FRAMES_MAX, unless_stopped};
 use super::kept::Upload;
+use super::lane;
 use super::over_h2::{Head, give_up, head};
 use super::relay::{Direction, Web, unless_reset};
 use super::shaped;
@@ -56,10 +57,12 @@ pub(super) async fn serve(shard: Rc<Shard>, downstream: Downstream) {
     let leave_at = connection.tls().map_or(NEVER, Tls::leave_at);
     let edge = Edge::of(&connection).map(Edge::kept);
     let encrypted = connection.tls().is_some();
-    let mesh = Protocol::of(&connection) == Protocol::Mesh;
+    let spoken = Protocol::of(&connection);
+    let (mesh, lanes) = (matches!(spoken, Protocol::Mesh { .. }), spoken == Protocol::Mesh { lanes: true });
     let began = shard.clock.now();
     let repeats = RefCell::default();
-    let caller = Rc::new(Caller { began, peer, listener, port, identity, encrypted, mesh, edge, repeats });
+    let caller =
+        Rc::new(Caller { began, peer, listener, port, identity, encrypted, mesh, lanes, edge, repeats });
     let view = shard.view();
     let snapshot = &view.snapshot;
     let settings = snapshot.http2;
@@ -150,6 +153,12 @@ pub(super) async fn serve(shard: Rc<Shard>, downstream: Downstream) {
         let Some(Ok((request, mut respond))) = next else { break };
         if standing.exchanges() >= settings.streams_max {
             respond.send_reset(Reason::REFUSED_STREAM);
+            continue;
+        }
+        if caller.lanes && message::is_lane_request(request.headers()) {
+            let standing = Rc::clone(&standing);
+            let begin = || lane::serve(Rc::clone(&shard), Rc::clone(&caller), standing, request, respond);
+            task::spawn(&shard, task::boxed(begin));
             continue;
         }
         let place = Place::take(&standing);

@@ -22,6 +22,7 @@ mod hedge;
 mod idle;
 mod judge;
 mod kept;
+mod lane;
 mod leaving;
 mod mirror;
 mod over_h1;
@@ -68,6 +69,7 @@ use again::Missed;
 use connect::To;
 use counted::{InProgress, Open};
 use kept::Kept;
+use lane::{Used, end};
 use response::Answered;
 use traced::Said;
 use tunnel::{Agreed, Far};
@@ -100,7 +102,7 @@ pub fn serve(
         let http2 = match begun {
             None => false,
             Some(Protocol::Http1) => serve_http1(&shard, downstream).await,
-            Some(Protocol::Http2 | Protocol::Mesh) => true,
+            Some(Protocol::Http2 | Protocol::Mesh { .. }) => true,
         };
         if http2 {
             // Boxed: a future of another size than what most connections need.
@@ -137,17 +139,9 @@ async fn serve_http1(shard: &Rc<Shard>, downstream: &mut Downstream) -> bool {
                 exchange(shard, downstream, &mut asked).await
             }
         };
-        match fate {
-            Fate::Again => {}
-            Fate::Close if !downstream.connection.has_unread() => return false,
-            Fate::Close | Fate::Linger => {
-                downstream.linger(shard).await;
-                return false;
-            }
-            Fate::Reset => {
-                downstream.connection.reset();
-                return false;
-            }
+        if fate != Fate::Again {
+            end(shard, downstream, fate).await;
+            return false;
         }
     }
 }
@@ -343,18 +337,18 @@ async fn whole(
                 }
             }
             // In one expression: what is kept in a variable has a place of its own in the future of every connection.
-            let (attempt, to) = match match asked.tunnel.as_deref() {
+            let (attempt, mut used) = match match asked.tunnel.as_deref() {
                 Some(Tunnel::WebSocket(_)) => Box::pin(path.connect_for_websocket()).await,
                 Some(Tunnel::Connect) | None => path.connect(false).await,
             } {
-                Ok(connected) => connected,
+                Ok((attempt, to)) => (attempt, Used::from(to)),
                 Err(failure) => break 'attempt path.missed(failure, false),
             };
             path.account.request_body_bytes.set(body as u64);
             path.tell_attempt(request, body);
-            let mut pooled = match to {
-                To::H1(pooled) => pooled,
-                To::H2(lease) if asked.tunnel.is_some() => {
+            used = match used {
+                Used::Pooled(_) | Used::Lane(..) => used,
+                Used::Place(lease) if asked.tunnel.is_some() => {
                     let agreed = tunnel_h2::ask(path, downstream, asked, request, attempt, lease);
                     match Box::pin(agreed).await {
                         Err(failure) if failure.nothing_was_sent() && path.replays_unseen() => {
@@ -363,51 +357,65 @@ async fn whole(
                         result => return result,
                     }
                 }
-                To::H2(lease) => {
-                    // Boxed: a future of another size than what most connections need.
-                    let carried = task::boxed(|| {
-                        over_h2::carry(path, downstream, asked, request, Some(body), &attempt, &lease)
-                    });
-                    match carried.await {
-                        Ok(fate) => return Ok(Settled::Fate(fate)),
-                        Err(missed) => break 'attempt missed,
+                Used::Place(lease) => match lane::at_hand(path, downstream, asked, request, body, lease) {
+                    Ok(used) => used,
+                    Err((lease, new)) => {
+                        // Boxed: a future of another size than what most connections need.
+                        let carried = task::boxed(|| {
+                            lane::or_stream(path, downstream, asked, (request, body), &attempt, lease, new)
+                        });
+                        match carried.await {
+                            Ok(used) => used,
+                            Err(Ok(fate)) => return Ok(Settled::Fate(fate)),
+                            Err(Err(missed)) => break 'attempt missed,
+                        }
                     }
-                }
+                },
             };
             let began = path.shard.clock.now();
             let stall = path.service.spec.timeouts.body_stall;
             let patience = Patience { clock: &path.shard.clock, stall, until: path.deadline };
-            let sent = pooled.connection.writer.write_all(request, 0, patience).await;
+            let sent = used.connection().writer.write_all(request, 0, patience).await;
             let unsent = sent == Err(Fault::Unsent);
             let result = match sent {
                 Err(fault) => Err(Failure::upstream(Stage::Request, cause(fault))),
                 Ok(()) => {
                     let way =
                         response::Way { path, asked, request_sent: &Cell::new(true), attempt: &attempt };
-                    watched::back(
-                        &way,
-                        request.split_at(request.len() - body),
-                        &mut pooled.connection,
-                        downstream,
-                    )
-                    .await
+                    watched::back(&way, request.split_at(request.len() - body), used.connection(), downstream)
+                        .await
                 }
             };
             path.judge(&attempt, began, result.as_ref().err());
             let failure = match result {
+                // A lane never becomes a tunnel.
                 Ok(done) if done.upgrade => {
+                    let Used::Pooled(pooled) = used else {
+                        break 'attempt path
+                            .missed(Failure::upstream(Stage::Response, Cause::UnexpectedUpgrade), false);
+                    };
                     let far = Far::Connection { pooled, behind: done.behind };
                     return Ok(Settled::Tunnel(Box::new(Agreed { attempt, far })));
                 }
                 Ok(done) => {
                     let withheld = done.withheld;
-                    let fate = path.done(pooled, &attempt, &done);
+                    let fate = match used {
+                        Used::Pooled(pooled) => path.done(pooled, &attempt, &done),
+                        Used::Lane(laned, lease) => path.done_with_lane(laned, &lease, &done),
+                        Used::Place(_) => Fate::Close,
+                    };
                     if withheld {
                         break 'attempt Missed::Again;
                     }
                     return Ok(Settled::Fate(fate));
                 }
                 Err(failure) => failure,
+            };
+            let pooled = match used {
+                Used::Pooled(pooled) => pooled,
+                Used::Lane(_, lease) | Used::Place(lease) => {
+                    break 'attempt path.missed_by_lane(&lease, &attempt, asked.method, failure, unsent);
+                }
             };
             // The service closed the connection just when it was used again: nothing says that it saw the request.
             let went_stale = pooled.reused && !attempt.has_answered() && failure.is_end_of_connection();
@@ -598,8 +606,9 @@ async fn answer(
         return if response::needs_reset(asked) { Fate::Reset } else { Fate::Close };
     }
     // A caller that is gone needs no answer.
-    let gone = failure
-        .is_some_and(|f| f.side == Side::Downstream && matches!(f.cause, Cause::Closed | Cause::Reset));
+    let gone = failure.is_some_and(|f| {
+        f.side == Side::Downstream && matches!(f.cause, Cause::Closed | Cause::Reset | Cause::StreamReset)
+    });
     if gone {
         return Fate::Close;
     }
@@ -781,6 +790,8 @@ fn cause(fault: Fault) -> Cause {
         Fault::Refused => Cause::Refused,
         Fault::Unreachable => Cause::Unreachable,
         Fault::Exhausted => Cause::Overloaded,
+        Fault::Untaken => Cause::StreamRefused,
+        Fault::Going => Cause::GoingAway,
     }
 }
 

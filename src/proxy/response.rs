@@ -74,7 +74,11 @@ pub(super) fn carry<'x>(
     to: &'x mut Writer,
 ) -> impl Future<Output = Result<Answered, Failure>> + 'x {
     async move {
-        let input = way.path.shard.buffers.take_small().ok_or(SHED)?;
+        // A lane is waited for without one.
+        let input = match from.is_lane() {
+            true => Buffer::default(),
+            false => way.path.shard.buffers.take_small().ok_or(SHED)?,
+        };
         let mut held = Held { input, out: Buffer::default() };
         let result = way.carry(from, to, &mut held).await;
         way.path.shard.buffers.give(held.input);
@@ -184,6 +188,8 @@ impl Way<'_> {
                 }
                 Parsed::Whole(answer) => return Ok(answer),
                 Parsed::Refused(cause) => return Err(Failure::upstream(Stage::Response, cause)),
+                // A lane: see `carry`.
+                Parsed::Partial if held.input.capacity() == 0 => self.first_of_lane(from, held).await?,
                 Parsed::Partial => self.more_head(from, held).await?,
             }
         }
@@ -268,13 +274,7 @@ impl Way<'_> {
                 return Err(Failure::upstream(Stage::Response, Cause::HeadTooLarge));
             }
         }
-        let patience = if self.request_sent.get() {
-            self.path.shard.clock.now().saturating_add(self.path.patience_ns())
-        } else {
-            // Begins when the request has been sent: see `Control::read_by`.
-            NEVER
-        };
-        match self.read(from, &mut held.input, keep_free, patience).await {
+        match self.read(from, &mut held.input, keep_free, self.patience()).await {
             Ok(0) => Err(Failure::upstream(Stage::Response, Cause::Closed)),
             Ok(_) => {
                 let now = self.path.shard.clock.now();
@@ -288,6 +288,26 @@ impl Way<'_> {
             }
             Err(fault) => Err(Failure::upstream(Stage::Response, super::cause(fault))),
         }
+    }
+
+    /// Until when the service may be waited for.
+    fn patience(&self) -> u64 {
+        match self.request_sent.get() {
+            true => self.path.shard.clock.now().saturating_add(self.path.patience_ns()),
+            // Begins when the request has been sent: see `Control::read_by`.
+            false => NEVER,
+        }
+    }
+
+    /// Waits, without a buffer, until a lane has brought something.
+    async fn first_of_lane(&self, from: &mut Reader, held: &mut Held) -> Result<(), Failure> {
+        self.path.account.wait(self.path.shard.clock.now());
+        let ready = from.lane_ready(self.patience().min(self.path.deadline)).await;
+        self.path.account.waited(self.path.shard.clock.now());
+        ready.map_err(|fault| Failure::upstream(Stage::Response, super::cause(fault)))?;
+        self.path.shard.cohort.regroup().await;
+        held.input = self.path.shard.buffers.take_small().ok_or(SHED)?;
+        Ok(())
     }
 
     /// What a body is held against, and what is wrong with one that does not hold.

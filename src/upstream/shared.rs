@@ -5,8 +5,12 @@
 //! for as long as it may wait for a connection. One that the peer is closing gets nothing new. Until the peer has said how
 //! many it takes, a connection carries the one that it was opened for; nobody opens another meanwhile. Refuses to drive
 //! connections: that is the task of `proxy::h2_client`.
+//!
+//! Where the peer is a ringmesh that takes them, requests of HTTP/1.1 go over lanes ([`Lane`]), which are kept open for the next one. A lane at
+//! rest holds a stream of the connection, no place: it makes room when all streams are wanted.
 
 use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
 use std::rc::{Rc, Weak};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
@@ -21,6 +25,9 @@ use super::spec;
 use super::waiter::{Crowd, Waits};
 use crate::failure::{Cause, Failure, Stage};
 use crate::http::h2 as message;
+use crate::io::Connection;
+use crate::io::lane::Lane;
+use crate::io::timed::Deadlines;
 
 /// The shared connections of an endpoint.
 #[derive(Default)]
@@ -53,6 +60,10 @@ pub struct Shared {
     driver: RefCell<Option<Waker>>,
     /// Whether the peer is a ringmesh, which wants to know how a message came.
     pub mesh: bool,
+    /// Whether it takes lanes.
+    takes_lanes: bool,
+    /// Lanes at rest, the one that was used last at the end, each with the time from which on it has rested.
+    lanes: RefCell<VecDeque<(Connection, u64)>>,
     /// Whether the peer has said what it offers, and who waits for that.
     settled: Cell<bool>,
     unsettled: Crowd,
@@ -71,6 +82,14 @@ pub struct Lease {
     pool: Rc<SharedPool>,
     /// Whether the connection was there before: it may turn out to be dead.
     pub reused: bool,
+}
+
+/// A lane in use.
+pub struct Laned {
+    /// Read and written as a socket of its own.
+    pub connection: Connection,
+    /// Whether it was just asked for.
+    pub is_new: bool,
 }
 
 /// A connection being opened: those who wait are told when it is dropped.
@@ -130,7 +149,7 @@ impl SharedPool {
     pub fn opened(
         self: &Rc<Self>,
         send: SendRequest<Bytes>,
-        mesh: bool,
+        (mesh, takes_lanes): (bool, bool),
         encrypted: bool,
         berths: Option<Rc<Berths>>,
     ) -> (Rc<Shared>, Lease) {
@@ -143,6 +162,8 @@ impl SharedPool {
             too_many_pings: Rc::clone(&self.too_many_pings),
             driver: RefCell::default(),
             mesh,
+            takes_lanes,
+            lanes: RefCell::default(),
             settled: Cell::new(false),
             unsettled: Crowd::default(),
             encrypted,
@@ -192,13 +213,21 @@ impl Shared {
     /// Gets nothing new from now on. Its driver, which may be the one that calls, is told once.
     pub fn leave(&self) {
         if !self.leaving.replace(true) {
+            self.end_lanes();
             self.tell_driver();
         }
+    }
+
+    /// Ends the lanes at rest: to the peer they are reset, since h2 does not wait for its word.
+    fn end_lanes(&self) {
+        let lanes = self.lanes.take();
+        drop(lanes);
     }
 
     /// Begins to close it. Nobody has a place on it, and nobody gets one any more.
     pub fn close(&self) {
         self.leaving.set(true);
+        self.end_lanes();
         drop(self.send.borrow_mut().take());
     }
 
@@ -268,6 +297,16 @@ impl Shared {
         let mut cx = Context::from_waker(Waker::noop());
         if matches!(send.poll_ready(&mut cx), Poll::Ready(Err(_))) {
             self.leaving.set(true);
+            self.end_lanes();
+        }
+    }
+
+    /// There is to be one more stream: a lane at rest makes room for it where there is none.
+    fn make_room(&self) {
+        // With its own place.
+        if self.exchanges.get() as usize + self.lanes.borrow().len() > self.theirs.get() {
+            let oldest = self.lanes.borrow_mut().pop_front();
+            drop(oldest);
         }
     }
 
@@ -285,6 +324,58 @@ impl Lease {
     /// # Errors
     /// `GoingAway` when the connection is over, or the peer is closing it: nothing of the request has left.
     pub fn send(
+        &self,
+        request: Request<()>,
+        ended: bool,
+    ) -> Result<(ResponseFuture, SendStream<Bytes>), Failure> {
+        self.shared.make_room();
+        self.begin(request, ended)
+    }
+
+    /// A lane for a request of so many octets: one at rest, whose window has room for all of them now, or a new one, whose window is not known
+    /// before the connection is driven. `None` where the peer takes none, or the window has no room.
+    pub fn lane(&self, octets: usize, deadlines: &Rc<Deadlines>, now: u64) -> Option<Laned> {
+        if !self.shared.takes_lanes {
+            return None;
+        }
+        loop {
+            let at_rest = self.shared.lanes.borrow_mut().pop_back();
+            let Some((connection, _)) = at_rest else {
+                let (response, send) = self.begin(message::lane_request(), false).ok()?;
+                let connection = Connection::of_lane(Lane::asked(response, send), deadlines);
+                return Some(Laned { connection, is_new: true });
+            };
+            if !connection.is_usable() {
+                // The peer has ended it, or what came on it was not asked for.
+                continue;
+            }
+            let laned = Laned { connection, is_new: false };
+            if laned.connection.has_room(octets) {
+                return Some(laned);
+            }
+            self.put_aside(laned, now);
+            return None;
+        }
+    }
+
+    /// Keeps a lane that could not be used for want of room.
+    pub fn put_aside(&self, lane: Laned, now: u64) {
+        self.shared.lanes.borrow_mut().push_front((lane.connection, now));
+    }
+
+    /// Keeps a lane for the next exchange. Those that were not needed for `idle_ns` are ended, one at a time.
+    pub fn keep(&self, lane: Laned, now: u64, idle_ns: u64) {
+        if self.shared.is_leaving() {
+            return;
+        }
+        let mut lanes = self.shared.lanes.borrow_mut();
+        lanes.push_back((lane.connection, now));
+        let oldest = lanes.pop_front_if(|(_, since)| now.saturating_sub(*since) > idle_ns);
+        drop(lanes);
+        drop(oldest);
+    }
+
+    fn begin(
         &self,
         mut request: Request<()>,
         ended: bool,

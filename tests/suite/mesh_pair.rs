@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use ringmesh::identity::{ALPN_MESH, IdMatch};
+use ringmesh::identity::{ALPN_MESH, ALPN_MESH_WITHOUT_LANES, IdMatch};
 use ringmesh::snapshot::ListenerTls;
 use ringmesh::upstream::spec::Tls;
 
@@ -34,7 +34,7 @@ fn pair(authority: &Authority, alpn: &[&[u8]], expected: &str, origin: &Origin) 
 #[test]
 fn who_leaves_because_it_finds_another_identity_is_not_said_to_owe_anything() {
     let authority = Authority::new("mesh");
-    for alpn in [&b"h2"[..], ALPN_MESH] {
+    for alpn in [&b"h2"[..], ALPN_MESH, ALPN_MESH_WITHOUT_LANES] {
         let origin = Origin::plain();
         let (near, far) = pair(&authority, &[alpn], "spiffe://mesh.local/ns/shop/sa/other", &origin);
         let mut client = near.client();
@@ -92,8 +92,9 @@ const RESPONSES: &[&str] = &[
 #[test]
 fn what_came_by_http11_comes_out_as_it_went_in() {
     let authority = Authority::new("mesh");
-    // The same exchanges between proxies that speak HTTP/1.1 with each other, and HTTP/2.
-    let [by_http11, by_mesh] = [&b"http/1.1"[..], ALPN_MESH].map(|protocol| {
+    // The same exchanges between proxies that speak HTTP/1.1 with each other, and HTTP/2 with lanes and without.
+    let protocols = [&b"http/1.1"[..], ALPN_MESH, ALPN_MESH_WITHOUT_LANES];
+    let [by_http11, by_lanes, by_streams] = protocols.map(|protocol| {
         let origin = Origin::scripted(|visit| {
             while let Some(request) = visit.request() {
                 let n: usize = request.one("x-answer").unwrap().parse().unwrap();
@@ -128,20 +129,27 @@ fn what_came_by_http11_comes_out_as_it_went_in() {
             origin.settle().iter().flat_map(|came| came.requests()).map(|r| seen(&r)).collect();
         (answers, requests, spoken)
     });
-    assert_eq!(by_http11.0.len(), by_mesh.0.len());
-    for (left, right) in by_http11.0.iter().zip(&by_mesh.0) {
-        assert_eq!(left, right);
-    }
-    assert_eq!((by_http11.1.len(), by_mesh.1.len()), (by_mesh.0.len(), by_mesh.0.len()), "each request came");
-    let sorted = |mut requests: Vec<Seen>| {
+    let sorted = |requests: &Vec<Seen>| {
+        let mut requests = requests.clone();
         requests.sort();
         requests
     };
-    for (left, right) in sorted(by_http11.1).iter().zip(&sorted(by_mesh.1)) {
-        assert_eq!(left, right);
+    for by_mesh in [by_lanes, by_streams] {
+        assert_eq!(by_http11.0.len(), by_mesh.0.len());
+        for (left, right) in by_http11.0.iter().zip(&by_mesh.0) {
+            assert_eq!(left, right);
+        }
+        assert_eq!(
+            (by_http11.1.len(), by_mesh.1.len()),
+            (by_mesh.0.len(), by_mesh.0.len()),
+            "each request came"
+        );
+        for (left, right) in sorted(&by_http11.1).iter().zip(&sorted(&by_mesh.1)) {
+            assert_eq!(left, right);
+        }
+        // The far one logs what the caller spoke; by HTTP/1.1 it sees the near one only.
+        let of_1_0 = by_mesh.2.iter().filter(|p| *p == "HTTP/1.0").count();
+        assert_eq!((of_1_0, by_mesh.2.len()), (RESPONSES.len(), REQUESTS.len() * RESPONSES.len()));
+        assert!(by_mesh.2.iter().all(|p| p == "HTTP/1.0" || p == "HTTP/1.1"), "{:?}", by_mesh.2);
     }
-    // The far one logs what the caller spoke; by HTTP/1.1 it sees the near one only.
-    let of_1_0 = by_mesh.2.iter().filter(|p| *p == "HTTP/1.0").count();
-    assert_eq!((of_1_0, by_mesh.2.len()), (RESPONSES.len(), REQUESTS.len() * RESPONSES.len()));
-    assert!(by_mesh.2.iter().all(|p| p == "HTTP/1.0" || p == "HTTP/1.1"), "{:?}", by_mesh.2);
 }

@@ -13,7 +13,7 @@ mod response;
 pub mod watch;
 
 pub use canonical::from_canonical;
-pub use origin::{ORIGIN_FIELD, Origin};
+pub use origin::{ORIGIN_FIELD, Origin, is_lane_request, lane_request};
 pub use repeats::Repeats;
 pub(crate) use request::authority;
 pub use request::{
