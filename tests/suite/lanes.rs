@@ -537,7 +537,7 @@ fn lanes_are_bounded_as_all_streams_are() {
     let mut refused = None;
     while refused.is_none() {
         let frame = caller.next();
-        refused = (frame.kind == RST_STREAM).then_some((frame.stream, frame.code()));
+        refused = (frame.kind == RST_STREAM).then(|| (frame.stream, frame.code()));
     }
     assert_eq!(refused, Some((5, REFUSED_STREAM)));
     drop(caller);
