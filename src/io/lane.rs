@@ -1,7 +1,7 @@
 //! A lane: one stream of an HTTP/2 connection that is read and written as if it were a socket of its own, by the same code.
 //!
 //! Two ringmeshes have many of them on one connection, and HTTP/1.1 goes over each: a head costs what its octets cost, where by HTTP/2 each
-//! of its fields is put into a table, compressed, found again and taken out of a table at both ends. Nothing of HTTP is known here. What is
+//! of its fields is put into a table, compressed, found again and taken out of a table at both ends. Nothing of HTTP/1 is known here. What is
 //! written goes as far as the peer's window lets it; what is read opens ours again. Refuses to be told from a connection by anybody who
 //! reads or writes it, but in that nobody need hold a buffer to wait for its first octet.
 
@@ -21,8 +21,6 @@ pub struct Lane {
     receive: RefCell<Receive>,
     /// What came and was not taken.
     rest: RefCell<Bytes>,
-    /// Anything has come.
-    answered: Cell<bool>,
     /// All was said that will be.
     finished: Cell<bool>,
     /// It was ended from here: nothing is read or written any more.
@@ -55,7 +53,6 @@ impl Lane {
             send: RefCell::new(send),
             receive: RefCell::new(receive),
             rest: RefCell::default(),
-            answered: Cell::new(false),
             finished: Cell::new(false),
             over: Cell::new(false),
         }
@@ -77,17 +74,16 @@ impl Lane {
                         continue;
                     }
                     Poll::Ready(Ok(_)) => Err(Fault::Untaken),
-                    Poll::Ready(Err(error)) => Err(self.fault(&error)),
+                    Poll::Ready(Err(error)) => Err(not_agreed(&error)),
                 },
                 Receive::Open(stream) => match stream.poll_data(cx) {
                     Poll::Pending => return Poll::Pending,
                     Poll::Ready(Some(Ok(octets))) if octets.is_empty() => continue,
                     Poll::Ready(Some(Ok(octets))) => {
-                        self.answered.set(true);
                         *self.rest.borrow_mut() = octets;
                         return Poll::Ready(Ok(()));
                     }
-                    Poll::Ready(Some(Err(error))) => Err(self.fault(&error)),
+                    Poll::Ready(Some(Err(_))) => Err(Fault::Reset),
                     Poll::Ready(None) => Ok(()),
                 },
             };
@@ -149,8 +145,7 @@ impl Lane {
                 cx.waker().wake_by_ref();
                 Poll::Pending
             }
-            Poll::Ready(Some(Err(error))) => Poll::Ready(Err(self.fault(&error))),
-            Poll::Ready(None) => Poll::Ready(Err(Fault::Reset)),
+            Poll::Ready(Some(Err(_)) | None) => Poll::Ready(Err(Fault::Reset)),
             Poll::Pending => Poll::Pending,
         }
     }
@@ -174,7 +169,7 @@ impl Lane {
     /// Writes what there is room for.
     pub(super) fn send(&self, octets: &[u8]) -> Result<(), Fault> {
         let sent = self.send.borrow_mut().send_data(Bytes::copy_from_slice(octets), false);
-        sent.map_err(|error| self.fault(&error))
+        sent.map_err(|_| Fault::Reset)
     }
 
     /// Gives back room that was asked for and is not used.
@@ -218,15 +213,15 @@ impl Lane {
             && !self.finished.get()
             && self.poll_readable(&mut Context::from_waker(Waker::noop())).is_pending()
     }
+}
 
-    fn fault(&self, error: &h2::Error) -> Fault {
-        match error.reason() {
-            _ if self.answered.get() => Fault::Reset,
-            Some(Reason::REFUSED_STREAM) => Fault::Untaken,
-            // A stream that a closing peer says it did not take: h2 tells it of no other.
-            Some(_) if error.is_go_away() && error.is_remote() => Fault::Going,
-            _ => Fault::Reset,
-        }
+/// Why the peer has not agreed. Once it has, it may have seen whatever was sent.
+fn not_agreed(error: &h2::Error) -> Fault {
+    match error.reason() {
+        Some(Reason::REFUSED_STREAM) => Fault::Untaken,
+        // A stream that a closing peer says it did not take: h2 tells it of no other.
+        Some(_) if error.is_go_away() && error.is_remote() => Fault::Going,
+        _ => Fault::Reset,
     }
 }
 

@@ -172,7 +172,10 @@ async fn requests(shard: &Rc<Shard>, downstream: &mut Downstream, standing: &Rc<
             Next::Request(mut asked) => {
                 shard.cohort.regroup().await;
                 let fate = exchange(shard, downstream, &mut asked).await;
-                place.answered();
+                if fate == Fate::Again {
+                    // Only what the caller let be answered lets it reset a lane: see `http::h2::watch`.
+                    place.answered();
+                }
                 fate
             }
         };

@@ -11,8 +11,8 @@ use ringmesh::upstream::spec::Tls;
 use crate::support::authority::{Authority, TLS13};
 use crate::support::client::Client;
 use crate::support::http2::{
-    ACK, CANCEL, DATA, END_HEADERS, END_STREAM, Frame, GOAWAY, HEADERS, NO_ERROR, PING, REFUSED_STREAM,
-    RST_STREAM, Raw, SETTINGS, WINDOW_UPDATE, block, fields, frame,
+    ACK, CANCEL, DATA, END_HEADERS, END_STREAM, ENHANCE_YOUR_CALM, Frame, GOAWAY, HEADERS, NO_ERROR, PING,
+    REFUSED_STREAM, RST_STREAM, Raw, SETTINGS, WINDOW_UPDATE, block, fields, frame,
 };
 use crate::support::mesh::{Config, Mesh};
 use crate::support::origin::{Origin, Visit, ok};
@@ -100,6 +100,46 @@ impl<'v> Peer<'v> {
     fn serve_one(&mut self) {
         let (lane, _) = self.request().unwrap();
         self.answer(lane);
+    }
+
+    /// The far end of [`Gates::ask`]: the lanes of the two.
+    fn serve_two(&mut self, gates: &Gates) -> (u32, u32) {
+        self.serve_one();
+        let (first, _) = self.request().unwrap();
+        gates.asked.open();
+        let (second, _) = self.request().unwrap();
+        self.answer(second);
+        gates.answered.pass();
+        self.answer(first);
+        (first, second)
+    }
+}
+
+/// Two callers at the same time, in an order that is known: whose request comes first is answered last.
+struct Gates {
+    asked: Arc<Gate>,
+    answered: Arc<Gate>,
+}
+
+impl Gates {
+    /// For either end.
+    fn two() -> (Self, Self) {
+        let [asked, answered] = [(); 2].map(|()| Arc::new(Gate::default()));
+        (Self { asked: Arc::clone(&asked), answered: Arc::clone(&answered) }, Self { asked, answered })
+    }
+
+    fn ask(&self, near: &Mesh) -> [Client; 2] {
+        let [mut a, mut b] = [near.client(), near.client()];
+        // So that it is known what the other end speaks: else each would open a connection.
+        a.send(GET);
+        assert_eq!(a.response().status(), 200);
+        a.send(GET);
+        self.asked.pass();
+        b.send(GET);
+        assert_eq!(b.response().status(), 200);
+        self.answered.open();
+        assert_eq!(a.response().status(), 200);
+        [a, b]
     }
 }
 
@@ -220,26 +260,17 @@ fn requests_of_several_callers_go_over_one_lane_one_after_the_other() {
 
 #[test]
 fn requests_at_the_same_time_have_a_lane_each() {
-    let (near, _far) = near("", &[ALPN_MESH], |_, visit| {
+    let (gates, theirs) = Gates::two();
+    let (near, _far) = near("", &[ALPN_MESH], move |_, visit| {
         let mut peer = Peer::begin(visit, &[(MAX_CONCURRENT_STREAMS, 100)]);
-        peer.serve_one();
-        let (first, _) = peer.request().unwrap();
-        let (second, _) = peer.request().unwrap();
+        let (first, second) = peer.serve_two(&theirs);
         assert_ne!(first, second);
-        peer.answer(second);
-        peer.answer(first);
         // The one that was used last is used first.
         assert_eq!(peer.request().unwrap().0, first);
         peer.answer(first);
         peer.visit.drain();
     });
-    let [mut a, mut b] = [near.client(), near.client()];
-    // So that it is known what the other end speaks: else each would open a connection.
-    a.send(GET);
-    assert_eq!(a.response().status(), 200);
-    a.send(GET);
-    b.send(GET);
-    assert_eq!((a.response().status(), b.response().status()), (200, 200));
+    let [mut a, b] = gates.ask(&near);
     a.send(GET);
     assert_eq!(a.response().status(), 200);
     drop((a, b));
@@ -595,6 +626,34 @@ fn who_gives_up_a_request_ends_that_at_once_and_no_other() {
 }
 
 #[test]
+fn who_resets_what_was_not_answered_again_and_again_is_sent_away() {
+    let origin = Origin::scripted(|visit| {
+        if visit.request().is_some() {
+            visit.drain();
+        }
+    });
+    let (far, authority) = far(&origin, |config| config);
+    let mut caller = Caller::of(&far, &authority, ALPN_MESH);
+    // 200 may be (http::h2::watch); each has reached the service, so that none is forgotten before it has begun.
+    for n in 0..201 {
+        let lane = 2 * n + 1;
+        caller.ask(lane);
+        caller.send(DATA, 0, lane, GET);
+        origin.wait_requests(n as usize + 1);
+        caller.send(RST_STREAM, 0, lane, CANCEL.to_be_bytes());
+    }
+    loop {
+        let frame = caller.next();
+        if frame.kind == GOAWAY {
+            assert_eq!(frame.code(), ENHANCE_YOUR_CALM);
+            break;
+        }
+    }
+    drop(caller);
+    far.finish();
+}
+
+#[test]
 fn who_drains_ends_the_lanes_that_are_at_rest() {
     // The far end: says GOAWAY, and ends a lane that its caller leaves open.
     let origin = Origin::plain();
@@ -637,13 +696,10 @@ fn who_drains_ends_the_lanes_that_are_at_rest() {
 #[test]
 fn lanes_that_are_not_needed_any_more_are_ended_and_make_room_for_other_streams() {
     // It takes two streams at a time: two lanes, then a lane at rest has to go for a stream of another kind.
-    let (near, _far) = near("", &[ALPN_MESH], |_, visit| {
+    let (gates, theirs) = Gates::two();
+    let (near, _far) = near("", &[ALPN_MESH], move |_, visit| {
         let mut peer = Peer::begin(visit, &[(MAX_CONCURRENT_STREAMS, 2)]);
-        peer.serve_one();
-        let (first, _) = peer.request().unwrap();
-        let (second, _) = peer.request().unwrap();
-        peer.answer(first);
-        peer.answer(second);
+        let (first, second) = peer.serve_two(&theirs);
         let mut ended = Vec::new();
         loop {
             let frame = peer.next().unwrap();
@@ -659,12 +715,7 @@ fn lanes_that_are_not_needed_any_more_are_ended_and_make_room_for_other_streams(
         assert_eq!(ended.len(), 1);
         peer.visit.drain();
     });
-    let [mut a, mut b] = [near.client(), near.client()];
-    a.send(GET);
-    assert_eq!(a.response().status(), 200);
-    a.send(GET);
-    b.send(GET);
-    assert_eq!((a.response().status(), b.response().status()), (200, 200));
+    let [a, b] = gates.ask(&near);
     let mut raw = Raw::connect(near.address);
     raw.head(END_STREAM, 1, &fields("GET", "/", &[]));
     assert_eq!(raw.outcome(1), crate::support::http2::Outcome::Status(204));
