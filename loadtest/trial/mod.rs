@@ -154,6 +154,15 @@ impl Metrics {
         };
         self.0.lines().filter_map(of_line).sum()
     }
+
+    /// The samples whose names have one of these in them.
+    fn lines(&self, names: &[&str]) -> Vec<&str> {
+        let is_wanted = |line: &&str| {
+            let name = line.split(['{', ' ']).next().unwrap_or_default();
+            name.starts_with("ringmesh_") && names.iter().any(|wanted| name.contains(wanted))
+        };
+        self.0.lines().filter(is_wanted).collect()
+    }
 }
 
 #[cfg(test)]
@@ -168,5 +177,7 @@ mod tests {
         assert_eq!(metrics.sum("a_total", ""), 7.5);
         assert_eq!(metrics.sum("a_total", "shard=\"1\""), 4.5);
         assert_eq!((metrics.sum("b", ""), metrics.sum("c", ""), metrics.sum("d", "")), (2.0, 1.0, 0.0));
+        let text = "# HELP ringmesh_a What.\nringmesh_a 1\nringmesh_b_total{x=\"_a\"} 2\nother_a 3\n";
+        assert_eq!(Metrics(text.to_owned()).lines(&["_a", "c"]), ["ringmesh_a 1"]);
     }
 }

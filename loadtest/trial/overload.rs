@@ -13,7 +13,7 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 use serde_json::{Value, json};
 
-use super::{Raw, Stage, load};
+use super::{METRICS_LAG, Metrics, Raw, Stage, load};
 use crate::clock::parse_duration;
 use crate::compare::Scratch;
 use crate::compare::peer::{Kind, Shape};
@@ -115,6 +115,14 @@ pub(crate) fn run(args: &OverloadArgs, stop: &Arc<AtomicBool>) -> Result<ExitCod
         });
         println!("{row}");
         raw.keep(&row)?;
+        if times < 1.0 && phase.failed > 0 {
+            // Nothing is too much then. Whether the proxy stood still, or its line was too short, is in its metrics.
+            std::thread::sleep(METRICS_LAG);
+            let says = Metrics::read(*running.admins.first().ok_or("no admin address")?)?;
+            let row = json!({ "trial": "overload", "phase": name, "proxy_says": says.lines(&["failures_total", "stall", "capped"]) });
+            println!("{row}");
+            raw.keep(&row)?;
+        }
         Ok(phase)
     };
     let calm = phase("calm", 0.5, Duration::from_secs(1))?;

@@ -384,7 +384,7 @@ pub(super) const CONCURRENCY_LIMIT_INITIAL: Key<u32> =
 pub(super) const CONCURRENCY_TOLERANCE_PERCENT: Key<u32> =
     key("service.concurrency.tolerance_percent", 25, 1, 400);
 
-/// 100 ms, as Envoy: soon enough for a burst, long enough for a median.
+/// 100 ms, as Envoy: soon enough for a burst, long enough for a mean.
 pub(super) const CONCURRENCY_WINDOW: Key<Duration> =
     key("service.concurrency.window", Duration::from_millis(100), MILLISECOND, seconds(60));
 

@@ -106,6 +106,7 @@ impl Collector for Scrape {
         let store = self.0.store();
         services(&mut page, &store)?;
         super::endpoints::metrics(&mut page, &self.0)?;
+        super::caps::metrics(&mut page, &self.0)?;
         routes(&mut page, &store)?;
         super::quotas::metrics(&mut page, &self.0)?;
         authorization(&mut page, &store)?;

@@ -12,6 +12,7 @@
 mod admin;
 pub mod authority;
 pub mod canary;
+mod caps;
 mod collector;
 mod discovery;
 pub mod doctor;

@@ -10,11 +10,11 @@ use std::time::SystemTime;
 
 use serde_json::{Value, json};
 
-use super::endpoints;
 use super::identity::{Facts, Status};
 use super::latency::Latency;
 use super::state::State;
 use super::store::{Route, Service, Store, Window};
+use super::{caps, endpoints};
 use crate::config::Origin;
 use crate::upstream::health::Health;
 use crate::upstream::spec;
@@ -177,6 +177,7 @@ fn services_json<'a>(store: &Store, rows: impl Iterator<Item = Row<'a>>, hidden:
             "last_10_seconds": service.map(|s| window(&store.window(s, Store::WINDOW))),
             "endpoints": configured.map(|(s, health)| endpoints::json(s, health)),
             "subsets": configured.map(|(s, _)| endpoints::subsets(s)),
+            "caps": configured.and_then(|(s, _)| s.caps.as_deref()).map(caps::json),
             "table_bytes": configured.map(|(s, _)| s.plan().table_bytes()),
         });
         // A service a line.

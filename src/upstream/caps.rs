@@ -4,6 +4,9 @@
 //! Refuses to decide: see `limiter`.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
 
 use crossbeam::atomic::AtomicCell;
 
@@ -39,7 +42,10 @@ impl Caps {
         let counts = &self.counts;
         counts.exchanges.set(self.exchanges_max, self.pending_max);
         match (self.concurrency, counts.estimator.take()) {
-            (None, _) => counts.exchanges.set_limit(u32::MAX),
+            (None, _) => {
+                counts.exchanges.set_limit(u32::MAX);
+                counts.baseline_ns.store(0, Relaxed);
+            }
             (Some(settings), None) => {
                 counts.exchanges.set_limit(settings.limit_initial);
                 counts.estimator.store(Some(Box::new(Estimator::new(settings, counts.seed))));
@@ -67,6 +73,8 @@ pub struct Counted {
     /// What is learnt. It goes from shard to shard: who has it learns, who finds it gone keeps what he measured for the next
     /// time.
     pub(super) estimator: AtomicCell<Option<Box<Estimator>>>,
+    /// What it takes for the latency when little is asked, ns, for whoever asks meanwhile. 0: not known.
+    pub(super) baseline_ns: AtomicU64,
     seed: u64,
 }
 
@@ -78,8 +86,15 @@ impl Counts {
             retries: Count::new(u32::MAX),
             connections: berths::Counted::default(),
             estimator: AtomicCell::new(None),
+            baseline_ns: AtomicU64::new(0),
             seed,
         }))
+    }
+
+    /// The latency when little is asked, as it was learnt last; `None` where nothing was.
+    pub fn baseline(&self) -> Option<Duration> {
+        let ns = self.0.baseline_ns.load(Relaxed);
+        (ns > 0).then(|| Duration::from_nanos(ns))
     }
 
     /// Whether both are the same, not only equal.

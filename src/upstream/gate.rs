@@ -270,6 +270,11 @@ impl Count {
     pub fn taken(&self) -> u32 {
         self.taken.load(SeqCst)
     }
+
+    /// The ceiling.
+    pub fn max(&self) -> u32 {
+        self.max.load(SeqCst)
+    }
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::task::{Context, Poll};
 
 use smallvec::SmallVec;
@@ -237,6 +238,7 @@ impl Limiter {
         if caps.concurrency.is_none() {
             // Another shard may have learnt one more just when that ended.
             caps.counts.exchanges.set_limit(u32::MAX);
+            caps.counts.baseline_ns.store(0, Relaxed);
         }
         *self.caps.borrow_mut() = caps;
         self.settle();
@@ -284,10 +286,11 @@ impl Limiter {
             estimator.learn(settings, sample);
         }
         let limit = estimator.limit();
+        // While it is lent, so that the newest is the last that is set.
         if limit != before {
-            // While it is lent, so that the newest limit is the last that is set.
             caps.counts.exchanges.set_limit(limit);
         }
+        caps.counts.baseline_ns.store(estimator.baseline_ns().unwrap_or(0), Relaxed);
         drop((lent, measured));
         if limit > before {
             self.settle();

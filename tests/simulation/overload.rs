@@ -35,9 +35,13 @@ const CAPACITY: f64 = SERVERS as f64 * SECOND as f64 / MEAN_NS;
 /// How long the service takes for one exchange.
 #[derive(Debug, Clone, Copy)]
 enum Takes {
-    /// The same but for a twentieth. Were it exactly the same, all servers would end at once, and one exchange more than there
-    /// are servers would take twice as long.
+    /// Exactly the same. Who finds no server waits for as long as another takes: of 17 exchanges 16 take what they always took.
+    Exactly,
+    /// The same but for a twentieth.
     Same,
+    /// A fifth longer where all servers are busy than where none is, as where they share memory and caches: it is slower the
+    /// more it does, and does more all the same.
+    Busier,
     /// Half to one and a half of the mean, evenly.
     Even,
     Exponential,
@@ -45,11 +49,14 @@ enum Takes {
     TwoKinds,
 }
 
-const ALL: [Takes; 4] = [Takes::Same, Takes::Even, Takes::Exponential, Takes::TwoKinds];
+const ALL: [Takes; 6] =
+    [Takes::Exactly, Takes::Same, Takes::Busier, Takes::Even, Takes::Exponential, Takes::TwoKinds];
 
 impl Takes {
-    fn draw(self, rng: &mut Rng) -> u64 {
+    fn draw(self, busy: usize, rng: &mut Rng) -> u64 {
         let part = match self {
+            Self::Exactly => 1.0,
+            Self::Busier => (0.95 + rng.f64() / 10.0) * (0.8 + 0.2 * busy as f64 / SERVERS as f64),
             Self::Same => 0.95 + rng.f64() / 10.0,
             Self::Even => 0.5 + rng.f64(),
             Self::Exponential => -(1.0 - rng.f64()).ln(),
@@ -241,7 +248,7 @@ impl World {
 
     fn begin(&mut self, id: u64) {
         self.busy += 1;
-        let takes_ns = self.takes.draw(&mut self.rng);
+        let takes_ns = self.takes.draw(self.busy, &mut self.rng);
         self.events.push(Reverse((self.now_ns + takes_ns, Event::Served(id))));
     }
 

@@ -622,3 +622,84 @@ fn a_hedge_that_waits_for_a_connection_takes_one_to_its_endpoint_that_comes_to_r
     let seen = mesh.finish();
     assert_eq!((seen.retries.hedges_won, seen.totals.upstream_connected), (1, 2));
 }
+
+/// A proxy with an admin address before this endpoint, and what its pages say.
+fn with_admin(endpoint: &str, keys: &str) -> (Proxy, impl Fn(&str) -> String) {
+    let text = format!(
+        "shards = 1\n[admin]\naddress = \"127.0.0.1:0\"\n[[listener]]\nname = \"in\"\naddress = \"127.0.0.1:0\"\n\
+         [[service]]\nname = \"app\"\nendpoints = [\"{endpoint}\"]\n{keys}\n[[route]]\nservice = \"app\"\n"
+    );
+    let proxy = Proxy::start(Start::text(text)).unwrap();
+    let admin = proxy.admin().unwrap();
+    let page = move |path: &str| {
+        let mut client = Client::connect(admin);
+        client.send(format!("GET {path} HTTP/1.1\r\nHost: a\r\n\r\n"));
+        String::from_utf8(client.response().body).unwrap()
+    };
+    (proxy, page)
+}
+
+#[test]
+fn metrics_and_services_tell_what_is_in_use_of_what_there_may_be_and_who_waits() {
+    let (gate, origin) = Origin::gated();
+    let (proxy, page) = with_admin(
+        &origin.endpoint,
+        "caps = { exchanges_max = 2, connections_max = 7, queue_timeout = \"1h\" }",
+    );
+    let mut clients: Vec<Client> = (0..5)
+        .map(|_| {
+            let mut client = Client::connect(proxy.listener("in").unwrap());
+            client.send(get("/"));
+            client
+        })
+        .collect();
+    let waiting = "ringmesh_capped_waiting{service=\"app\",of=\"exchanges\"} 3.0";
+    let metrics = loop {
+        let metrics = page("/metrics");
+        if metrics.contains(waiting) {
+            break metrics;
+        }
+    };
+    origin.wait_requests(2);
+    for line in [
+        "ringmesh_capped_in_use{service=\"app\",of=\"exchanges\"} 2.0",
+        "ringmesh_capped_max{service=\"app\",of=\"exchanges\"} 2.0",
+        "ringmesh_capped_in_use{service=\"app\",of=\"connections\"} 2.0",
+        "ringmesh_capped_max{service=\"app\",of=\"connections\"} 7.0",
+    ] {
+        assert!(metrics.contains(line), "{line}: {metrics}");
+    }
+    assert!(!metrics.contains("of=\"retries\""), "there is no ceiling for them: {metrics}");
+    let services: serde_json::Value = serde_json::from_str(&page("/services?format=json")).unwrap();
+    let caps = &services["services"][0]["caps"];
+    assert_eq!(caps["exchanges"], serde_json::json!({ "in_use": 2, "ceiling": 2, "waiting": 3 }));
+    assert_eq!(caps.as_object().unwrap().len(), 2, "{caps}");
+    gate.open();
+    for client in &mut clients {
+        assert_eq!(client.response().status(), 200);
+    }
+    drop(clients);
+    proxy.stop();
+}
+
+#[test]
+fn metrics_tell_what_was_learnt_of_how_much_a_service_bears() {
+    let origin = Origin::plain();
+    let (proxy, page) =
+        with_admin(&origin.endpoint, "concurrency = { limit_initial = 30, window = \"1ms\" }");
+    assert!(page("/metrics").contains("ringmesh_capped_max{service=\"app\",of=\"exchanges\"} 30.0"));
+    let mut client = Client::connect(proxy.listener("in").unwrap());
+    // Something once twenty were answered, and a millisecond has passed.
+    let baseline = loop {
+        client.send(get("/"));
+        assert_eq!(client.response().status(), 200);
+        let metrics = page("/metrics");
+        if let Some((_, rest)) = metrics.split_once("ringmesh_concurrency_baseline_seconds{service=\"app\"} ")
+        {
+            break rest.lines().next().unwrap().parse::<f64>().unwrap();
+        }
+    };
+    assert!(baseline > 0.0);
+    drop(client);
+    proxy.stop();
+}
