@@ -561,16 +561,21 @@ impl Breaker {
         // What has begun since the last look did so before the time for this one.
         let late_ns = now_ns.saturating_sub(self.looked_at_ns.saturating_add(most_ns));
         let steps = 1 + usize::try_from(late_ns / pace_ns).unwrap_or(OLD).min(OLD);
+        // By these it is told who is overtaken: after a quiet time all are too old to tell by those from now on.
+        let (generation, since_ns) = (self.generation, self.since_ns);
         self.generation = self.generation.wrapping_add(steps as u32);
         self.since_ns.copy_within(0..AGES - steps, steps);
         self.since_ns[..steps].fill(now_ns);
         for endpoint in 0..self.locals.len() {
             let standing = &self.health.of(self.locals.len()).endpoints[endpoint];
             let local = &mut self.locals[endpoint];
-            local.grow_older(steps);
             let overtaken_ns = standing.overtaken_before_ns();
-            if let Some(age) = self.since_ns[..OLD].iter().position(|since_ns| *since_ns <= overtaken_ns) {
-                local.overtake(age, self.generation.wrapping_sub(age as u32));
+            if let Some(age) = since_ns[..OLD].iter().position(|since_ns| *since_ns <= overtaken_ns) {
+                local.overtake(age, generation.wrapping_sub(age as u32));
+            }
+            let some_are_old = local.grow_older(steps);
+            if some_are_old && local.pending[OLD] > 0 {
+                standing.stuck_before(self.since_ns[OLD - 1]);
             }
             local.tell_stuck(standing);
             self.tell(endpoint, now_ns);
@@ -689,12 +694,15 @@ impl Breaker {
 }
 
 impl Local {
-    fn grow_older(&mut self, looks: usize) {
+    /// Whether some of them have waited for too long now.
+    fn grow_older(&mut self, looks: usize) -> bool {
+        let before = self.pending[OLD];
         for _ in 0..looks.min(OLD) {
             self.pending[OLD] += self.pending[OLD - 1];
             self.pending.copy_within(0..OLD - 1, 1);
             self.pending[0] = 0;
         }
+        self.pending[OLD] > before
     }
 
     /// One of that age and look has its answer: those that are older are not counted any more. Whether there may be some.

@@ -493,6 +493,44 @@ fn an_answer_on_one_shard_overtakes_what_waits_since_before_on_another() {
 }
 
 #[test]
+fn an_answer_on_one_shard_overtakes_what_another_that_does_nothing_else_has_said() {
+    let health = Arc::default();
+    let mut shards: Vec<Bench> = (0..2).map(|_| Bench::sharing(&health, 3, |_| {})).collect();
+    shards.iter_mut().for_each(Bench::warm);
+    let (first, second) = shards.split_at_mut(1);
+    let (quiet, busy) = (&mut first[0], &mut second[0]);
+    let waiting: Vec<Begun> = (0..3).map(|_| quiet.breaker.begin(0, quiet.now_ns)).collect();
+    // They have waited for too long, which is said while nobody answers, so that it is not the endpoint; and nothing more happens
+    // on that shard.
+    for _ in 0..50 {
+        quiet.now_ns += 10 * MS;
+        let _ = quiet.breaker.is_troubled(quiet.now_ns);
+    }
+    assert_eq!(busy.breaker.standing(0).stuck(), 3);
+    // The other one has begun something later, and has its answer. After that it asks the others for a while.
+    busy.now_ns = quiet.now_ns;
+    busy.attempt(1, GOOD);
+    busy.attempt(0, GOOD);
+    assert_eq!(busy.breaker.standing(0).stuck(), 0, "they say nothing any more");
+    for _ in 0..200 {
+        busy.now_ns += 10 * MS;
+        busy.attempt(1, GOOD);
+        busy.attempt(2, GOOD);
+    }
+    assert_eq!((busy.reason(0), busy.breaker.standing(0).stuck()), (None, 0));
+    // What that shard begins later and waits for counts.
+    quiet.now_ns = busy.now_ns;
+    let later: Vec<Begun> = (0..3).map(|_| quiet.breaker.begin(0, quiet.now_ns)).collect();
+    for _ in 0..50 {
+        quiet.now_ns += 10 * MS;
+        quiet.attempt(1, GOOD);
+    }
+    assert_eq!((quiet.reason(0), busy.breaker.standing(0).stuck()), (Some(Reason::Pending), 3));
+    waiting.into_iter().chain(later).for_each(|begun| quiet.end(0, begun, Verdict::Nothing));
+    assert_eq!(busy.breaker.standing(0).stuck(), 0);
+}
+
+#[test]
 fn an_attempt_that_began_just_now_does_not_look_old_after_a_quiet_time() {
     let mut bench = Bench::new(3, |_| {});
     bench.warm();

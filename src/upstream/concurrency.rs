@@ -89,7 +89,7 @@ enum Search {
     /// It was changed, to see what that brings.
     Step { way: Way, from: f64, latency: Mean },
     /// It was found right, and is believed to be until then. After that it is tried whether it still is.
-    Rest { until_ns: u64, next: Option<Way> },
+    Rest { until_ns: u64, next: Way },
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -134,8 +134,9 @@ impl Estimator {
     const KEEPS_OUT: f64 = 0.75;
     /// After a probe that found the limit too high.
     const PROBE_SOON_NS: u64 = 1_000_000_000;
-    /// A limit that was found right is left alone for so long. A step up lasts a window and makes a tenth of what is answered in
-    /// it late where nothing varies: of all that is a third of a percent, which a p99 does not see.
+    /// A limit that was found right is left alone for so long, and then tried by a step up and one down. One up lasts a window and can
+    /// make a tenth of what is answered in it late, one down can cost as much: of all answers that is a third of a percent each,
+    /// which a p99 does not see.
     const REST_NS: u64 = 3_000_000_000;
     /// A probe lasts no longer: this, or 20 times the baseline.
     const PROBE_MAX_NS: u64 = 2_000_000_000;
@@ -243,11 +244,13 @@ impl Estimator {
         }
         // Upwards the newest counts as well, or it would go on growing after it was enough.
         let worse_ns = smooth_ns.max(newest.ns);
-        if worse_ns <= bearable_ns {
+        // What is longer by no more than chance makes it says nothing.
+        let is_bearable = worse_ns <= bearable_ns || smooth_ns <= bearable_ns + newest.error_ns;
+        if is_bearable {
             self.before = None;
             // The nearer to what is bearable, the less.
             let room = (bearable_ns - worse_ns) / (bearable_ns - baseline_ns).max(1.0);
-            let more = self.limit.sqrt() * room.min(1.0);
+            let more = self.limit.sqrt() * room.clamp(0.0, 1.0);
             if keeps_out {
                 self.step(newest, baseline_ns, more, now_ns);
             } else if peak >= self.limit.floor() * 0.9 && !self.rests(now_ns) {
@@ -255,9 +258,8 @@ impl Estimator {
             }
             return;
         }
-        // What is longer by no more than chance makes it says nothing. Where less than half of the limit is in use on average,
-        // it is not the limit that makes it long.
-        if smooth_ns <= bearable_ns + newest.error_ns || in_progress < self.limit / 2.0 {
+        // Where less than half of the limit is in use on average, it is not the limit that makes it long.
+        if in_progress < self.limit / 2.0 {
             return;
         }
         self.search = Search::Open;
@@ -281,25 +283,30 @@ impl Estimator {
     fn step(&mut self, newest: Mean, baseline_ns: f64, more: f64, now_ns: u64) {
         let is_usual =
             newest.ns <= baseline_ns * (1.0 + self.settings.tolerance / 4.0) + 2.0 * newest.error_ns;
-        // A step that is small, and of one at least, where the limit was right until now.
-        let (way, more) = match self.search {
-            Search::Open => (if is_usual { Way::Up } else { Way::Down }, more),
-            // It went well.
-            Search::Step { way: Way::Up, .. } => (Way::Up, more),
-            Search::Step { way: Way::Down, .. } if is_usual => return self.rest(Some(Way::Up), now_ns),
-            Search::Step { way: Way::Down, .. } => (Way::Down, more),
-            Search::Rest { until_ns, .. } if now_ns < until_ns => return,
-            Search::Rest { next, .. } => {
-                (next.unwrap_or(if is_usual { Way::Up } else { Way::Down }), (self.limit * 0.05).max(1.0))
-            }
-        };
+        // As many as it would have if all that takes longer than usual were queueing; one less, if nothing does.
+        let fewer = (self.limit * (baseline_ns / newest.ns).max(0.75)).round().min(self.limit - 1.0);
+        // Where chance makes about as much of a difference, only those would seem to go well that began with a window that was
+        // slow by chance.
+        let is_telling = newest.ns * (1.0 - fewer / self.limit) > 4.0 * newest.error_ns;
         let from = self.limit;
-        let to = match way {
-            Way::Up => from + more,
-            Way::Down => from - (from * 0.1).max(1.0),
+        let (way, to) = match self.search {
+            Search::Rest { until_ns, .. } if now_ns < until_ns => return,
+            Search::Rest { next: Way::Down, .. } if is_telling => (Way::Down, fewer),
+            Search::Open | Search::Step { way: Way::Down, .. } if is_telling && !is_usual => {
+                (Way::Down, fewer)
+            }
+            // It went well, and that was all there was to take off.
+            Search::Step { way: Way::Down, .. } => return self.rest(Way::Down, now_ns),
+            _ if more == 0.0 => return self.rest(Way::Down, now_ns),
+            // It was right until now.
+            Search::Rest { .. } => (Way::Up, from + (from * 0.05).max(1.0)),
+            // Less than one changes nothing that could be seen.
+            Search::Open | Search::Step { way: Way::Up, .. } => (Way::Up, from + more.max(1.0)),
         };
         self.set(to, newest, now_ns);
-        self.search = Search::Step { way, from, latency: newest };
+        // At a bound of the limit it does not change.
+        let is_seen = self.limit as u32 != from as u32;
+        self.search = if is_seen { Search::Step { way, from, latency: newest } } else { Search::Open };
     }
 
     /// Takes back the last step, if there was one and it was in vain, or cost something.
@@ -310,19 +317,23 @@ impl Estimator {
         // If it all queues there, the latency has changed as the limit has; half of that is where neither is nearer.
         let follows = (newest.ns / latency.ns).ln() / limits.ln() >= 0.5;
         let is_sure = (newest.ns - latency.ns).abs() > 2.0 * newest.error_ns.hypot(latency.error_ns);
-        let (is_wrong, next) = match way {
-            Way::Up => (follows && is_sure, None),
+        let is_wrong = match way {
+            Way::Up => follows && is_sure,
             // Beyond what is bearable it has to come down whatever that costs.
-            Way::Down => (!(follows && is_sure) && newest.ns <= bearable_ns, Some(Way::Up)),
+            Way::Down => !(follows && is_sure) && newest.ns <= bearable_ns,
         };
         if is_wrong {
             self.set(from, newest, now_ns);
-            self.rest(next, now_ns);
+            match way {
+                // It may have been too high before: that is tried at once.
+                Way::Up => self.search = Search::Rest { until_ns: now_ns, next: Way::Down },
+                Way::Down => self.rest(Way::Up, now_ns),
+            }
         }
         is_wrong
     }
 
-    fn rest(&mut self, next: Option<Way>, now_ns: u64) {
+    fn rest(&mut self, next: Way, now_ns: u64) {
         let until_ns = now_ns.saturating_add(self.scattered(Self::REST_NS as f64));
         self.search = Search::Rest { until_ns, next };
     }

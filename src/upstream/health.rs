@@ -157,6 +157,7 @@ struct Written {
     window: Window,
     answered_at_ns: AtomicU64,
     overtaken_before_ns: AtomicU64,
+    stuck_before_ns: AtomicU64,
     stuck: AtomicU32,
     latency_us: AtomicU32,
 }
@@ -324,9 +325,17 @@ impl Standing {
         }
     }
 
-    /// Attempts that wait for an answer for too long, on all shards.
+    /// Some of them began only just before that. Said before they are added.
+    pub fn stuck_before(&self, since_ns: u64) {
+        self.written.stuck_before_ns.fetch_max(since_ns, Ordering::Relaxed);
+    }
+
+    /// Attempts that wait for an answer for too long, on all shards. None where one that began later than all of them has its
+    /// answer: a shard that has nothing else to do takes back what it has said only when it has.
     pub fn stuck(&self) -> u32 {
-        self.written.stuck.load(Ordering::Relaxed)
+        let stuck = self.written.stuck.load(Ordering::Relaxed);
+        let before_ns = self.written.stuck_before_ns.load(Ordering::Relaxed);
+        if stuck > 0 && self.overtaken_before_ns() >= before_ns { 0 } else { stuck }
     }
 
     /// Takes a shard's mean of so many latencies in. A write that is lost in a race is no matter.
