@@ -6,9 +6,12 @@
 //! because of the caller or of this proxy says nothing, and neither does a connection that was dead when it was used again,
 //! or one whose end was announced.
 
+use http::HeaderName;
+
 use super::Path;
 use super::account::Account;
 use crate::failure::{Cause, Failure, Side, Stage};
+use crate::http::edit::Edits;
 use crate::http::grpc::Status;
 use crate::shard::clock::ns;
 use crate::upstream::breaker::Verdict;
@@ -17,11 +20,19 @@ use crate::upstream::service::Attempt;
 /// What an endpoint says in an answer with which it wants to be left at once (Envoy's); believed of those that are probed.
 pub(super) const FAIL_AT_ONCE: &str = "x-envoy-immediate-health-check-fail";
 
-/// Looks for that in the head of an answer.
-pub(super) fn note_wish(attempt: &Attempt, headers: &http::HeaderMap) {
-    if attempt.is_probed() && headers.contains_key(FAIL_AT_ONCE) {
+/// Looks for that in the head of an answer. It goes no further where it was believed: the next proxy would leave this one.
+pub(super) fn note_wish(attempt: &Attempt, headers: &mut http::HeaderMap) {
+    if attempt.is_probed() && headers.remove(FAIL_AT_ONCE).is_some() {
         attempt.wants_to_be_left();
     }
+}
+
+/// Takes it out of a head of HTTP/1.1 that has been written, from `start` on.
+#[cold]
+pub(super) fn take_wish_out(out: &mut Vec<u8>, start: usize) {
+    let mut edits = Edits::default();
+    edits.remove(&HeaderName::from_static(FAIL_AT_ONCE));
+    edits.apply_to_head(out, start, 0);
 }
 
 impl Path<'_> {

@@ -309,8 +309,8 @@ impl Call<'_> {
                     told.map_err(|_| Failure::downstream(Stage::Response, Cause::StreamReset))?;
                     continue;
                 }
-                Parsed::Whole(Ok(answer)) => {
-                    note_wish(attempt, answer.head.headers());
+                Parsed::Whole(Ok(mut answer)) => {
+                    note_wish(attempt, answer.head.headers_mut());
                     return Ok(answer);
                 }
                 Parsed::Whole(Err(cause)) | Parsed::Refused(cause) => return Err(refused(cause)),

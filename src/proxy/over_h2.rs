@@ -464,7 +464,7 @@ pub(super) async fn head(
     let now = shard.clock.now();
     path.account.waited_for_http2(since, now, &shard.gathered);
     match next {
-        Some(Ok(head)) => {
+        Some(Ok(mut head)) => {
             if attempt.answers(now) {
                 path.account.answered(now);
             }
@@ -472,9 +472,9 @@ pub(super) async fn head(
             if matches!(head, Head::Interim(_)) {
                 *interim = interim.checked_sub(1).ok_or_else(|| refused(Cause::TooManyInterim))?;
             }
-            let (status, headers) = match &head {
-                Head::Interim(head) => (head.status(), head.headers()),
-                Head::Final(head) => (head.status(), head.headers()),
+            let (status, headers) = match &mut head {
+                Head::Interim(head) => (head.status(), head.headers_mut()),
+                Head::Final(head) => (head.status(), head.headers_mut()),
             };
             if status == StatusCode::SWITCHING_PROTOCOLS {
                 // HTTP/2 has none (RFC 9113 §8.6); an HTTP/1.1 caller would take what follows for another protocol.

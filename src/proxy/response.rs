@@ -2,7 +2,7 @@
 
 use std::cell::Cell;
 
-use super::judge::FAIL_AT_ONCE;
+use super::judge::{FAIL_AT_ONCE, take_wish_out};
 use super::{Path, SHED};
 use crate::downstream::{Asked, Tunnel};
 use crate::failure::{Cause, Failure, Stage};
@@ -210,7 +210,8 @@ impl Way<'_> {
         let limits = &self.asked.view.snapshot.limits;
         let Held { input, out } = held;
         let then = |response: &h1::Response<'_>| {
-            if self.attempt.is_probed() && response.has_field(FAIL_AT_ONCE) {
+            let has_wish = self.attempt.is_probed() && response.has_field(FAIL_AT_ONCE);
+            if has_wish {
                 self.attempt.wants_to_be_left();
             }
             let framing_out = self.framing_out(response.framing);
@@ -229,6 +230,9 @@ impl Way<'_> {
             } else {
                 let options = ResponseOptions { version: self.asked.version, framing: framing_out, close };
                 h1::write_response_head(response, options, &self.path.shard.clock, out);
+                if has_wish {
+                    take_wish_out(out, head_at);
+                }
                 if let Some(turn) =
                     self.asked.turn.as_ref().filter(|_| matches!(response.status, 101 | 200..))
                 {

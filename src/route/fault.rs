@@ -268,8 +268,9 @@ impl Fault {
                 drawn.abort = Some(How::Grpc(code as u8));
             }
             let [_, fastest] = Self::RATES;
-            if let Some(rate) = throughput.and_then(|kib| NonZeroU64::new(u64::from(kib) << 10)) {
-                drawn.response_rate = Some(rate).filter(|rate| rate.get() <= fastest);
+            let rate = throughput.and_then(|kib| NonZeroU64::new(u64::from(kib) << 10));
+            if let Some(rate) = rate.filter(|rate| rate.get() <= fastest) {
+                drawn.response_rate = Some(rate);
             }
         }
         if drawn.abort.is_some() {
@@ -463,6 +464,14 @@ mod tests {
             assert_eq!(none.draw(&asks(&lines), || 0), want, "{lines:?}");
             let may_not = Fault { by_header: false, ..none.clone() };
             assert_eq!(may_not.draw(&asks(&lines), || 0), Drawn::default());
+        }
+        // What is out of bounds takes nothing off what is configured.
+        let rate = NonZeroU64::new(1024);
+        let bandwidth = Bandwidth { percent: percent(100.0), response_rate: rate, request_rate: rate };
+        let both = Fault { bandwidth: Some(bandwidth), ..none };
+        for (value, kib) in [("0", 1), ("4000000000", 1), ("64", 64)] {
+            let drawn = both.draw(&asks(&[(throughput, value)]), || 0);
+            assert_eq!(drawn.response_rate, NonZeroU64::new(kib << 10), "{value}");
         }
     }
 

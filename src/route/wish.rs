@@ -234,15 +234,21 @@ impl Wishes {
     }
 }
 
-/// A length that was asked for, zero for as long as there may be, where all have so long and may ask for that at most.
+/// A length that was asked for, zero for as long as there may be, where all have so long and may ask for that at most: never for
+/// less than all have, and where all have as long as they like, for that or for as long as all.
 fn within(
     asked: Option<Duration>,
     of_all: Option<Duration>,
     max: Option<Duration>,
 ) -> (Option<Duration>, Outcome) {
     let Some(asked) = asked else { return (of_all, Outcome::Taken) };
-    let most = of_all.map(|all| max.map_or(all, |max| max.max(all)));
-    match (Some(asked).filter(|asked| !asked.is_zero()), most) {
+    let asked = Some(asked).filter(|asked| !asked.is_zero());
+    let most = match (of_all, asked) {
+        (Some(all), _) => Some(max.map_or(all, |max| max.max(all))),
+        (None, Some(_)) => max,
+        (None, None) => None,
+    };
+    match (asked, most) {
         (Some(asked), Some(most)) => (Some(asked.min(most)), Outcome::capped(asked > most)),
         (None, Some(most)) => (Some(most), Outcome::Capped),
         (asked, None) => (asked, Outcome::Taken),

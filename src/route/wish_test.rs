@@ -192,6 +192,8 @@ fn the_time_of_an_attempt_is_its_callers_doing_where_it_is_shorter() {
     for (may, base, asked, wants, hurried, outcome) in [
         (WIDE, of_all(), "100", Some(MS(100)), true, Outcome::Taken),
         (WIDE, of_all(), "0", None, false, Outcome::Taken),
+        (WIDE, of_all(), "10000", Some(MS(2000)), true, Outcome::Capped),
+        (May::default(), of_all(), "10000", Some(MS(10_000)), true, Outcome::Taken),
         (WIDE, tight.clone(), "100", Some(MS(100)), true, Outcome::Taken),
         (WIDE, tight.clone(), "1000", Some(MS(1000)), false, Outcome::Taken),
         (WIDE, tight.clone(), "0", Some(MS(2000)), false, Outcome::Capped),

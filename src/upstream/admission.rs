@@ -68,12 +68,14 @@ impl Admission {
         if part == 0.0 {
             return false;
         }
+        let most = settings.refuse_max;
         let part = match priority {
-            Priority::Critical => part * part,
-            Priority::Default => part,
-            Priority::Sheddable => part.sqrt(),
+            // Of what is below the ceiling, or at it all would be alike.
+            Priority::Critical => part.min(most).powi(2),
+            Priority::Default => part.min(most),
+            Priority::Sheddable => part.sqrt().min(most),
         };
-        chance() < part.min(settings.refuse_max)
+        chance() < part
     }
 
     /// The part that is turned away, before its ceiling.
@@ -143,7 +145,9 @@ mod tests {
         let mut admission = after(0, 1000);
         let mut refused = |priority, chance| admission.refuses(&SETTINGS, priority, || chance, SECOND);
         assert!(!refused(Priority::Default, 0.81) && !refused(Priority::Sheddable, 0.81));
-        assert!(refused(Priority::Default, 0.79) && refused(Priority::Critical, 0.79));
+        assert!(refused(Priority::Default, 0.79) && refused(Priority::Sheddable, 0.79));
+        // The square of 0.8.
+        assert!(refused(Priority::Critical, 0.63) && !refused(Priority::Critical, 0.65));
         // A part of 0.473: 0.688 of the sheddable, 0.224 of the critical.
         let mut half = after(500, 500);
         let mut refused = |priority, chance| half.refuses(&SETTINGS, priority, || chance, SECOND);

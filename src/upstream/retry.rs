@@ -323,23 +323,24 @@ pub enum After {
     Unsaid,
     /// After so long.
     Pause(Duration),
-    /// Not at all, or it cannot be understood.
+    /// Not at all, or nobody knows when.
     Never,
 }
 
 impl After {
     /// That of a `Retry-After` (RFC 9110 §10.2.3): seconds, or a date, which is held against the response's own `Date`, because
-    /// only that is by the same clock.
+    /// only that is by the same clock; without one nobody knows when it will be. What is neither says nothing.
     pub fn of_field(value: &[u8], date: Option<&[u8]>) -> Self {
         let text = |value| std::str::from_utf8(value).ok().map(str::trim);
-        let Some(value) = text(value) else { return Self::Never };
+        let Some(value) = text(value) else { return Self::Unsaid };
         if !value.is_empty() && value.bytes().all(|octet| octet.is_ascii_digit()) {
             return Self::Pause(Duration::from_secs(value.parse().unwrap_or(u64::MAX)));
         }
         let moment = |value: &str| httpdate::parse_http_date(value).ok();
         match (moment(value), date.and_then(text).and_then(moment)) {
             (Some(then), Some(now)) => Self::Pause(then.duration_since(now).unwrap_or_default()),
-            _ => Self::Never,
+            (Some(_), None) => Self::Never,
+            (None, _) => Self::Unsaid,
         }
     }
 
@@ -404,14 +405,14 @@ impl Policy {
 
     /// Why a response with this head is worth another attempt, if it is.
     pub fn reason_of_head(&self, head: &Head) -> Option<Reason> {
+        if head.rate_limited {
+            // Whoever limits wants to be asked less, not more, unless the policy says otherwise; by whatever status it says so.
+            return self.on.has(Reason::RateLimited).then_some(Reason::RateLimited);
+        }
         if let Some(reason) = head.grpc.and_then(Reason::of_grpc)
             && self.on.has(reason)
         {
             return Some(reason);
-        }
-        if head.rate_limited {
-            // Whoever limits wants to be asked less, not more, unless the policy says otherwise.
-            return self.on.has(Reason::RateLimited).then_some(Reason::RateLimited);
         }
         self.statuses.has(head.status).then(|| Reason::of_status(head.status))
     }

@@ -95,6 +95,7 @@ fn an_answer_is_worth_another_attempt_for_its_status() {
     // Who limits is left alone, unless that is wanted.
     let limited = Head { rate_limited: true, ..head(503, None) };
     assert_eq!(some.reason_of_head(&limited), None);
+    assert_eq!(some.reason_of_head(&Head { rate_limited: true, ..head(200, Some(14)) }), None);
     let asked = policy(Reasons::of(&[Reason::RateLimited]), Statuses::default());
     assert_eq!(asked.reason_of_head(&limited), Some(Reason::RateLimited));
 }
@@ -115,14 +116,15 @@ fn a_service_may_ask_for_a_pause_and_no_longer_one_than_allowed() {
         ("99999999999999999999", After::Pause(Duration::from_secs(u64::MAX))),
         ("Sun, 06 Nov 1994 08:49:38 GMT", second),
         ("Sun, 06 Nov 1994 08:49:00 GMT", After::Pause(Duration::ZERO)),
-        ("", After::Never),
-        ("-1", After::Never),
-        ("soon", After::Never),
+        ("", After::Unsaid),
+        ("-1", After::Unsaid),
+        ("1.5", After::Unsaid),
+        ("soon", After::Unsaid),
     ] {
         assert_eq!(retry_after(value), after, "{value:?}");
     }
     assert_eq!(After::of_field(b"Sun, 06 Nov 1994 08:49:38 GMT", None), After::Never);
-    assert_eq!(After::of_field(b"\xff", None), After::Never);
+    assert_eq!(After::of_field(b"\xff", None), After::Unsaid);
     for (value, after) in [("1000", second), ("-1", After::Never), ("1s", After::Never), ("", After::Never)] {
         assert_eq!(After::of_pushback(value.as_bytes()), after, "{value:?}");
     }

@@ -78,6 +78,18 @@ impl Stage {
         }
     }
 
+    /// Whether the answer to a request has that field; `None` if it is no good one.
+    pub(crate) fn says(&self, by: By, field: &str) -> Option<bool> {
+        if by == By::Http1 {
+            let mut client = Client::connect(self.listener);
+            client.send("GET /x HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
+            let answer = client.response();
+            return (answer.status() == 200).then(|| answer.one(field).is_some());
+        }
+        let head = http2::call(self.listener, http2::request("GET", "/x"), b"", None).ok()?.head;
+        (head.status == 200).then(|| head.headers.contains_key(field))
+    }
+
     /// The state of an endpoint, and why it is so.
     pub(crate) fn state(&self, endpoint: &str) -> (String, String) {
         let page = self.page("/services?format=json");

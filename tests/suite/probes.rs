@@ -480,6 +480,41 @@ fn an_endpoint_that_says_so_to_a_probe_is_left_at_once_whatever_else_it_says() {
     stage.end();
 }
 
+/// A proxy before this one would leave it for what one of its endpoints says.
+#[test]
+fn what_an_endpoint_says_to_a_request_of_being_left_goes_no_further_and_only_who_is_probed_is_believed() {
+    const WISH: &str = "x-envoy-immediate-health-check-fail";
+    // Once, and nothing is asked after that.
+    let probe = "probe = { kind = \"tcp\", interval = \"1h\", timeout = \"5s\" }\n";
+    let by_http1 = |field: &'static str| {
+        let answer = format!("HTTP/1.1 200 OK\r\nX-A: 1\r\n{field}X-B: 2\r\nContent-Length: 0\r\n\r\n");
+        counted(move |visit, _| visit.send(answer.clone().into_bytes())).0
+    };
+    for believes in [true, false] {
+        for (http2, by) in [(false, By::Http1), (false, By::Http2), (true, By::Http1), (true, By::Http2)] {
+            let told = format!("believes {believes}, service by HTTP/2 {http2}, {by:?}");
+            let old = [by_http1("X-Envoy-Immediate-Health-Check-Fail: true\r\n"), by_http1("")];
+            let new = [serving(Some(WISH), "0"), serving(None, "0")];
+            let (endpoints, protocol) = match http2 {
+                true => (new.each_ref().map(|service| &*service.endpoint), "protocol = \"http2\"\n"),
+                false => (old.each_ref().map(|origin| &*origin.endpoint), ""),
+            };
+            let keys = format!("balance = \"round-robin\"\n{protocol}{}", if believes { probe } else { "" });
+            let stage = Stage::new(1, &endpoints, &keys);
+            if believes {
+                until("both have passed", || probes(&stage, "passed") == 2);
+            }
+            // In turn.
+            let mut said = [(); 2].map(|()| stage.says(by, WISH).unwrap());
+            said.sort_unstable();
+            assert_eq!(said, [false, !believes], "{told}");
+            let state = if believes { "failing_probe" } else { "used" };
+            assert_eq!(stage.state(endpoints[0]).0, state, "{told}");
+            stage.end();
+        }
+    }
+}
+
 /// How many probes of all endpoints had that result.
 fn probes(stage: &Stage, result: &str) -> u64 {
     let metrics = stage.page("/metrics");
