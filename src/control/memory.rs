@@ -12,6 +12,7 @@ use tokio::time::Instant;
 use super::machine;
 use super::state::State;
 use crate::config::MemoryMax;
+use crate::shard::blocks;
 use crate::shard::link::{Pressure, room};
 
 /// What was measured last, for the pages.
@@ -33,6 +34,8 @@ pub(super) struct Memory {
     limit: (Option<u64>, Instant),
     /// When it is to be looked next.
     next: Instant,
+    /// When the allocator gave back last what control does not use.
+    released: Instant,
 }
 
 impl Memory {
@@ -42,6 +45,8 @@ impl Memory {
     const WATCHFUL: Duration = Duration::from_millis(250);
     /// Once half of the ceiling is used.
     const CLOSE: Duration = Duration::from_millis(50);
+    /// Between two times that the allocator gives back, where memory is short.
+    const RELEASE_EVERY: Duration = Duration::from_secs(1);
     /// How long the limit of a cgroup is believed: it may be changed while the process runs.
     const LIMIT_FOR: Duration = Duration::from_secs(10);
 
@@ -53,7 +58,7 @@ impl Memory {
     /// By another meter.
     pub(super) fn measured_by(meter: Box<dyn Fn() -> Option<u64> + Send>) -> Self {
         let now = Instant::now();
-        Self { meter, step: Pressure::None, limit: (None, now), next: now }
+        Self { meter, step: Pressure::None, limit: (None, now), next: now, released: now }
     }
 
     /// Waits until it is time to look.
@@ -83,6 +88,11 @@ impl Memory {
         told.ceiling.store(ceiling.unwrap_or(0), Ordering::Relaxed);
         told.step.store(step as u64, Ordering::Relaxed);
         let before = std::mem::replace(&mut self.step, step);
+        if step > Pressure::None && now >= self.released + Self::RELEASE_EVERY {
+            // What control has freed; shards do the same.
+            self.released = now;
+            blocks::release();
+        }
         if step != before {
             say(before, step, used, ceiling);
             for link in &state.links {
