@@ -107,6 +107,8 @@ pub(super) struct Window {
     pub exchanges: u64,
     /// Of those: answered with 5xx, with nothing, or with a failure of gRPC.
     pub errors: u64,
+    /// Attempts that failed in another way than their exchange: others were made in their place.
+    pub retried: u64,
     /// Time to the first byte.
     pub first_byte: Latency,
     /// Time to the last byte.
@@ -129,6 +131,7 @@ struct Second {
     number: u64,
     exchanges: u64,
     errors: u64,
+    retried: u64,
     first_byte: Latency,
     whole: Latency,
     own: Latency,
@@ -306,6 +309,7 @@ impl Store {
         for second in service.seconds.iter().filter(|s| (oldest..self.second).contains(&s.number)) {
             window.exchanges += second.exchanges;
             window.errors += second.errors;
+            window.retried += second.retried;
             window.first_byte.add(&second.first_byte);
             window.whole.add(&second.whole);
             window.own.add(&second.own);
@@ -361,6 +365,7 @@ impl Store {
         if let Some(second) = service.seconds.back_mut() {
             second.exchanges += counts.exchanges();
             second.errors += counts.by_class[5] + counts.by_class[0] + counts.grpc.errors;
+            second.retried += counts.retries.failed_attempts();
             second.first_byte.record(&counts.first_byte);
             second.whole.record(&counts.whole);
             second.own.record(&counts.own);

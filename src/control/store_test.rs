@@ -4,6 +4,7 @@ use super::*;
 use crate::failure::{Cause, Stage};
 use crate::telemetry::ServiceInterval;
 use crate::telemetry::rules::RuleCount;
+use crate::upstream::retry::Reason;
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -173,4 +174,19 @@ fn rules_are_summed_bounded_and_forgotten_when_they_are_gone() {
     let told = told(&store);
     assert_eq!(told.len(), Store::RULES_MAX + 1);
     assert!(told.contains(&format!("(other) deny {}", 2 * (Store::RULES_MAX + 2))), "{}", told[1]);
+}
+
+#[test]
+fn attempts_that_failed_and_had_another_in_their_place_are_told_for_a_window() {
+    let now = Instant::now();
+    let mut store = Store::new(1, now);
+    store.configure(["app".into()].into_iter(), now);
+    let mut seen = interval(0, "app", 10, 0, SECOND);
+    for (reason, n) in [(Reason::ServerError, 3), (Reason::ConnectFailure, 2), (Reason::Hedge, 100)] {
+        seen.services[0].counts.retries.by_reason[reason as usize] = n;
+    }
+    store.merge(&mut seen, now);
+    store.tick(now + SECOND);
+    let window = store.window(store.service("app").unwrap(), 1);
+    assert_eq!((window.exchanges, window.errors, window.retried), (10, 0, 5));
 }

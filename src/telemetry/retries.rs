@@ -89,6 +89,12 @@ impl RetryCounts {
         self.hedges_won += other.hedges_won;
     }
 
+    /// Attempts that failed and had another one in their place.
+    pub fn failed_attempts(&self) -> u64 {
+        // Who is hedged has not failed.
+        self.by_reason.iter().sum::<u64>() - self.by_reason[Reason::Hedge as usize]
+    }
+
     /// Reasons that there were further attempts for, as labels, and how many.
     pub fn reasons(&self) -> impl Iterator<Item = (&'static str, u64)> + use<> {
         Reason::ALL.iter().map(|reason| reason.label()).zip(self.by_reason).filter(|(_, n)| *n > 0)

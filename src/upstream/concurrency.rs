@@ -287,7 +287,7 @@ impl Estimator {
         let fewer = (self.limit * (baseline_ns / newest.ns).max(0.75)).round().min(self.limit - 1.0);
         // Where chance makes about as much of a difference, only those would seem to go well that began with a window that was
         // slow by chance.
-        let is_telling = newest.ns * (1.0 - fewer / self.limit) > 4.0 * newest.error_ns;
+        let is_telling = newest.ns * (1.0 - fewer / self.limit) > 6.0 * newest.error_ns;
         let from = self.limit;
         let (way, to) = match self.search {
             Search::Rest { until_ns, .. } if now_ns < until_ns => return,
@@ -316,11 +316,12 @@ impl Estimator {
         let limits = self.limit.floor() / from.floor();
         // If it all queues there, the latency has changed as the limit has; half of that is where neither is nearer.
         let follows = (newest.ns / latency.ns).ln() / limits.ln() >= 0.5;
-        let is_sure = (newest.ns - latency.ns).abs() > 2.0 * newest.error_ns.hypot(latency.error_ns);
+        let errors = (newest.ns - latency.ns).abs() / newest.error_ns.hypot(latency.error_ns);
         let is_wrong = match way {
-            Way::Up => follows && is_sure,
-            // Beyond what is bearable it has to come down whatever that costs.
-            Way::Down => !(follows && is_sure) && newest.ns <= bearable_ns,
+            Way::Up => follows && errors > 2.0,
+            // More, for a step down begins where it takes longer, and what does so by chance is less the next time. Beyond what is
+            // bearable it has to come down whatever that costs.
+            Way::Down => !(follows && errors > 3.0) && newest.ns <= bearable_ns,
         };
         if is_wrong {
             self.set(from, newest, now_ns);
@@ -418,21 +419,25 @@ impl Latencies {
     }
 
     /// The mean of what is measured, each up to three medians. Of at least one.
+    ///
+    /// The error is that of the means of eight parts, one after the other: where one waits for another, what is long by turns and
+    /// always as often is no error (batch means: Law and Kelton, "Simulation Modeling and Analysis").
     fn mean(&self) -> Mean {
-        let mut ns = smallvec::SmallVec::<[u64; Self::MOST]>::from_slice(&self.ns);
-        let middle = ns.len() / 2;
+        const PARTS: usize = 8;
+        let mut sorted = smallvec::SmallVec::<[u64; Self::MOST]>::from_slice(&self.ns);
+        let middle = sorted.len() / 2;
         // A clock has at least that resolution, and nothing is divided by nothing.
-        let median_ns = (*ns.select_nth_unstable(middle).1).max(1);
-        let (mut sum, mut squares) = (0.0, 0.0);
-        for &ns in &ns {
-            let ns = ns.min(median_ns.saturating_mul(3)) as f64;
-            sum += ns;
-            squares += ns * ns;
-        }
-        let many = ns.len() as f64;
-        let mean_ns = sum / many;
-        let variance = (squares / many - mean_ns * mean_ns).max(0.0);
-        Mean { ns: mean_ns.max(1.0), error_ns: (variance / many).sqrt() }
+        let most_ns = (*sorted.select_nth_unstable(middle).1).max(1).saturating_mul(3);
+        let mean_of = |part: &[u64]| {
+            let sum: f64 = part.iter().map(|&ns| ns.min(most_ns) as f64).sum();
+            sum / part.len() as f64
+        };
+        let mean_ns = mean_of(&self.ns);
+        let parts = self.ns.chunks(self.ns.len().div_ceil(PARTS));
+        let many = parts.len() as f64;
+        let squares: f64 = parts.map(|part| (mean_of(part) - mean_ns).powi(2)).sum();
+        let error_ns = if many > 1.0 { (squares / (many * (many - 1.0))).sqrt() } else { mean_ns };
+        Mean { ns: mean_ns.max(1.0), error_ns }
     }
 }
 

@@ -168,12 +168,23 @@ fn what_is_answered_while_those_let_in_before_are_still_in_progress_says_nothing
 fn a_few_that_take_for_ever_do_not_say_that_all_take_longer() {
     let mut latencies = Latencies::default();
     for n in 0..100 {
-        latencies.push(if n < 5 { 1_000_000 * MS } else { 10 * MS });
+        latencies.push(if n % 20 == 0 { 1_000_000 * MS } else { 10 * MS });
     }
-    // Three medians each: 95 x 10 and 5 x 30. Their variance is 25 - 1, and the error a tenth of its root.
-    let mean = latencies.mean();
-    assert_eq!(mean.ns.round(), 11.0 * MS as f64);
-    assert_eq!((mean.error_ns * 100.0 / MS as f64).round(), 44.0);
+    // Three medians each: 95 x 10 and 5 x 30.
+    assert_eq!(latencies.mean().ns.round(), 11.0 * MS as f64);
+}
+
+#[test]
+fn what_varies_from_part_to_part_is_chance_and_what_varies_by_turns_is_not() {
+    let of = |latency_ms: fn(u64) -> u64| {
+        let mut latencies = Latencies::default();
+        (0..80).for_each(|n| latencies.push(latency_ms(n) * MS));
+        let mean = latencies.mean();
+        [mean.ns, mean.error_ns].map(|ns| (ns * 1000.0 / MS as f64).round())
+    };
+    assert_eq!(of(|n| if n % 2 == 0 { 5 } else { 15 }), [10_000.0, 0.0]);
+    // Eight parts of ten, which differ by 1 from their mean: the root of 8 / (8 x 7).
+    assert_eq!(of(|n| if n / 10 % 2 == 0 { 9 } else { 11 }), [10_000.0, 378.0]);
 }
 
 #[test]
@@ -294,8 +305,8 @@ fn a_probe_errs_to_the_side_of_letting_in() {
         let latency_ns = [5, 5, 5, 10, 10, 10, 10, 25, 25, 25][(n % 10) as usize] * MS;
         estimator.learn(SETTINGS, Sample { since_ns: now - latency_ns, now_ns: now, taken: 10 });
     }
-    // The mean is 13 ms, its standard error the root of 66 / 100; and the mean of that and what was known.
-    assert_eq!((estimator.limit(), estimator.baseline_ns().map(|ns| ns / 10_000)), (20, Some(1_190)));
+    // The mean is 13 ms, its standard error 0.42; and the mean of that and what was known.
+    assert_eq!((estimator.limit(), estimator.baseline_ns().map(|ns| ns / 10_000)), (20, Some(1_171)));
 }
 
 #[test]

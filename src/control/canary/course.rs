@@ -65,6 +65,8 @@ pub(super) struct Course {
 pub(super) struct Tally {
     pub(super) exchanges: u64,
     pub(super) errors: u64,
+    /// Attempts that failed and had another one in their place, so that callers have not seen it.
+    pub(super) retried: u64,
     pub(super) latency: Latency,
 }
 
@@ -72,12 +74,23 @@ impl Tally {
     fn add(&mut self, window: &Window) {
         self.exchanges += window.exchanges;
         self.errors += window.errors;
+        self.retried += window.retried;
         self.latency.add(&window.first_byte);
     }
 
-    /// Share of exchanges that failed.
+    /// Attempts: a canary whose failures retries hide is worse all the same.
+    fn attempts(&self) -> u64 {
+        self.exchanges + self.retried
+    }
+
+    /// Of those: failed.
+    pub(super) fn failed(&self) -> u64 {
+        self.errors + self.retried
+    }
+
+    /// Share of attempts that failed.
     pub(super) fn error_rate(&self) -> f64 {
-        if self.exchanges == 0 { 0.0 } else { self.errors as f64 / self.exchanges as f64 }
+        if self.attempts() == 0 { 0.0 } else { self.failed() as f64 / self.attempts() as f64 }
     }
 }
 
@@ -199,17 +212,17 @@ impl Course {
     /// What proves that it is worse, if anything does.
     fn worse(&self) -> Option<String> {
         let (canary, baseline, alpha) = (&self.canary, &self.baseline, self.alpha());
-        let least = rate_low(canary.errors, canary.exchanges, alpha);
-        let most = rate_high(baseline.errors, baseline.exchanges, alpha);
+        let least = rate_low(canary.failed(), canary.attempts(), alpha);
+        let most = rate_high(baseline.failed(), baseline.attempts(), alpha);
         if least > most + self.rules.errors_tolerated {
             return Some(format!(
                 "errors: at least {:.2} % of the canary's ({} of {}), at most {:.2} % of the baseline's ({} of {})",
                 least * 100.0,
-                canary.errors,
-                canary.exchanges,
+                canary.failed(),
+                canary.attempts(),
                 most * 100.0,
-                baseline.errors,
-                baseline.exchanges
+                baseline.failed(),
+                baseline.attempts()
             ));
         }
         QUANTILES.into_iter().find_map(|(q, name)| {

@@ -26,19 +26,22 @@ fn seed() -> u64 {
 #[derive(Clone, Copy)]
 struct Conduct {
     errors: f64,
+    /// Of those: seen by no caller, as another attempt went well.
+    hidden: f64,
     /// Times are spread as a log-normal around this.
     median_ms: f64,
     /// Share of exchanges that take twenty times as long.
     slow: f64,
 }
 
-const GOOD: Conduct = Conduct { errors: 0.002, median_ms: 10.0, slow: 0.005 };
+const GOOD: Conduct = Conduct { errors: 0.002, hidden: 0.0, median_ms: 10.0, slow: 0.005 };
 
 fn seconds_of(rng: &mut fastrand::Rng, requests: u64, conduct: Conduct) -> Window {
     let mut counts = ServiceCounts::new();
     let mut window = Window { length: Duration::from_secs(1), exchanges: requests, ..Window::default() };
     for _ in 0..requests {
-        window.errors += u64::from(rng.f64() < conduct.errors);
+        let is_error = u64::from(rng.f64() < conduct.errors);
+        *if rng.f64() < conduct.hidden { &mut window.retried } else { &mut window.errors } += is_error;
         // Box and Muller.
         let normal = (-2.0 * rng.f64().max(1e-12).ln()).sqrt() * (std::f64::consts::TAU * rng.f64()).cos();
         let slow = if rng.f64() < conduct.slow { 20.0 } else { 1.0 };
@@ -89,6 +92,7 @@ fn a_bad_canary_does_not_get_through() {
     let mut rng = fastrand::Rng::with_seed(seed());
     for (what, conduct) in [
         ("5 % errors", Conduct { errors: 0.05, ..GOOD }),
+        ("5 % errors that retries hide", Conduct { errors: 0.05, hidden: 1.0, ..GOOD }),
         ("twice as slow", Conduct { median_ms: 20.0, ..GOOD }),
         ("one of twenty very slow", Conduct { slow: 0.05, ..GOOD }),
         ("all errors", Conduct { errors: 1.0, ..GOOD }),

@@ -212,7 +212,7 @@ impl Canaries {
             ];
             for tally in [&course.canary, &course.baseline] {
                 cells.push(tally.exchanges.to_string());
-                cells.push(tally.errors.to_string());
+                cells.push(tally.failed().to_string());
                 for q in [0.5, 0.99] {
                     cells.push(tally.latency.quantile(q).map_or_else(|| "-".to_owned(), duration));
                 }
@@ -232,7 +232,7 @@ impl Canaries {
         if self.0.is_empty() {
             text = "no canary is configured\n".into();
         } else {
-            text.push_str("\nrequests, errors and times to the first byte of the present step; shards tell once a second\n");
+            text.push_str("\nrequests, failed attempts and times to the first byte of the present step; shards tell once a second\n");
         }
         Shown { text, json: json!({ "canaries": list }) }
     }
@@ -263,7 +263,7 @@ impl Canaries {
 fn tally(tally: &Tally) -> Value {
     let seconds = |q| tally.latency.quantile(q).map(|ns| ns as f64 / 1e9);
     json!({
-        "exchanges": tally.exchanges, "errors": tally.errors, "error_rate": tally.error_rate(),
+        "exchanges": tally.exchanges, "errors": tally.errors, "retried": tally.retried, "error_rate": tally.error_rate(),
         "p50_seconds": seconds(0.5), "p99_seconds": seconds(0.99),
     })
 }
