@@ -251,9 +251,10 @@ pub fn timeout(value: &[u8]) -> Option<Duration> {
     })
 }
 
-/// Writes what is left of a timeout, never more than it is.
+/// Writes what is left of a timeout, never more than it is; of nothing a nanosecond, for a timeout is positive.
 pub fn write_timeout(left: Duration) -> String {
     const MOST: u128 = 99_999_999;
+    let left = left.max(Duration::from_nanos(1));
     for (unit, n) in [
         ('n', left.as_nanos()),
         ('u', left.as_micros()),
@@ -299,7 +300,8 @@ mod tests {
         let long = [99_999_999, 123_456_789, 5_999_999_999, 6_000_000_059, 99_999_999 * 3600];
         for left in short.map(Duration::from_nanos).into_iter().chain(long.map(Duration::from_secs)) {
             let again = timeout(write_timeout(left).as_bytes()).unwrap();
-            assert!(again <= left && left - again <= left / 1000, "{left:?} became {again:?}");
+            let least = left.max(Duration::from_nanos(1));
+            assert!(again <= least && least - again <= left / 1000, "{left:?} became {again:?}");
         }
     }
 

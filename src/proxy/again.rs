@@ -408,7 +408,8 @@ impl Path<'_> {
             return None;
         }
         let left_ns = self.deadline.saturating_sub(self.shard.clock.now()).min(self.patience_ns());
-        Some(left_ns / 1_000_000)
+        // Never 0, which others take for as long as it likes.
+        Some((left_ns / 1_000_000).max(1))
     }
 
     /// Whether the next attempt is not due yet.

@@ -302,6 +302,13 @@ impl Berths {
         self.serve();
     }
 
+    /// Nothing declares a ceiling any more: who waits is let in.
+    pub fn open(&self) {
+        self.caps().counts.connections.gate.set(u32::MAX, u32::MAX);
+        self.caps().counts.connections.gate.settle(&self.seat);
+        self.serve();
+    }
+
     /// Whether it counts what `caps` do.
     pub fn counts(&self, caps: &Caps) -> bool {
         self.caps.borrow().counts.are(&caps.counts)

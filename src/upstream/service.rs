@@ -134,7 +134,10 @@ impl Service {
                 berths.adopt(Arc::clone(caps));
                 Some(Rc::clone(berths))
             }
-            (_, caps) => caps.map(|caps| Berths::new(Arc::clone(caps), &doors.berths)),
+            (before, caps) => {
+                before.iter().for_each(|berths| berths.open());
+                caps.map(|caps| Berths::new(Arc::clone(caps), &doors.berths))
+            }
         };
         // What was spoken in plain text yesterday, or to somebody else, is no connection for today; neither is what is not
         // counted where connections are.
@@ -154,7 +157,10 @@ impl Service {
                 limiter.adopt(Arc::clone(caps));
                 Some(Rc::clone(limiter))
             }
-            (_, caps) => caps.as_ref().map(|caps| Limiter::new(Arc::clone(caps), doors)),
+            (before, caps) => {
+                before.iter().for_each(|limiter| limiter.open());
+                caps.as_ref().map(|caps| Limiter::new(Arc::clone(caps), doors))
+            }
         };
         let balancer = RefCell::new(balancer);
         let recorder_slot = old.recorder_slot;

@@ -179,6 +179,28 @@ fn a_higher_ceiling_lets_in_who_waits_and_a_lower_one_nobody_until_fewer_are_ins
 }
 
 #[test]
+fn who_waits_for_a_place_or_a_connection_is_let_in_where_a_reload_takes_the_ceiling_away() {
+    for ceiling in ["exchanges_max", "connections_max"] {
+        let (gate, mut rig) = capped(&format!("{ceiling} = 1, queue_timeout = \"1h\""));
+        let mut clients: Vec<Client> = (0..4).map(|_| rig.client()).collect();
+        for (n, client) in (1..).zip(&mut clients) {
+            client.send(get("/"));
+            rig.mesh.wait_totals(|totals| totals.exchanges_open == n);
+        }
+        rig.origin.wait_requests(1);
+        let endpoint = rig.origin.endpoint.clone();
+        rig.reload(|_| Config::default().service_at("app", &[&endpoint], ""));
+        rig.origin.wait_requests(4);
+        gate.open();
+        for client in &mut clients {
+            assert_eq!(client.response().status(), 200, "{ceiling}");
+        }
+        drop(clients);
+        rig.done();
+    }
+}
+
+#[test]
 fn a_tunnel_gives_its_place_back_when_it_begins() {
     let rig = Rig::before_with(
         Origin::scripted(|visit| {
