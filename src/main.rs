@@ -86,8 +86,8 @@ enum Command {
     /// Behind `--`: METHOD URL, and -H 'name: value' (repeat it), --from SPIFFE_ID, --source IP, --listener NAME,
     /// --port NUMBER.
     ///
-    /// Exit code: 0 when the request would be served, 1 when it would be refused here (denied, no route); with --diff 0
-    /// when nothing changes for it, 1 when something does; 2 when files or request are wrong.
+    /// Exit code: 0 when the request would be served, 1 when it would be refused here (its head, denied, no route); with
+    /// --diff 0 when nothing changes for it, 1 when something does; 2 when files or request are wrong.
     #[command(verbatim_doc_comment)]
     Explain {
         /// TOML files, read together in this order; a directory stands for its *.toml

@@ -9,7 +9,9 @@ use std::time::Duration;
 
 use rustls::pki_types::CertificateDer;
 
-use crate::http::grpc;
+use crate::failure::Cause;
+use crate::http::h1::{self, Parsed};
+use crate::http::{Framing, grpc};
 use crate::quota::Quota;
 use crate::quota::global::Global;
 use crate::{authorize, identity, io, route, trace, upstream};
@@ -106,11 +108,60 @@ impl Snapshot {
         grpc::timeout(value)
     }
 
+    /// What shards would understand of a head that came by HTTP/1.1.
+    ///
+    /// # Errors
+    /// Why they would refuse it.
+    pub fn understand(&self, head: &[u8]) -> Result<Understood, Cause> {
+        let words = |octets: &[u8]| String::from_utf8_lossy(octets).into_owned();
+        let read =
+            h1::read_request(head, &self.limits, self.forwarding.via.as_deref(), |request| Understood {
+                target: words(request.target.as_bytes()),
+                path: request.path().map(str::to_owned),
+                query: request.query().to_owned(),
+                authority: request.authority.map(words),
+                host: request.host().map(words),
+                connect: request.is_connect(),
+                websocket: matches!(request.upgrade, h1::Upgrade::WebSocket(_)),
+                ends_here: request.method_name == "OPTIONS" && request.max_forwards == Some(0),
+                is_too_large: matches!(request.framing, Framing::Length(n)
+                if self.limits.body_bytes_max > 0 && n > self.limits.body_bytes_max),
+            });
+        match read {
+            Parsed::Whole(understood) => Ok(understood),
+            Parsed::Refused(cause) => Err(cause),
+            Parsed::Partial => Err(Cause::BadStartLine),
+        }
+    }
+
     /// The index of the service of that name.
     pub fn service_named(&self, name: &str) -> Option<u32> {
         let at = self.by_name.binary_search_by(|id| (*self.services[*id as usize].name).cmp(name)).ok()?;
         Some(self.by_name[at])
     }
+}
+
+/// What is understood of a head. Control asks for it about requests that need not exist; shards keep no such thing.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Understood {
+    /// As it came.
+    pub target: String,
+    /// Without query; `None` for `*` and for CONNECT.
+    pub path: Option<String>,
+    /// What stands behind the question mark.
+    pub query: String,
+    /// Host and port.
+    pub authority: Option<String>,
+    /// Host without port.
+    pub host: Option<String>,
+    /// Whether it is a CONNECT.
+    pub connect: bool,
+    /// Whether it is the handshake of a WebSocket.
+    pub websocket: bool,
+    /// Whether it may not go further (OPTIONS with Max-Forwards: 0).
+    pub ends_here: bool,
+    /// Whether it announces a body beyond the limit.
+    pub is_too_large: bool,
 }
 
 /// What control has of certificates at a moment: it changes more often than the configuration, and apart from it.

@@ -221,6 +221,9 @@ fn explain(state: &State, query: &str, all: bool, json: bool) -> Response<Full<B
         let live = state.live();
         (Arc::clone(&live.compiled), Arc::clone(&live.snapshot))
     };
+    if let Err(wrong) = explain::check_listener(&snapshot, &question) {
+        return page(StatusCode::BAD_REQUEST, TEXT, format!("{wrong}\n"));
+    }
     let explanation = explain::explain(&compiled, &snapshot, &question, all);
     match json {
         true => page(StatusCode::OK, "application/json", format!("{:#}\n", explanation.json(&question))),

@@ -112,7 +112,7 @@ fn what_applies_and_what_does_not_is_told_in_words() {
         "timeout     off for the whole exchange",
         "timeouts    connect 1s, response 5s, body without progress 30s",
         "attempts    up to 3 endpoints until one takes the connection; up to 3 attempts in all, after connect_failure, refused_stream, ",
-        ", 500, 502-504; after a pause of up to 25ms, doubling up to 250ms; as many at a time as 20 % of those in progress, or 10",
+        ", 500, 502-504; after pauses of up to 25ms, 75ms, 250ms at most; as many at a time as 20 % of those in progress, or 10",
         "endpoints   10.0.0.1:80, 10.0.0.2:80 weight 3 in b, by peak-ewma",
         "  gold  field x-tier = \"gold\": it is \"silver\"",
         "  web   serves spiffe://mesh.local/ns/shop/sa/web, this is nobody known",
@@ -131,6 +131,9 @@ fn what_applies_and_what_does_not_is_told_in_words() {
     ] {
         assert!(told.contains(line), "{line}\n{told}");
     }
+    let (told, _) = files.text(&["GET", "http://shop/", "--port", "5"]);
+    assert!(told.contains("\nnote        no listener has port 5: what follows"), "{told}");
+    assert!(!files.text(&["GET", "http://shop/", "--port", "15006"]).0.contains("\nnote"));
     let (told, _) = files.ask(&How { all: true, ..How::default() }, &["GET", "http://shop/"]);
     assert!(told.contains("  elsewhere serves other.example"), "{told}");
 }
@@ -167,7 +170,7 @@ fn the_retries_that_are_told_are_those_of_the_route_where_it_has_some() {
     );
     let (told, _) = files.text(&["GET", "http://app/"]);
     let line = "attempts    up to 1 endpoint until one takes the connection; up to 2 attempts in all, after connect_failure, 429, \
-                503-504; after a pause of up to 25ms, doubling up to 250ms; as many at a time as 20 % of those in progress, or \
+                503-504; after pauses of up to 25ms, 250ms at most; as many at a time as 20 % of those in progress, or \
                 10; each has 1s until it is answered; POST may be sent twice, too\n";
     assert!(told.contains(line), "{told}");
     let (told, _) = files.text(&["GET", "http://app/once"]);
@@ -420,6 +423,19 @@ fn a_running_proxy_answers_by_what_it_serves_by() {
     let told: Value = serde_json::from_str(body).unwrap();
     assert_eq!(told["route"]["name"], "seven", "{told:#}");
     assert!(get("/explain").starts_with("HTTP/1.1 400 "));
+    let trace = get("/explain?method=TRACE&url=/x&format=json");
+    assert!(
+        trace.starts_with("HTTP/1.1 200 ") && trace.contains("head.downstream.method_refused"),
+        "{trace}"
+    );
+    for (query, remedy) in [
+        ("format=xml", "write json or text"),
+        ("method=GET&method=PUT", "`method` stands there more than once"),
+        ("listener=nope", "there is no listener `nope`: there are in"),
+    ] {
+        let answer = get(&format!("/explain?url=/x&{query}"));
+        assert!(answer.starts_with("HTTP/1.1 400 ") && answer.contains(remedy), "{answer}");
+    }
     proxy.reload(&text("second")).unwrap();
     assert!(get("/explain?url=http://shop/").contains("\nroute       second: "));
     proxy.drain();
@@ -436,7 +452,7 @@ split = [{ service = "shop", weight = 9 }, { service = "named", weight = 1 }]
 rewrite = { path_prefix = "/new", host = "inner.example" }
 request_headers = { set = { x-way = "%{path} by %{route}" }, add = { x-more = "1" }, remove = ["x-gone"] }
 response_headers = { set = { x-status = "was %{status}" } }
-cors = { origins = ["https://*.shop.example"] }
+cors = { origins = ["https://*.shop.example"], methods = ["PUT"], expose = ["x-total"], max_age = "5m" }
 mirror = [{ service = "named", percent = 0.5 }]
 [[route]]
 name = "filled"
@@ -470,13 +486,15 @@ steps = [1, 12.5, 100]
         files.text(&["GET", "http://shop/old/x?a=b", "-H", "origin: https://www.shop.example"]);
     assert_eq!(code, 0, "{told}");
     for line in [
-        "service     by chance: shop 90 %, named 10 %",
-        "canary      next: named takes over from shop by 1, 12.5, 100 %",
+        "service     by chance: shop 99 %, named 1 %",
+        "canary      next: named takes over from shop by 1, 12.5, 100 %; the shares are those that a proxy begins with",
         "rewrite     goes on as /new/x?a=b, for host inner.example",
         "head        without x-gone, x-way: /old/x by new, one more x-more: 1",
         "response    x-status: was %{status}",
-        "mirror      copied, and answers dropped: 0.5 % to named",
-        "cors        pages of https://www.shop.example may read the response",
+        "mirror      copied, and answers dropped: 0.5 % to named (what shop.default.svc resolves to, by peak-ewma); not with a body of more \
+         than 64KiB\n",
+        "cors        pages of https://www.shop.example may read the response; access-control-allow-origin: https://www.shop.example; \
+         access-control-expose-headers: x-total; vary: origin\n",
     ] {
         assert!(told.contains(line), "{line}\n{told}");
     }
@@ -484,10 +502,25 @@ steps = [1, 12.5, 100]
         ["OPTIONS", "/old/x", "-H", "origin: https://evil.test", "-H", "access-control-request-method: PUT"];
     let told = files.json(&ask);
     assert_eq!(
-        (&told["cors"]["preflight"], &told["cors"]["allowed"]),
-        (&json!(true), &json!(false)),
+        (&told["cors"]["preflight"], &told["cors"]["allowed"], &told["served"]),
+        (&json!(true), &json!(false), &json!(false)),
         "{told:#}"
     );
+    assert_eq!(told["refused"], json!({ "status": 403, "failure": null }));
+    let (told, code) = files.text(&ask.map(|word| match word {
+        "origin: https://evil.test" => "origin: https://www.shop.example",
+        word => word,
+    }));
+    for line in [
+        "answer      by cors, with 204\n",
+        "access-control-allow-methods: PUT; access-control-max-age: 300; vary: origin, access-control-request-method, ",
+    ] {
+        assert!(told.contains(line), "{line}\n{told}");
+    }
+    for word in ["\nservice", "\nendpoints", "\nrewrite", "\nhead ", "\nmirror", "\ncanary", "\ntimeout"] {
+        assert!(!told.contains(word), "nothing goes anywhere: {word}\n{told}");
+    }
+    assert_eq!(code, 0);
     let (told, _) = files.text(&["GET", "http://shop/of/7/a/b?c=d"]);
     assert!(told.contains("rewrite     goes on as /v2/a/b/7?c=d\n"), "{told}");
     let (told, _) = files.text(&["GET", "http://shop/wished"]);
@@ -510,7 +543,198 @@ steps = [1, 12.5, 100]
     assert!(!told.contains("\ntimeout") && !told.contains("\nendpoints"), "nothing goes anywhere: {told}");
     assert_eq!(code, 0);
     let told = files.json(&["GET", "http://shop/stop"]);
-    assert_eq!(told["answer"], json!({ "by": "respond", "status": 503, "body_bytes": 7 }), "{told:#}");
+    assert_eq!(
+        told["answer"],
+        json!({
+            "by": "respond", "status": 503, "body_bytes": 7, "body": "not now", "body_sha256": "95643984",
+            "fields": ["content-type: text/plain; charset=utf-8"],
+        }),
+        "{told:#}"
+    );
+}
+
+#[test]
+fn a_host_that_is_rewritten_alone_and_a_value_that_comes_out_empty_are_told_as_what_they_are() {
+    let more = r#"
+[[route]]
+name = "host"
+path = "/host"
+service = "shop"
+rewrite = { host = "app.internal" }
+request_headers = { set = { x-id = "%{header.x-none}" }, add = { x-more = "%{header.x-none}" } }
+"#;
+    let (told, _) = Files::new(&format!("{TEXT}{more}")).text(&["GET", "http://shop/host"]);
+    assert!(told.contains("\nrewrite     goes on for host app.internal\n"), "{told}");
+    assert!(told.contains("\nhead        without x-id\n"), "{told}");
+}
+
+#[test]
+fn a_breaker_is_told_where_an_endpoint_may_be_passed_over_for_another() {
+    let files = Files::new(&TEXT.replacen(r#", { address = "10.0.0.2:80", weight = 3, zone = "b" }"#, "", 1));
+    assert!(!files.text(&["GET", "http://shop/"]).0.contains("\nbreaker"), "there is one");
+    assert!(files.text(&["GET", "/users/7"]).0.contains("\nbreaker"), "a name may resolve to several");
+    assert!(Files::new(TEXT).text(&["GET", "http://shop/"]).0.contains("\nbreaker"));
+}
+
+/// A configuration whose behaviour differs in what each of [`DIFFERENCES`] changes.
+const DIFFERENT: &str = r#"
+[limits]
+body_bytes_max = "1MiB"
+mirrored_body_bytes_max = "32KiB"
+[[listener]]
+address = "127.0.0.1:15001"
+[[service]]
+name = "app"
+endpoints = ["10.0.0.1:80"]
+pool = { connections_max = 70 }
+[[service]]
+name = "copies"
+endpoints = ["10.0.0.9:80"]
+[[route]]
+service = "app"
+mirror = [{ service = "copies", percent = 1 }]
+[[route]]
+name = "said"
+path = "/said"
+respond = { status = 200, body = "BODY", content_type = "text/html", headers = { x-said = "1" } }
+[[route]]
+name = "sticky"
+path = "/sticky"
+split = [{ service = "app" }, { service = "copies" }]
+sticky = { set_cookie = { name = "way", ttl = "1h", secure = true, same_site = "strict", path = "/s" } }
+[[route]]
+name = "pages"
+path = "/pages"
+service = "app"
+cors = { origins = ["https://a.example"], methods = ["PUT"], headers = ["x-a"], expose = ["x-total"], credentials = true, max_age = "5m" }
+"#;
+
+/// The target, what is written, and what in its place.
+const DIFFERENCES: [(&str, &str, &str); 18] = [
+    ("/", "body_bytes_max = \"1MiB\"", "body_bytes_max = \"2MiB\""),
+    ("/", "mirrored_body_bytes_max = \"32KiB\"", "mirrored_body_bytes_max = \"16KiB\""),
+    ("/", "10.0.0.9:80", "10.0.0.8:80"),
+    ("/", "connections_max = 70", "connections_max = 71"),
+    ("/said", "BODY\"", "BODZ\""),
+    ("/said", "text/html", "text/plain"),
+    ("/said", "x-said = \"1\"", "x-said = \"2\""),
+    ("/sticky", "ttl = \"1h\"", "ttl = \"2h\""),
+    ("/sticky", "secure = true", "secure = false"),
+    ("/sticky", "\"strict\"", "\"lax\""),
+    ("/sticky", "path = \"/s\"", "path = \"/\""),
+    ("/pages", "expose = [\"x-total\"]", "expose = []"),
+    ("/pages", "credentials = true", "credentials = false"),
+    ("/pages OPTIONS", "methods = [\"PUT\"]", "methods = [\"PATCH\"]"),
+    ("/pages OPTIONS", "[\"x-a\"]", "[\"x-b\"]"),
+    ("/pages OPTIONS", "max_age = \"5m\"", "max_age = \"6m\""),
+    ("/pages OPTIONS", "credentials = true", "credentials = false"),
+    ("/pages OPTIONS", "https://a.example", "https://b.example"),
+];
+
+#[test]
+fn whatever_changes_what_becomes_of_a_request_is_a_difference() {
+    let text = DIFFERENT.replace("BODY", &format!("{}BODY", "x".repeat(1000)));
+    let files = Files::new(&text);
+    for (target, before, after) in DIFFERENCES {
+        assert_eq!(text.matches(before).count(), 1, "{before}");
+        let other = Files::new(&text.replacen(before, after, 1));
+        let mut words = vec!["GET", target, "-H", "origin: https://a.example"];
+        if let Some(path) = target.strip_suffix(" OPTIONS") {
+            words[..2].copy_from_slice(&["OPTIONS", path]);
+            words.extend(["-H", "access-control-request-method: PUT"]);
+        }
+        let diff = How { diff: vec![other.file()], ..How::default() };
+        let (told, code) = files.ask(&diff, &words);
+        let lines: Vec<&str> = told.lines().skip(2).collect();
+        assert!(code == 1 && !lines.is_empty(), "{before}: {told}");
+        for pair in lines.chunks(2) {
+            assert_ne!(
+                pair.first().map(|line| &line[1..]),
+                pair.get(1).map(|line| &line[1..]),
+                "{before}: {told}"
+            );
+        }
+    }
+}
+
+#[test]
+fn what_the_proxy_does_not_take_is_told_as_it_answers_it() {
+    let more = "[[route]]\nname = \"pages\"\nhosts = [\"shop.example\"]\npath = \"/pages\"\nservice = \"app\"\ncors = { origins = [\"https://a.example\"] }\n\
+                [[route]]\nname = \"stop\"\nhosts = [\"shop.example\"]\npath = \"/stop\"\nrespond = { status = 204 }\n\
+                [[authorization]]\nname = \"no-admin\"\naction = \"deny\"\npaths = [\"/admin\"]\nmethods = [\"GET\"]\n";
+    let text = format!(
+        "shards = 1\n[admin]\naddress = \"127.0.0.1:0\"\n[limits]\nbody_bytes_max = \"1KiB\"\n[[listener]]\nname = \"in\"\n\
+         address = \"127.0.0.1:0\"\n[[service]]\nname = \"app\"\nendpoints = [\"127.0.0.1:9\"]\n[[route]]\nname = \"all\"\n\
+         hosts = [\"shop.example\", \"h\"]\nservice = \"app\"\nupgrades = []\n{more}"
+    );
+    let files = Files::new(&text);
+    let proxy = Proxy::start(Start::text(text)).unwrap();
+    let inbound = proxy.listener("in").unwrap();
+    let (long, large) = (format!("/{}", "a".repeat(17_000)), format!("x-large: {}", "a".repeat(70_000)));
+    let host = "host: shop.example";
+    let handshake =
+        ["upgrade: websocket", "connection: upgrade", "sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ=="];
+    let preflight = [host, "origin: https://evil.test", "access-control-request-method: PUT"];
+    for (method, url, fields, label) in [
+        ("TRACE", "/x", &[host][..], "head.downstream.method_refused"),
+        ("CONNECT", "h:443", &[], "route.local.method_refused"),
+        ("CONNECT", "h", &[], "head.downstream.bad_target"),
+        ("CONNECT", "h:443/stop", &[], "head.downstream.bad_target"),
+        ("GET", "http://u:p@h/x", &[], "head.downstream.userinfo_in_target"),
+        ("GET", "ftp://h/x", &[], "head.downstream.bad_target"),
+        ("GET", "/x#f", &[host], "head.downstream.bad_target"),
+        ("GET", "*", &[host], "head.downstream.bad_target"),
+        ("GET", "/", &["host: shop.example:99999"], "head.downstream.bad_host"),
+        ("GET", &*long, &[host], "head.downstream.target_too_long"),
+        ("GET", "/", &[host, &*large], "head.downstream.head_too_large"),
+        ("GET", "/", &[host, "x(y: 1"], "head.downstream.bad_field_name"),
+        ("GET", "/", &[host, "expect: much"], "head.downstream.expectation_failed"),
+        ("POST", "/", &[host, "content-length: 1025"], "head.downstream.body_too_large"),
+        (
+            "POST",
+            "/",
+            &[host, "content-length: 1", "transfer-encoding: chunked"],
+            "head.downstream.content_length_and_transfer_encoding",
+        ),
+        ("GET", "/", &[&[host][..], &handshake].concat(), "route.local.upgrade_refused"),
+        ("GET", "/admin", &[host], "authorize.downstream.denied"),
+        ("GET", "/", &["host: elsewhere"], "route.local.no_route"),
+        ("OPTIONS", "/pages", &preflight, ""),
+        ("GET", "/stop", &[host], "served"),
+        ("OPTIONS", "*", &[host, "max-forwards: 0"], "served"),
+    ] {
+        let mut words = vec![method, url];
+        fields.iter().for_each(|field| words.extend(["-H", field]));
+        let told = files.json(&words);
+        let (_, code) = files.text(&words);
+        // As it stands there, or as callers send it.
+        let mut head = format!("{method} {url} HTTP/1.1\r\n");
+        if !fields.iter().any(|field| field.starts_with("host:")) {
+            head += "host: h\r\n";
+        }
+        fields.iter().for_each(|field| head.extend([field, "\r\n"]));
+        let mut stream = TcpStream::connect(inbound).unwrap();
+        stream.write_all(format!("{head}\r\n").as_bytes()).unwrap();
+        stream.shutdown(std::net::Shutdown::Write).unwrap();
+        let mut answer = Vec::new();
+        // A large head may be reset behind its answer.
+        let _ = stream.read_to_end(&mut answer);
+        let answer = String::from_utf8(answer).unwrap();
+        let status: u64 = answer.split(' ').nth(1).unwrap().parse().unwrap();
+        let found = answer.lines().find_map(|line| line.strip_prefix("x-ringmesh-failure: "));
+        let name = format!("{method} {:.40} {:.60}", url, fields.concat());
+        if label == "served" {
+            assert_eq!((code, &told["served"], found), (0, &json!(true), None), "{name}: {answer}");
+            assert!(status < 300, "{name}: {answer}");
+            continue;
+        }
+        let label = Some(label).filter(|label| !label.is_empty());
+        assert_eq!((code, &told["served"]), (1, &json!(false)), "{name}: {told:#}");
+        assert_eq!(told["refused"], json!({ "status": status, "failure": label }), "{name}: {answer}");
+        assert_eq!(found, label, "{name}");
+    }
+    proxy.drain();
+    proxy.join();
 }
 
 #[test]

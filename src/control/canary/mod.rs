@@ -106,6 +106,15 @@ impl Canaries {
         }
     }
 
+    /// Each at its first step, as a proxy begins that finds nothing kept. Reads no file, and keeps nothing.
+    pub(super) fn at_first_step<'c>(canaries: impl Iterator<Item = &'c Canary>) -> Self {
+        let new = |canary: &Canary| {
+            let course = Course::new(canary.rules.clone());
+            (Arc::clone(&canary.name), One { canary: canary.clone(), course, moves: [0; 4], unkept: 0 })
+        };
+        Self(canaries.map(new).collect())
+    }
+
     /// Puts the shares into a snapshot: those of the two services of each canary, within what they have of the split together.
     pub(super) fn apply(&self, snapshot: &mut Snapshot) {
         let mut changes = Vec::new();

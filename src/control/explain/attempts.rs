@@ -29,7 +29,7 @@ pub(super) fn line(chosen: &Chosen<'_>, At { service, .. }: &At<'_>) -> Option<L
 /// What its callers may say of retries and timeouts, and what was made of what this one says. The lines of timeout and attempts show
 /// what holds then.
 pub(super) fn caller_may(chosen: &Chosen<'_>) -> Option<Line> {
-    let may = chosen.route.caller_may.as_deref()?;
+    let may = chosen.route.caller_may.as_deref().filter(|_| !chosen.is_answered())?;
     let times = [may.timeout_max, may.attempt_timeout_max].map(|max| max.map(limit));
     let [whole, each] = times.map(Option::unzip);
     let ask = |max: Option<String>| max.unwrap_or_else(|| "what holds for all".into());
@@ -74,9 +74,12 @@ fn policy(policy: &Policy, may_hedge: bool) -> (String, Value) {
     let (base, longest) = (limit(policy.backoff_base), limit(policy.backoff_max));
     let percent = f64::from(policy.budget.millionths) / 10_000.0;
     let mut text = format!(
-        "up to {} attempts in all, after {after}; after a pause of up to {}, doubling up to {}; as many at a time as {percent} % \
-         of those in progress, or {}",
-        policy.attempts_max, base.0, longest.0, policy.budget.floor
+        "up to {} attempts in all, after {after}; after pauses of up to {}, {} at most; as many at a time as {percent} % of those in \
+         progress, or {}",
+        policy.attempts_max,
+        pauses(policy),
+        longest.0,
+        policy.budget.floor
     );
     let hedge = hedge_text(policy).filter(|_| may_hedge);
     let is_ended = hedge.is_none() || policy.hedge != Some(Hedge::InPlace);
@@ -99,6 +102,19 @@ fn policy(policy: &Policy, may_hedge: bool) -> (String, Value) {
         "body_bytes_max": policy.body_bytes_max, "hedge_after": hedge,
     });
     (text, json)
+}
+
+/// The longest that each pause may be, up to the fifth: see [`Policy::pause_ns`].
+fn pauses(policy: &Policy) -> String {
+    const SHOWN_MAX: u32 = 5;
+    let count = u32::from(policy.attempts_max).saturating_sub(1);
+    let longest = |n: u32| policy.backoff_base.saturating_mul((1 << n) - 1).min(policy.backoff_max);
+    let mut all: Vec<String> = (1..=count.min(SHOWN_MAX)).map(|n| limit(longest(n)).0).collect();
+    all.dedup();
+    if count > SHOWN_MAX && longest(SHOWN_MAX) < policy.backoff_max {
+        all.push("…".into());
+    }
+    all.join(", ")
 }
 
 /// Statuses as they would be written: those in a row together.

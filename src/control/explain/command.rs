@@ -8,8 +8,9 @@ use clap::Parser;
 
 use super::question::Question;
 use super::report::{changes, changes_json, changes_text};
-use super::{explain, text};
+use super::{NEVER_SERVED, check_listener, explain, text};
 use crate::config::{self, Compiled, Environment, Look};
+use crate::control::canary::Canaries;
 use crate::snapshot::Snapshot;
 
 /// It is served, or nothing changes for it.
@@ -94,12 +95,7 @@ pub fn run(
     };
     let told = asked.question().and_then(|question| {
         let (compiled, before) = snapshot(files, environment, look)?;
-        if let Some(name) = &question.listener
-            && !before.listeners.iter().any(|listener| *listener.name == **name)
-        {
-            let names: Vec<&str> = before.listeners.iter().map(|listener| &*listener.name).collect();
-            return Err(format!("there is no listener `{name}`: there are {}", names.join(", ")));
-        }
+        check_listener(&before, &question)?;
         let explanation = explain(&compiled, &before, &question, how.all);
         if how.diff.is_empty() {
             let code = if explanation.is_served { SERVED } else { REFUSED };
@@ -130,6 +126,7 @@ fn snapshot(
     look: Look,
 ) -> Result<(Compiled, Snapshot), String> {
     let loaded = config::load(files, environment).map_err(|report| report.render(look))?;
-    let snapshot = loaded.compiled.snapshot(0, &|_, _| Vec::new());
+    let mut snapshot = loaded.compiled.snapshot(NEVER_SERVED, &|_, _| Vec::new());
+    Canaries::at_first_step(loaded.compiled.canaries()).apply(&mut snapshot);
     Ok((loaded.compiled, snapshot))
 }

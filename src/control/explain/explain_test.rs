@@ -35,7 +35,8 @@ fn a_question_is_read_by_both_ways_alike() {
     assert_eq!(host("/a").as_deref(), None);
     assert_eq!(host("shop/cart").as_deref(), Some("shop"));
     assert_eq!(host("http://[::1]:80").as_deref(), Some("[::1]"));
-    assert_eq!(host("http://user@shop?a").as_deref(), Some("shop"));
+    assert_eq!(host("shop?to=http://other").as_deref(), Some("shop"));
+    assert_eq!(host("/a?to=http://other").as_deref(), None);
     let mut other = Question::new("GET", "http://a/").unwrap();
     other.field("Host: b:80").unwrap();
     assert_eq!((other.host(), other.lines.len()), (Some("b"), 1));
@@ -53,6 +54,10 @@ fn what_is_no_question_is_refused_with_a_remedy() {
         "url=/&header=x",
         "url=/%20",
         "url=/&method=a%20b",
+        "url=/&url=/",
+        "url=/&format=xml",
+        "url=/&all=0",
+        "url=/&header=x:%0Dy",
     ] {
         let wrong = Question::of_query(query).unwrap_err();
         assert!(

@@ -7,9 +7,18 @@ use serde_json::{Value, json};
 
 use super::Line;
 use super::policies::{At, Chosen, limit};
+use crate::config::size_text;
 use crate::quota::{By, Spec};
 use crate::route::Priority;
 use crate::upstream::caps::Caps;
+
+/// What of a body is taken.
+pub(super) fn body(chosen: &Chosen<'_>) -> Option<Line> {
+    let most = chosen.snapshot.limits.body_bytes_max;
+    let is_read = most > 0 && !chosen.is_answered() && !chosen.is_tunnel();
+    let text = format!("of {} at most", size_text(most));
+    is_read.then(|| Line::new("body", text, json!({ "body_bytes_max": most })))
+}
 
 pub(super) fn priority(chosen: &Chosen<'_>) -> Option<Line> {
     let (word, means) = match chosen.route.priority {

@@ -1,7 +1,8 @@
 //! `ringmesh explain` and `/explain`: what becomes of a request that need not exist, and why nothing else.
 //!
-//! Asks the snapshot that shards serve by, by the same look-ups ([`Table::find_id`](crate::route::Table::find_id), the
-//! rules' `decide`), so that it cannot say anything else than what happens. What it adds, one judgement for each other
+//! Writes the head as it would come by HTTP/1.1, has it read by what reads heads of shards ([`Snapshot::understand`]), and asks the
+//! snapshot that shards serve by, by the same look-ups ([`Table::find_id`](crate::route::Table::find_id), the rules' `decide`), so
+//! that it cannot say anything else than what happens. What it adds, one judgement for each other
 //! route, is compared with the table by a test of the table. Called by `main` and by the admin server; changes nothing.
 //!
 //! Refuses to guess: what only a running proxy knows (who is connected, which endpoint is chosen) is not told.
@@ -13,6 +14,7 @@ mod deadline;
 mod load;
 mod policies;
 mod question;
+mod refusal;
 mod report;
 mod shared_limits;
 mod traced;
@@ -29,10 +31,14 @@ use crate::snapshot::{Listener, ListenerTls, Snapshot};
 use policies::Chosen;
 use question::Lines;
 pub(super) use question::Question;
+use refusal::Refusal;
 pub(super) use report::text;
 
 /// Other routes that are told of, unless all are asked for: the nearest ones.
 const OTHERS_MAX: usize = 20;
+
+/// The generation of a snapshot that no proxy serves by: no name has been resolved for it.
+const NEVER_SERVED: u64 = 0;
 
 /// What is told.
 #[derive(Debug, PartialEq)]
@@ -43,7 +49,7 @@ pub(super) struct Explanation {
     pub(super) others: Vec<Other>,
     /// How many more there are.
     pub(super) left_out: usize,
-    /// Whether it would be sent on, or answered by its route.
+    /// Whether it would be sent on, or answered by its route, and not refused.
     pub(super) is_served: bool,
 }
 
@@ -87,6 +93,11 @@ pub(super) fn explain(
     let listener = listener(snapshot, question);
     let tls = listener.map(|listener| tls_word(compiled, listener));
     lines.push(listener_line(snapshot, question, listener, tls));
+    lines.extend(question.port.filter(|port| !has_port(snapshot, *port)).map(|port| {
+        note(&format!(
+            "no listener has port {port}: what follows holds for one that takes what was sent there"
+        ))
+    }));
     let peer = match (&question.from, tls) {
         (Some(_), Some("off" | "terminate")) => {
             lines.push(note("this listener does not learn who calls: the identity counts for nothing"));
@@ -106,13 +117,21 @@ pub(super) fn explain(
         source: question.source,
         peer,
     };
-    let fields = Lines(&question.lines);
-    let call =
-        Call { caller, method: question.method.as_bytes(), path: question.path.as_bytes(), fields: &fields };
+    let head = match snapshot.understand(&question.head()) {
+        Ok(head) => head,
+        Err(cause) => {
+            lines.push(Refusal::of_head(cause).line());
+            return Explanation { lines, others: Vec::new(), left_out: 0, is_served: false };
+        }
+    };
+    let fields = Lines { all: &question.lines, host: head.authority.as_deref() };
+    // As shards see it: a CONNECT has no path.
+    let path = head.path.as_deref().unwrap_or(if head.connect { "" } else { "*" });
+    let call = Call { caller, method: question.method.as_bytes(), path: path.as_bytes(), fields: &fields };
     let request = Request {
-        host: question.host().map(str::as_bytes),
-        path: question.path.as_bytes(),
-        query: question.query.as_bytes(),
+        host: head.host.as_deref().map(str::as_bytes),
+        path: head.path.as_deref().unwrap_or("/").as_bytes(),
+        query: head.query.as_bytes(),
         call: &call,
     };
     let found = snapshot.routes.find_id(&request);
@@ -120,10 +139,19 @@ pub(super) fn explain(
     lines.extend(compiled.tracing.as_ref().map(|tracing| traced::line(tracing, &fields)));
     let route = found.and_then(|id| Some((id, snapshot.routes.route(id)?)));
     let best = found.and_then(|id| rank_of(snapshot.routes.matches().get(id as usize)?, id, &request));
+    let encrypted = match tls {
+        // Both are taken; who says who it is, is encrypted.
+        Some("permissive") => peer.is_some(),
+        tls => tls.is_some_and(|tls| tls != "off"),
+    };
+    let chosen =
+        route.map(|(_, route)| Chosen { compiled, snapshot, route, head: &head, encrypted, call: &call });
+    let refusal = Refusal::of(&head, is_allowed, chosen.as_ref());
     match route {
         None => {
             let text = "none: answered with 404 (route.local.no_route)";
             lines.push(Line::new("route", text, Value::Null));
+            lines.extend(refusal.as_ref().map(Refusal::line));
         }
         Some((id, route)) => {
             let matching = snapshot.routes.matches().get(id as usize);
@@ -133,27 +161,35 @@ pub(super) fn explain(
             if let Some(place) = compiled.place_of_route(id) {
                 lines.push(Line::new("place", &*place, json!(place)));
             }
-            let encrypted = match tls {
-                // Both are taken; who says who it is, is encrypted.
-                Some("permissive") => peer.is_some(),
-                tls => tls.is_some_and(|tls| tls != "off"),
-            };
-            lines.extend(policies::of(&Chosen {
-                compiled,
-                snapshot,
-                route,
-                question,
-                encrypted,
-                call: &call,
-            }));
+            lines.extend(refusal.as_ref().map(Refusal::line));
+            lines.extend(chosen.iter().flat_map(policies::of));
         }
     }
     let (others, left_out) = others(snapshot, &request, found, best.as_ref(), all);
-    Explanation { lines, others, left_out, is_served: is_allowed && route.is_some() }
+    Explanation { lines, others, left_out, is_served: refusal.is_none() }
 }
 
 fn note(text: &str) -> Line {
     Line::new("note", text, json!(text))
+}
+
+/// Whether it asks about a listener that there is.
+///
+/// # Errors
+/// When it does not.
+pub(super) fn check_listener(snapshot: &Snapshot, question: &Question) -> Result<(), String> {
+    match &question.listener {
+        Some(name) if !snapshot.listeners.iter().any(|listener| *listener.name == **name) => {
+            let names: Vec<&str> = snapshot.listeners.iter().map(|listener| &*listener.name).collect();
+            Err(format!("there is no listener `{name}`: there are {}", names.join(", ")))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Whether a listener has that port. Which one the kernel gave is not known here.
+fn has_port(snapshot: &Snapshot, port: u16) -> bool {
+    snapshot.listeners.iter().map(|listener| listener.address.port()).any(|own| own == 0 || own == port)
 }
 
 /// The listener that it comes by: the one that is named, the one with the port, or the first.

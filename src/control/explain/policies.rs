@@ -9,14 +9,14 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::super::endpoints::json as states;
-use super::question::{Lines, Question};
-use super::{Line, actions, attempts, deadline, load, shared_limits};
+use super::question::Lines;
+use super::{Line, NEVER_SERVED, actions, attempts, deadline, load, shared_limits};
 use crate::authorize::Call;
 use crate::config::{Compiled, choice_text, duration_text};
 use crate::route::split::{Split, Sticky};
 use crate::route::wish::Wishes;
 use crate::route::{Action, Route};
-use crate::snapshot::Snapshot;
+use crate::snapshot::{Snapshot, Understood};
 use crate::upstream::health::Health;
 use crate::upstream::spec::{Balance, ProbeKind, Protocol, Service, Tls};
 
@@ -26,20 +26,23 @@ pub(super) struct Chosen<'s> {
     pub(super) compiled: &'s Compiled,
     pub(super) snapshot: &'s Snapshot,
     pub(super) route: &'s Route,
-    pub(super) question: &'s Question,
+    /// As it was understood.
+    pub(super) head: &'s Understood,
     /// Whether it would come encrypted.
     pub(super) encrypted: bool,
     pub(super) call: &'s Call<'s, Lines<'s>>,
 }
 
 /// What applies whatever service it is.
-const OF_ROUTE: [fn(&Chosen<'_>) -> Option<Line>; 15] = [
+const OF_ROUTE: [fn(&Chosen<'_>) -> Option<Line>; 17] = [
+    load::body,
     load::rate_limits,
     shared_limits::line,
     load::priority,
     actions::fault,
     actions::answer,
     service,
+    actions::cookie,
     actions::canary,
     actions::rewrite,
     actions::request_fields,
@@ -106,14 +109,38 @@ impl Chosen<'_> {
         self.route.caller_may.as_ref()?.read(self.call.fields)
     }
 
-    /// Whether its route answers whatever comes.
+    /// Whether it is answered here, and goes nowhere.
     pub(super) fn is_answered(&self) -> bool {
-        matches!(self.route.action, Action::Redirect(_) | Action::Respond(_))
+        let by_route = match &self.route.action {
+            Action::Redirect(_) => true,
+            // What a CONNECT is answered with success is a tunnel.
+            Action::Respond(respond) => !(self.head.connect && (200..300).contains(&respond.status)),
+            Action::Service(_) | Action::Split(_) => false,
+        };
+        by_route || self.head.ends_here || actions::preflight(self).is_some()
+    }
+
+    /// Whether it asks for a tunnel.
+    pub(super) fn is_tunnel(&self) -> bool {
+        self.head.connect || self.head.websocket
+    }
+
+    /// Whether it is asked about files, and not of a proxy.
+    pub(super) fn is_never_served(&self) -> bool {
+        self.snapshot.generation == NEVER_SERVED
+    }
+
+    /// The endpoints of a service.
+    pub(super) fn endpoints_of(&self, service: u32) -> Option<Line> {
+        let health = self.snapshot.health.get(service as usize)?;
+        let service = self.snapshot.services.get(service as usize)?;
+        endpoints(self, &At { service, health, subsets: vec![0] })
     }
 
     /// The services that it may go to.
     pub(super) fn services(&self) -> Vec<At<'_>> {
         let all = match self.certain() {
+            _ if self.is_answered() => Vec::new(),
             Some(service) => vec![service],
             None => match &self.route.action {
                 Action::Split(split) => split
@@ -164,6 +191,9 @@ fn subset_name(service: &Service, subset: u16) -> Option<&str> {
 }
 
 fn service(chosen: &Chosen<'_>) -> Option<Line> {
+    if chosen.is_answered() {
+        return None;
+    }
     let certain = chosen.certain().map(|(service, subset)| chosen.name(service, subset));
     let split = match &chosen.route.action {
         Action::Service(_) => {
@@ -250,12 +280,18 @@ fn connection(chosen: &Chosen<'_>, At { service, .. }: &At<'_>) -> Option<Line> 
         Tls::Mesh(_) => "mesh",
         Tls::Edge(_) => "edge",
     };
-    let text = format!("protocol {protocol}, tls {tls}");
-    Some(Line::new("connection", text, json!({ "protocol": protocol, "tls": tls })))
+    let most = service.pool.connections_max;
+    let text =
+        format!("protocol {protocol}, tls {tls}, {most} of HTTP/1.1 to an endpoint from each shard at most");
+    let json = json!({ "protocol": protocol, "tls": tls, "connections_max": most });
+    Some(Line::new("connection", text, json))
 }
 
-fn breaker(_: &Chosen<'_>, At { service, .. }: &At<'_>) -> Option<Line> {
-    let rules = service.breaker.as_deref()?;
+/// Where there is one endpoint, nothing is passed over for another. Names may resolve to any number.
+fn breaker(chosen: &Chosen<'_>, At { service, .. }: &At<'_>) -> Option<Line> {
+    let may_be_more =
+        chosen.is_never_served() && chosen.compiled.names_of_services().any(|(_, of)| *of == *service.name);
+    let rules = service.breaker.as_deref().filter(|_| service.endpoints.len() > 1 || may_be_more)?;
     let mut by = Vec::new();
     let mut add = |counts: bool, text: String| by.extend(counts.then_some(text));
     add(rules.consecutive_unreachable > 0, format!("{} without a connection", rules.consecutive_unreachable));

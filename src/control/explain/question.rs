@@ -11,6 +11,8 @@ use crate::identity::SpiffeId;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(in crate::control) struct Question {
     pub(super) method: String,
+    /// As it stands in the request line.
+    target: String,
     /// Host and port, as they were written.
     pub(super) authority: Option<String>,
     pub(super) path: String,
@@ -24,7 +26,9 @@ pub(in crate::control) struct Question {
 }
 
 impl Question {
-    /// A request by a method and a URL: `https://shop/cart?a=b`, `shop/cart`, `/cart`.
+    /// A request by a method and a URL: `https://shop/cart?a=b`, `shop/cart`, `/cart`. A URL is sent as callers do: its path in
+    /// the request line, its host in Host, its fragment not at all. What they never make of a URL (user information, another
+    /// scheme, `*`, a fragment behind a path alone, what CONNECT asks for) is sent as it stands.
     ///
     /// # Errors
     /// What is wrong with them, and what to write instead.
@@ -33,27 +37,22 @@ impl Question {
         if method.is_empty() || !method.bytes().all(is_token) {
             return Err(format!("`{method}` is not a method: write one such as GET"));
         }
-        let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
-        let (authority, target) = match rest.find(['/', '?']) {
-            Some(at) => rest.split_at(at),
-            None => (rest, ""),
-        };
-        let target = target.split('#').next().unwrap_or(target);
-        let (path, query) = target.split_once('?').unwrap_or((target, ""));
-        if let Some(bad) = target.chars().chain(authority.chars()).find(|c| !c.is_ascii_graphic()) {
+        if let Some(bad) = url.chars().find(|c| !c.is_ascii_graphic()) {
             return Err(format!("`{}` is never sent in a URL: write it encoded", bad.escape_debug()));
         }
-        let authority = authority.rsplit('@').next().filter(|authority| !authority.is_empty());
+        let (target, authority) = sent(method, url);
+        let (path, query) = target.split_once('?').unwrap_or((&target, ""));
         Ok(Self {
             method: method.to_owned(),
-            authority: authority.map(str::to_owned),
-            path: if path.is_empty() { "/".to_owned() } else { path.to_owned() },
+            path: if authority.as_deref() == Some(&target) { String::new() } else { path.to_owned() },
             query: query.to_owned(),
-            lines: authority.map(|authority| ("host".to_owned(), authority.to_owned())).into_iter().collect(),
+            lines: authority.iter().map(|authority| ("host".to_owned(), authority.clone())).collect(),
             from: None,
             source: IpAddr::from([127, 0, 0, 1]),
             listener: None,
             port: None,
+            target,
+            authority,
         })
     }
 
@@ -65,9 +64,12 @@ impl Question {
         let Some((name, value)) = line.split_once(':') else {
             return Err(format!("`{line}` is not a field: write 'name: value'"));
         };
-        let (name, value) = (name.trim().to_ascii_lowercase(), value.trim().to_owned());
+        let (name, value) = (name.trim().to_ascii_lowercase(), value.trim_matches([' ', '\t']).to_owned());
         if name.is_empty() || name.contains(|c: char| !c.is_ascii_graphic()) {
             return Err(format!("`{name}` is not the name of a field: write 'name: value'"));
+        }
+        if value.contains(['\r', '\n']) {
+            return Err(format!("the value of `{name}` is more than one line: write each field by itself"));
         }
         if name == "host" {
             self.lines.retain(|(name, _)| name != "host");
@@ -127,6 +129,11 @@ impl Question {
             .map(|(key, value)| (decoded(key), decoded(value)))
             .collect();
         let one = |wanted: &str| pairs.iter().find(|(key, _)| key == wanted).map(|(_, value)| value.as_str());
+        for key in ["method", "url", "from", "source", "listener", "port", "format", "all"] {
+            if pairs.iter().filter(|(other, _)| other == key).count() > 1 {
+                return Err(format!("`{key}` stands there more than once: write it once"));
+            }
+        }
         let url = one("url").ok_or("what is asked for? Write /explain?url=https://shop.example/cart")?;
         let mut question = Self::new(one("method").unwrap_or("GET"), url)?;
         for (key, value) in &pairs {
@@ -136,6 +143,12 @@ impl Question {
                 "source" => question.source(value)?,
                 "listener" => question.listener(value),
                 "port" => question.port(value)?,
+                "format" if !["json", "text"].contains(&value.as_str()) => {
+                    return Err(format!("`{value}` is not a format: write json or text"));
+                }
+                "all" if !["", "1"].contains(&value.as_str()) => {
+                    return Err(format!("`all={value}` is not known: write all, or leave it out"));
+                }
                 "method" | "url" | "format" | "all" => {}
                 other => {
                     return Err(format!(
@@ -156,6 +169,17 @@ impl Question {
         Some(authority.split(':').next().unwrap_or(authority))
     }
 
+    /// Its head, as it would come by HTTP/1.1. Without a host it has an empty one, as that version wants a line of it.
+    pub(super) fn head(&self) -> Vec<u8> {
+        let host = self.authority.as_deref().unwrap_or_default();
+        let mut head = format!("{} {} HTTP/1.1\r\nhost: {host}\r\n", self.method, self.target);
+        for (name, value) in self.lines.iter().filter(|(name, _)| name != "host") {
+            head.extend([name, ": ", value, "\r\n"]);
+        }
+        head += "\r\n";
+        head.into_bytes()
+    }
+
     /// In one line.
     pub(super) fn text(&self) -> String {
         let query = if self.query.is_empty() { String::new() } else { format!("?{}", self.query) };
@@ -171,6 +195,29 @@ impl Question {
             "source": self.source.to_string(), "listener": self.listener, "port": self.port,
         })
     }
+}
+
+/// The target of the request line, and the value of Host.
+fn sent(method: &str, url: &str) -> (String, Option<String>) {
+    if method == "CONNECT" {
+        return (url.to_owned(), Some(url.to_owned()));
+    }
+    if url == "*" || url.starts_with('/') {
+        return (url.to_owned(), None);
+    }
+    let is_scheme = |word: &str| word.bytes().all(|b| b.is_ascii_alphanumeric() || b"+-.".contains(&b));
+    let (scheme, rest) = match url.split_once("://") {
+        Some((scheme, rest)) if is_scheme(scheme) => (scheme, rest),
+        _ => ("http", url),
+    };
+    let (authority, target) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
+    let is_sent_apart = ["http", "https"].iter().any(|known| scheme.eq_ignore_ascii_case(known));
+    if !is_sent_apart || authority.contains('@') {
+        return (format!("{scheme}://{rest}"), None);
+    }
+    let target = target.split('#').next().unwrap_or_default();
+    let slash = if target.starts_with('/') { "" } else { "/" };
+    (format!("{slash}{target}"), Some(authority.to_owned()).filter(|authority| !authority.is_empty()))
 }
 
 /// What a piece of a query stands for.
@@ -200,7 +247,11 @@ fn decoded(text: &str) -> String {
 
 /// Its fields, as rules and routes ask for them: what callers say about their certificates is not there.
 #[derive(Debug)]
-pub(super) struct Lines<'q>(pub(super) &'q [(String, String)]);
+pub(super) struct Lines<'q> {
+    pub(super) all: &'q [(String, String)],
+    /// Host and port, as the request was understood.
+    pub(super) host: Option<&'q str>,
+}
 
 impl Fields for Lines<'_> {
     fn values(&self, name: &str) -> impl Iterator<Item = &[u8]> {
@@ -214,7 +265,9 @@ impl Fields for Lines<'_> {
 
 impl Lines<'_> {
     fn named(&self, is: impl Fn(&str) -> bool) -> impl Iterator<Item = &[u8]> {
-        let there = |line: &str| !same_name(line, "x-forwarded-client-cert");
-        self.0.iter().filter(move |(line, _)| is(line) && there(line)).map(|(_, value)| value.as_bytes())
+        let there = |line: &str| !same_name(line, "x-forwarded-client-cert") && !same_name(line, "host");
+        let host = self.host.filter(|_| is("host")).map(str::as_bytes);
+        let others = self.all.iter().filter(move |(line, _)| is(line) && there(line));
+        host.into_iter().chain(others.map(|(_, value)| value.as_bytes()))
     }
 }
