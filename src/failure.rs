@@ -245,6 +245,8 @@ impl Failure {
     /// The status for the caller: 4xx for its own mistakes, 502/503/504 for the service's (RFC 9110 §15.6).
     pub const fn status(self) -> u16 {
         match self.side {
+            // It took too long here, on purpose: the caller is not late.
+            Side::Local if matches!((self.stage, self.cause), (Stage::Route, Cause::Timeout)) => 504,
             Side::Downstream | Side::Local => self.cause.status_for_request(),
             Side::Upstream => match (self.cause, self.stage) {
                 (Cause::Timeout, Stage::Connect | Stage::Handshake) => 503,

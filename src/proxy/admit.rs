@@ -45,7 +45,11 @@ impl Path<'_> {
     ) -> Result<(), Failure> {
         let alarm = self.shard.deadlines.alarm();
         let place = pin!(alarm.until(waiting.until_ns.min(self.deadline), waiting));
-        match unless_gone(downstream, Meanwhile::Keep, place).await {
+        // For others to be answered: not this proxy's own time.
+        self.account.wait(self.shard.clock.now());
+        let place = unless_gone(downstream, Meanwhile::Keep, place).await;
+        self.account.waited(self.shard.clock.now());
+        match place {
             None => Err(Failure::downstream(Stage::Admit, Cause::Closed)),
             Some(place) => self.took(place),
         }
@@ -69,7 +73,9 @@ impl Call<'_> {
         let alarm = self.path.shard.deadlines.alarm();
         let place = alarm.until(waiting.until_ns.min(self.path.deadline), waiting);
         let reset = |cx: &mut std::task::Context<'_>| self.respond.borrow_mut().poll_reset(cx);
+        self.path.account.wait(self.path.shard.clock.now());
         let (place, was_reset) = unless_reset(reset, || alarm.by(0), place).await;
+        self.path.account.waited(self.path.shard.clock.now());
         if was_reset {
             return Err(Failure::downstream(Stage::Admit, Cause::StreamReset));
         }

@@ -50,6 +50,9 @@ pub(super) async fn hold_up(
         if !stayed {
             return Err(LEFT);
         }
+        if took_all(shard, turn, deadline) {
+            return Err(HELD_UP);
+        }
     }
     let Some(most) = turn.silence() else { return Ok(()) };
     account.wait(shard.clock.now());
@@ -57,6 +60,14 @@ pub(super) async fn hold_up(
     let stayed = unless_gone(downstream, Meanwhile::DropBehind(asked.head_len), wait).await.is_some();
     account.waited(shard.clock.now());
     if stayed { Ok(()) } else { Err(LEFT) }
+}
+
+/// The delay took all the time that the exchange may take: this proxy's doing, and no service was asked.
+pub(super) const HELD_UP: Failure = Failure::local(Stage::Route, Cause::Timeout);
+
+/// Whether a delay has, of an exchange that is to end by then.
+pub(super) fn took_all(shard: &Shard, turn: &Turn, deadline: u64) -> bool {
+    turn.delay().is_some() && turn.silence().is_none() && shard.clock.now() >= deadline
 }
 
 /// The same for one that came by HTTP/2, until its caller resets it; whether it has.

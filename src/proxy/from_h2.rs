@@ -244,6 +244,9 @@ async fn served(
         // Boxed: hardly any is held up.
         was_reset |=
             Box::pin(fault::hold_up_stream(shard, account, turn, respond, &mut body, deadline)).await;
+        if fault::took_all(shard, turn, deadline) {
+            unasked = Some(fault::HELD_UP);
+        }
     }
     let answers = turn.as_ref().is_some_and(|turn| turn.is_answer());
     let result = match (&checked, &service) {

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use http::HeaderValue;
 use ringmesh::control::{Proxy, Start};
@@ -43,6 +44,41 @@ fn what_finds_no_place_waits_for_it_and_comes_in_the_order_in_which_it_came() {
     let done = rig.done();
     let targets: Vec<String> = done.requests.iter().map(|request| request.target().to_owned()).collect();
     assert_eq!((targets.join(" "), done.connections), ("/0 /1 /2 /3".to_owned(), 1));
+}
+
+#[test]
+fn the_time_in_the_line_is_not_the_proxys_own() {
+    for by_http2 in [false, true] {
+        let (gate, origin) = Origin::gated();
+        let caps = "caps = { exchanges_max = 1, queue_timeout = \"1h\" }";
+        let mut mesh = Config::new(&[&origin]).keys(caps).log("json").start();
+        let mut first = mesh.client();
+        first.send(get("/first"));
+        origin.wait_requests(1);
+        let address = mesh.address;
+        let second = std::thread::spawn(move || {
+            if by_http2 {
+                return call(address, request("GET", "/second"), b"", None).unwrap().head.status.as_u16();
+            }
+            let mut client = Client::connect(address);
+            client.send(get("/second"));
+            client.response().status()
+        });
+        mesh.wait_totals(|totals| totals.exchanges_open == 2);
+        // It waits from here on, and for so long at least.
+        let waits = Instant::now();
+        while waits.elapsed() < Duration::from_millis(20) {
+            std::hint::spin_loop();
+        }
+        let waited_us = waits.elapsed().as_micros() as u64;
+        gate.open();
+        assert_eq!((first.response().status(), second.join().unwrap()), (200, 200));
+        drop(first);
+        let seen = mesh.finish();
+        let line = seen.lines().into_iter().find(|line| line["target"] == "/second").unwrap();
+        let [whole, own] = ["whole_us", "own_us"].map(|field| line[field].as_u64().unwrap());
+        assert!(own + waited_us <= whole, "waited {waited_us} us: {line}");
+    }
 }
 
 #[test]

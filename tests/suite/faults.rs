@@ -93,6 +93,27 @@ fn a_delay_holds_a_request_up_and_nothing_else() {
 }
 
 #[test]
+fn a_delay_that_takes_all_the_time_there_is_is_no_failure_of_a_service_that_was_never_asked() {
+    let app = Origin::plain();
+    let routes = "[[route]]\nservice = \"app\"\ntimeout = \"20ms\"\nfault = { delay = { fixed = \"1m\" } }\n";
+    let mesh = Config::new(&[&app]).routes(routes).log("json").start();
+    let mut client = mesh.client();
+    client.send("GET /x HTTP/1.1\r\nHost: a\r\n\r\n");
+    let response = client.response();
+    assert_eq!(
+        (response.status(), response.one("x-ringmesh-failure").as_deref()),
+        (504, Some("route.local.timeout"))
+    );
+    let by_http2 = call(mesh.address, request("GET", "/x"), b"", None).unwrap().head;
+    assert_eq!(by_http2.status, 504);
+    assert_eq!(by_http2.headers["x-ringmesh-failure"], "route.local.timeout");
+    drop(client);
+    let seen = mesh.finish();
+    assert_eq!((kinds(&seen), seen.failures["route.local.timeout"]), ("delay:2 ".into(), 2));
+    assert!(app.settle().is_empty());
+}
+
+#[test]
 fn a_request_may_ask_where_the_route_lets_it() {
     let app = Origin::plain();
     for (fault, want) in [("{ by_header = true }", 499), ("{ delay = { percent = 0, fixed = \"1s\" } }", 200)]
