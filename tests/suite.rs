@@ -14,6 +14,8 @@ mod support;
 mod config; // TOML to checked values: every error at once, with its place and remedy
 #[path = "suite/config_choice.rs"]
 mod config_choice; // the same for the choice among endpoints
+#[path = "suite/config_doubts.rs"]
+mod config_doubts; // keys that mean nothing, everything, or contradict each other
 #[path = "suite/config_mesh.rs"]
 mod config_mesh; // the same for TLS, identity, authorization, HTTP/2
 

@@ -326,7 +326,12 @@ impl Compiled {
         };
         let timeout = compiled.route.timeout.map_or_else(|| "off".into(), duration_text);
         [
-            ("hosts", Some(list(hosts.iter().map(|host| quoted(&host_text(host))), hosts.len()))),
+            // An empty list is not how any host is written.
+            (
+                "hosts",
+                (!hosts.is_empty())
+                    .then(|| list(hosts.iter().map(|host| quoted(&host_text(host))), hosts.len())),
+            ),
             (path_key, Some(path)),
             ("service", service),
             ("timeout", Some(quoted(&timeout))),
@@ -377,6 +382,7 @@ fn service_values(compiled: &CompiledService) -> [Option<String>; 20] {
     };
     let (tls, identities) = match &service.tls {
         _ if compiled.edge.is_some() => (ServiceTlsWord::Edge, None),
+        Tls::Mesh(ids) if ids.is_empty() => (ServiceTlsWord::Mesh, None),
         Tls::Mesh(ids) => {
             (ServiceTlsWord::Mesh, Some(list(ids.iter().map(|id| quoted(&id.to_string())), ids.len())))
         }

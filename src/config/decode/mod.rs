@@ -490,6 +490,9 @@ fn route(reader: &mut Reader<'_>, table: &Opened<'_>, place: Place) -> RawRoute 
 const PATH_KEYS: [&str; 4] = ["path", "path_prefix", "path_template", "path_regex"];
 
 fn hosts(reader: &mut Reader<'_>, item: &Item<'_>) -> Option<At<Hosts>> {
+    if !policy::not_empty(reader, "route.hosts", item) {
+        return None;
+    }
     let entries = reader.list("route.hosts", item, defaults::HOSTS_MAX)?;
     let mut variable = 0;
     let mut hosts = Vec::with_capacity(entries.len());

@@ -8,8 +8,8 @@ use super::super::raw::{At, RawRetry};
 use super::super::reader::{Item, Reader};
 use super::super::report::Problem;
 use super::super::schema::Section;
-use super::super::values::{self, Complaint};
-use super::super::{defaults, nearest};
+use super::super::values::Complaint;
+use super::super::{defaults, nearest, policy_text};
 use super::word;
 use crate::upstream::retry::{Hedge, Statuses, WORDS, Word};
 use crate::upstream::tail::Quantile;
@@ -112,8 +112,14 @@ fn methods(reader: &mut Reader<'_>, item: &Item<'_>) -> Option<At<Vec<Box<str>>>
     let mut variable = 0;
     let mut methods = Vec::with_capacity(entries.len());
     for entry in entries {
-        let method =
-            reader.parsed("retry.methods", entry, "POST", |text| values::token(text).map(|()| text.into()));
+        let method = reader.parsed("retry.methods", entry, "POST", |text| match text {
+            // Left out, it means none besides those that are idempotent.
+            "*" => Err(Complaint {
+                message: "`*` is not a method".into(),
+                help: "write each one that may be sent again, such as \"POST\"".into(),
+            }),
+            _ => policy_text::method(text),
+        });
         if let Some(method) = method {
             variable = if variable > 0 { variable } else { method.variable };
             methods.push(method.value);

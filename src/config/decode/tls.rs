@@ -161,6 +161,9 @@ pub(super) fn service(reader: &mut Reader<'_>, table: &Opened<'_>) -> RawService
         tls: table.value("tls").and_then(|item| reader.choice("service.tls", item, &SERVICE_TLS_WORDS)),
         identities: table.value("identities").and_then(|item| {
             let grammar = policy_text::identity_of_service;
+            if !super::policy::not_empty(reader, "service.identities", item) {
+                return None;
+            }
             super::policy::entries(reader, "service.identities", item, ID_EXAMPLE, grammar)
         }),
         server_name: table.value("server_name").and_then(|item| {
