@@ -227,6 +227,11 @@ fn syntax(message: &str, place: Place) -> Problem {
             .label("again here")
             .help("a key stands once in a table; repeated tables have two pairs of brackets: [[service]]");
     }
+    if message.contains("escaped value") {
+        return problem.label("no such escape").help(
+            "`\\` begins an escape within double quotes: write the text in single quotes, or each `\\` twice",
+        );
+    }
     problem.label("here").help("text stands in quotes, lists in brackets, and every key in a line of its own")
 }
 

@@ -92,6 +92,15 @@ impl Regex {
         &self.0.prefix
     }
 
+    /// What `|` parts the whole expression into; empty where it does not. What stands in front of them all holds for the
+    /// first alone.
+    pub fn branches(&self) -> Vec<&str> {
+        use regex_syntax::ast::{Ast, parse::Parser};
+        let Ok(Ast::Alternation(ref parted)) = Parser::new().parse(&self.0.text) else { return Vec::new() };
+        let text = |part: &Ast| self.0.text.get(part.span().start.offset..part.span().end.offset);
+        parted.asts.iter().filter_map(text).collect()
+    }
+
     /// Octets that its automaton takes.
     #[cfg(test)]
     fn automaton_bytes(&self) -> usize {
@@ -340,6 +349,19 @@ mod tests {
         ] {
             let bytes = regex(usual).automaton_bytes();
             assert!(bytes < 32 * 1024, "{usual}: {bytes}");
+        }
+    }
+
+    #[test]
+    fn branches_are_those_of_the_whole_expression() {
+        for (pattern, branches) in [
+            ("/x/a|b", &["/x/a", "b"][..]),
+            ("/a|/b|", &["/a", "/b", ""]),
+            ("/x/(?:a|b)", &[]),
+            (r"/a\|b", &[]),
+            ("/a[|]b", &[]),
+        ] {
+            assert_eq!(regex(pattern).branches(), branches, "{pattern}");
         }
     }
 

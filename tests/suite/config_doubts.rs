@@ -82,3 +82,30 @@ fn a_method_in_lower_case_is_an_error_wherever_methods_are_listed() {
     ]);
 }
 
+#[test]
+fn an_escape_that_toml_does_not_know_is_told_with_single_quotes() {
+    let lines = told(&with("", "service = \"a\"\npath_regex = \"/x/\\d+\""));
+    let wants =
+        "`\\` begins an escape within double quotes: write the text in single quotes, or each `\\` twice";
+    assert!(lines.len() == 1 && lines[0].contains("not TOML") && lines[0].contains(wants), "{lines:#?}");
+    each(&[(with("", "service = \"a\"\npath_regex = '/x/\\d+'"), "", "")]);
+}
+
+#[test]
+fn a_branch_that_matches_no_path_is_doubtful() {
+    let regex = |regex: &str| with("", &format!("service = \"a\"\npath_regex = '{regex}'"));
+    let wants = "the branch `b` matches no path: each begins with `/`; write \"/x/(?:a|b)\"";
+    each(&[
+        (regex("/x/a|b"), "warning", wants),
+        (regex("/x/a|/y|b"), "warning", "write \"/x/(?:a|/y|b)\""),
+        (
+            regex("/(x|y)/a|b"),
+            "warning",
+            "the branch `b` matches no path: each begins with `/`; put what `|` is to part",
+        ),
+        (regex("/x|"), "warning", "the branch `` matches no path"),
+        (regex("/x/(?:a|b)"), "", ""),
+        (regex("/x/a|/y/b"), "", ""),
+        (regex("/x/a|.*b"), "", ""),
+    ]);
+}

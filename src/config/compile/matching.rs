@@ -12,8 +12,8 @@ use super::super::values;
 use super::policy::{check_listener_names, listener_names};
 use super::{From, hosts_of};
 use crate::route::{
-    Conditions, HostMatch, Labelled, Overlap, PathMatch, RouteMatch, TableBuilder, Template, Test, What,
-    Workload,
+    BadRegex, Conditions, HostMatch, Labelled, Overlap, PathMatch, Regex, RouteMatch, TableBuilder, Template,
+    Test, What, Workload,
 };
 use crate::upstream::spec::Labels;
 
@@ -184,6 +184,7 @@ pub(super) fn shown(raw: &RawRoute, matching: &RouteMatch, from: &From<'_>) -> V
 /// What is legal but surely unintended. Called by `warn`, when there are no errors.
 pub(in crate::config) fn warn(raw: &Raw, matches: &[Arc<RouteMatch>], problems: &mut Problems) {
     for route in &raw.routes {
+        of_branches(route, problems);
         if let Some(matching) = &route.matching {
             of_place(raw, matching, problems);
             of_identity(raw, matching, problems);
@@ -204,6 +205,37 @@ pub(in crate::config) fn warn(raw: &Raw, matches: &[Arc<RouteMatch>], problems: 
                 .help("ask for more here, for less there, or take one of the two out (docs/traffic.md says which comes first)")
         });
     }
+}
+
+/// Branches of an expression that no path begins like: `|` parts all of it, which many forget.
+fn of_branches(route: &RawRoute, problems: &mut Problems) {
+    let Some(At { value: regex, place, .. }) = &route.path_regex else { return };
+    let branches = regex.branches();
+    // A flag in front holds for all of them.
+    if branches.iter().any(|branch| branch.starts_with("(?")) {
+        return;
+    }
+    let is_dead = |branch: &&&str| match Regex::parse(branch) {
+        Ok(regex) => !regex.may_begin_with(b'/'),
+        Err(bad) => bad == BadRegex::Empty,
+    };
+    let Some(dead) = branches.iter().find(is_dead) else { return };
+    problems.warn(|| {
+        let before = branches[0].rsplit_once('/').map(|(before, _)| format!("{before}/"));
+        let before = before.filter(|before| !before.contains(['(', '[']));
+        let help = match before {
+            Some(before) => {
+                let rest = branches.iter().map(|branch| branch.strip_prefix(&*before).unwrap_or(branch));
+                let rest: Vec<&str> = rest.collect();
+                format!("write {}", values::quoted(&format!("{before}(?:{})", rest.join("|"))))
+            }
+            None => "put what `|` is to part in brackets, such as \"/x/(?:a|b)\"".into(),
+        };
+        let shown = super::super::reader::shortened(dead);
+        Problem::at(*place, format!("the branch `{shown}` matches no path: each begins with `/`"))
+            .label("`|` parts all of it")
+            .help(help)
+    });
 }
 
 fn of_place(raw: &Raw, matching: &RawMatch, problems: &mut Problems) {
