@@ -470,7 +470,7 @@ pub(super) const TUNNEL_IDLE: Key<Duration> =
 pub(super) const SPLIT_WEIGHT: Key<u32> = key("route.split.weight", 1, 0, Split::WEIGHT_MAX);
 
 /// 302: a browser asks again next time. A permanent one is remembered for good, mistakes too. Gateway API 302, Envoy 301.
-pub(super) const REDIRECT_STATUS: Key<u16> = key("route.redirect.status", 302, 300, 399);
+pub(super) const REDIRECT_STATUS: Key<u16> = key("route.redirect.status", 302, 301, 308);
 /// No default of its own: that of the request, or none where scheme or host change.
 pub(super) const REDIRECT_PORT: Key<u16> = key("route.redirect.port", 443, 1, u16::MAX);
 

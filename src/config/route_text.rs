@@ -106,7 +106,7 @@ pub(super) fn cookie(text: &str) -> Result<Box<str>, Complaint> {
     match bad {
         Some(bad) => complain(
             format!("`{}` cannot stand in the name of a cookie", bad.escape_debug()),
-            "write its name alone",
+            "write its name alone, a word of letters, digits, `-` and `_`",
         ),
         None if text.is_empty() => complain("the name of a cookie is empty", "write its name"),
         None => Ok(text.into()),

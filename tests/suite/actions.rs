@@ -632,7 +632,7 @@ fn what_is_wrong_with_an_action_is_told_with_its_remedy() {
         (with("sticky = { set_cookie = { name = \"v\" } }"), &["`sticky` without `split`"]),
         (
             "split = [{ service = \"a\" }]\nsticky = { set_cookie = { name = \"v w\" } }".into(),
-            &["cannot stand in a token"],
+            &["cannot stand in the name of a cookie", "a word of letters"],
         ),
         (
             "split = [{ service = \"a\" }]\nsticky = { set_cookie = { name = \"v\", same_site = \"none\" } }"

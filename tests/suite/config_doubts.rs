@@ -83,6 +83,42 @@ fn a_method_in_lower_case_is_an_error_wherever_methods_are_listed() {
 }
 
 #[test]
+fn origins_are_told_of_once_and_for_what_they_mean() {
+    let cors = |keys: &str| with("", &format!("service = \"a\"\ncors = {{ {keys} }}"));
+    let any = "every page could read what its visitors may see here";
+    each(&[
+        (cors("origins = [{ regex = \".*\" }], credentials = true"), "error", any),
+        (cors("origins = [{ regex = \"https?://.+\" }], credentials = true"), "error", any),
+        (cors("origins = [\"*\"], credentials = true"), "error", any),
+        (cors("origins = [{ regex = 'https://[a-z]+\\.example' }], credentials = true"), "", ""),
+        (cors("origins = [{ regex = \".*\" }]"), "", ""),
+        (cors("origins = [\"a.example\"]"), "error", "`a.example` has no scheme"),
+        (cors("origins = []"), "error", "`cors` without `origins`"),
+    ]);
+}
+
+#[test]
+fn a_redirect_is_told_of_statuses_and_ports_as_they_are() {
+    let redirect = |keys: &str| with("", &format!("redirect = {{ {keys} }}"));
+    let statuses = "200 does not send anybody anywhere; write 301, 302, 303, 307 or 308";
+    each(&[
+        (redirect("host = \"b\", status = 200"), "error", statuses),
+        (
+            redirect("host = \"b\", status = 304"),
+            "error",
+            "304 does not send anybody anywhere; write 301, 302, 303",
+        ),
+        (redirect("host = \"b\", status = 70000"), "error", "70000 does not send anybody anywhere"),
+        (
+            redirect("host = \"b:80\""),
+            "error",
+            "the port of a redirect stands by itself; write host = \"b\", port = 80",
+        ),
+        (redirect("host = \"b c:80\""), "error", "route.redirect.host: "),
+    ]);
+}
+
+#[test]
 fn an_escape_that_toml_does_not_know_is_told_with_single_quotes() {
     let lines = told(&with("", "service = \"a\"\npath_regex = \"/x/\\d+\""));
     let wants =

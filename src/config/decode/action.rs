@@ -7,7 +7,7 @@ use super::super::raw::{At, RawAction, RawPath, RawRedirect, RawRewrite, RawShar
 use super::super::reader::{Item, Opened, Reader};
 use super::super::report::{Place, Problem};
 use super::super::values::{self, Complaint};
-use super::super::{defaults, policy_text, schema};
+use super::super::{defaults, policy_text, route_text, schema};
 use super::{changes, fault, mirror, missing};
 use crate::route::Template;
 use crate::route::split::{SameSite, SetCookie, Split, Sticky};
@@ -132,8 +132,15 @@ fn redirect(reader: &mut Reader<'_>, route: &Opened<'_>, item: &Item<'_>) -> Opt
     let before = reader.problems.errors();
     let table = reader.table(&schema::REDIRECT, item)?;
     let place = reader.place(item.span());
-    let status = table.value("status").and_then(|item| reader.count(&defaults::REDIRECT_STATUS, item));
-    if let Some(status) = status.filter(|status| !STATUSES.contains(&status.value)) {
+    let sends = |number: i128| STATUSES.iter().any(|status| i128::from(*status) == number);
+    let status = table.value("status").and_then(|item| match Reader::number(item) {
+        // No bounds would say which.
+        Some(number) if !sends(number) => {
+            Some(At { value: number, place: reader.place(item.span()), variable: 0 })
+        }
+        _ => reader.count(&defaults::REDIRECT_STATUS, item).map(|at| at.with(i128::from(at.value))),
+    });
+    if let Some(status) = status.filter(|status| !sends(status.value)) {
         reader.problems.error(|| {
             Problem::at(status.place, format!("{} does not send anybody anywhere", status.value))
                 .help("write 301, 302, 303, 307 or 308")
@@ -143,7 +150,7 @@ fn redirect(reader: &mut Reader<'_>, route: &Opened<'_>, item: &Item<'_>) -> Opt
         table.value("scheme").and_then(|item| reader.choice("route.redirect.scheme", item, &SCHEMES));
     let host = table
         .value("host")
-        .and_then(|item| reader.parsed("route.redirect.host", item, "www.shop.example", changes::host));
+        .and_then(|item| reader.parsed("route.redirect.host", item, "www.shop.example", host_alone));
     let port = table.value("port").and_then(|item| reader.count(&defaults::REDIRECT_PORT, item));
     let path = changes::path(reader, "redirect", &table, place);
     check_prefix(reader, route, path.as_ref());
@@ -161,7 +168,9 @@ fn redirect(reader: &mut Reader<'_>, route: &Opened<'_>, item: &Item<'_>) -> Opt
         });
     }
     let value = RawRedirect {
-        status: status.map_or(defaults::REDIRECT_STATUS.default, |at| at.value),
+        status: status
+            .and_then(|at| u16::try_from(at.value).ok())
+            .unwrap_or(defaults::REDIRECT_STATUS.default),
         scheme: scheme.map(|at| at.value),
         host: host.map(|at| at.value),
         port: port.map(|at| at.value),
@@ -169,6 +178,17 @@ fn redirect(reader: &mut Reader<'_>, route: &Opened<'_>, item: &Item<'_>) -> Opt
         keep_query,
     };
     Some(At { value, place, variable: 0 })
+}
+
+/// A host, whose port has a key of its own.
+fn host_alone(text: &str) -> Result<Box<str>, Complaint> {
+    match text.rsplit_once(':') {
+        Some((host, port)) if port.parse::<u16>().is_ok() && changes::host(host).is_ok() => Err(Complaint {
+            message: "the port of a redirect stands by itself".into(),
+            help: format!("write host = \"{host}\", port = {port}"),
+        }),
+        _ => changes::host(text),
+    }
 }
 
 fn rewrite(reader: &mut Reader<'_>, route: &Opened<'_>, item: &Item<'_>) -> Option<At<RawRewrite>> {
@@ -287,10 +307,14 @@ fn set_cookie(reader: &mut Reader<'_>, item: &Item<'_>) -> Option<Sticky> {
                 .help("write secure = true, or another same_site")
         });
     }
+    let path = path.map_or_else(|| "/".into(), |at| at.value);
+    if let Some(name) = &name {
+        check_prefix_of_name(reader, name, secure, &path);
+    }
     Some(Sticky::SetCookie(Box::new(SetCookie {
         name: name?.value,
         ttl: ttl.map(|at| at.value),
-        path: path.map_or_else(|| "/".into(), |at| at.value),
+        path,
         secure,
         http_only,
         same_site,
@@ -339,7 +363,32 @@ fn flag(reader: &mut Reader<'_>, key: &str, item: &Item<'_>) -> Option<()> {
     reader.flag(key, item).map(drop)
 }
 
+/// Names that promise something to browsers, which drop the cookie where that is not so (RFC 6265bis §4.1.3).
+fn check_prefix_of_name(reader: &mut Reader<'_>, name: &At<Box<str>>, secure: bool, path: &str) {
+    let begins =
+        |prefix: &str| name.value.get(..prefix.len()).is_some_and(|b| b.eq_ignore_ascii_case(prefix));
+    let (prefix, help) = match (begins("__Host-"), begins("__Secure-")) {
+        (true, _) if !secure || path != "/" => ("__Host-", "write secure = true and path = \"/\""),
+        (_, true) if !secure => ("__Secure-", "write secure = true"),
+        _ => return,
+    };
+    reader.problems.error(|| {
+        Problem::at(
+            name.place,
+            format!("browsers drop a cookie `{prefix}...` that is not what its name says"),
+        )
+        .help(format!("{help}, or another name"))
+    });
+}
+
 /// The name of a cookie (RFC 6265 §4.1.1).
 fn cookie_name(text: &str) -> Result<Box<str>, Complaint> {
-    values::token(text).map(|()| text.into())
+    const BYTES_MAX: usize = 128;
+    if text.len() > BYTES_MAX {
+        return Err(Complaint {
+            message: format!("a name of {} characters", text.len()),
+            help: format!("write one of {BYTES_MAX} at most, such as \"variant\""),
+        });
+    }
+    route_text::cookie(text)
 }

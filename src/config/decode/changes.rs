@@ -336,13 +336,19 @@ pub(super) fn cors(reader: &mut Reader<'_>, item: &Item<'_>) -> Option<At<Cors>>
     }
     let headers = list(reader, "headers", "x-token", any_or_field);
     let expose = list(reader, "expose", "x-total", any_or_field);
+    let before = reader.problems.errors();
     let mut origins = Vec::new();
+    let mut any = None;
     if let Some(item) = table.value("origins") {
         for entry in reader.list("route.cors.origins", item, defaults::CORS_ENTRIES_MAX)? {
-            origins.extend(origin(reader, entry));
+            let Some(origin) = origin(reader, entry) else { continue };
+            if means_any(&origin) {
+                any = Some(reader.place(entry.span()));
+            }
+            origins.push(origin);
         }
     }
-    if origins.is_empty() {
+    if origins.is_empty() && reader.problems.errors() == before {
         reader.problems.error(|| {
             Problem::at(place, "`cors` without `origins`")
                 .help("write whose pages may read what this route answers, such as origins = [\"https://shop.example\"]")
@@ -359,12 +365,13 @@ pub(super) fn cors(reader: &mut Reader<'_>, item: &Item<'_>) -> Option<At<Cors>>
         .value("credentials")
         .and_then(|item| reader.flag("route.cors.credentials", item))
         .is_some_and(|at| at.value);
-    if credentials && origins.contains(&Origin::Any) {
+    if let (true, Some(any)) = (credentials, any) {
         reader.problems.error(|| {
             Problem::at(
-                place,
+                any,
                 "`credentials` with any origin: every page could read what its visitors may see here",
             )
+            .label("any origin")
             .help("name the origins, or leave out `credentials`")
         });
     }
@@ -383,6 +390,18 @@ pub(super) fn cors(reader: &mut Reader<'_>, item: &Item<'_>) -> Option<At<Cors>>
         credentials,
     };
     Some(At { value, place, variable: 0 })
+}
+
+/// Whether pages of any site may: an expression takes two sites that nobody can have (RFC 2606 §2) and that have little in
+/// common only if it takes all.
+fn means_any(origin: &Origin) -> bool {
+    match origin {
+        Origin::Any => true,
+        Origin::Regex(regex) => [&b"https://7q-x.k.invalid"[..], b"https://w0.invalid:8443"]
+            .iter()
+            .all(|site| regex.matches(site)),
+        Origin::Exact(_) | Origin::Below(..) => false,
+    }
 }
 
 /// `"https://shop.example"`, `"https://*.shop.example"`, `"*"`, `"null"`, or `{ regex = "…" }`.
