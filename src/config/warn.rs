@@ -7,10 +7,11 @@ use std::time::Duration;
 
 use super::compile::hosts_of;
 use super::defaults;
-use super::raw::{Raw, RawRoute, RawService};
+use super::raw::{At, MemoryMax, Raw, RawRetry, RawRoute, RawService};
 use super::report::{Problem, Problems};
 use super::values::{self, Target};
 use crate::route::RouteMatch;
+use crate::upstream::retry::Hedge;
 
 /// Adds the warnings. `found` has the indices of each route's services, `matches` what each route means.
 pub(super) fn warn(raw: &Raw, found: &[Vec<u32>], matches: &[Arc<RouteMatch>], problems: &mut Problems) {
@@ -30,7 +31,10 @@ pub(super) fn warn(raw: &Raw, found: &[Vec<u32>], matches: &[Arc<RouteMatch>], p
     super::compile::warn_of_matching(raw, matches, problems);
     super::compile::warn_of_balance(raw, problems);
     super::compile::warn_of_probes(raw, problems);
-    super::compile::warn_of_actions(raw, problems);
+    super::compile::warn_of_actions(raw, matches, problems);
+    super::compile::warn_of_breakers(raw, problems);
+    super::compile::warn_of_retries(raw, found, problems);
+    of_memory(raw, problems);
     let listening: HashSet<_> =
         raw.listeners.iter().filter_map(|listener| listener.address).map(|at| at.value).collect();
     let used: HashSet<u32> = found.iter().flatten().copied().collect();
@@ -53,7 +57,7 @@ pub(super) fn warn(raw: &Raw, found: &[Vec<u32>], matches: &[Arc<RouteMatch>], p
         of_endpoints(service, &listening, problems);
         of_pool(service, problems);
         if let Some(caps) = &service.caps {
-            super::compile::warn_of_caps(caps, service.concurrency.is_some(), problems);
+            super::compile::warn_of_caps(caps, service.concurrency.as_deref(), problems);
         }
     }
     let target_bytes_max =
@@ -61,9 +65,7 @@ pub(super) fn warn(raw: &Raw, found: &[Vec<u32>], matches: &[Arc<RouteMatch>], p
     for (route, services) in raw.routes.iter().zip(found) {
         of_path(route, target_bytes_max, problems);
         of_hosts(route, problems);
-        for service in services.iter().filter_map(|service| raw.services.get(*service as usize)) {
-            of_timeouts(route, service, problems);
-        }
+        of_timeouts(route, &super::compile::serving(raw, route, services), problems);
     }
 }
 
@@ -190,24 +192,88 @@ fn of_hosts(route: &RawRoute, problems: &mut Problems) {
     }
 }
 
-/// A wait that a file sets and that its route never grants in full. Defaults are not held against anybody.
-fn of_timeouts(route: &RawRoute, service: &RawService, problems: &mut Problems) {
-    let Some((timeout, whole)) = route.timeout.as_ref().and_then(|at| Some((at, at.value?))) else { return };
-    for (name, wait) in [("connect", service.connect), ("response", service.response)] {
-        if let Some(wait) = wait.filter(|wait| wait.value > whole) {
-            problems.warn(|| {
-                let text = |duration: Duration| values::duration_text(duration);
-                Problem::at(
-                    timeout.place,
-                    format!("the route gives up after {}, before its service does", text(whole)),
-                )
-                .label("the whole exchange")
-                .other(wait.place, "the wait on the service")
-                .help(format!(
-                    "let the route's timeout be at least {}, or lower timeouts.{name}",
-                    text(wait.value)
-                ))
-            });
+/// What the process holds with nothing to do is less than half of this.
+const MEMORY_LEAST: u64 = 32 << 20;
+
+fn of_memory(raw: &Raw, problems: &mut Problems) {
+    let Some(At { value: MemoryMax::Bytes(most), place, .. }) = raw.memory_max else { return };
+    if most < MEMORY_LEAST {
+        problems.warn(|| {
+            let (most, least) = (values::size_text(most), values::size_text(MEMORY_LEAST));
+            Problem::at(place, format!("with {most} requests are refused for what the process itself holds"))
+                .label("for all that it holds")
+                .help(format!("write \"{least}\" or more, or \"cgroup\" for the limit of the cgroup"))
+        });
+    }
+}
+
+/// Waits that a file sets and that their route never grants in full. Defaults are not held against anybody.
+fn of_timeouts(route: &RawRoute, services: &[&RawService], problems: &mut Problems) {
+    let Some(timeout) = route.timeout.and_then(|at| Some(at.with(at.value?))) else { return };
+    for service in services {
+        for (key, wait) in [("timeouts.connect", service.connect), ("timeouts.response", service.response)] {
+            of_wait(timeout, key, wait, "the wait on the service", problems);
         }
+        let queue = service.caps.as_ref().and_then(|caps| caps.queue_timeout);
+        of_wait(timeout, "caps.queue_timeout", queue, "the wait for a place at the service", problems);
+        if let (Some(retry), None) = (&service.retry, &route.retry) {
+            of_attempts(timeout, retry, problems);
+        }
+    }
+    if let Some(retry) = &route.retry {
+        of_attempts(timeout, retry, problems);
+    }
+    if let Some(fault) = &route.action.fault
+        && let Some(delay) = fault.value.delay.as_ref().filter(|delay| delay.least >= timeout.value)
+    {
+        problems.warn(|| {
+            let text = values::duration_text(timeout.value);
+            let shortest = values::duration_text(delay.least);
+            Problem::at(
+                fault.place,
+                format!("a delay of {shortest} ends in 504 each time: the route gives up after {text}"),
+            )
+            .label("the fault")
+            .other(timeout.place, "the whole exchange")
+            .help(format!(
+                "let the delay be less than {text}, or write abort = {{ status = 504 }} if that is meant"
+            ))
+        });
+    }
+}
+
+fn of_wait(
+    timeout: At<Duration>,
+    key: &str,
+    wait: Option<At<Duration>>,
+    label: &'static str,
+    problems: &mut Problems,
+) {
+    let Some(wait) = wait.filter(|wait| wait.value > timeout.value) else { return };
+    problems.warn(|| {
+        let text = values::duration_text(timeout.value);
+        Problem::at(timeout.place, format!("the route gives up after {text}, before its service does"))
+            .label("the whole exchange")
+            .other(wait.place, label)
+            .help(format!(
+                "let the route's timeout be at least {}, or lower {key}",
+                values::duration_text(wait.value)
+            ))
+    });
+}
+
+fn of_attempts(timeout: At<Duration>, retry: &RawRetry, problems: &mut Problems) {
+    let attempt = retry.attempt_timeout.and_then(|at| Some(at.with(at.value?)));
+    of_wait(timeout, "retry.attempt_timeout", attempt, "the wait on one attempt", problems);
+    if let Some(At { value: Some(Hedge::After(after)), place, .. }) = retry.hedge_after
+        && after >= timeout.value
+    {
+        problems.warn(|| {
+            let (after, text) = (values::duration_text(after), values::duration_text(timeout.value));
+            Problem::at(place, format!("no hedge begins after {after}: the route gives up after {text}"))
+                .label("never comes to that")
+                .other(timeout.place, "the whole exchange")
+                .help(format!("let retry.hedge_after be less than {text}, or raise the route's timeout"))
+        });
     }
 }

@@ -3,8 +3,7 @@
 use std::sync::Arc;
 
 use super::super::compiled::{CompiledService, Extra, Mark};
-use super::super::raw::{At, Raw, RawAction, RawMirror, RawPath, RawRoute};
-use super::super::report::{Problem, Problems};
+use super::super::raw::{At, Raw, RawAction, RawMirror, RawPath, RawRoute, RawService};
 use super::super::values::quoted;
 use super::{From, caller_may, shown};
 use crate::route::Action;
@@ -20,6 +19,13 @@ pub(super) fn services_of(route: &RawRoute) -> impl Iterator<Item = &At<Box<str>
     let mirrors = route.action.mirror.as_ref().map_or(&[][..], |mirror| &mirror.value);
     let to = route.service.iter().chain(shares.iter().map(|share| &share.service));
     to.chain(mirrors.iter().map(|mirror| &mirror.service))
+}
+
+/// The services that a route's requests go to, without those that get copies.
+pub(in crate::config) fn serving<'r>(raw: &'r Raw, route: &RawRoute, found: &[u32]) -> Vec<&'r RawService> {
+    let mirrors = route.action.mirror.as_ref().map_or(0, |mirror| mirror.value.len());
+    let serving = found.iter().take(found.len().saturating_sub(mirrors));
+    serving.filter_map(|service| raw.services.get(*service as usize)).collect()
 }
 
 /// The services that get copies; `None` where there are none. Those of [`services_of`] were found in its order.
@@ -85,7 +91,7 @@ pub(super) fn changes(raw: &RawRoute) -> Option<Box<Changes>> {
     (changes != Changes::default()).then(|| Box::new(changes))
 }
 
-fn new_path(route: &RawRoute, path: &RawPath) -> NewPath {
+pub(super) fn new_path(route: &RawRoute, path: &RawPath) -> NewPath {
     match path {
         RawPath::Made(path) => path.clone(),
         RawPath::Form(form) => {
@@ -171,24 +177,4 @@ pub(super) fn extras(raw: &RawRoute, from: &From<'_>) -> Vec<Extra> {
         add("cors", shown::cors(&at.value), from.mark_of(Some(at)));
     }
     extras
-}
-
-/// What is legal but surely unintended. Called by `warn`, when there are no errors.
-pub(in crate::config) fn warn(raw: &Raw, problems: &mut Problems) {
-    for route in &raw.routes {
-        let methods = route.matching.as_ref().and_then(|matching| matching.methods.as_ref());
-        if let (Some(cors), Some(methods)) = (&route.action.cors, methods)
-            && !methods.value.iter().any(|method| &**method == "OPTIONS")
-        {
-            problems.warn(|| {
-                Problem::at(
-                    cors.place,
-                    "browsers that ask beforehand (OPTIONS) are not answered by this route",
-                )
-                .label("not asked for preflights")
-                .other(methods.place, "without OPTIONS")
-                .help("add \"OPTIONS\" to `methods`")
-            });
-        }
-    }
 }

@@ -1,13 +1,15 @@
 //! `[service.breaker]` with its defaults filled in, and what of it does not fit together. Called by `compile`.
 
+use std::collections::HashSet;
 use std::sync::{Arc, LazyLock};
 
 use super::super::compiled::{BreakerMarks, CompiledService};
 use super::super::defaults;
 use super::super::effective::BREAKER_KEYS;
-use super::super::raw::{RawBreaker, RawService};
-use super::super::report::{Problem, Problems};
+use super::super::raw::{At, Raw, RawBreaker, RawService};
+use super::super::report::{Place, Problem, Problems};
 use super::super::values::{duration_text, quoted};
+use super::service::is_alone;
 use super::{From, value_or};
 use crate::upstream::spec::Breaker;
 
@@ -97,6 +99,75 @@ pub(super) fn check(services: &[RawService], problems: &mut Problems) {
             });
         }
     }
+}
+
+/// What has no effect.
+pub(in crate::config) fn warn(raw: &Raw, problems: &mut Problems) {
+    let mirrors = raw.routes.iter().filter_map(|route| route.action.mirror.as_ref());
+    let copied: HashSet<&str> =
+        mirrors.flat_map(|at| &at.value).map(|mirror| &*mirror.service.value).collect();
+    for service in &raw.services {
+        let Some(breaker) = &service.breaker else { continue };
+        let rules = rules_given(breaker);
+        let is_off = breaker.enabled.filter(|at| !at.value);
+        match (rules.first(), is_off) {
+            (Some(&(_, place)), Some(off)) => problems.warn(|| {
+                let names: Vec<String> = rules.iter().map(|(key, _)| format!("`{key}`")).collect();
+                Problem::at(place, format!("no effect while the breaker is off: {}", names.join(", ")))
+                    .label("not used")
+                    .other(off.place, "off")
+                    .help("take them out, or `enabled = false`")
+            }),
+            (None, Some(_)) => {}
+            // Whoever gets copies has one: it spares the copies, not the requests.
+            (first, None)
+                if is_alone(service)
+                    && !service.name.as_ref().is_some_and(|name| copied.contains(&*name.value)) =>
+            {
+                let place = first.map(|(_, place)| *place).or_else(|| breaker.enabled.map(|at| at.place));
+                if let Some(place) = place {
+                    problems.warn(|| {
+                        Problem::at(
+                            place,
+                            "a service with one endpoint has no breaker: no other could be asked",
+                        )
+                        .label("not used")
+                        .help("add another endpoint, or take `breaker` out")
+                    });
+                }
+            }
+            (_, None) => {}
+        }
+    }
+}
+
+/// Each rule that stands in the file, and where.
+fn rules_given(raw: &RawBreaker) -> Vec<(&'static str, Place)> {
+    fn place<T: Copy>(at: Option<At<T>>) -> Option<Place> {
+        at.map(|at| at.place)
+    }
+    // In the order of the keys, without `enabled`.
+    let places = [
+        place(raw.consecutive_unreachable),
+        place(raw.consecutive_failures),
+        place(raw.consecutive_unanswered),
+        place(raw.failure_percent),
+        place(raw.window),
+        place(raw.requests_min),
+        place(raw.slow_factor),
+        place(raw.slow_min),
+        place(raw.pending_min),
+        place(raw.counts_too_many),
+        place(raw.ejection_base),
+        place(raw.ejection_max),
+        place(raw.ejection_multiplier),
+        place(raw.ejection_jitter_percent),
+        place(raw.ejected_percent_max),
+        place(raw.panic_percent),
+        place(raw.trial_requests),
+    ];
+    let keys = BREAKER_KEYS.iter().skip(1).map(|key| key.rsplit('.').next().unwrap_or(key));
+    keys.zip(places).filter_map(|(key, place)| Some((key, place?))).collect()
 }
 
 /// What is in force, in the order of [`BREAKER_KEYS`]; of a breaker that is off only that.

@@ -206,8 +206,22 @@ pub(in crate::config) fn check(raw: &RawConcurrency, problems: &mut Problems) {
 }
 
 /// What has no effect.
-pub(in crate::config) fn warn(raw: &RawCaps, learns: bool, problems: &mut Problems) {
-    if raw.exchanges_max.is_none() && !learns {
+pub(in crate::config) fn warn(raw: &RawCaps, learnt: Option<&RawConcurrency>, problems: &mut Problems) {
+    if let (Some(least), Some(most)) = (learnt.and_then(|learnt| learnt.limit_min), raw.exchanges_max)
+        && least.value > most.value
+    {
+        problems.warn(|| {
+            let most_text = most.value;
+            Problem::at(
+                least.place,
+                format!("nothing is learnt: exchanges_max is {most_text}, and holds before"),
+            )
+            .label("the least that is learnt")
+            .other(most.place, "what holds")
+            .help(format!("let concurrency.limit_min be less than {most_text}, or raise caps.exchanges_max"))
+        });
+    }
+    if raw.exchanges_max.is_none() && learnt.is_none() {
         // Who waits for a connection has a line of another kind.
         let connections = raw.connections_max.is_some();
         let queue = [

@@ -7,6 +7,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 mod action;
+mod answers;
 mod balance;
 mod breaker;
 mod caller_may;
@@ -22,15 +23,17 @@ mod service;
 mod shown;
 mod tracing;
 
-pub(super) use action::warn as warn_of_actions;
+pub(super) use action::serving;
+pub(super) use answers::warn as warn_of_actions;
 pub(super) use balance::warn as warn_of_balance;
-pub(super) use breaker::values as breaker_values;
+pub(super) use breaker::{values as breaker_values, warn as warn_of_breakers};
 pub(super) use caps::{CompiledCaps, warn as warn_of_caps};
 pub(super) use matching::warn as warn_of_matching;
 pub(super) use policy::warn as warn_of_policy;
 pub(super) use probe::values as probe_values;
 pub(super) use probe::warn as warn_of_probes;
 pub(super) use rate_limit::{CompiledRateLimit, Limit};
+pub(super) use retry::warn as warn_of_retries;
 pub(super) use tracing::pairs_text;
 
 use super::compiled::{AccessLog, Compiled, CompiledRoute, Mark, Origins, Settings};
@@ -67,6 +70,7 @@ pub(super) fn compile(raw: Raw, sources: &[Source], problems: &mut Problems) -> 
     probe::check(&raw.services, problems);
     retry::check(&raw, problems);
     caller_may::check(&raw, problems);
+    answers::check(&raw, problems);
     tracing::check(&raw, problems);
     if problems.errors() == 0 {
         check_listeners(&raw, problems);

@@ -4,9 +4,11 @@ use std::sync::{Arc, OnceLock};
 
 use super::super::compiled::CompiledRetry;
 use super::super::defaults;
-use super::super::raw::{At, Raw, RawRetry};
-use super::super::report::{Problem, Problems};
+use super::super::raw::{At, Raw, RawRetry, RawService};
+use super::super::report::{Place, Problem, Problems};
 use super::super::values;
+use super::action::serving;
+use super::service::is_alone;
 use super::{From, narrow, value_or};
 use crate::upstream::budget::Budget;
 use crate::upstream::retry::{Hedge, Policy, Reasons, Statuses, WORDS, Word};
@@ -83,6 +85,67 @@ fn check_hedge(retry: &RawRetry, problems: &mut Problems) {
             )
             .help("let retry.hedge_after be less than retry.attempt_timeout")
         });
+    }
+}
+
+/// What of it never happens. `found` has the indices of each route's services.
+pub(in crate::config) fn warn(raw: &Raw, found: &[Vec<u32>], problems: &mut Problems) {
+    for service in &raw.services {
+        if let Some(retry) = &service.retry {
+            of_services(retry, &[service], problems);
+        }
+    }
+    for (route, found) in raw.routes.iter().zip(found) {
+        if let Some(retry) = &route.retry {
+            of_services(retry, &serving(raw, route, found), problems);
+        }
+    }
+}
+
+/// Waits that end before by what their services are given, and hedges that have nowhere to go.
+fn of_services(retry: &RawRetry, services: &[&RawService], problems: &mut Problems) {
+    let response_of =
+        |service: &RawService| service.response.map_or(defaults::RESPONSE.default, |at| at.value);
+    let Some(longest) = services.iter().max_by_key(|service| response_of(service)) else { return };
+    let (response, written) = (response_of(longest), longest.response);
+    let mut never = |place: Place, message: String, key: &str| {
+        problems.warn(|| {
+            let text = values::duration_text(response);
+            let problem = Problem::at(place, format!("{message}, which comes after {text}"))
+                .label("never comes to that")
+                .help(format!("let {key} be less than {text}, or raise timeouts.response"));
+            match written {
+                Some(at) => problem.other(at.place, "how long the service may take"),
+                None => problem,
+            }
+        });
+    };
+    if let Some(At { value: Some(timeout), place, .. }) = retry.attempt_timeout
+        && timeout > response
+    {
+        let text = values::duration_text(timeout);
+        never(
+            place,
+            format!("no attempt takes {text}: each is ended by timeouts.response"),
+            "retry.attempt_timeout",
+        );
+    }
+    let Some(At { value: Some(hedge), place, .. }) = retry.hedge_after else { return };
+    if services.iter().all(|service| is_alone(service)) {
+        problems.warn(|| {
+            Problem::at(place, "a request to a service with one endpoint is not hedged")
+                .label("never comes to that")
+                .help("add another endpoint, or take `hedge_after` out")
+        });
+    } else if let Hedge::After(after) = hedge
+        && after >= response
+    {
+        let text = values::duration_text(after);
+        never(
+            place,
+            format!("no hedge begins after {text}: the attempt is ended by timeouts.response"),
+            "retry.hedge_after",
+        );
     }
 }
 

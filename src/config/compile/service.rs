@@ -157,6 +157,13 @@ pub(super) fn service(raw: RawService, own_zone: Option<&Arc<str>>, from: &From<
     }
 }
 
+/// Whether there is one endpoint and never more: a name may stand for several.
+pub(super) fn is_alone(service: &RawService) -> bool {
+    let endpoints = service.endpoints.as_ref().map_or(&[][..], |at| &at.value);
+    let Some((first, rest)) = endpoints.split_first() else { return false };
+    !matches!(first.target, Target::Name(..)) && rest.iter().all(|other| other.target == first.target)
+}
+
 /// Endpoints that need no resolving, each address once.
 fn addresses(declared: Vec<RawEndpoint>) -> Vec<Endpoint> {
     let mut seen = std::collections::HashSet::with_capacity(declared.len());
