@@ -462,17 +462,23 @@ impl Downstream {
                 call: &call,
             });
             let route = id.and_then(|id| snapshot.routes.route(id));
-            let decision = self.authorize(shard, &snapshot.authorization, &call);
+            let is_preflight = route.is_some_and(|route| route.answers_preflight(&call));
+            let decision = match is_preflight {
+                true => Decision::default(),
+                false => self.authorize(shard, &snapshot.authorization, &call),
+            };
             let chosen = route.and_then(|route| route.choose(&call, || shard.rng(|rng| rng.u64(..))));
             let allowed = decision.verdict == Verdict::Allow;
-            let mut turn = match route.filter(|route| allowed && !route.is_plain_to(request)) {
-                Some(route) => self.turn(shard, &view, route, chosen.as_ref(), &call, request)?,
+            let mut turn = match route
+                .filter(|route| !route.is_plain_to(request) && (allowed || route.has_cors()))
+            {
+                Some(route) => self.turn(shard, &view, (route, allowed), chosen.as_ref(), &call, request)?,
                 None => None,
             };
             let goes_on = allowed && !turn.as_ref().is_some_and(|turn| turn.is_answer());
             let mut head = Buffer::default();
             let too_soon = match route {
-                Some(Route { quotas: Some(of), name, .. }) if allowed => {
+                Some(Route { quotas: Some(of), name, .. }) if allowed && !is_preflight => {
                     quota::charge(&snapshot.quotas, of, name, &call, shard.clock.common())
                 }
                 _ => None,
@@ -480,6 +486,7 @@ impl Downstream {
             let goes_on = goes_on && too_soon.is_none();
             if let Some(Route { asks: Some(asks), name, .. }) = route
                 && allowed
+                && !is_preflight
                 && too_soon.is_none()
             {
                 Turn::note_questions(&mut turn, global::plan(&snapshot.globals, asks, name, &call));
@@ -577,7 +584,7 @@ impl Downstream {
         &self,
         shard: &Rc<Shard>,
         view: &View,
-        route: &Route,
+        (route, allowed): (&Route, bool),
         chosen: Option<&Chosen>,
         call: &Call<'_, h1::Request<'_>>,
         request: &h1::Request<'_>,
@@ -592,6 +599,9 @@ impl Downstream {
             route: &route.name,
             service,
         };
+        if !allowed {
+            return Ok(Turn::of_refused(route, &seen));
+        }
         let turn = Turn::of(route, chosen, request.is_connect(), &seen, || shard.rng(|rng| rng.u64(..)));
         let mut turn = turn.map_err(|cause| Failure::downstream(Stage::Head, cause))?;
         if let Some(turn) = &mut turn {

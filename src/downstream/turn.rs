@@ -106,7 +106,8 @@ impl Turn {
         seen: &Seen<'_, '_, F>,
         random: impl FnMut() -> u64,
     ) -> Result<Option<Box<Self>>, Cause> {
-        let fault = route.fault.as_ref().map(|fault| fault.draw(seen.call.fields, random));
+        let fault = route.fault.as_ref().filter(|_| !route.answers_preflight(seen.call));
+        let fault = fault.map(|fault| fault.draw(seen.call.fields, random));
         let fault = fault.and_then(Fault::of);
         let wishes = route.caller_may.as_ref().and_then(|may| may.read(seen.call.fields)).map(Box::new);
         if route.is_unchanged() && fault.is_none() && wishes.is_none() {
@@ -154,6 +155,14 @@ impl Turn {
             turn.answer = None;
         }
         Ok(Some(Box::new(turn)))
+    }
+
+    /// What a page may read of the refusal of a request that is not allowed.
+    pub fn of_refused<F: Fields>(route: &Route, seen: &Seen<'_, '_, F>) -> Option<Box<Self>> {
+        let cors = route.changes.as_ref()?.cors.as_ref()?;
+        let mut turn = Self::default();
+        cors.tell(seen, &mut turn.response);
+        Some(Box::new(turn))
     }
 
     fn rewrite<F: Fields>(&mut self, rewrite: &Rewrite, seen: &Seen<'_, '_, F>) -> Result<(), TooLong> {

@@ -113,15 +113,19 @@ impl Caller {
         let Ok(facts) = checked else {
             return Judged { route: id, service, decision: None, turn: None, affinity: None };
         };
-        let decision = self.authorize(shard, &snapshot.authorization, &call);
+        let is_preflight = route.is_some_and(|route| route.answers_preflight(&call));
+        let decision = match is_preflight {
+            true => Decision::default(),
+            false => self.authorize(shard, &snapshot.authorization, &call),
+        };
+        let allowed = decision.verdict == Verdict::Allow;
         let too_soon = match route {
-            Some(Route { quotas: Some(of), name, .. }) if decision.verdict == Verdict::Allow => {
+            Some(Route { quotas: Some(of), name, .. }) if allowed && !is_preflight => {
                 quota::charge(&snapshot.quotas, of, name, &call, shard.clock.common())
             }
             _ => None,
         };
-        let turns =
-            route.filter(|route| decision.verdict == Verdict::Allow && !route.is_plain_to(call.fields));
+        let turns = route.filter(|route| !route.is_plain_to(call.fields) && (allowed || route.has_cors()));
         let turn = turns.map_or(Ok(None), |route| {
             let seen = Seen {
                 call: &call,
@@ -131,6 +135,9 @@ impl Caller {
                 route: &route.name,
                 service: service.as_ref().map_or("", |service| &service.spec.name),
             };
+            if !allowed {
+                return Ok(Turn::of_refused(route, &seen));
+            }
             let random = || shard.rng(|rng| rng.u64(..));
             let mut turn = Turn::of(route, chosen.as_ref(), facts.tunnel.is_some(), &seen, random)?;
             if let Some(turn) = &mut turn {
@@ -149,12 +156,11 @@ impl Caller {
             *checked = Err(cause);
             None
         });
-        let goes_on = decision.verdict == Verdict::Allow
-            && too_soon.is_none()
-            && !turn.as_ref().is_some_and(|turn| turn.is_answer());
+        let goes_on = allowed && too_soon.is_none() && !turn.as_ref().is_some_and(|turn| turn.is_answer());
         if let Some(Route { asks: Some(asks), name, .. }) = route
             && checked.is_ok()
-            && decision.verdict == Verdict::Allow
+            && allowed
+            && !is_preflight
             && too_soon.is_none()
         {
             Turn::note_questions(&mut turn, global::plan(&snapshot.globals, asks, name, &call));

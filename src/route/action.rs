@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::answer::{Redirect, Respond};
+use super::cors::Cors;
 use super::split::{Chosen, Split, Sticky};
 use super::{Priority, Route, Upgrades};
 use crate::authorize::{Call, Fields};
@@ -71,6 +72,16 @@ impl Route {
             let may_ask = self.fault.is_some() || self.caller_may.is_some();
             !(may_ask && fields.may_have_envoys())
         }
+    }
+
+    /// Whether pages of other origins are told what they may read.
+    pub fn has_cors(&self) -> bool {
+        self.changes.as_ref().is_some_and(|changes| changes.cors.is_some())
+    }
+
+    /// Whether that is a preflight, which is answered here: before rules, limits and faults, which are for what comes after it.
+    pub fn answers_preflight<F: Fields>(&self, call: &Call<'_, F>) -> bool {
+        self.has_cors() && Cors::is_preflight(call)
     }
 
     /// Whether requests go on as they came, and responses too.

@@ -11,7 +11,7 @@ use http::header;
 use super::changes::Change;
 use super::path::Replace;
 use super::text::Seen;
-use crate::authorize::Fields;
+use crate::authorize::{Call, Fields};
 
 /// Who may read what a route answers.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -61,13 +61,18 @@ const ORIGIN_OF: [HeaderName; 3] = [
 impl Cors {
     /// What a request is.
     pub fn kind<F: Fields>(&self, seen: &Seen<'_, '_, F>) -> Kind {
-        let fields = seen.call.fields;
-        let asks =
-            seen.call.method == b"OPTIONS" && fields.values("access-control-request-method").next().is_some();
-        match one(fields.values("origin")) {
-            Some(origin) if asks => Kind::Preflight(self.allows(origin)),
+        match self.origin(seen) {
+            Some(origin) if Self::is_preflight(seen.call) => Kind::Preflight(self.allows(origin)),
             _ => Kind::Plain,
         }
+    }
+
+    /// Whether a browser asks for leave to ask (Fetch, "CORS-preflight fetch"). It sends nothing that tells who asks: no rule could
+    /// let it pass, and no limit is for it.
+    pub fn is_preflight<F: Fields>(call: &Call<'_, F>) -> bool {
+        call.method == b"OPTIONS"
+            && call.fields.values("access-control-request-method").next().is_some()
+            && one(call.fields.values("origin")).is_some()
     }
 
     /// The origin of the page that asks, if there is one.

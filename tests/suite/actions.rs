@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use http::{Request, Response};
+use ringmesh::authorize::Verdict;
 use ringmesh::config;
 
 use crate::support::client::Client;
@@ -478,6 +479,50 @@ fn a_page_may_read_why_its_request_failed() {
     }
 }
 
+/// A browser sends it by itself, with nothing that tells who asks.
+#[test]
+fn a_preflight_is_answered_before_rules_limits_and_faults_and_a_page_may_read_what_they_say() {
+    let limits =
+        "[[rate_limit]]\nname = \"few\"\nrate = 1\nper = \"1h\"\nburst = 1\nroutes = [\"shop\"]\n";
+    // Of the second only the first that is no preflight comes as far as the fault.
+    for (verdict, statuses) in [(Verdict::Deny, [403, 403, 403]), (Verdict::Allow, [418, 429, 429])] {
+        let app = Origin::plain();
+        let routes = format!(
+            "[[route]]\nname = \"shop\"\nservice = \"app\"\ncors = {{ origins = [\"https://a.test\"], headers = [\"x-token\"] }}\n\
+             fault = {{ abort = {{ status = 418 }} }}\n{limits}"
+        );
+        let config = Config::default().service("app", &[&app], "").routes(&routes);
+        let mesh = config.authorization(Vec::new(), verdict).start();
+        let mut client = mesh.client();
+        let origin = ("origin", "https://a.test");
+        let asks =
+            [origin, ("access-control-request-method", "GET"), ("access-control-request-headers", "x-token")];
+        for _ in 0..2 {
+            for answer in
+                [by_http1(&mut client, "OPTIONS", "/", &asks), by_http2(&mesh, "OPTIONS", "/", &asks)]
+            {
+                assert_eq!(
+                    (answer.status, answer.one("access-control-allow-headers")),
+                    (204, Some("x-token"))
+                );
+            }
+        }
+        let answers = [
+            by_http1(&mut client, "GET", "/", &[origin]),
+            by_http2(&mesh, "GET", "/", &[origin]),
+            // It only looks like one.
+            by_http1(&mut client, "OPTIONS", "/", &[origin]),
+        ];
+        for (answer, status) in answers.iter().zip(statuses) {
+            let allowed = answer.one("access-control-allow-origin");
+            assert_eq!((answer.status, allowed), (status, Some("https://a.test")), "{answer:?}");
+        }
+        drop(client);
+        mesh.finish();
+        assert!(app.settle().is_empty());
+    }
+}
+
 #[test]
 fn a_cookie_of_the_proxy_keeps_a_caller_with_one_service() {
     let name = |name: &'static str| {
@@ -520,7 +565,6 @@ fn a_cookie_of_the_proxy_keeps_a_caller_with_one_service() {
 
 #[test]
 fn rules_come_before_what_a_route_does() {
-    use ringmesh::authorize::Verdict;
     let origin = echoing();
     let mesh = Config::new(&[&origin])
         .authorization(Vec::new(), Verdict::Deny)

@@ -1,5 +1,5 @@
-//! What routes answer by themselves and never should: redirects to where callers are, preflights that no route or rule lets
-//! through, cookies that are taken out again. Called by `compile` and `warn`.
+//! What routes answer by themselves and never should: redirects to where callers are, preflights that no route takes,
+//! cookies that are taken out again. Called by `compile` and `warn`.
 //!
 //! Refuses to guess: where another route may take over, or an expression may change the path, nothing is said.
 
@@ -8,12 +8,11 @@ use std::sync::Arc;
 
 use http::header;
 
-use super::super::raw::{At, ListenerTlsWord, Raw, RawAuthorization, RawListener, RawRedirect, RawRoute};
-use super::super::report::{Place, Problem, Problems};
+use super::super::raw::{At, ListenerTlsWord, Raw, RawListener, RawRedirect, RawRoute};
+use super::super::report::{Problem, Problems};
 use super::action::new_path;
 use super::policy::listener_names;
 use super::value_or;
-use crate::authorize::{Action, Verdict};
 use crate::route::path::NewPath;
 use crate::route::split::Sticky;
 use crate::route::{Conditions, HostMatch, PathMatch, RouteMatch};
@@ -246,35 +245,6 @@ fn of_preflights(
     }
 }
 
-/// Whether a rule lets a preflight through, wherever it goes.
-fn lets_preflights(rule: &RawAuthorization) -> bool {
-    rule.methods.as_ref().is_none_or(|methods| methods.value.iter().any(|method| &**method == "OPTIONS"))
-        && rule
-            .headers
-            .as_ref()
-            .is_none_or(|headers| headers.value.iter().all(|(name, _)| is_sent_beforehand(name)))
-}
-
-/// Where rules deny every preflight: the first `cors`.
-fn of_rules(raw: &Raw, problems: &mut Problems) {
-    let denies = raw.authorization_default.is_some_and(|at| at.value == Verdict::Deny);
-    let is_allow = |rule: &&RawAuthorization| rule.action.is_some_and(|at| at.value == Action::Allow);
-    let mut allows = raw.authorizations.iter().filter(is_allow).peekable();
-    let Some(first) = allows.peek().and_then(|rule| rule.action).map(|at| at.place) else { return };
-    let cors: Option<Place> = raw.routes.iter().find_map(|route| Some(route.action.cors.as_ref()?.place));
-    if let (true, Some(cors), false) = (denies, cors, allows.any(lets_preflights)) {
-        problems.warn(|| {
-            Problem::at(
-                cors,
-                "browsers that ask beforehand (OPTIONS) are answered with 403: no rule allows that",
-            )
-            .label("not asked for preflights")
-            .other(first, "the first of the rules that allow")
-            .help("add one: [[authorization]] with action = \"allow\" and methods = [\"OPTIONS\"]")
-        });
-    }
-}
-
 // --- cookies ---
 
 /// A cookie that the route sets and takes out.
@@ -301,5 +271,4 @@ pub(in crate::config) fn warn(raw: &Raw, matches: &[Arc<RouteMatch>], problems: 
         of_preflights(route, matching, &answering, problems);
         of_cookie(route, problems);
     }
-    of_rules(raw, problems);
 }

@@ -26,7 +26,7 @@ use serde_json::{Value, json};
 
 use crate::authorize::{Call, Caller, Verdict};
 use crate::config::{Compiled, conditions_text, host_text, path_text, test_text};
-use crate::route::{Judgement, PathRank, Rank, Request, RouteMatch, Unmet};
+use crate::route::{Judgement, PathRank, Rank, Request, Route, RouteMatch, Unmet};
 use crate::snapshot::{Listener, ListenerTls, Snapshot};
 use policies::Chosen;
 use question::Lines;
@@ -135,9 +135,9 @@ pub(super) fn explain(
         call: &call,
     };
     let found = snapshot.routes.find_id(&request);
-    let is_allowed = access(snapshot, &call, &mut lines);
-    lines.extend(compiled.tracing.as_ref().map(|tracing| traced::line(tracing, &fields)));
     let route = found.and_then(|id| Some((id, snapshot.routes.route(id)?)));
+    let is_allowed = access(snapshot, &call, route.map(|(_, route)| route), &mut lines);
+    lines.extend(compiled.tracing.as_ref().map(|tracing| traced::line(tracing, &fields)));
     let best = found.and_then(|id| rank_of(snapshot.routes.matches().get(id as usize)?, id, &request));
     let encrypted = match tls {
         // Both are taken; who says who it is, is encrypted.
@@ -230,7 +230,17 @@ fn listener_line(
 }
 
 /// What the rules say; whether it passes.
-fn access(snapshot: &Snapshot, call: &Call<'_, Lines<'_>>, lines: &mut Vec<Line>) -> bool {
+fn access(
+    snapshot: &Snapshot,
+    call: &Call<'_, Lines<'_>>,
+    route: Option<&Route>,
+    lines: &mut Vec<Line>,
+) -> bool {
+    if route.is_some_and(|route| route.answers_preflight(call)) {
+        let json = json!({ "allowed": true, "rule": null, "ambiguous_path": false, "audited": [] });
+        lines.push(Line::new("access", "allowed, as a preflight, which no rule is asked about", json));
+        return true;
+    }
     let policy = &snapshot.authorization;
     let mut audited = Vec::new();
     let decision =
