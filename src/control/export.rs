@@ -289,6 +289,14 @@ fn routes(page: &mut Page<'_, '_>, store: &Store) -> fmt::Result {
         }),
     )?;
     page.counter(
+        "route_grpc_errors",
+        "gRPC calls that failed although the status of HTTP does not say so, by route",
+        None,
+        all()
+            .filter(|(_, route)| route.grpc_errors > 0)
+            .map(|(name, route)| ([("route", name)], route.grpc_errors)),
+    )?;
+    page.counter(
         "route_failures",
         "Exchanges that ended badly, by route and failure",
         None,

@@ -191,7 +191,7 @@ fn services_json<'a>(store: &Store, rows: impl Iterator<Item = Row<'a>>, hidden:
 pub(super) fn routes(state: &State, all: bool, as_json: bool) -> String {
     let store = state.store();
     let exchanges = |route: &Route| route.by_class.iter().sum::<u64>();
-    let errors = |route: &Route| route.by_class[0] + route.by_class[5];
+    let errors = |route: &Route| route.by_class[0] + route.by_class[5] + route.grpc_errors;
     let mut rows: Vec<(&str, &Route)> = store.routes().collect();
     rows.sort_by_cached_key(|(name, route)| (Reverse(exchanges(route)), *name));
     let hidden = if all { 0 } else { rows.len().saturating_sub(SERVICES_SHOWN_MAX) };
@@ -206,7 +206,7 @@ pub(super) fn routes(state: &State, all: bool, as_json: bool) -> String {
                     "name": name, "exchanges": exchanges(route), "errors": errors(route),
                     "by_class": classes.map(|(class, n)| (class.to_owned(), json!(n))).collect::<serde_json::Map<_, _>>(),
                     "failures": route.failures.iter().map(|(f, n)| (f.to_string(), json!(n))).collect::<serde_json::Map<_, _>>(),
-                    "failures_other": route.failures_other,
+                    "failures_other": route.failures_other, "grpc_errors": route.grpc_errors,
                     "whole": { "p50_seconds": seconds(0.5), "p99_seconds": seconds(0.99) },
                 })
             })

@@ -88,6 +88,8 @@ pub(super) struct Service {
 pub(super) struct Route {
     /// Exchanges by class of status.
     pub by_class: [u64; 6],
+    /// gRPC calls that failed although that does not say so.
+    pub grpc_errors: u64,
     /// Failures by kind, at most [`Store::FAILURES_MAX`].
     pub failures: BTreeMap<Failure, u64>,
     /// Failures of further kinds.
@@ -322,12 +324,14 @@ impl Store {
         let name = if full { Arc::from(OVERFLOW_ROUTE) } else { Arc::clone(name) };
         let route = self.routes.entry(name).or_insert_with(|| Route {
             by_class: [0; 6],
+            grpc_errors: 0,
             failures: BTreeMap::new(),
             failures_other: 0,
             whole: Latency::default(),
             told: now,
         });
         route.told = now;
+        route.grpc_errors += counts.grpc_errors;
         for (mine, theirs) in route.by_class.iter_mut().zip(counts.by_class) {
             *mine += theirs;
         }

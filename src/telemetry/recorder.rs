@@ -225,7 +225,12 @@ impl Recorder {
     /// Counts an exchange of a route, of which a view knows the slot or not; gives the slot.
     pub fn record_route(&mut self, known: RouteSlot, route: &Arc<str>, ended: &Ended) -> RouteSlot {
         let whole_ns = (!ended.tunnel).then_some(ended.whole_ns);
-        self.routes.record(known, route, ended.status, ended.failure, whole_ns)
+        let at = self.routes.record(known, route, ended.status, ended.failure, whole_ns);
+        // As of services: where the status of HTTP says so already it is counted by that.
+        if ended.grpc.is_some_and(|grpc| grpc.status.is_error()) && (100..500).contains(&ended.status) {
+            self.routes.note_grpc_error(at);
+        }
+        at
     }
 
     /// Counts bytes of an exchange that goes on: of a tunnel, which may last for days.

@@ -31,6 +31,8 @@ pub struct RouteInterval {
 pub struct RouteCounts {
     /// As of services.
     pub by_class: [u64; 6],
+    /// gRPC calls that failed although the status of HTTP does not say so.
+    pub grpc_errors: u64,
     /// Exchanges that ended badly, by failure.
     pub failures: SmallVec<[(Failure, u64); 2]>,
     /// From the request's first byte here to the response's last byte; tunnels are left out.
@@ -97,6 +99,7 @@ impl RouteCounts {
     /// All zero again.
     pub fn clear(&mut self) {
         self.by_class = [0; 6];
+        self.grpc_errors = 0;
         self.failures.clear();
         self.whole = Spread::default();
     }
@@ -124,6 +127,14 @@ struct Slot {
 pub struct RouteSlot(u32);
 
 impl Routes {
+    /// What was counted last there was a gRPC call that failed.
+    pub(super) fn note_grpc_error(&mut self, at: RouteSlot) {
+        let slot = self.slots.get_mut(at.0 as usize & 0xffff);
+        if let Some(counts) = slot.and_then(|slot| slot.counts.as_mut()) {
+            counts.grpc_errors += 1;
+        }
+    }
+
     /// Counts an exchange of a route; gives where, for the next time.
     pub(super) fn record(
         &mut self,

@@ -482,8 +482,7 @@ fn a_page_may_read_why_its_request_failed() {
 /// A browser sends it by itself, with nothing that tells who asks.
 #[test]
 fn a_preflight_is_answered_before_rules_limits_and_faults_and_a_page_may_read_what_they_say() {
-    let limits =
-        "[[rate_limit]]\nname = \"few\"\nrate = 1\nper = \"1h\"\nburst = 1\nroutes = [\"shop\"]\n";
+    let limits = "[[rate_limit]]\nname = \"few\"\nrate = 1\nper = \"1h\"\nburst = 1\nroutes = [\"shop\"]\n";
     // Of the second only the first that is no preflight comes as far as the fault.
     for (verdict, statuses) in [(Verdict::Deny, [403, 403, 403]), (Verdict::Allow, [418, 429, 429])] {
         let app = Origin::plain();

@@ -445,3 +445,28 @@ fn switched_off_nobody_is_passed_over() {
     assert!(count.load(Ordering::Acquire) >= 20, "{count:?}");
     stage.end();
 }
+
+#[test]
+fn failed_calls_of_grpc_are_errors_of_their_route_as_of_their_service() {
+    let (service, _) = http2_service(|| Some((200, "14")));
+    let stage = Stage::new(1, &[&service.endpoint], "protocol = \"http2\"\n");
+    for _ in 0..3 {
+        assert_eq!(stage.ask(By::Grpc), Some(200));
+    }
+    // Shards tell once a second.
+    let told = || {
+        let metrics = stage.page("/metrics");
+        metrics
+            .lines()
+            .any(|line| line.starts_with("ringmesh_route_grpc_errors_total{") && line.ends_with("} 3"))
+    };
+    until("they are told", told);
+    let page = stage.page("/routes?format=json");
+    let routes: serde_json::Value = serde_json::from_str(page.split_once("\r\n\r\n").unwrap().1).unwrap();
+    assert_eq!(
+        (&routes["routes"][0]["errors"], &routes["routes"][0]["exchanges"]),
+        (&3.into(), &3.into()),
+        "{page}"
+    );
+    stage.end();
+}
