@@ -428,7 +428,12 @@ impl Answer {
         Ok(match action {
             Action::Service(_) | Action::Split(_) => None,
             Action::Redirect(redirect) => {
-                fields.set(&header::LOCATION, redirect.location(seen)?);
+                let Some(location) = redirect.elsewhere(seen)? else {
+                    fields.set(&header::CONTENT_TYPE, b"text/plain; charset=utf-8".to_vec());
+                    let body = Bytes::from_static(b"ringmesh: this redirect would lead to itself\n");
+                    return Ok(Some(Self { status: 404, fields, body, code: None }));
+                };
+                fields.set(&header::LOCATION, location);
                 Some(Self { status: redirect.status, fields, body: Bytes::new(), code: None })
             }
             Action::Respond(respond) => {

@@ -268,12 +268,12 @@ pub(super) fn answer(
         turn.apply_to_response_parts(&mut parts);
         response = Response::from_parts(parts, ());
     }
-    account.status.set(response.status().as_u16());
+    let status = response.status().as_u16();
     account.note_trailers(response.headers());
-    // A caller that is gone needs no answer.
-    if let Ok(mut stream) = respond.borrow_mut().send_response(response, text.is_empty())
-        && !text.is_empty()
-    {
+    // A caller that is gone needs no answer, and has none.
+    let Ok(mut stream) = respond.borrow_mut().send_response(response, text.is_empty()) else { return };
+    account.status.set(status);
+    if !text.is_empty() {
         // A few octets: h2 holds them until the window lets them go.
         let _ = stream.send_data(text, true);
     }

@@ -39,11 +39,20 @@ pub struct Respond {
 }
 
 impl Redirect {
-    /// Where callers are sent: an absolute URL, where the request says for which host it is.
+    /// Where callers are sent; `None` where that is where they are, as with an expression that does not match: they would come back
+    /// without end, and remember a 308.
     ///
     /// # Errors
     /// When the path comes out longer than any target may be.
-    pub fn location<F: Fields>(&self, seen: &Seen<'_, '_, F>) -> Result<Vec<u8>, TooLong> {
+    pub fn elsewhere<F: Fields>(&self, seen: &Seen<'_, '_, F>) -> Result<Option<Vec<u8>>, TooLong> {
+        let here =
+            Self { status: self.status, scheme: None, host: None, port: None, path: None, keep_query: true };
+        let (to, here) = (self.location(seen)?, here.location(seen)?);
+        Ok((to != here).then_some(to))
+    }
+
+    /// An absolute URL, where the request says for which host it is.
+    fn location<F: Fields>(&self, seen: &Seen<'_, '_, F>) -> Result<Vec<u8>, TooLong> {
         let mut out = Vec::with_capacity(seen.host.len() + seen.target.len() + 32);
         let (host, port) = split(seen.host);
         let host = self.host.as_deref().map_or(host, str::as_bytes);

@@ -353,6 +353,15 @@ fn callers_are_sent_elsewhere() {
         let location = Some("http://app.test//evil.test/a.html?q=1");
         assert_eq!((answer.status, answer.one("location")), (302, location), "{answer:?}");
     });
+    // Where it would send them to where they are, it does not: they would come back without end.
+    let both = Both::start("redirect = { path_regex = \"/old/(.*)\", path_to = \"/$1\", status = 308 }");
+    both.each("GET", "/old/x?q=1", &[], |answer| {
+        assert_eq!((answer.status, answer.one("location")), (308, Some("http://app.test/x?q=1")));
+    });
+    both.each("GET", "/x?q=1", &[], |answer| {
+        assert_eq!((answer.status, answer.one("location")), (404, None), "{answer:?}");
+        assert!(answer.body.contains("would lead to itself"), "{answer:?}");
+    });
 }
 
 #[test]

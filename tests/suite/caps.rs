@@ -166,6 +166,8 @@ fn a_caller_that_goes_away_leaves_the_line() {
     let done = rig.done();
     assert_eq!(done.requests.len(), 2);
     assert_eq!(done.seen.of_cause("queue_full"), 0);
+    // Neither had an answer.
+    assert_eq!((done.seen.by_class[0], done.seen.by_class[4]), (2, 0));
 }
 
 #[test]

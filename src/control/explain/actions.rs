@@ -50,7 +50,7 @@ pub(super) fn preflight(chosen: &Chosen<'_>) -> Option<bool> {
 pub(super) fn is_too_long(chosen: &Chosen<'_>) -> bool {
     let rewrite = chosen.route.changes.as_ref().and_then(|changes| changes.rewrite.as_ref());
     match (&chosen.route.action, rewrite) {
-        (Action::Redirect(redirect), _) => with_seen(chosen, |seen| redirect.location(seen)).is_err(),
+        (Action::Redirect(redirect), _) => with_seen(chosen, |seen| redirect.elsewhere(seen)).is_err(),
         (Action::Service(_) | Action::Split(_), Some(rewrite)) => {
             chosen.head.target.starts_with('/') && with_seen(chosen, |seen| rewrite.target(seen)).is_err()
         }
@@ -74,12 +74,17 @@ pub(super) fn answer(chosen: &Chosen<'_>) -> Option<Line> {
         (_, Some(may)) => made("cors", if may { 204 } else { 403 }),
         (Action::Service(_) | Action::Split(_), None) => made("max_forwards", 200),
         (Action::Redirect(redirect), None) => {
-            let status = redirect.status;
-            let to = with_seen(chosen, |seen| redirect.location(seen)).ok().map(|to| words(&to));
-            let text = match &to {
-                Some(to) => format!("by the route, with {status} to {to}"),
-                None => "by the route: it would be sent to a path that is too long".into(),
+            let to = with_seen(chosen, |seen| redirect.elsewhere(seen));
+            let (status, text) = match &to {
+                Ok(Some(to)) => {
+                    (redirect.status, format!("by the route, with {} to {}", redirect.status, words(to)))
+                }
+                Ok(None) => (404, "by the route, with 404: the redirect would lead to itself".into()),
+                Err(_) => {
+                    (redirect.status, "by the route: it would be sent to a path that is too long".into())
+                }
             };
+            let to = to.ok().flatten().map(|to| words(&to));
             Some(Line::new("answer", text, json!({ "by": "redirect", "status": status, "location": to })))
         }
         (Action::Respond(respond), None) => Some(responded(chosen, respond)),
