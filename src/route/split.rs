@@ -4,7 +4,8 @@
 //! By chance the shares are those of the weights, request by request. By a key (weighted rendezvous hashing: each service draws
 //! a number from the key and its own name, divides by its weight, and the best draw wins) the same key goes to the same
 //! service in every proxy and after every restart, and a change of weights moves a key only from a service whose weight fell to
-//! one whose weight rose, relative to each other. Refuses to look whether a service can be reached: a split is what was written,
+//! one whose weight rose, relative to each other. Two services of which one takes over from the other (a canary) draw as one first,
+//! so that nobody else's keys move. Refuses to look whether a service can be reached: a split is what was written,
 //! and a service without endpoints answers 503 for its share.
 
 use std::time::Duration;
@@ -19,6 +20,17 @@ pub struct Split {
     total: u64,
     /// How a caller stays with its service; `None`: by chance each time.
     sticky: Option<Sticky>,
+    /// Which takes over from which.
+    pair: Option<Pair>,
+}
+
+/// Two services, as indices into `Snapshot::services`, of which one takes over from the other step by step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pair {
+    /// The one that gives.
+    pub baseline: u32,
+    /// The one that takes.
+    pub canary: u32,
 }
 
 /// A service's part of a split.
@@ -112,7 +124,7 @@ impl Split {
     /// A split; `None` without a weight above 0.
     pub fn new(shares: Vec<Share>, sticky: Option<Sticky>) -> Option<Self> {
         let total: u64 = shares.iter().map(|share| u64::from(share.weight)).sum();
-        (total > 0).then(|| Self { shares: shares.into(), total, sticky })
+        (total > 0).then(|| Self { shares: shares.into(), total, sticky, pair: None })
     }
 
     /// The shares, as they were written.
@@ -125,10 +137,12 @@ impl Split {
         self.sticky.as_ref()
     }
 
-    /// The same with other weights, in the order of [`Split::shares`]; `None` where none is above 0.
-    pub fn weighted(&self, weights: &[u32]) -> Option<Self> {
+    /// The same with other weights, in the order of [`Split::shares`], where one service of `pair` takes over from the other; `None`
+    /// where no weight is above 0.
+    pub fn weighted(&self, weights: &[u32], pair: Pair) -> Option<Self> {
         let with = |(share, weight): (&Share, &u32)| Share { weight: *weight, ..share.clone() };
-        Self::new(self.shares.iter().zip(weights).map(with).collect(), self.sticky.clone())
+        let split = Self::new(self.shares.iter().zip(weights).map(with).collect(), self.sticky.clone())?;
+        Some(Self { pair: Some(pair), ..split })
     }
 
     /// Where this request goes. `random` gives evenly distributed numbers; it is asked only where it is needed.
@@ -179,16 +193,45 @@ impl Split {
     fn share_by_key(&self, key: &[u8]) -> &Share {
         let key = hash(key);
         let mut best = (f64::INFINITY, &self.shares[0]);
-        for share in self.shares.iter().filter(|share| share.weight > 0) {
-            // 53 bits, and never 0.
-            let draw = ((mixed(key ^ share.seed) >> 11) as f64 + 0.5) / (1_u64 << 53) as f64;
-            let score = -draw.ln() / f64::from(share.weight);
+        for share in self.shares.iter().filter(|share| share.weight > 0 && !self.is_of_pair(share)) {
+            let score = -draw(key ^ share.seed).ln() / f64::from(share.weight);
             if score < best.0 {
                 best = (score, share);
             }
         }
-        best.1
+        match self.pair {
+            Some(pair) => self.share_of_pair(pair, key, best),
+            None => best.1,
+        }
     }
+
+    fn is_of_pair(&self, share: &Share) -> bool {
+        self.pair.is_some_and(|Pair { baseline, canary }| [baseline, canary].contains(&share.service))
+    }
+
+    /// Both draw as one, with what they weigh together. Within it the canary has the keys below its part: as that grows it takes
+    /// more and gives none back.
+    fn share_of_pair<'s>(&'s self, pair: Pair, key: u64, best: (f64, &'s Share)) -> &'s Share {
+        let of = |service: u32| self.shares.iter().filter(move |share| share.service == service);
+        let both = || of(pair.canary).chain(of(pair.baseline));
+        let weight: u64 = both().map(|share| u64::from(share.weight)).sum();
+        let seed = of(pair.baseline).next().map_or(0, |share| share.seed);
+        if weight == 0 || -draw(key ^ seed).ln() / weight as f64 >= best.0 {
+            return best.1;
+        }
+        // Another number of the same key.
+        let mut point = draw(mixed(key ^ seed).rotate_left(32) ^ seed) * weight as f64;
+        let within = |share: &&Share| {
+            point -= f64::from(share.weight);
+            point < 0.0
+        };
+        both().find(within).unwrap_or(best.1)
+    }
+}
+
+/// A number between 0 and 1 with 53 bits, never either.
+fn draw(hash: u64) -> f64 {
+    ((mixed(hash) >> 11) as f64 + 0.5) / (1_u64 << 53) as f64
 }
 
 impl Sticky {

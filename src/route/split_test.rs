@@ -72,7 +72,7 @@ fn a_weight_of_zero_gets_nothing_and_a_sum_of_zero_is_none() {
     }
     assert_eq!(Split::new(vec![Share::new(0, "a", 0)], None), None);
     assert_eq!(Split::new(Vec::new(), None), None);
-    assert_eq!(split.weighted(&[0, 0, 0]), None);
+    assert_eq!(split.weighted(&[0, 0, 0], Pair { baseline: 0, canary: 1 }), None);
 }
 
 #[test]
@@ -144,6 +144,43 @@ fn a_change_of_weights_moves_only_what_it_must() {
 }
 
 /// Proxies of several versions share a mesh: these numbers may never change.
+/// Of a canary: 45 of a and 5 of b, which takes over step by step, and 50 of c, which has nothing to do with it.
+#[test]
+fn a_canary_takes_keys_from_its_baseline_alone_and_gives_none_back() {
+    let whole = split(&[("a", 45), ("b", 5), ("c", 50)], Some(Sticky::Header("x-user".into())));
+    let pair = Pair { baseline: 0, canary: 1 };
+    let steps = [[50, 0, 50], [49, 1, 50], [40, 10, 50], [20, 30, 50], [0, 50, 50]];
+    let by_step = steps.map(|weights| {
+        let split = whole.weighted(&weights, pair).unwrap();
+        (0..20_000_u32).map(|n| split.by_key(&n.to_le_bytes())).collect::<Vec<u32>>()
+    });
+    for (weights, chosen) in steps.iter().zip(&by_step) {
+        for (service, weight) in (0..).zip(weights) {
+            let part = chosen.iter().filter(|chosen| **chosen == service).count() as f64 / 20_000.0;
+            // Five standard deviations of 20 000 are below 0.018.
+            assert!((part - f64::from(*weight) / 100.0).abs() < 0.018, "{service} has {part} of {weights:?}");
+        }
+    }
+    for (before, after) in by_step.iter().zip(&by_step[1..]) {
+        let moved = before.iter().zip(after).filter(|(before, after)| before != after);
+        assert!(moved.clone().all(|moved| moved == (&0, &1)), "only from the baseline to the canary");
+        assert!(moved.count() > 0);
+    }
+    // Two shares of either, by subsets: none of the other is touched.
+    let shares = vec![
+        Share::new(0, "a", 20),
+        Share::new(0, "a", 20).within("old", 1),
+        Share::new(1, "b", 10),
+        Share::new(2, "c", 50),
+    ];
+    let whole = Split::new(shares, None).unwrap();
+    let [before, after] = [[20, 20, 10, 50], [5, 5, 40, 50]].map(|weights| {
+        let split = whole.weighted(&weights, pair).unwrap();
+        (0..5_000_u32).map(|n| split.by_key(&n.to_le_bytes())).collect::<Vec<u32>>()
+    });
+    assert!(before.iter().zip(&after).all(|(before, after)| before == after || (*before, *after) == (0, 1)));
+}
+
 #[test]
 fn the_same_key_goes_to_the_same_service_for_ever() {
     let split = split(&[("a", 50), ("b", 50)], None);

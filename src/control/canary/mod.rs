@@ -19,6 +19,7 @@ use super::pages::{Shown, Table, duration};
 use super::store::{Store, Window};
 use crate::config::Canary;
 use crate::route::Action;
+use crate::route::split::Pair;
 use crate::snapshot::Snapshot;
 use course::{Course, Event, Phase, Tally};
 
@@ -133,7 +134,8 @@ impl Canaries {
             let of = |(name, ..): &&(&Arc<str>, (u32, u32), f64)| **name == route.name;
             let Some((_, services, share)) = changes.iter().find(of) else { return };
             let shares = split.shares().iter().map(|share| (share.service, share.weight));
-            if let Some(split) = split.weighted(&weights(shares, *services, *share)) {
+            let pair = Pair { baseline: services.0, canary: services.1 };
+            if let Some(split) = split.weighted(&weights(shares, *services, *share), pair) {
                 route.action = Action::Split(Arc::new(split));
             }
         });
