@@ -35,6 +35,25 @@ pub(super) fn take_wish_out(out: &mut Vec<u8>, start: usize) {
     edits.apply_to_head(out, start, 0);
 }
 
+/// What an exchange failed by whose way back has: where its request was not whole it may be its caller. `is_late`: the exchange had no
+/// more time, and the request was still not whole.
+pub(super) fn of_both(
+    there: &Result<(), Failure>,
+    back: Failure,
+    back_was_first: bool,
+    is_late: bool,
+) -> Failure {
+    match there {
+        // What the caller did is why the way back failed, too.
+        Err(there) if there.side != Side::Upstream && !back_was_first => *there,
+        // Both wait for no longer than that, and which of them sees it first is chance: what was waited for was the caller.
+        Err(there) if there.side == Side::Downstream && is_late && back.cause == Cause::Timeout => {
+            Failure::downstream(Stage::Request, Cause::Timeout)
+        }
+        _ => back,
+    }
+}
+
 impl Path<'_> {
     /// Tells balancer and breaker how the attempt went that began then. The account knows the status, if there was one.
     pub(super) fn judge(&self, attempt: &Attempt, began: u64, failure: Option<&Failure>) {
@@ -106,5 +125,26 @@ fn said(account: &Account, attempt: &Attempt, ended_well: bool, latency_ns: u64)
         501 => good,
         500.. => Verdict::Failure,
         status => too_many(status == 429),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_is_blamed_at_the_deadline_does_not_depend_on_which_way_sees_it_first() {
+        let there = |side, cause| Err(Failure { stage: Stage::Request, side, cause });
+        let back = Failure::upstream(Stage::Response, Cause::Timeout);
+        let caller = Failure::downstream(Stage::Request, Cause::Timeout);
+        // The caller was waited for: the way there saw it first, or was ended when the way back had.
+        assert_eq!(of_both(&there(Side::Downstream, Cause::Timeout), back, false, true), caller);
+        assert_eq!(of_both(&there(Side::Downstream, Cause::Closed), back, true, true), caller);
+        // The service was waited for: it took no more of the request, or it is not the deadline that ended its time.
+        assert_eq!(of_both(&there(Side::Upstream, Cause::Timeout), back, true, true), back);
+        assert_eq!(of_both(&there(Side::Downstream, Cause::Closed), back, true, false), back);
+        assert_eq!(of_both(&Ok(()), back, false, false), back);
+        let reset = Failure::upstream(Stage::Response, Cause::Reset);
+        assert_eq!(of_both(&there(Side::Downstream, Cause::Closed), reset, true, true), reset);
     }
 }

@@ -532,12 +532,9 @@ async fn stream(
     };
     downstream.input.append(&mut input);
     shard.buffers.give(input);
-    let failure = match (&there_result, &back_result) {
-        (_, Ok(_)) => None,
-        // What the caller did is why the way back failed, too.
-        (Err(there), Err(_)) if there.side != Side::Upstream && !back_was_first => Some(*there),
-        (_, Err(back)) => Some(*back),
-    };
+    let is_late = !request_sent.get() && shard.clock.now() >= path.deadline;
+    let failure =
+        back_result.as_ref().err().map(|back| judge::of_both(&there_result, *back, back_was_first, is_late));
     path.judge(&attempt, began, failure.as_ref());
     let missed = match (back_result, failure) {
         (Ok(done), None) if done.withheld => {

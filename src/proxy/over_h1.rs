@@ -7,7 +7,7 @@ use http::{Response, StatusCode};
 
 use super::again::Missed;
 use super::from_h2::Call;
-use super::judge::note_wish;
+use super::judge::{self, note_wish};
 use super::kept::Upload;
 use super::relay::unless_reset;
 use super::{First, SHED, both, hedge, idle};
@@ -175,8 +175,10 @@ impl Call<'_> {
         match (there_result, back_result) {
             (Ok(()), Ok(done)) if !back_was_first => Ok(done),
             (_, Ok(done)) => Ok(Done { reusable: false, ..done }),
-            (Err(there), Err(_)) if there.side != Side::Upstream && !back_was_first => Err(there),
-            (_, Err(back)) => Err(back),
+            (there, Err(back)) => {
+                let is_late = !sent.get() && shard.clock.now() >= self.path.deadline;
+                Err(judge::of_both(&there, back, back_was_first, is_late))
+            }
         }
     }
 
