@@ -12,8 +12,7 @@ use tokio::time::Instant;
 use super::machine;
 use super::state::State;
 use crate::config::MemoryMax;
-use crate::shard::blocks;
-use crate::shard::link::{Pressure, room};
+use crate::shard::link::{Pressure, give_back, room};
 
 /// What was measured last, for the pages.
 #[derive(Debug, Default)]
@@ -91,7 +90,7 @@ impl Memory {
         if step > Pressure::None && now >= self.released + Self::RELEASE_EVERY {
             // What control has freed; shards do the same.
             self.released = now;
-            blocks::release();
+            give_back();
         }
         if step != before {
             say(before, step, used, ceiling);

@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use crossbeam::atomic::AtomicCell;
 use crossbeam::queue::ArrayQueue;
 
+pub use super::blocks::release as give_back;
 pub use super::pressure::{Load, Pressure, Since, Spoken, room};
 use super::together::Together;
 use crate::failure::{Cause, Failure};
