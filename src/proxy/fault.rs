@@ -23,10 +23,18 @@ use crate::shard::clock::{NEVER, ns};
 
 const LEFT: Failure = Failure::downstream(Stage::Head, Cause::Closed);
 
+/// The delay took all the time that the exchange may take: this proxy's doing, and no service was asked.
+pub(super) const HELD_UP: Failure = Failure::local(Stage::Route, Cause::Timeout);
+
+/// Whether a delay has, of an exchange that is to end by then.
+pub(super) fn took_all(shard: &Shard, turn: &Turn, deadline: u64) -> bool {
+    turn.delay().is_some() && turn.silence().is_none() && shard.clock.now() >= deadline
+}
+
 /// Holds a request up that came by HTTP/1.1, for its delay (not beyond its deadline) and then its silence.
 ///
 /// # Errors
-/// When its caller has left meanwhile.
+/// When its caller has left meanwhile, or the delay took all its time.
 pub(super) async fn hold_up(
     shard: &Shard,
     account: &Account,
@@ -60,14 +68,6 @@ pub(super) async fn hold_up(
     let stayed = unless_gone(downstream, Meanwhile::DropBehind(asked.head_len), wait).await.is_some();
     account.waited(shard.clock.now());
     if stayed { Ok(()) } else { Err(LEFT) }
-}
-
-/// The delay took all the time that the exchange may take: this proxy's doing, and no service was asked.
-pub(super) const HELD_UP: Failure = Failure::local(Stage::Route, Cause::Timeout);
-
-/// Whether a delay has, of an exchange that is to end by then.
-pub(super) fn took_all(shard: &Shard, turn: &Turn, deadline: u64) -> bool {
-    turn.delay().is_some() && turn.silence().is_none() && shard.clock.now() >= deadline
 }
 
 /// The same for one that came by HTTP/2, until its caller resets it; whether it has.
