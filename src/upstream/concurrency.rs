@@ -22,7 +22,8 @@
 //! for a service that bears a hundred. A limit that keeps nobody out is not doubted: to halve it would refuse those whom the
 //! service bears. A mean that falls when the limit is halved says that it was too high, and is measured again after a second. A
 //! limit that came down by a quarter and took nothing off the latency came down in vain: then the latency is the service's
-//! own, and becomes the baseline; so a service that has become slower is not strangled.
+//! own, and becomes the baseline; so a service that has become slower is not strangled. That it was bearable in between, once, by
+//! chance, does not make two ways of one.
 //!
 //! Refuses to judge answers: errors are no latencies (`admission` is for those), and a timeout counts as what was waited, up
 //! to three medians as everything does: a few that take for ever do not say that all take longer.
@@ -218,11 +219,24 @@ impl Estimator {
         let in_progress = self.in_progress as f64 / self.answers as f64;
         let keeps_out = peak >= self.limit.floor() && in_progress >= self.limit * Self::KEEPS_OUT;
         self.begin_window(now_ns);
+        if std::env::var_os("DBG").is_some() {
+            eprintln!(
+                "{:.2} limit {:.2} peak {peak} inprog {in_progress:.1} mean {:.2} err {:.2} smooth {:?} base {:?} search {:?}",
+                now_ns as f64 / 1e9,
+                self.limit,
+                newest.ns / 1e6,
+                newest.error_ns / 1e6,
+                self.smooth_ns.map(|n| (n / 1e4).round() / 100.0),
+                self.baseline_ns.map(|n| (n / 1e4).round() / 100.0),
+                self.search
+            );
+        }
         if peak <= self.limit / 2.0 {
             // Little is asked. Slowly: a burst that was not seen as such should not teach much. At once where it is much
             // less; what differs by chance alone must not draw the baseline down, whence what is usual would be too long.
             let known_ns = self.baseline_ns.unwrap_or(newest.ns);
-            let weight = if newest.ns < 0.7 * known_ns { 0.5 } else { 0.2 };
+            let is_much_less = newest.ns + 3.0 * newest.error_ns < 0.7 * known_ns;
+            let weight = if is_much_less { 0.5 } else { 0.2 };
             self.baseline_ns = Some(known_ns + (newest.ns - known_ns) * weight);
             (self.smooth_ns, self.before) = (None, None);
             self.doubt_later(now_ns, Self::PROBE_EVERY_NS);
@@ -247,7 +261,10 @@ impl Estimator {
         // What is longer by no more than chance makes it says nothing.
         let is_bearable = worse_ns <= bearable_ns || smooth_ns <= bearable_ns + newest.error_ns;
         if is_bearable {
-            self.before = None;
+            // Not below that: what is bearable once by chance has not been for the limit to have come down.
+            if self.before.is_some_and(|(limit, _)| self.limit >= limit) {
+                self.before = None;
+            }
             // The nearer to what is bearable, the less.
             let room = (bearable_ns - worse_ns) / (bearable_ns - baseline_ns).max(1.0);
             let more = self.limit.sqrt() * room.clamp(0.0, 1.0);
@@ -365,6 +382,17 @@ impl Estimator {
         // What chance may have taken off it is added: too low a baseline would strangle the service until the next probe.
         let mean = probe.latencies.mean();
         let measured_ns = mean.ns + mean.error_ns;
+        if std::env::var_os("DBG").is_some() {
+            eprintln!(
+                "{:.2} PROBE mean {:.2} err {:.2} n {} known {:?} smooth {:?}",
+                now_ns as f64 / 1e9,
+                mean.ns / 1e6,
+                mean.error_ns / 1e6,
+                probe.latencies.len(),
+                self.baseline_ns,
+                self.smooth_ns
+            );
+        }
         let was_too_high = self.smooth_ns.is_some_and(|smooth_ns| measured_ns < 0.75 * smooth_ns);
         self.baseline_ns = Some(match self.baseline_ns {
             // About the same: both are right.
