@@ -395,8 +395,8 @@ impl Estimator {
         }
         let was_too_high = self.smooth_ns.is_some_and(|smooth_ns| measured_ns < 0.75 * smooth_ns);
         self.baseline_ns = Some(match self.baseline_ns {
-            // About the same: both are right.
-            Some(known_ns) if (0.7..=1.4).contains(&(measured_ns / known_ns)) => {
+            // About the same, or less by what may be chance still: both are right. What is less indeed is less again in a second.
+            Some(known_ns) if (0.5..=1.4).contains(&(measured_ns / known_ns)) => {
                 f64::midpoint(known_ns, measured_ns)
             }
             _ => measured_ns,

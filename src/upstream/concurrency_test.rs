@@ -251,6 +251,25 @@ fn what_is_usual_is_doubted_where_little_is_never_asked_and_measured_by_what_beg
 }
 
 #[test]
+fn less_than_what_is_usual_is_believed_by_half_each_time_it_is_measured_and_less_than_half_of_it_at_once() {
+    for (latency_ms, baselines_us) in [(6, [8_000, 7_000]), (4, [4_000, 4_000])] {
+        let (mut estimator, mut now) = calm();
+        // Ten seconds, and 15 % by chance; then 200 of what is usual.
+        for (later_ms, baseline_us) in [(12_000, baselines_us[0]), (1_900, baselines_us[1])] {
+            now += later_ms * MS;
+            window(&mut estimator, &mut now, 10 * MS, 20, 40);
+            assert_eq!(estimator.limit(), 10, "half of it, for as long as is measured");
+            while estimator.limit() == 10 {
+                now += MS;
+                let since_ns = now - latency_ms * MS;
+                estimator.learn(SETTINGS, Sample { since_ns, now_ns: now, taken: 10 });
+            }
+            assert_eq!((estimator.limit(), estimator.baseline_ns()), (20, Some(baseline_us * 1000)));
+        }
+    }
+}
+
+#[test]
 fn a_limit_that_keeps_nobody_out_is_not_halved_whatever_is_doubted() {
     // Of 20: never all, or all for a moment only.
     for (usual, most) in [(19, 19), (14, 20)] {
