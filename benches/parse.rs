@@ -12,6 +12,7 @@ use ringmesh::snapshot::{ForwardedFields, Limits};
 const LIMITS: Limits = Limits {
     head_bytes_max: 64 * 1024,
     target_bytes_max: 16 * 1024,
+    paths: ringmesh::snapshot::Paths::Any,
     fields_max: 128,
     body_bytes_max: 0,
     connections_max: 1,

@@ -80,6 +80,8 @@ causes! {
     MethodRefused = "method_refused", 405;
     /// A target with octets that do not belong there, or in a form that the method does not allow.
     BadTarget = "bad_target", 400;
+    /// A path that `limits.paths` refuses: to some servers it is another one.
+    AmbiguousPath = "ambiguous_path", 400;
     /// The target carries user information.
     UserInfo = "userinfo_in_target", 400;
     /// A version other than 1.0 and 1.1.

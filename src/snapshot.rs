@@ -274,6 +274,8 @@ pub struct Limits {
     pub head_bytes_max: u32,
     /// Bytes of a request target.
     pub target_bytes_max: u32,
+    /// Which paths are taken.
+    pub paths: Paths,
     /// Fields in a head, and fields in a trailer section. At most [`Limits::FIELDS_CEILING`].
     pub fields_max: u16,
     /// Bytes of a request body; 0 for no limit.
@@ -297,6 +299,29 @@ impl Limits {
     pub const HEAD_CEILING: u32 = 128 * 1024;
     /// The most fields that any configuration may allow: the size of the table that a head is split into.
     pub const FIELDS_CEILING: u16 = 256;
+}
+
+/// Which paths are taken of callers. What is taken goes on as it came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Paths {
+    /// All that may stand in a target.
+    #[default]
+    Any,
+    /// None that a server might leave a directory by ([`authorize::has_dot_segment`]).
+    NoDotSegments,
+    /// None that servers understand differently ([`authorize::ambiguity`]).
+    OneMeaning,
+}
+
+impl Paths {
+    /// Whether this one (without query) is taken.
+    pub fn take(self, path: &[u8]) -> bool {
+        match self {
+            Self::Any => true,
+            Self::NoDotSegments => !authorize::has_dot_segment(path),
+            Self::OneMeaning => authorize::ambiguity(path).is_none(),
+        }
+    }
 }
 
 /// How long each wait on a caller may last. A service has its own for its side.

@@ -10,6 +10,7 @@ use ringmesh::snapshot::Limits;
 const LIMITS: Limits = Limits {
     head_bytes_max: 65_536,
     target_bytes_max: 1024,
+    paths: ringmesh::snapshot::Paths::Any,
     fields_max: 256,
     body_bytes_max: 0,
     connections_max: 1,

@@ -7,6 +7,7 @@ use ringmesh::snapshot::Limits;
 pub const LIMITS: Limits = Limits {
     head_bytes_max: 8192,
     target_bytes_max: 2048,
+    paths: ringmesh::snapshot::Paths::Any,
     fields_max: 64,
     body_bytes_max: 0,
     connections_max: 1,

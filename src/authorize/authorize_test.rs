@@ -225,6 +225,54 @@ fn a_path_that_is_passed_over_quickly_has_one_meaning() {
 }
 
 #[test]
+fn a_dot_segment_is_found_however_it_is_spelt() {
+    for path in [
+        "/..",
+        "/.",
+        "/a/../b",
+        "/a/./b",
+        "/a/..",
+        "/%2e%2E/a",
+        "/.%2e/a",
+        "/a/..%2fb",
+        "/a%2F..%2Fb",
+        "/a/..\\b",
+        "/a\\..",
+        "/x%5c..%5ca",
+        "/a/..;x=y/b",
+        "/a/..;",
+        "/a/.;/b",
+        "/a;x/%2e%2e;y",
+        "/a/..%3bx/b",
+    ] {
+        assert!(has_dot_segment(path.as_bytes()), "{path}");
+        assert!(ambiguity(path.as_bytes()).is_some(), "{path}");
+    }
+    for path in [
+        "",
+        "*",
+        "/",
+        "/a//b",
+        "/...",
+        "/.a/..b/c./d..",
+        "/.well-known/x",
+        "/a;x=../b",
+        "/a;..",
+        "/a%2fb",
+        "/a\\b",
+        "/%61.%2e.",
+        "/a%2e",
+        "/%",
+        "/.%",
+        "/..%zz",
+        // Decoded once: that it may be decoded twice makes it ambiguous.
+        "/%252e%252e/a",
+    ] {
+        assert!(!has_dot_segment(path.as_bytes()), "{path}");
+    }
+}
+
+#[test]
 fn a_path_of_several_meanings_meets_every_deny_and_no_allow() {
     let deny = made(vec![paths(rule("deny", Action::Deny), &["/admin", "/admin/*"])], Verdict::Allow);
     let allow = made(vec![paths(rule("allow", Action::Allow), &["/public/*", "/*"])], Verdict::Deny);

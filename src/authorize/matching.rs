@@ -196,6 +196,28 @@ pub(super) fn ambiguity_below(rest: &[u8]) -> Option<&'static str> {
     is_dots(length, dots).then_some("has a dot segment")
 }
 
+/// Whether some server takes a segment of this path (without query) for `.` or `..`: encoded or not, between slashes or
+/// backslashes, which may be encoded, too, and whatever parameters follow it (`/..;x/`).
+pub fn has_dot_segment(path: &[u8]) -> bool {
+    if !needs_a_look(path) {
+        return false;
+    }
+    let (mut length, mut dots, mut has_parameters) = (0_usize, 0_usize, false);
+    for octet in decoded(path) {
+        match octet {
+            b'/' | b'\\' if is_dots(length, dots) => return true,
+            b'/' | b'\\' => (length, dots, has_parameters) = (0, 0, false),
+            b';' => has_parameters = true,
+            _ if has_parameters => {}
+            octet => {
+                length += 1;
+                dots += usize::from(octet == b'.');
+            }
+        }
+    }
+    is_dots(length, dots)
+}
+
 /// What an octet of a path may be: one that makes it ambiguous, or one that does so behind a slash. A yes may be wrong, a no never is.
 const LOOKS: [u8; 256] = {
     let mut looks = [0; 256];

@@ -28,7 +28,7 @@ use std::sync::Arc;
 use crate::identity::{IdMatch, SpiffeId};
 use index::{Index, Set};
 use matching::{Path, Reading};
-pub use matching::{ambiguity, same_name};
+pub use matching::{ambiguity, has_dot_segment, same_name};
 
 /// All rules of a proxy, compiled. Made by control; shards only ask.
 #[derive(Debug, Clone, Default)]

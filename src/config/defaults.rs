@@ -14,7 +14,7 @@ use crate::route::fault::Fault;
 use crate::route::percent::Percent;
 use crate::route::split::Split;
 use crate::shard::RuntimeChoice;
-use crate::snapshot::{AccessLogFormat, ForwardedFields, Limits};
+use crate::snapshot::{AccessLogFormat, ForwardedFields, Limits, Paths};
 use crate::upstream::retry::Statuses;
 use crate::upstream::spec::{Balance, Protocol};
 
@@ -194,6 +194,10 @@ pub(super) const TLS_VERSION_MIN: TlsVersion = TlsVersion::V1_3;
 
 /// Off: a service that speaks gRPC-Web itself would not get it any more. Envoy needs a filter for it.
 pub(super) const GRPC_WEB: bool = false;
+
+/// Any: services know their own paths, and whoever repairs them serves something else than was asked for. Envoy and HAProxy any
+/// unless told otherwise; Istio and Consul have Envoy resolve dot segments.
+pub(super) const PATHS: Paths = Paths::Any;
 
 // --- what is added to messages ---
 

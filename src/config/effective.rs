@@ -10,8 +10,8 @@ use super::compiled::{
     Origins, Settings,
 };
 use super::decode::{
-    ACTION_WORDS, BALANCE_WORDS, FORWARDED_WORDS, LISTENER_TLS_WORDS, PRIORITY_WORDS, PROTOCOL_WORDS,
-    RUNTIME_WORDS, SERVICE_TLS_WORDS, SOURCE_WORDS, VERDICT_WORDS, VERSION_WORDS,
+    ACTION_WORDS, BALANCE_WORDS, FORWARDED_WORDS, LISTENER_TLS_WORDS, PATHS_WORDS, PRIORITY_WORDS,
+    PROTOCOL_WORDS, RUNTIME_WORDS, SERVICE_TLS_WORDS, SOURCE_WORDS, VERDICT_WORDS, VERSION_WORDS,
 };
 use super::effective_choice as choice;
 use super::policy_text::match_text;
@@ -256,6 +256,7 @@ impl Compiled {
         values.extend([
             ("limits.head_bytes_max", bytes(limits.head_bytes_max.into())),
             ("limits.target_bytes_max", bytes(limits.target_bytes_max.into())),
+            ("limits.paths", word(written(&PATHS_WORDS, &limits.paths))),
             ("limits.fields_max", limits.fields_max.to_string()),
             ("limits.body_bytes_max", body),
             ("limits.connections_max", limits.connections_max.to_string()),

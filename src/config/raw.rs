@@ -24,7 +24,7 @@ use crate::route::split::Sticky;
 use crate::route::wish::May;
 use crate::route::{HostMatch, Priority, Regex, Template, Test, Upgrades};
 use crate::shard::RuntimeChoice;
-use crate::snapshot::{AccessLogFormat, ForwardedFields};
+use crate::snapshot::{AccessLogFormat, ForwardedFields, Paths};
 use crate::trace::Formats;
 use crate::upstream::affinity::HashRule;
 use crate::upstream::retry::{Hedge, Statuses, Word};
@@ -144,6 +144,7 @@ pub(super) struct RawTracing {
 pub(super) struct RawLimits {
     pub(super) head_bytes_max: Option<At<u64>>,
     pub(super) target_bytes_max: Option<At<u64>>,
+    pub(super) paths: Option<At<Paths>>,
     pub(super) fields_max: Option<At<u16>>,
     /// 0: `"unlimited"`.
     pub(super) body_bytes_max: Option<At<u64>>,

@@ -48,6 +48,7 @@ pub(super) static LIMITS: Section = Section {
     keys: &[
         "head_bytes_max",
         "target_bytes_max",
+        "paths",
         "fields_max",
         "body_bytes_max",
         "connections_max",

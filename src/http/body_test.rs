@@ -7,6 +7,7 @@ fn limits() -> Limits {
     Limits {
         head_bytes_max: 1024,
         target_bytes_max: 1024,
+        paths: crate::snapshot::Paths::Any,
         fields_max: 16,
         body_bytes_max: 0,
         connections_max: 1,

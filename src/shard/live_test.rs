@@ -27,6 +27,7 @@ fn snapshot(generation: u64, rules: Vec<Rule>) -> Arc<Snapshot> {
         limits: Limits {
             head_bytes_max: 1024,
             target_bytes_max: 1024,
+            paths: crate::snapshot::Paths::Any,
             fields_max: 16,
             body_bytes_max: 0,
             connections_max: 100,

@@ -663,7 +663,7 @@ fn what_the_proxy_does_not_take_is_told_as_it_answers_it() {
                 [[route]]\nname = \"stop\"\nhosts = [\"shop.example\"]\npath = \"/stop\"\nrespond = { status = 204 }\n\
                 [[authorization]]\nname = \"no-admin\"\naction = \"deny\"\npaths = [\"/admin\"]\nmethods = [\"GET\"]\n";
     let text = format!(
-        "shards = 1\n[admin]\naddress = \"127.0.0.1:0\"\n[limits]\nbody_bytes_max = \"1KiB\"\n[[listener]]\nname = \"in\"\n\
+        "shards = 1\n[admin]\naddress = \"127.0.0.1:0\"\n[limits]\nbody_bytes_max = \"1KiB\"\npaths = \"no_dot_segments\"\n[[listener]]\nname = \"in\"\n\
          address = \"127.0.0.1:0\"\n[[service]]\nname = \"app\"\nendpoints = [\"127.0.0.1:9\"]\n[[route]]\nname = \"all\"\n\
          hosts = [\"shop.example\", \"h\"]\nservice = \"app\"\nupgrades = []\n{more}"
     );
@@ -684,6 +684,7 @@ fn what_the_proxy_does_not_take_is_told_as_it_answers_it() {
         ("GET", "ftp://h/x", &[], "head.downstream.bad_target"),
         ("GET", "/x#f", &[host], "head.downstream.bad_target"),
         ("GET", "*", &[host], "head.downstream.bad_target"),
+        ("GET", "/stop/%2e%2e/x", &[host], "head.downstream.ambiguous_path"),
         ("GET", "/", &["host: shop.example:99999"], "head.downstream.bad_host"),
         ("GET", &*long, &[host], "head.downstream.target_too_long"),
         ("GET", "/", &[host, &*large], "head.downstream.head_too_large"),

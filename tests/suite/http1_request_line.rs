@@ -1,6 +1,7 @@
 //! Request line, target and Host, rows h22 to h41.
 
 use crate::support::End;
+use crate::support::http2::{END_HEADERS, END_STREAM, Outcome, Raw, fields};
 use crate::support::mesh::Config;
 use crate::support::origin::Origin;
 use crate::support::rig::Rig;
@@ -141,6 +142,49 @@ fn h27_asterisk_and_authority_form_with_the_wrong_method_are_refused() {
     rig.refused("OPTIONS a:80 HTTP/1.1\r\nHost: a\r\n\r\n", 400, "bad_target");
     rig.refused("OPTIONS */ HTTP/1.1\r\nHost: a\r\n\r\n", 400, "bad_target");
     rig.done_unseen();
+}
+
+/// By both versions; what is taken goes on as it came.
+#[test]
+fn paths_that_may_be_others_are_refused_as_far_as_the_limit_says() {
+    for (paths, refused, taken) in [
+        ("any", &[][..], &["/a/../b", "/%2e%2e/b", "/..;x/b", "/a//b", "/a;x", "/a%2Fb"][..]),
+        (
+            "no_dot_segments",
+            &["/a/../b?q", "/..", "/a/%2e", "/%2E%2e/b", "/..;x/b", "/a%5c..%5Cb"],
+            &["/a//b", "/a;x?a/../b", "/a%2Fb", "/.well-known/..x", "/"],
+        ),
+        (
+            "one_meaning",
+            &["/a/../b", "/a//b", "/a;x", "/a%2Fb", "/%c0%ae", "/%zz"],
+            &["/a%20b?a//../b", "/.well-known/x", "/"],
+        ),
+    ] {
+        let rig = Rig::with(|config| config.limits(&format!("paths = \"{paths}\"")));
+        for path in refused {
+            rig.refused(get(path), 400, "ambiguous_path");
+            rig.refused(get(&format!("http://a{path}")), 400, "ambiguous_path");
+            assert_eq!(by_http2(&rig, path), 400, "{paths}: {path}");
+        }
+        for path in taken {
+            assert_eq!(rig.forwarded(get(path)).start, format!("GET {path} HTTP/1.1"), "{paths}");
+            assert_eq!(by_http2(&rig, path), 200, "{paths}: {path}");
+        }
+        // Neither has a path.
+        rig.served("OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n", 1);
+        let seen = rig.done().seen;
+        assert_eq!(seen.of_cause("ambiguous_path"), 3 * refused.len() as u64, "{paths}");
+    }
+}
+
+/// The status of a request for that path.
+fn by_http2(rig: &Rig, path: &str) -> u16 {
+    let mut raw = Raw::connect(rig.mesh.address);
+    raw.head(END_STREAM | END_HEADERS, 1, &fields("GET", path, &[]));
+    match raw.outcome(1) {
+        Outcome::Status(status) => status,
+        other => panic!("{path}: {other:?}"),
+    }
 }
 
 #[test]

@@ -371,6 +371,7 @@ fn limits(raw: &RawLimits, from: &mut From<'_>) -> Limits {
     Limits {
         head_bytes_max: narrow(from.key(&defaults::HEAD_BYTES_MAX, raw.head_bytes_max)),
         target_bytes_max: narrow(from.key(&defaults::TARGET_BYTES_MAX, raw.target_bytes_max)),
+        paths: from.value("limits.paths", raw.paths, || defaults::PATHS),
         fields_max: from.key(&defaults::FIELDS_MAX, raw.fields_max),
         body_bytes_max: from.key(&defaults::BODY_BYTES_MAX, raw.body_bytes_max),
         connections_max: from.key(&defaults::CONNECTIONS_MAX, raw.connections_max),

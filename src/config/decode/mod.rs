@@ -46,7 +46,7 @@ use super::{defaults, route_text, schema};
 use crate::authorize::Verdict;
 use crate::route::Upgrades;
 use crate::shard::RuntimeChoice;
-use crate::snapshot::{AccessLogFormat, ForwardedFields};
+use crate::snapshot::{AccessLogFormat, ForwardedFields, Paths};
 use crate::upstream::spec::Balance;
 
 /// Adds one file, or a part of it, to `raw`.
@@ -280,6 +280,10 @@ fn limits(reader: &mut Reader<'_>, table: &Opened<'_>, raw: &mut RawLimits) {
         let value = reader.size(&defaults::TARGET_BYTES_MAX, item);
         once(reader, defaults::TARGET_BYTES_MAX.name, &mut raw.target_bytes_max, value);
     }
+    if let Some(item) = table.value("paths") {
+        let value = reader.choice("limits.paths", item, &PATHS_WORDS);
+        once(reader, "limits.paths", &mut raw.paths, value);
+    }
     if let Some(item) = table.value("fields_max") {
         let value = reader.count(&defaults::FIELDS_MAX, item);
         once(reader, defaults::FIELDS_MAX.name, &mut raw.fields_max, value);
@@ -391,6 +395,10 @@ pub(super) const FORWARDED_WORDS: [(&str, ForwardedFields); 3] = [
     ("append", ForwardedFields::Append),
     ("replace", ForwardedFields::Replace),
 ];
+
+/// How `limits.paths` is written.
+pub(super) const PATHS_WORDS: [(&str, Paths); 3] =
+    [("any", Paths::Any), ("no_dot_segments", Paths::NoDotSegments), ("one_meaning", Paths::OneMeaning)];
 
 /// How `authorization_default` is written.
 pub(super) const VERDICT_WORDS: [(&str, Verdict); 2] = [("allow", Verdict::Allow), ("deny", Verdict::Deny)];

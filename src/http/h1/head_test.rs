@@ -5,6 +5,7 @@ use crate::snapshot::Limits;
 pub(super) const LIMITS: Limits = Limits {
     head_bytes_max: 4096,
     target_bytes_max: 1024,
+    paths: crate::snapshot::Paths::Any,
     fields_max: 64,
     body_bytes_max: 0,
     connections_max: 1,

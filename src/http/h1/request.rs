@@ -168,6 +168,9 @@ pub fn read_request<R>(
                 return Parsed::Refused(Cause::BareCrOrLf);
             }
             match Request::judge(parsed, buffer, skipped + len, via) {
+                Ok(request) if request.path().is_some_and(|path| !limits.paths.take(path.as_bytes())) => {
+                    Parsed::Refused(Cause::AmbiguousPath)
+                }
                 Ok(request) => Parsed::Whole(then(&request)),
                 Err(cause) => Parsed::Refused(cause),
             }

@@ -423,6 +423,9 @@ fn check_target(uri: &Uri, tunnel: Option<Tunnel>, limits: &Limits) -> Result<()
     if !fields::is_target(target.as_bytes()) {
         return Err(Cause::BadTarget);
     }
+    if !limits.paths.take(uri.path().as_bytes()) {
+        return Err(Cause::AmbiguousPath);
+    }
     Ok(())
 }
 
