@@ -220,6 +220,7 @@ fn a_path_that_is_passed_over_quickly_has_one_meaning() {
             paths.iter().flat_map(|path| OCTETS.iter().map(|octet| [path, &[*octet][..]].concat())).collect();
         for path in &paths {
             assert_eq!(ambiguity(path), matching::ambiguity_below(&path[1..]), "{}", path.escape_ascii());
+            assert!(!has_dot_segment(path) || ambiguity(path).is_some(), "{}", path.escape_ascii());
         }
     }
 }

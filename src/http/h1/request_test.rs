@@ -3,6 +3,7 @@
 use super::super::head_test::{LIMITS, NEXT_LIMITS, assert_canonical, lines_of};
 use super::*;
 use crate::http::h1::head_end;
+use crate::snapshot::Paths;
 use proptest::prelude::*;
 use proptest::strategy::ValueTree as _;
 
@@ -472,7 +473,7 @@ fn what_is_refused_says_why_however_much_of_it_is_there() {
 #[test]
 fn every_cause_that_a_request_head_can_have_is_in_the_table() {
     let mut seen: Vec<Cause> = REFUSED.iter().map(|(_, cause)| *cause).collect();
-    seen.extend([Cause::TargetTooLong, Cause::HeadTooLarge]); // Tested below.
+    seen.extend([Cause::TargetTooLong, Cause::HeadTooLarge, Cause::AmbiguousPath]); // Tested below.
     let made_elsewhere = [
         // Octets of a method that are no token are found by httparse, which says so of the start line.
         Cause::BadMethod,
@@ -561,6 +562,32 @@ fn limits_hold_also_while_the_head_is_not_whole() {
     };
     assert_eq!(refusal(&nominated(32)), None);
     assert_eq!(refusal(&nominated(33)), Some(Cause::HeadTooLarge));
+}
+
+#[test]
+fn paths_are_those_that_the_limits_take_and_what_is_no_path_is_free() {
+    for (paths, refused, taken) in [
+        (Paths::Any, &[][..], &["/a/../b", "/a//b"][..]),
+        (Paths::NoDotSegments, &["/..", "http://a/./b?q"], &["/a//b?x=/../y", "http://a", "http://a?/../"]),
+        (Paths::OneMeaning, &["/a//b", "http://a/b;c"], &["/a?b//c;d", "http://a", "http://a?b"]),
+    ] {
+        let limits = Limits { paths, ..LIMITS };
+        let refusal = |head: &str| match read_request(head.as_bytes(), &limits, None, |_| ()) {
+            Parsed::Refused(cause) => Some(cause),
+            Parsed::Whole(()) => None,
+            Parsed::Partial => panic!("{head} is not whole"),
+        };
+        for target in refused {
+            let head = format!("GET {target} HTTP/1.1\r\nHost: a\r\n\r\n");
+            assert_eq!(refusal(&head), Some(Cause::AmbiguousPath), "{target}");
+        }
+        for target in taken {
+            assert_eq!(refusal(&format!("GET {target} HTTP/1.1\r\nHost: a\r\n\r\n")), None, "{target}");
+        }
+        assert_eq!(refusal("OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n"), None);
+        assert_eq!(refusal("CONNECT a:443 HTTP/1.1\r\nHost: a\r\n\r\n"), None);
+        assert_eq!(refusal("GET /../b HTTP/1.1\r\n\r\n"), Some(Cause::HostMissing), "the rest comes first");
+    }
 }
 
 #[test]
