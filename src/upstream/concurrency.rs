@@ -140,7 +140,7 @@ impl Estimator {
     /// which a p99 does not see.
     const REST_NS: u64 = 3_000_000_000;
     /// A probe lasts no longer: this, or 20 times the baseline.
-    const PROBE_MAX_NS: u64 = 2_000_000_000;
+    pub const PROBE_MAX_NS: u64 = 2_000_000_000;
 
     /// Nothing is known.
     pub fn new(settings: Settings, seed: u64) -> Self {
@@ -189,13 +189,10 @@ impl Estimator {
             if probe.clean_ns.is_some_and(|clean_ns| sample.since_ns >= clean_ns) {
                 probe.latencies.push(latency_ns);
             }
-            let most_ns = self.baseline_ns.map_or(0.0, |ns| 20.0 * ns);
-            let most_ns = (most_ns as u64).max(Self::PROBE_MAX_NS);
-            let enough = probe.latencies.len() >= Self::PROBE_SAMPLES;
-            if enough || now_ns.saturating_sub(probe.began_ns) > most_ns {
+            if probe.latencies.len() >= Self::PROBE_SAMPLES {
                 self.end_probe(now_ns);
             }
-            return;
+            return self.end_overdue(now_ns);
         }
         if now_ns < self.began_ns {
             // As many as were let in before the limit changed are still in progress.
@@ -368,6 +365,15 @@ impl Estimator {
             self.begin_window(now_ns.saturating_add(newest.ns as u64));
         }
         self.limit = limit;
+    }
+
+    /// Ends a probe that has taken too long. To be asked where nothing may be let in, for where nothing is answered nothing is learnt.
+    pub fn end_overdue(&mut self, now_ns: u64) {
+        let most_ns = self.baseline_ns.map_or(0.0, |ns| 20.0 * ns);
+        let most_ns = (most_ns as u64).max(Self::PROBE_MAX_NS);
+        if self.probe.as_ref().is_some_and(|probe| now_ns.saturating_sub(probe.began_ns) > most_ns) {
+            self.end_probe(now_ns);
+        }
     }
 
     fn end_probe(&mut self, now_ns: u64) {

@@ -179,6 +179,11 @@ impl Limiter {
     fn wait(self: &Rc<Self>, priority: Priority, now_ns: u64) -> Entry {
         let caps = self.caps();
         let gate = &caps.counts.exchanges;
+        // Nothing was answered for as long as that: what is measured, with half of the limit, is measured no more.
+        let is_silent = now_ns.saturating_sub(self.learnt_ns.get()) > Estimator::PROBE_MAX_NS;
+        if is_silent && self.ends_overdue(&caps, now_ns) && gate.enter() {
+            return Entry::In(self.pass());
+        }
         if !gate.waits() {
             // Who makes room leaves his place among those who wait, too.
             let Some(displaced) = self.line.borrow_mut().displace(priority) else {
@@ -303,6 +308,24 @@ impl Limiter {
         if limit > before {
             self.settle();
         }
+    }
+
+    /// Ends a measurement that is overdue; whether more may be let in now. Once in a while: others may have learnt meanwhile.
+    fn ends_overdue(&self, caps: &Caps, now_ns: u64) -> bool {
+        self.learnt_ns.set(now_ns);
+        let mut lent = Lent::take(caps);
+        let Some(estimator) = lent.as_mut().and_then(|lent| lent.estimator.as_mut()) else { return false };
+        let before = estimator.limit();
+        estimator.end_overdue(self.doors.origin_ns + now_ns);
+        let limit = estimator.limit();
+        if limit != before {
+            caps.counts.exchanges.set_limit(limit);
+        }
+        drop(lent);
+        if limit > before {
+            self.settle();
+        }
+        limit > before
     }
 
     fn settle(&self) {

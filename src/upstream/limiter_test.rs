@@ -1,3 +1,4 @@
+use std::collections::VecDeque;
 use std::task::Waker;
 
 use super::*;
@@ -120,8 +121,8 @@ fn retries_have_a_ceiling_of_their_own() {
     assert!(limiter.retry().is_some());
 }
 
-#[test]
-fn what_is_learnt_is_how_many_are_let_in() {
+/// A door whose limit is learnt, beginning with 4.
+fn learning() -> Rc<Limiter> {
     let settings = crate::upstream::concurrency::Settings {
         limit_min: 1,
         limit_max: 100,
@@ -142,16 +143,55 @@ fn what_is_learnt_is_how_many_are_let_in() {
     });
     caps.apply();
     limiter.adopt(caps);
+    limiter
+}
+
+/// As many as are let in.
+fn all(limiter: &Rc<Limiter>, now: u64) -> Vec<Pass> {
+    let let_in = || match enter(limiter, Priority::Default, now) {
+        Entry::In(pass) => Some(pass),
+        Entry::Wait(_) | Entry::Refused(_) => None,
+    };
+    std::iter::from_fn(let_in).take(100).collect()
+}
+
+#[test]
+fn a_measurement_that_nobody_answers_any_more_does_not_hold_half_of_the_limit_for_ever() {
+    let limiter = learning();
+    let mut now = 1000 * MS;
+    let mut inside: VecDeque<Pass> = all(&limiter, now).into();
+    assert_eq!(inside.len(), 4);
+    // Nothing is known: it is measured with two at a time. Until then one comes for each that is answered.
+    while inside.len() > 2 {
+        now += 2 * MS;
+        assert!(now < 2000 * MS, "it is not measured");
+        let answered = Outcome { well: Some(true), answered_ns: Some(now) };
+        inside.pop_front().unwrap().end(answered, now);
+        inside.extend(all(&limiter, now));
+    }
+    // They leave without an answer, and so do the next ones.
+    drop(inside);
+    now += 1000 * MS;
+    assert_eq!(all(&limiter, now).len(), 2);
+    now += 1100 * MS;
+    assert_eq!(all(&limiter, now).len(), 4, "two seconds are as long as it may take");
+    // A service that never answers is asked no more for that.
+    now += 10_000 * MS;
+    assert_eq!(all(&limiter, now).len(), 4);
+}
+
+#[test]
+fn what_is_learnt_is_how_many_are_let_in() {
+    let limiter = learning();
     let mut now = 1000 * MS;
     let mut inside_at_most = |at_a_time: usize, latency_ns: u64, rounds: u32| {
         let mut most = 0;
         for _ in 0..rounds {
             let mut passes = Vec::new();
-            while passes.len() < at_a_time {
-                match enter(&limiter, Priority::Default, now) {
-                    Entry::In(pass) => passes.push(pass),
-                    Entry::Wait(_) | Entry::Refused(_) => break,
-                }
+            while passes.len() < at_a_time
+                && let Entry::In(pass) = enter(&limiter, Priority::Default, now)
+            {
+                passes.push(pass);
             }
             most = most.max(passes.len());
             now += latency_ns;
