@@ -157,7 +157,7 @@ async fn answer(
     let order = matches!(path, "/drain" | "/reload") || canary.is_some();
     match *request.method() {
         Method::GET | Method::HEAD if !order => {}
-        Method::POST if order => {
+        Method::POST if order || path.starts_with("/canary/") => {
             let headers = request.headers();
             if headers.contains_key(ORIGIN) || headers.contains_key("sec-fetch-site") {
                 return page(StatusCode::FORBIDDEN, TEXT, "orders are not taken from web pages\n".into());
@@ -207,6 +207,14 @@ async fn answer(
         "/drain" => drain(commands),
         "/reload" => reload(commands).await,
         _ if let Some((name, order)) = canary => tell_canary(commands, name, order).await,
+        _ if path.starts_with("/canary/") => {
+            let orders = canary::Order::ALL.map(canary::Order::word).join(", ");
+            page(
+                StatusCode::NOT_FOUND,
+                TEXT,
+                format!("no such order: POST /canary/NAME/ORDER, one of {orders}\n"),
+            )
+        }
         _ => page(StatusCode::NOT_FOUND, TEXT, format!("no such page\n\n{}", pages::INDEX)),
     }
 }

@@ -203,7 +203,9 @@ fn it_does_what_it_is_told_and_a_reload_changes_nothing_of_that() {
     assert!(code == 1 && said.contains("restart"), "{said}");
     assert_eq!(tell("restart"), (0, "b is running at 1 %".into()));
     assert_eq!(http(admin, "POST", "/canary/c/promote").0, 409);
-    assert_eq!(http(admin, "POST", "/canary/b/dance").0, 405);
+    assert_eq!(http(admin, "POST", "/canary/b/dance").0, 404);
+    assert!(http(admin, "POST", "/canary/b/dance").1.contains("promote, rollback, pause, resume, restart"));
+    assert_eq!(http(admin, "GET", "/canary/b/promote").0, 405);
     let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_ringmesh"));
     let table = command.args(["canary", "status", "--admin", &admin.to_string()]).output().unwrap();
     let table = String::from_utf8(table.stdout).unwrap();

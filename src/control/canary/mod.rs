@@ -56,16 +56,24 @@ pub(super) enum Order {
 }
 
 impl Order {
-    /// By its word in paths and on the command line.
+    /// Every order.
+    pub(super) const ALL: [Self; 5] =
+        [Self::Promote, Self::Rollback, Self::Pause, Self::Resume, Self::Restart];
+
+    /// Its word in paths and on the command line.
+    pub(super) const fn word(self) -> &'static str {
+        match self {
+            Self::Promote => "promote",
+            Self::Rollback => "rollback",
+            Self::Pause => "pause",
+            Self::Resume => "resume",
+            Self::Restart => "restart",
+        }
+    }
+
+    /// By its word.
     pub(super) fn named(word: &str) -> Option<Self> {
-        Some(match word {
-            "promote" => Self::Promote,
-            "rollback" => Self::Rollback,
-            "pause" => Self::Pause,
-            "resume" => Self::Resume,
-            "restart" => Self::Restart,
-            _ => return None,
-        })
+        Self::ALL.into_iter().find(|order| order.word() == word)
     }
 }
 
