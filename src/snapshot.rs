@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use rustls::pki_types::CertificateDer;
 
-use crate::failure::Cause;
+use crate::failure::{Cause, Failure};
 use crate::http::h1::{self, Parsed};
 use crate::http::{Framing, grpc};
 use crate::quota::Quota;
@@ -106,6 +106,11 @@ impl Snapshot {
     /// How long such a call may take, by its `grpc-timeout`; `None` for what it cannot say.
     pub fn grpc_timeout(value: &[u8]) -> Option<Duration> {
         grpc::timeout(value)
+    }
+
+    /// The status by which a call of gRPC is told of a failure.
+    pub fn grpc_status(failure: Failure) -> u8 {
+        grpc::code_of(failure) as u8
     }
 
     /// What shards would understand of a head that came by HTTP/1.1.

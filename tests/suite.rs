@@ -74,9 +74,11 @@ mod tracing; // contexts read, written and passed on; spans of exchanges and att
 mod tracing_export; // a whole proxy and a collector: what arrives, what is dropped, what comes back
 
 #[path = "suite/explain.rs"]
-mod explain;
+mod explain; // what is told of a request that need not exist
+#[path = "suite/explain_live.rs"]
+mod explain_live; // the same against what becomes of it
 #[path = "suite/routing.rs"]
-mod routing; // which route a request takes, and mistakes in conditions // what is told of a request that need not exist
+mod routing; // which route a request takes, and mistakes in conditions
 
 // What a connection can become.
 #[path = "suite/tunnels.rs"]

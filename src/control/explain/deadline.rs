@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use super::Line;
 use super::policies::{Chosen, limit};
+use super::{Line, is_grpc};
 use crate::authorize::Fields;
 use crate::route::deadline::{EXPECTED_TIMEOUT, GRPC_TIMEOUT, expected_timeout};
 use crate::snapshot::Snapshot;
@@ -29,7 +29,7 @@ pub(super) fn line(chosen: &Chosen<'_>) -> Option<Line> {
     let timeout = chosen.wishes().map_or(of_route, |wishes| wishes.timeout(of_route));
     let mut shortest = (timeout.unwrap_or(Duration::MAX), None);
     let (mut unheard, mut tells) = (Vec::new(), Vec::new());
-    let is_grpc = is_grpc(chosen);
+    let is_grpc = is_grpc(chosen.snapshot, chosen.call);
     let mut said = said(chosen, is_grpc);
     // The soonest first: what comes behind changes nothing.
     said.sort_by_key(|said| said.timeout);
@@ -78,10 +78,4 @@ fn said(chosen: &Chosen<'_>, is_grpc: bool) -> Vec<Said> {
         timeout: Snapshot::grpc_timeout(value),
     });
     expected.into_iter().chain(of_grpc).collect()
-}
-
-/// Whether it goes on as a call of gRPC: gRPC-Web does where its listener translates it.
-fn is_grpc(chosen: &Chosen<'_>) -> bool {
-    let kind = chosen.call.fields.lines("content-type").next();
-    kind.is_some_and(|kind| chosen.snapshot.is_grpc(chosen.call.caller.listener, kind))
 }

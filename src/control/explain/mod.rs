@@ -24,7 +24,7 @@ use std::sync::Arc;
 
 use serde_json::{Value, json};
 
-use crate::authorize::{Call, Caller, Verdict};
+use crate::authorize::{Call, Caller, Fields as _, Verdict};
 use crate::config::{Compiled, conditions_text, host_text, path_text, test_text};
 use crate::route::{Judgement, PathRank, Rank, Request, Route, RouteMatch, Unmet};
 use crate::snapshot::{Listener, ListenerTls, Snapshot};
@@ -120,7 +120,8 @@ pub(super) fn explain(
     let head = match snapshot.understand(&question.head()) {
         Ok(head) => head,
         Err(cause) => {
-            lines.push(Refusal::of_head(cause).line());
+            // Whatever it was to be: nobody knows.
+            lines.push(Refusal::of_head(cause).line(false));
             return Explanation { lines, others: Vec::new(), left_out: 0, is_served: false };
         }
     };
@@ -147,11 +148,12 @@ pub(super) fn explain(
     let chosen =
         route.map(|(_, route)| Chosen { compiled, snapshot, route, head: &head, encrypted, call: &call });
     let refusal = Refusal::of(&head, is_allowed, chosen.as_ref());
+    let is_grpc = is_grpc(snapshot, &call);
     match route {
         None => {
             let text = "none: answered with 404 (route.local.no_route)";
             lines.push(Line::new("route", text, Value::Null));
-            lines.extend(refusal.as_ref().map(Refusal::line));
+            lines.extend(refusal.as_ref().map(|refusal| refusal.line(is_grpc)));
         }
         Some((id, route)) => {
             let matching = snapshot.routes.matches().get(id as usize);
@@ -161,12 +163,18 @@ pub(super) fn explain(
             if let Some(place) = compiled.place_of_route(id) {
                 lines.push(Line::new("place", &*place, json!(place)));
             }
-            lines.extend(refusal.as_ref().map(Refusal::line));
+            lines.extend(refusal.as_ref().map(|refusal| refusal.line(is_grpc)));
             lines.extend(chosen.iter().flat_map(policies::of));
         }
     }
     let (others, left_out) = others(snapshot, &request, found, best.as_ref(), all);
     Explanation { lines, others, left_out, is_served: refusal.is_none() }
+}
+
+/// Whether it goes on as a call of gRPC: gRPC-Web does where its listener translates it.
+fn is_grpc(snapshot: &Snapshot, call: &Call<'_, Lines<'_>>) -> bool {
+    let kind = call.fields.lines("content-type").next();
+    kind.is_some_and(|kind| snapshot.is_grpc(call.caller.listener, kind))
 }
 
 fn note(text: &str) -> Line {

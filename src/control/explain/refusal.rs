@@ -9,7 +9,7 @@ use super::Line;
 use super::actions;
 use super::policies::Chosen;
 use crate::failure::{Cause, Failure, Stage};
-use crate::snapshot::Understood;
+use crate::snapshot::{Snapshot, Understood};
 
 /// With what it is answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,8 +51,14 @@ impl Refusal {
         head.is_too_large.then_some(Self::of_head(Cause::BodyTooLarge))
     }
 
-    pub(super) fn line(&self) -> Line {
+    /// Calls of gRPC are told by a status of their own.
+    pub(super) fn line(&self, is_grpc: bool) -> Line {
         match self {
+            Self::Failed(failure) if is_grpc => {
+                let (status, label) = (Snapshot::grpc_status(*failure), failure.to_string());
+                let text = format!("with grpc-status {status} ({label})");
+                Line::new("refused", text, json!({ "status": 200, "grpc_status": status, "failure": label }))
+            }
             Self::Failed(failure) => {
                 let (status, label) = (failure.status(), failure.to_string());
                 let text = format!("with {status} ({label})");
