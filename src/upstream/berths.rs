@@ -23,6 +23,7 @@ use super::caps::Caps;
 use super::gate::{Bell, Gate, Seat};
 use super::waiter::{Told, Waiter};
 use crate::failure::Cause;
+use crate::route::Priority;
 
 /// A shard whose own exchanges wait gives a connection to another shard's no sooner after the last one than this: what a new
 /// connection costs is then spent two hundred times a second at most.
@@ -211,7 +212,7 @@ impl Berths {
                 self.doors.waiting.borrow_mut().push(Rc::downgrade(self));
             }
             self.tickets.set(tickets + 1);
-            counted.gate.ticket(&self.seat);
+            counted.gate.ticket(&self.seat, Priority::default());
         }
         self.serve();
         if waiter.told() == Told::Nothing {
@@ -316,12 +317,8 @@ impl Berths {
 
     /// Gives the berths that were handed to this shard to those who wait, or hands them on.
     fn serve(&self) {
-        loop {
-            let places = self.seat.take();
-            if places == 0 {
-                return;
-            }
-            for _ in 0..places {
+        while let Some(places) = self.seat.take() {
+            for _ in 0..places.into_iter().sum() {
                 self.tickets.set(self.tickets.get() - 1);
                 match self.leaves_line() {
                     Some(waiter) => waiter.tell(Turned::Granted),

@@ -1,15 +1,16 @@
-//! Places at a service that all shards of the proxy share: counted exactly, without a lock, and handed on in the order in
-//! which they were asked for.
+//! Places at a service that all shards of the proxy share: counted exactly, without a lock, and handed on to the most important,
+//! and among equals in the order in which they were asked for.
 //!
 //! One word holds how many places are taken and how many tickets are out, so that no step can see one without the other:
-//! a place is taken while there is one and nobody waits; who finds none leaves a ticket, which names his shard; a place
-//! that is given back goes to the shard of the oldest ticket, without being free in between, or becomes free. So there is
-//! never one more than the ceiling, nothing is lost between two shards, no shard keeps places that it does not use (with
-//! a ceiling of 1 any of them can have it), and shards come to their turn in the order of their tickets. Which of the
-//! waiters of a shard gets the place is its own business (`line`, `limiter`).
+//! a place is taken while there is one and nobody waits; who finds none leaves a ticket, which names his shard and how
+//! important he is; a place that is given back goes to the shard of the oldest of the most important tickets, without being
+//! free in between, or becomes free. So there is never one more than the ceiling, nothing is lost between two shards, no
+//! shard keeps places that it does not use (with a ceiling of 1 any of them can have it), and shards come to their turn in
+//! the order of their tickets. Which of its equally important waiters gets the place is a shard's own business (`line`,
+//! `limiter`).
 //!
-//! A ticket is never taken back. A shard whose waiter has gone uses it for the next one, or hands the place on when it
-//! comes; so there are at most as many tickets of a shard as waiters that it once had at a time. Where a ceiling is
+//! A ticket is never taken back. A shard whose waiter has gone uses it for the next one as important, or hands the place on
+//! when it comes; so there are at most as many tickets of a shard as waiters that it once had at a time. Where a ceiling is
 //! lowered, places are not handed on until fewer are taken. Atomic operations on shared words cost 5 ns while one shard
 //! is at it and 40 to 100 ns when many are, twice for each exchange: less than to lend out places in chunks and to call
 //! them back would.
@@ -18,6 +19,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::SeqCst};
 
 use crossbeam::queue::SegQueue;
+
+use crate::route::Priority;
 
 /// Between two steps that other shards may come between: where tests let them.
 #[cfg(not(test))]
@@ -42,18 +45,30 @@ pub struct Gate {
     /// Those who wait, and how many may.
     waiting: AtomicU32,
     waiting_max: AtomicU32,
-    tickets: SegQueue<Arc<Seat>>,
+    /// By priority.
+    tickets: [SegQueue<Arc<Seat>>; Priority::COUNT],
 }
 
 /// Where a shard finds the places that it was handed.
 pub struct Seat {
-    granted: AtomicU32,
+    /// By priority, in a third of the word each.
+    granted: AtomicU64,
     /// The shard takes nothing more.
     closed: AtomicBool,
     bell: Arc<dyn Bell>,
 }
 
 const TICKET: u64 = 1 << 32;
+
+/// Bits for what was granted by one priority: twice as many as tickets there are, which are no more than wait at a time, for
+/// which a million is the most that can be configured.
+const GRANTED_BITS: usize = 21;
+
+/// By priority.
+const fn granted(word: u64) -> [u32; Priority::COUNT] {
+    const ONE: u64 = (1 << GRANTED_BITS) - 1;
+    [(word & ONE) as u32, (word >> GRANTED_BITS & ONE) as u32, (word >> (2 * GRANTED_BITS) & ONE) as u32]
+}
 
 /// Places taken, tickets.
 const fn halves(state: u64) -> (u32, u32) {
@@ -69,7 +84,7 @@ impl Gate {
             limit: AtomicU32::new(u32::MAX),
             waiting: AtomicU32::new(0),
             waiting_max: AtomicU32::new(waiting_max),
-            tickets: SegQueue::new(),
+            tickets: [const { SegQueue::new() }; Priority::COUNT],
         }
     }
 
@@ -99,10 +114,10 @@ impl Gate {
     }
 
     /// A place for this shard, when its turn comes: maybe at once, if one has become free meanwhile.
-    pub fn ticket(&self, seat: &Arc<Seat>) {
+    pub fn ticket(&self, seat: &Arc<Seat>, priority: Priority) {
         // First the ticket, then its number: who finds a number finds a ticket.
         step();
-        self.tickets.push(Arc::clone(seat));
+        self.tickets[priority as usize].push(Arc::clone(seat));
         step();
         self.state.fetch_add(TICKET, SeqCst);
         self.settle(seat);
@@ -149,11 +164,18 @@ impl Gate {
         self.state.fetch_update(SeqCst, SeqCst, given_back).is_ok_and(handed_on)
     }
 
-    /// Hands a place to the oldest ticket, of which there is one; how many come back because that shard is gone.
+    /// Hands a place to the next ticket, of which there is one; how many come back because that shard is gone.
     fn next_seat(&self, own: &Arc<Seat>) -> u32 {
-        step();
-        // There is one for each that was counted.
-        self.tickets.pop().map_or(1, |seat| seat.grant(Arc::ptr_eq(&seat, own)))
+        loop {
+            for (priority, tickets) in Priority::ALL.into_iter().zip(&self.tickets) {
+                step();
+                if let Some(seat) = tickets.pop() {
+                    return seat.grant(priority, Arc::ptr_eq(&seat, own));
+                }
+            }
+            // There is one for each that was counted. Whoever took it where this one had yet to look left another one where
+            // it had looked before.
+        }
     }
 
     fn room(&self) -> u32 {
@@ -203,13 +225,16 @@ impl std::fmt::Debug for Gate {
 impl Seat {
     /// One with nothing on it.
     pub fn new(bell: Arc<dyn Bell>) -> Arc<Self> {
-        Arc::new(Self { granted: AtomicU32::new(0), closed: AtomicBool::new(false), bell })
+        Arc::new(Self { granted: AtomicU64::new(0), closed: AtomicBool::new(false), bell })
     }
 
-    /// The places that were handed to this shard since the last call.
-    pub fn take(&self) -> u32 {
+    /// The places that were handed to this shard since the last call, by the priority of the tickets; `None` for none at all.
+    pub fn take(&self) -> Option<[u32; Priority::COUNT]> {
         step();
-        if self.granted.load(SeqCst) == 0 { 0 } else { self.granted.swap(0, SeqCst) }
+        if self.granted.load(SeqCst) == 0 {
+            return None;
+        }
+        Some(granted(self.granted.swap(0, SeqCst)))
     }
 
     /// Takes nothing more; what was handed over before and is to be given back.
@@ -218,16 +243,16 @@ impl Seat {
         step();
         self.closed.store(true, SeqCst);
         step();
-        self.granted.swap(0, SeqCst)
+        granted(self.granted.swap(0, SeqCst)).iter().sum()
     }
 
     /// Hands one over; how many come back.
-    fn grant(&self, is_own: bool) -> u32 {
+    fn grant(&self, priority: Priority, is_own: bool) -> u32 {
         step();
-        let before = self.granted.fetch_add(1, SeqCst);
+        let before = self.granted.fetch_add(1 << (GRANTED_BITS * priority as usize), SeqCst);
         step();
         if self.closed.load(SeqCst) {
-            return self.granted.swap(0, SeqCst);
+            return granted(self.granted.swap(0, SeqCst)).iter().sum();
         }
         // It was told before, or is the one that calls.
         if before == 0 && !is_own {

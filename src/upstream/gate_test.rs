@@ -156,7 +156,7 @@ fn shard(truth: &Truth, counts: &Counts, declared: &[(u32, u32)], steps: u32, rn
     };
     for _ in 0..steps {
         match rng.u32(..10) {
-            0..4 => match limiter.enter(Priority::Default, 0, || 0.5) {
+            0..4 => match limiter.enter(Priority::ALL[rng.usize(..3)], 0, || 0.5) {
                 Entry::In(pass) => {
                     truth.enter();
                     passes.push(pass);
@@ -195,7 +195,7 @@ fn shard(truth: &Truth, counts: &Counts, declared: &[(u32, u32)], steps: u32, rn
 fn at_rest(counts: &Counts) {
     let gate = &counts.exchanges;
     assert_eq!((gate.taken(), gate.tickets(), gate.waiting()), (0, 0, 0), "{gate:?}");
-    assert!(gate.tickets.is_empty());
+    assert!(gate.tickets.iter().all(SegQueue::is_empty));
 }
 
 fn seeds() -> impl Iterator<Item = u64> {
@@ -232,13 +232,15 @@ fn whoever_waits_comes_to_his_turn_in_any_order_of_steps() {
         let counts = Counts::new(1);
         caps(1, 8, &counts).apply();
         let truth = Arc::new(Truth::default());
-        let threads = (0..3).map(|_| {
+        let threads = (0..3).map(|n| {
             let (counts, truth) = (counts.clone(), Arc::clone(&truth));
             Box::new(move || {
                 let doors = Doors::new(Arc::new(Silent), 0);
                 let limiter = Limiter::new(caps(1, 8, &counts), &doors);
-                for _ in 0..4 {
-                    let pass = match limiter.enter(Priority::Default, 0, || 0.5) {
+                for round in 0..4 {
+                    // By turns, so that none is always the least important.
+                    let priority = Priority::ALL[(n + round) % 3];
+                    let pass = match limiter.enter(priority, 0, || 0.5) {
                         Entry::In(pass) => pass,
                         Entry::Wait(mut waiting) => {
                             // By far more turns than the other two need for all that they do.
@@ -344,6 +346,67 @@ fn places_go_to_shards_in_the_order_in_which_they_asked() {
         });
     }
     assert_eq!(order, [2, 1, 3, 2, 0]);
+    drop(shards);
+    at_rest(&counts);
+}
+
+#[test]
+fn places_go_to_the_most_important_on_whatever_shard_they_wait() {
+    use Priority::{Critical, Default, Sheddable};
+    let counts = Counts::new(1);
+    let declared = caps(1, 64, &counts);
+    declared.apply();
+    let shards: Vec<_> = (0..3)
+        .map(|_| {
+            let doors = Doors::new(Arc::new(Silent), 0);
+            (Limiter::new(Arc::clone(&declared), &doors), doors)
+        })
+        .collect();
+    let enter = |n: usize, priority| shards[n].0.enter(priority, 0, || 0.5);
+    let Entry::In(first) = enter(0, Sheddable) else { panic!("there is room") };
+    let wait = |(n, priority)| match enter(n, priority) {
+        Entry::Wait(waiting) => (n, priority, waiting),
+        Entry::In(_) | Entry::Refused(_) => panic!("it waits"),
+    };
+    let asked = [
+        (0, Sheddable),
+        (1, Default),
+        (0, Default),
+        (2, Critical),
+        (1, Sheddable),
+        (0, Critical),
+        (1, Critical),
+    ];
+    let mut waiting: Vec<_> = asked.into_iter().map(wait).collect();
+    // One that is gone leaves its ticket: the place goes on to the next one that is as important, elsewhere.
+    drop(waiting.pop());
+    waiting.push(wait((2, Critical)));
+    let (mut order, mut held) = (Vec::new(), Some(first));
+    while let Some(pass) = held.take() {
+        drop(pass);
+        // A place may go on to a shard that was looked at already.
+        for (_, doors) in shards.iter().chain(&shards).chain(&shards) {
+            doors.serve(0);
+        }
+        waiting.retain_mut(|(n, priority, waiting)| match poll(waiting) {
+            Poll::Ready(pass) => {
+                order.push((*n, *priority));
+                held = pass.ok();
+                false
+            }
+            Poll::Pending => true,
+        });
+    }
+    let expected = [
+        (2, Critical),
+        (0, Critical),
+        (2, Critical),
+        (1, Default),
+        (0, Default),
+        (0, Sheddable),
+        (1, Sheddable),
+    ];
+    assert_eq!(order, expected);
     drop(shards);
     at_rest(&counts);
 }

@@ -42,8 +42,8 @@ pub struct Limiter {
     doors: Rc<Doors>,
     seat: Arc<Seat>,
     line: RefCell<Line<Rc<Waiter<Granted>>>>,
-    /// Tickets of this shard that are out: at least as many as wait here.
-    tickets: Cell<u32>,
+    /// Tickets of this shard that are out, by priority: at least as many as wait here.
+    tickets: [Cell<u32>; Priority::COUNT],
     /// How exchanges have ended on this shard.
     admission: RefCell<Admission>,
     /// What was measured and is not learnt from yet.
@@ -115,7 +115,7 @@ impl Doors {
         waiting.retain(|limiter| {
             let Some(limiter) = limiter.upgrade() else { return false };
             limiter.serve(now_ns);
-            limiter.listed.set(limiter.tickets.get() > 0);
+            limiter.listed.set(limiter.tickets.iter().any(|tickets| tickets.get() > 0));
             limiter.listed.get()
         });
         // Who was woken runs later; nobody has come to a door meanwhile.
@@ -140,7 +140,7 @@ impl Limiter {
             seat: Seat::new(Arc::clone(&doors.bell)),
             doors: Rc::clone(doors),
             line: RefCell::default(),
-            tickets: Cell::new(0),
+            tickets: Default::default(),
             admission: RefCell::default(),
             measured: RefCell::default(),
             learnt_ns: Cell::new(0),
@@ -195,15 +195,16 @@ impl Limiter {
         let (ticket, until_ns, waiting) = {
             let mut line = self.line.borrow_mut();
             let (ticket, until_ns) = line.push(Rc::clone(&waiter), priority, caps.patience, now_ns);
-            (ticket, until_ns, line.len())
+            (ticket, until_ns, line.len(priority))
         };
-        let tickets = self.tickets.get();
+        let of_these = &self.tickets[priority as usize];
+        let tickets = of_these.get();
         if (tickets as usize) < waiting {
             if !self.listed.replace(true) {
                 self.doors.waiting.borrow_mut().push(Rc::downgrade(self));
             }
-            self.tickets.set(tickets + 1);
-            gate.ticket(&self.seat);
+            of_these.set(tickets + 1);
+            gate.ticket(&self.seat, priority);
         }
         self.serve(now_ns);
         Entry::Wait(Waiting { limiter: Rc::clone(self), waiter, ticket, until_ns })
@@ -212,29 +213,31 @@ impl Limiter {
     /// Gives the places that were handed to this shard to those who wait, or hands them on.
     pub fn serve(&self, now_ns: u64) {
         self.now_ns.set(now_ns);
-        loop {
-            let places = self.seat.take();
-            if places == 0 {
-                return;
-            }
+        while let Some(places) = self.seat.take() {
             let caps = self.caps();
-            let gate = &caps.counts.exchanges;
-            for _ in 0..places {
-                self.tickets.set(self.tickets.get() - 1);
-                let mut late = SmallVec::<[Rc<Waiter<Granted>>; 4]>::new();
-                let next = self.line.borrow_mut().next(caps.patience, now_ns, |waiter| late.push(waiter));
-                for waiter in late {
-                    gate.waits_no_more();
-                    waiter.tell(Err(Cause::QueueTimeout));
-                }
-                match next {
-                    Some(waiter) => {
-                        gate.waits_no_more();
-                        waiter.tell(Ok(()));
-                    }
-                    None => gate.leave(&self.seat),
-                }
+            for (priority, places) in Priority::ALL.into_iter().zip(places) {
+                (0..places).for_each(|_| self.use_place(&caps, priority, now_ns));
             }
+        }
+    }
+
+    /// Gives a place that was handed to this shard to who waits for one of that priority, or hands it on.
+    fn use_place(&self, caps: &Caps, priority: Priority, now_ns: u64) {
+        let gate = &caps.counts.exchanges;
+        let tickets = &self.tickets[priority as usize];
+        tickets.set(tickets.get() - 1);
+        let mut late = SmallVec::<[Rc<Waiter<Granted>>; 4]>::new();
+        let next = self.line.borrow_mut().next(priority, caps.patience, now_ns, |waiter| late.push(waiter));
+        for waiter in late {
+            gate.waits_no_more();
+            waiter.tell(Err(Cause::QueueTimeout));
+        }
+        match next {
+            Some(waiter) => {
+                gate.waits_no_more();
+                waiter.tell(Ok(()));
+            }
+            None => gate.leave(&self.seat),
         }
     }
 

@@ -1,6 +1,7 @@
 //! Those of one shard who wait for a place at a service, and who is next. Pure: time is an argument.
 //!
-//! The more important come first; among equals who has waited longest, and nobody waits longer than `timeout`. A line that
+//! Whose turn it is among those of different importance, here and on other shards, the `gate` says; among equals who has waited
+//! longest comes first, and nobody waits longer than `timeout`. A line that
 //! has not been empty for as long as that is not a burst but too much load, and then waiting only makes late what is
 //! answered (as in Facebook's variant of CoDel): nobody waits longer than `target` then but the critical, and the newest come first,
 //! whose callers still want the answer. It ends when for as long as `timeout` the line was empty now and then and nobody waited
@@ -67,9 +68,9 @@ impl<T> Line<T> {
         }
     }
 
-    /// How many wait.
-    pub fn len(&self) -> usize {
-        self.waiting.iter().map(VecDeque::len).sum()
+    /// How many wait that are as important.
+    pub fn len(&self, priority: Priority) -> usize {
+        self.waiting[priority as usize].len()
     }
 
     /// Whether nobody does.
@@ -89,16 +90,20 @@ impl<T> Line<T> {
         (Ticket { priority, number }, now_ns.saturating_add(longest_ns))
     }
 
-    /// Who is next. Those who have waited too long are given to `late` first.
-    pub fn next(&mut self, patience: Patience, now_ns: u64, late: impl FnMut(T)) -> Option<T> {
+    /// Who is next of those that are as important. All who have waited too long are given to `late` first.
+    pub fn next(
+        &mut self,
+        priority: Priority,
+        patience: Patience,
+        now_ns: u64,
+        late: impl FnMut(T),
+    ) -> Option<T> {
         let standing = self.is_standing(patience, now_ns);
         if self.drop_late(patience, standing, now_ns, late) {
             self.standing_until_ns = now_ns.saturating_add(patience.timeout_ns);
         }
-        self.waiting
-            .iter_mut()
-            .find_map(|waiting| if standing { waiting.pop_back() } else { waiting.pop_front() })
-            .map(|entry| entry.who)
+        let waiting = &mut self.waiting[priority as usize];
+        if standing { waiting.pop_back() } else { waiting.pop_front() }.map(|entry| entry.who)
     }
 
     /// Takes one out, if he still waits.
@@ -174,11 +179,12 @@ mod tests {
 
     fn next(line: &mut Line<u32>, now_ns: u64) -> (Option<u32>, Vec<u32>) {
         let mut late = Vec::new();
-        (line.next(PATIENCE, now_ns, |who| late.push(who)), late)
+        let next = |priority| line.next(priority, PATIENCE, now_ns, |who| late.push(who));
+        (Priority::ALL.into_iter().find_map(next), late)
     }
 
     #[test]
-    fn the_important_come_first_and_among_equals_the_oldest() {
+    fn the_oldest_comes_first_of_those_that_are_as_important() {
         let mut line = Line::new();
         let priorities = [
             Priority::Sheddable,
@@ -190,8 +196,10 @@ mod tests {
         for (who, priority) in (0..).zip(priorities) {
             push(&mut line, who, priority, 0);
         }
-        let order: Vec<u32> = std::iter::from_fn(|| next(&mut line, MS).0).collect();
-        assert_eq!(order, [2, 4, 1, 3, 0]);
+        let mut of = |priority| line.next(priority, PATIENCE, MS, |_| {});
+        assert_eq!([(); 3].map(|()| of(Priority::Default)), [Some(1), Some(3), None]);
+        assert_eq!([(); 2].map(|()| of(Priority::Sheddable)), [Some(0), None]);
+        assert_eq!([(); 3].map(|()| of(Priority::Critical)), [Some(2), Some(4), None]);
     }
 
     #[test]
@@ -233,7 +241,7 @@ mod tests {
         assert_eq!(remove(&mut line, tickets[2]), None);
         assert_eq!(next(&mut line, 0).0, Some(0));
         assert_eq!(remove(&mut line, tickets[0]), None);
-        assert_eq!((remove(&mut line, tickets[4]), line.len()), (Some(4), 2));
+        assert_eq!((remove(&mut line, tickets[4]), line.len(Priority::Default)), (Some(4), 2));
     }
 
     #[test]

@@ -113,6 +113,8 @@ struct World {
     woken: Arc<SegQueue<u64>>,
     rate: f64,
     priorities: &'static [Priority],
+    /// Whether all that is critical comes to the first shard and nothing else does, as by the one connection of one caller.
+    apart: bool,
     seen: Seen,
 }
 
@@ -171,6 +173,7 @@ impl World {
             woken: Arc::default(),
             rate: 0.0,
             priorities: &[Priority::Default],
+            apart: false,
             seen: Seen::default(),
         }
     }
@@ -213,9 +216,14 @@ impl World {
     }
 
     fn arrive(&mut self) {
-        let (id, shard) = (self.next, self.rng.usize(..SHARDS));
+        let (id, any) = (self.next, self.rng.usize(..SHARDS));
         self.next += 1;
         let priority = self.priorities[self.rng.usize(..self.priorities.len())];
+        let shard = match (self.apart, priority) {
+            (false, _) => any,
+            (true, Priority::Critical) => 0,
+            (true, _) => 1 + any % (SHARDS - 1),
+        };
         self.seen.arrived[priority as usize] += 1;
         let mut asked = Asked { at_ns: self.now_ns, shard, priority, pass: None, waiting: None };
         // Time of the shard: the door adds its origin.
@@ -424,6 +432,31 @@ fn where_there_is_not_enough_for_all_the_important_are_served_and_the_sheddable_
     // A third of what the service bears is critical, two thirds are ordinary, as much again is neither.
     assert!(parts[0] >= 0.99 && parts[1] >= 1.5 * parts[2], "{parts:?}");
     assert!(seen.goodput(29 * SECOND) >= 0.9);
+}
+
+/// Four fifths of what the service bears is critical and comes to one of four shards, six times as much is not and comes to the others.
+#[test]
+fn the_important_are_served_though_all_of_them_come_to_one_shard() {
+    let mut rng = super::seeded();
+    let mut world = World::new(Takes::Exponential, capped, &mut rng);
+    world.apart = true;
+    world.priorities = &[
+        Priority::Critical,
+        Priority::Default,
+        Priority::Sheddable,
+        Priority::Sheddable,
+        Priority::Sheddable,
+        Priority::Sheddable,
+        Priority::Sheddable,
+    ];
+    let rate = 0.8 * 7.0 * CAPACITY;
+    world.run(rate, SECOND);
+    let seen = world.run(rate, 29 * SECOND);
+    let parts = Priority::ALL.map(|priority| seen.part(priority));
+    eprintln!("{parts:?}, goodput {:.3}", seen.goodput(29 * SECOND));
+    // What is left for all others is a fifth, of which the sheddable get hardly any.
+    assert!(parts[0] >= 0.99 && parts[2] <= 0.01, "{parts:?}");
+    assert!(seen.goodput(29 * SECOND) >= 0.95);
 }
 
 #[test]
