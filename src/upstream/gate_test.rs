@@ -310,8 +310,13 @@ fn sixteen_threads_share_one_place_and_shards_come_to_their_turn_in_order() {
     at_rest(&counts);
 }
 
-#[test]
-fn places_go_to_shards_in_the_order_in_which_they_asked() {
+/// One place that the first of these shards has, for which these then ask; the one of that number leaves then, and those
+/// of `after` ask. In which order they come to their turn.
+fn in_turn(
+    asked: &[(usize, Priority)],
+    leaves: Option<usize>,
+    after: &[(usize, Priority)],
+) -> Vec<(usize, Priority)> {
     let counts = Counts::new(1);
     let declared = caps(1, 64, &counts);
     declared.apply();
@@ -321,71 +326,22 @@ fn places_go_to_shards_in_the_order_in_which_they_asked() {
             (Limiter::new(Arc::clone(&declared), &doors), doors)
         })
         .collect();
-    let Entry::In(first) = shards[0].0.enter(Priority::Default, 0, || 0.5) else { panic!("there is room") };
-    // The third asks twice, the first, who has the place, last.
-    let mut waiting: Vec<(usize, Waiting)> = [2, 1, 3, 2, 0]
-        .into_iter()
-        .map(|n| match shards[n].0.enter(Priority::Default, 0, || 0.5) {
-            Entry::Wait(waiting) => (n, waiting),
-            Entry::In(_) | Entry::Refused(_) => panic!("it waits"),
-        })
-        .collect();
-    let (mut order, mut held) = (Vec::new(), Some(first));
-    while let Some(pass) = held.take() {
-        drop(pass);
-        for (_, doors) in &shards {
-            doors.serve(0);
-        }
-        waiting.retain_mut(|(n, waiting)| match poll(waiting) {
-            Poll::Ready(pass) => {
-                order.push(*n);
-                held = pass.ok();
-                false
-            }
-            Poll::Pending => true,
-        });
-    }
-    assert_eq!(order, [2, 1, 3, 2, 0]);
-    drop(shards);
-    at_rest(&counts);
-}
-
-#[test]
-fn places_go_to_the_most_important_on_whatever_shard_they_wait() {
-    use Priority::{Critical, Default, Sheddable};
-    let counts = Counts::new(1);
-    let declared = caps(1, 64, &counts);
-    declared.apply();
-    let shards: Vec<_> = (0..3)
-        .map(|_| {
-            let doors = Doors::new(Arc::new(Silent), 0);
-            (Limiter::new(Arc::clone(&declared), &doors), doors)
-        })
-        .collect();
     let enter = |n: usize, priority| shards[n].0.enter(priority, 0, || 0.5);
-    let Entry::In(first) = enter(0, Sheddable) else { panic!("there is room") };
-    let wait = |(n, priority)| match enter(n, priority) {
+    let wait = |&(n, priority): &(usize, Priority)| match enter(n, priority) {
         Entry::Wait(waiting) => (n, priority, waiting),
         Entry::In(_) | Entry::Refused(_) => panic!("it waits"),
     };
-    let asked = [
-        (0, Sheddable),
-        (1, Default),
-        (0, Default),
-        (2, Critical),
-        (1, Sheddable),
-        (0, Critical),
-        (1, Critical),
-    ];
-    let mut waiting: Vec<_> = asked.into_iter().map(wait).collect();
-    // One that is gone leaves its ticket: the place goes on to the next one that is as important, elsewhere.
-    drop(waiting.pop());
-    waiting.push(wait((2, Critical)));
+    let Entry::In(first) = enter(0, Priority::Sheddable) else { panic!("there is room") };
+    let mut waiting: Vec<_> = asked.iter().map(wait).collect();
+    if let Some(leaves) = leaves {
+        drop(waiting.remove(leaves));
+    }
+    waiting.extend(after.iter().map(wait));
     let (mut order, mut held) = (Vec::new(), Some(first));
     while let Some(pass) = held.take() {
         drop(pass);
-        // A place may go on to a shard that was looked at already.
-        for (_, doors) in shards.iter().chain(&shards).chain(&shards) {
+        // A place may go on from one that has no use for it to one that was looked at already.
+        for (_, doors) in shards.iter().chain(&shards) {
             doors.serve(0);
         }
         waiting.retain_mut(|(n, priority, waiting)| match poll(waiting) {
@@ -397,6 +353,32 @@ fn places_go_to_the_most_important_on_whatever_shard_they_wait() {
             Poll::Pending => true,
         });
     }
+    drop(shards);
+    at_rest(&counts);
+    order
+}
+
+#[test]
+fn places_go_to_shards_in_the_order_in_which_they_asked() {
+    // The third asks twice, the first, who has the place, last.
+    let asked = [2, 1, 3, 2, 0].map(|n| (n, Priority::Default));
+    assert_eq!(in_turn(&asked, None, &[]), asked);
+}
+
+#[test]
+fn places_go_to_the_most_important_on_whatever_shard_they_wait() {
+    use Priority::{Critical, Default, Sheddable};
+    let asked = [
+        (0, Sheddable),
+        (1, Default),
+        (0, Default),
+        (2, Critical),
+        (1, Sheddable),
+        (0, Critical),
+        (1, Critical),
+    ];
+    // One that is gone leaves its ticket: the place goes on to the next one that is as important, elsewhere.
+    let order = in_turn(&asked, Some(6), &[(2, Critical)]);
     let expected = [
         (2, Critical),
         (0, Critical),
@@ -407,8 +389,6 @@ fn places_go_to_the_most_important_on_whatever_shard_they_wait() {
         (1, Sheddable),
     ];
     assert_eq!(order, expected);
-    drop(shards);
-    at_rest(&counts);
 }
 
 #[test]

@@ -189,15 +189,21 @@ fn what_a_caller_sends_while_it_waits_is_not_lost() {
     assert_eq!(done.requests[1].body, b"helloworld");
 }
 
-#[test]
-fn a_higher_ceiling_lets_in_who_waits_and_a_lower_one_nobody_until_fewer_are_inside() {
-    let (gate, mut rig) = capped("exchanges_max = 1, queue_timeout = \"1h\"");
+/// Four who ask, one after the other, where one may be inside: the others wait.
+fn four_of_which_one_is_inside(rig: &mut Rig) -> Vec<Client> {
     let mut clients: Vec<Client> = (0..4).map(|_| rig.client()).collect();
     for (n, client) in (1..).zip(&mut clients) {
         client.send(get("/"));
         rig.mesh.wait_totals(|totals| totals.exchanges_open == n);
     }
     rig.origin.wait_requests(1);
+    clients
+}
+
+#[test]
+fn a_higher_ceiling_lets_in_who_waits_and_a_lower_one_nobody_until_fewer_are_inside() {
+    let (gate, mut rig) = capped("exchanges_max = 1, queue_timeout = \"1h\"");
+    let mut clients = four_of_which_one_is_inside(&mut rig);
     let endpoint = rig.origin.endpoint.clone();
     let capped_at = |most: u32| {
         let caps = format!("caps = {{ exchanges_max = {most}, queue_timeout = \"1h\" }}");
@@ -220,12 +226,7 @@ fn a_higher_ceiling_lets_in_who_waits_and_a_lower_one_nobody_until_fewer_are_ins
 fn who_waits_for_a_place_or_a_connection_is_let_in_where_a_reload_takes_the_ceiling_away() {
     for ceiling in ["exchanges_max", "connections_max"] {
         let (gate, mut rig) = capped(&format!("{ceiling} = 1, queue_timeout = \"1h\""));
-        let mut clients: Vec<Client> = (0..4).map(|_| rig.client()).collect();
-        for (n, client) in (1..).zip(&mut clients) {
-            client.send(get("/"));
-            rig.mesh.wait_totals(|totals| totals.exchanges_open == n);
-        }
-        rig.origin.wait_requests(1);
+        let mut clients = four_of_which_one_is_inside(&mut rig);
         let endpoint = rig.origin.endpoint.clone();
         rig.reload(|_| Config::default().service_at("app", &[&endpoint], ""));
         rig.origin.wait_requests(4);
